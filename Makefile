@@ -1,0 +1,112 @@
+# reclip_d2: `make` lists the targets. Settings: VENV, PYTHON, SEED, OUT (`make demo SEED=1 OUT=/tmp/demo`).
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-slow lint clean FORCE
+
+VENV ?= .venv
+# The interpreter that makes the environment; empty: the first fit one of CANDIDATES.
+PYTHON ?=
+SEED ?= 0
+OUT ?= output/demo
+
+PY := $(VENV)/bin/python
+CANDIDATES := python3.11 python3.12 python3 python3.13 python3.10
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help: ## list the targets
+	@echo "make TARGET, with one of"
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@echo "The environment is $(VENV) (VENV=path for another). It is made on first use and kept up to date."
+
+demo: env ## train and evaluate on the embedded data set; table, report.json and report.png in OUT
+	$(PY) tools/demo.py --seed $(SEED) --output-dir $(OUT)
+
+test: lint ## lint, then all tests but the slow ones (CUDA tests only where there is a GPU)
+	$(PY) -m pytest
+
+test-slow: env ## the slow tests only
+	$(PY) -m pytest -m slow
+
+lint: env ## ruff: rules and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+clean: ## remove builds and caches; output/ and the environment stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find reclip_d2 tests tools datasets demo -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	find reclip_d2 -name '*.so' -delete
+	rm -f $(STATE)/installed
+
+# ---- the environment --------------------------------------------------------------------------------------------
+# Three steps, each with a stamp that is written last: what was interrupted is done again, what is done is not.
+# An environment that was there before (no `owned` stamp) keeps the versions it has; it only gets what it lacks.
+STATE := $(VENV)/.reclip_d2
+
+env: $(STATE)/installed ## make the environment, or bring it up to date
+
+# 1. The interpreter. Again if it has gone (a removed system Python leaves a dangling link).
+$(STATE)/venv: $(if $(shell $(PY) -c 'print(1)' 2>/dev/null),,FORCE)
+	@if [ ! -e $(STATE)/owned ] && $(PY) -c '' 2>/dev/null; then \
+	  $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	    || { echo "error: $(PY) is older than Python 3.10: choose another VENV" >&2; exit 1; }; \
+	  $(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null 2>&1 \
+	    || { echo "error: $(VENV) has no pip: add it, or choose another VENV" >&2; exit 1; }; \
+	  echo "environment: using $(VENV) as it is; what it lacks will be added"; \
+	else \
+	  if [ ! -e $(STATE)/owned ] && [ -n "$$(ls -A $(VENV) 2>/dev/null)" ]; then \
+	    echo "error: $(VENV) exists and is no Python environment: choose another VENV or remove it" >&2; exit 1; \
+	  fi; \
+	  found=; \
+	  for python in $(or $(PYTHON),$(CANDIDATES)); do \
+	    if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then \
+	      found=$$python; break; \
+	    fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "error: no Python 3.10 or later with its venv module found (tried: $(or $(PYTHON),$(CANDIDATES)));" \
+	      "install python3.11 and python3.11-venv, or name one with PYTHON=" >&2; exit 1; \
+	  fi; \
+	  echo "environment: making $(VENV) with $$($$found --version)"; \
+	  mkdir -p $(STATE); touch $(STATE)/owned; \
+	  $$found -m venv $(VENV); \
+	fi; \
+	mkdir -p $(STATE); touch $@
+
+# 2. The packages and Detectron2. A package that an interrupted pip left half-installed has no INSTALLER file, and pip
+#    would take it for installed: those are removed first.
+$(STATE)/packages: $(STATE)/venv requirements.txt requirements-dev.txt \
+    tools/install_detectron2.py tools/detectron2_mends.py
+	@if [ -e $(STATE)/owned ]; then \
+	  find $(VENV)/lib/python3*/site-packages -maxdepth 1 -name '*.dist-info' ! -exec test -e '{}/INSTALLER' \; \
+	    -exec echo 'environment: installing again, it was interrupted:' '{}' \; -exec rm -rf '{}' + ; \
+	fi; \
+	if [ -e $(STATE)/owned ] && $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+	  echo "environment: installing the pinned packages. The first time PyTorch and its CUDA libraries are downloaded,"; \
+	  echo "environment: about 3 GB: some minutes to half an hour, as fast as your line is. Interrupt and repeat at will."; \
+	  $(PY) -m pip install --constraint requirements.txt setuptools wheel; \
+	  $(PY) -m pip install --no-build-isolation --requirement requirements-dev.txt; \
+	else \
+	  echo "environment: installing what is missing; PyTorch, if it is missing, is about 3 GB with its CUDA libraries"; \
+	  $(PY) -m pip install 'setuptools>=77,<82' wheel 'torch>=2.6' torchvision; \
+	fi
+	@echo "environment: installing Detectron2"
+	@$(PY) tools/install_detectron2.py
+	@touch $@
+
+# 3. reclip_d2 itself, editable, with its extension; again when its build changes, or when the environment served
+#    another checkout. Where no extension can be compiled the package works without: slower, and some tests fail.
+$(STATE)/installed: $(STATE)/packages setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*) \
+    $(if $(filter $(CURDIR),$(shell cat $(STATE)/installed 2>/dev/null)),,FORCE)
+	@echo "environment: compiling and installing reclip_d2 in editable mode; this can take some minutes"
+	@install="$(PY) -m pip install --quiet --no-build-isolation --editable .[dev]"; \
+	if ! $$install >$(STATE)/build.log 2>&1; then \
+	  NO_EXTENSION=1 $$install >/dev/null 2>&1 \
+	    || { cat $(STATE)/build.log >&2; echo "error: reclip_d2 cannot be installed, see above" >&2; exit 1; }; \
+	  echo "environment: the C++ extension could not be compiled (why: $(STATE)/build.log); plain PyTorch takes its"; \
+	  echo "environment: place. To try again: make clean env"; \
+	fi
+	@echo "$(CURDIR)" > $@
+	@echo "environment: $(VENV) is ready"
+
+FORCE:
