@@ -18,8 +18,8 @@ class ReclipError(Exception):
 
 def _last_line(error: ReclipError) -> str:
     """The message. A data-loading worker's error comes with the worker's traceback in front: only its end counts."""
-    line = str(error).strip().splitlines()[-1]
-    return line.removeprefix(f"{ReclipError.__module__}.{ReclipError.__qualname__}: ")
+    lines = str(error).strip().splitlines() or ["no message"]
+    return lines[-1].removeprefix(f"{ReclipError.__module__}.{ReclipError.__qualname__}: ")
 
 
 def exit_on_error(main: Callable[..., Result]) -> Callable[..., Result]:

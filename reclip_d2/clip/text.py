@@ -1,0 +1,140 @@
+"""The text side of a frozen CLIP: the text encoder and the Query text features W_q.
+
+Shape letters: C classes, T tokens of a text, E width of the text transformer, D width of the joint embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reclip_d2.errors import ReclipError
+from reclip_d2.io import atomic_write, cache_dir
+
+
+class TextEncoder(nn.Module):
+    """The text tower of an open_clip model, with its tokenizer.
+
+    The modules are the model's own: nothing is copied, and a frozen model stays frozen.
+    """
+
+    def __init__(self, clip: nn.Module, tokenizer: object) -> None:
+        """
+        Args:
+            clip: an open_clip ``CLIP`` or ``CustomTextCLIP``.
+            tokenizer: its tokenizer, from ``open_clip.get_tokenizer``; needs ``encode``, ``sot_token_id`` and
+                ``eot_token_id`` for :meth:`name_tokens`.
+        """
+        super().__init__()
+        tower = getattr(clip, "text", clip)
+        self.tokenizer = tokenizer
+        self.token_embedding = tower.token_embedding
+        self.positional_embedding = tower.positional_embedding
+        self.transformer = tower.transformer
+        self.ln_final = tower.ln_final
+        self.text_projection = tower.text_projection
+        self.is_causal = getattr(tower, "attn_mask", None) is not None
+        # The bound method is kept, not the module: registering `clip` here would register its image tower.
+        self._encode_text = clip.encode_text
+
+    @property
+    def width(self) -> int:
+        """Width E of a token embedding."""
+        return self.token_embedding.weight.shape[1]
+
+    @property
+    def context_length(self) -> int:
+        """Largest number of tokens of a text, start and end included."""
+        return self.positional_embedding.shape[0]
+
+    def name_tokens(self, name: str) -> list[int]:
+        """Token ids of a bare class name, without start and end."""
+        return list(self.tokenizer.encode(name))
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Final LayerNorm and projection of the end tokens' hidden states: ``(..., E)`` to ``(..., D)``."""
+        hidden = self.ln_final(hidden)
+        if isinstance(self.text_projection, nn.Linear):
+            return self.text_projection(hidden)
+        return hidden if self.text_projection is None else hidden @ self.text_projection
+
+    def encode(self, texts: Sequence[str], batch_size: int = 512) -> Tensor:
+        """Text embeddings ``(len(texts), D)``, each of length 1."""
+        device = self.positional_embedding.device
+        rows = []
+        for start in range(0, len(texts), batch_size):
+            tokens = self.tokenizer(list(texts[start : start + batch_size])).to(device)
+            rows.append(F.normalize(self._encode_text(tokens).float(), dim=-1))
+        return torch.cat(rows)
+
+
+@torch.no_grad()
+def query_features(text_encoder: TextEncoder, class_names: Sequence[Sequence[str]], templates: Sequence[str]) -> Tensor:
+    """Query text features W_q (section III-A): the frozen segmentation head.
+
+    Each text is normalised, a class's texts (all templates of all its names) are averaged, and the average is
+    normalised again.
+
+    Args:
+        class_names: for each class its name and any synonyms.
+        templates: texts with one ``{}`` for the name.
+
+    Returns:
+        ``(C, D)`` float32 on the CPU.
+    """
+    features = []
+    for names in class_names:
+        texts = [template.format(name) for name in names for template in templates]
+        longest = max(texts, key=lambda text: len(text_encoder.name_tokens(text)))
+        if len(text_encoder.name_tokens(longest)) > text_encoder.context_length - 2:
+            raise ReclipError(f"class name {names[0][:60]!r} is longer than the text encoder takes: shorten it")
+        features.append(F.normalize(text_encoder.encode(texts).mean(dim=0), dim=0))
+    return torch.stack(features).cpu()
+
+
+def cached_query_features(
+    text_encoder: TextEncoder,
+    class_names: Sequence[Sequence[str]],
+    templates: Sequence[str],
+    clip_key: str,
+) -> Tensor:
+    """:func:`query_features`, kept in a file of :func:`reclip_d2.io.cache_dir`.
+
+    The file's name is a hash of all that the features depend on: ``clip_key`` (``DenseCLIP.key``: architecture and
+    weights), the templates and the names; a change of any of them computes anew.
+    """
+    key = json.dumps([clip_key, list(templates), [list(names) for names in class_names]])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:24]
+    path = cache_dir() / "query_features" / f"{digest}.safetensors"
+    if path.exists():
+        try:
+            return safetensors.torch.load_file(path)["query_features"]
+        except (safetensors.SafetensorError, KeyError):
+            path.unlink(missing_ok=True)  # a damaged cache is no error of the user's: make it anew
+    features = query_features(text_encoder, class_names, templates)
+    with atomic_write(path) as temporary:
+        safetensors.torch.save_file({"query_features": features}, temporary)
+    return features
+
+
+def check_class_names(class_names: Sequence[Sequence[str]]) -> None:
+    """Raise :class:`ReclipError` for an empty list, an empty name or a name that two classes share."""
+    if not class_names:
+        raise ReclipError("the class list is empty: the data set's metadata needs stuff_classes")
+    seen: dict[str, int] = {}
+    for index, names in enumerate(class_names):
+        if not names:
+            raise ReclipError(f"class {index} has no name: give every class a name")
+        for name in names:
+            if not name.strip():
+                raise ReclipError(f"class {index} has an empty name: give every class a name")
+            if seen.setdefault(name.strip().lower(), index) != index:
+                raise ReclipError(
+                    f"classes {seen[name.strip().lower()]} and {index} share the name {name!r}: rename one"
+                )

@@ -1,0 +1,1 @@
+"""Data: label-blind mapping, resumable sampling, the embedded data set."""
