@@ -1,0 +1,101 @@
+// The arithmetic of the CPU operators on one tile of patches, compiled once per instruction set and chosen at run time.
+//
+// A tile is up to `ld` patches of one image, laid out class-major: value (c, i) of a tile lies at [c * ld + i]. `ld` is a
+// multiple of kTileStep; lanes count .. ld-1 are padding. Values are T (float, or double for float64 input).
+// Pointers to `void` hold elements of the input dtype that the table was made for.
+#pragma once
+
+#include <cstdint>
+
+#include "../element.h"
+#include "../philox.h"
+
+namespace reclip::cpu {
+
+constexpr int kTileStep = 16;  // lanes of the widest vector: one 64-byte register of float
+constexpr int kTileMax = 64;
+constexpr int kNoiseSlack = 260;  // noise is made in blocks of 256 and may begin 3 elements early
+
+// Where a tile's elements lie: strides in elements.
+struct Strided {
+  const void* data;
+  int64_t patch_stride;
+  int64_t class_stride;
+};
+
+template <typename T>
+struct TileOps {
+  int64_t element_size;
+
+  // y = (logits - bias) * inverse_tau + noise; bad[i] is non-zero (NaN) if any score of patch i is not finite.
+  // `bias.data` may be null; its elements are T. `noise` is scratch of ld * classes + kNoiseSlack values. `first_element` is the row-major
+  // index of (patch 0, class 0) in the whole batch.
+  void (*scores)(Strided logits, Strided bias, int count, int ld, int64_t classes, uint64_t first_element, NoiseKey key,
+                 T inverse_tau, T* noise, T* y, T* bad);
+
+  // best[i] = the lowest class of the largest score of patch i.
+  void (*argmax)(const T* y, int ld, int64_t classes, int32_t* best);
+
+  // y = softmax over the classes, in place.
+  void (*softmax)(T* y, int ld, int64_t classes);
+
+  // rows[r * ld + i] = sum_d weights[r * width + d] * features[i * patch_stride + d].
+  void (*dots)(const void* features, int64_t patch_stride, int count, int ld, const T* weights, int64_t rows_count,
+               int64_t width, T* rows);
+
+  // sums[r * sums_stride + d] += sum_i rows[r * rows_stride + i] * features[i * patch_stride + d], d < width, i < count.
+  void (*accumulate)(const T* rows, int64_t rows_stride, int64_t rows_count, const void* features, int64_t patch_stride,
+                     int count, int64_t width, T* sums, int64_t sums_stride);
+
+  // sums[row[i] * sums_stride + d] += features[i * patch_stride + d] for row[i] >= 0.
+  void (*segment_sum)(const int32_t* row, const void* features, int64_t patch_stride, int count, int64_t width, T* sums,
+                      int64_t sums_stride);
+
+  // out[i * patch_stride + d] = sum_r rows[r * ld + i] * weights[r * width + d]; `out` holds the input dtype.
+  void (*spread)(const T* rows, int ld, int64_t rows_count, const T* weights, int count, int64_t width, void* out,
+                 int64_t patch_stride);
+
+  // Softmax backward for a gradient that is zero outside the hypothesis: with s_i = sum_r p[class_of_row[r]][i] * rows[r][i],
+  // gradient(c, i) = inverse_tau * p[c][i] * (rows[row_of_class[c]][i] - s_i), zero for bad patches. Written to `out` unless
+  // its data is null, subtracted from `bias_gradient` (a tile) unless null.
+  void (*logit_gradient)(const T* p, int count, int ld, int64_t classes, const T* rows, const int32_t* row_of_class,
+                         const int64_t* class_of_row, int64_t rows_count, const T* bad, T inverse_tau, Strided out,
+                         T* bias_gradient);
+
+  // The same for a gradient given for every class.
+  void (*dense_logit_gradient)(const T* p, int count, int ld, int64_t classes, Strided gradient, const T* bad,
+                               T inverse_tau, Strided out);
+
+  // y = a tile of the given tensor; and back.
+  void (*load)(Strided from, int count, int ld, int64_t classes, T* y);
+  void (*store)(const T* y, int count, int ld, int64_t classes, Strided to);
+
+  // Labels of `count` pixels between two columns of scores (each `classes` values, padded to `padded` with copies of
+  // the first): argmax over c of (1 - t) * left[c] + t * right[c]. `weight` is padded to a multiple of kTileStep.
+  // `candidates` is scratch of `padded` ids. Labels are -1 if any score is not finite.
+  void (*label_between)(const T* left, const T* right, int64_t classes, int64_t padded, const T* weight, int64_t count,
+                        int32_t* candidates, int64_t* labels);
+
+  // out = (1 - t) * above + t * below, `length` values (a multiple of kTileStep).
+  void (*blend)(const T* above, const T* below, T t, int64_t length, T* out);
+};
+
+// The table for an input dtype, for the best instruction set of this CPU. The environment variable ATEN_CPU_CAPABILITY
+// (default, avx2, avx512), known from PyTorch, lowers it.
+template <typename T>
+const TileOps<T>& tile_ops(ElementType type);
+
+const char* tile_capability();
+
+// One table per instruction set; float16, bfloat16 and float32 accumulate in float.
+#define RECLIP_DECLARE_TILES(isa)                       \
+  namespace isa {                                       \
+  const TileOps<float>& tiles_float(ElementType type);  \
+  const TileOps<double>& tiles_double();                \
+  }
+RECLIP_DECLARE_TILES(baseline)
+RECLIP_DECLARE_TILES(avx2)
+RECLIP_DECLARE_TILES(avx512)
+#undef RECLIP_DECLARE_TILES
+
+}  // namespace reclip::cpu

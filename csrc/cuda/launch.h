@@ -1,0 +1,107 @@
+// Launchers of the CUDA kernels: plain pointers and numbers, so that neither nvcc nor the callers need the other's headers.
+// All pointers are device pointers. Every launcher returns the launch status and does not wait.
+//
+// Shapes: B images, n patches, D embedding width, C classes, K hypothesis rows. T is the accumulation type: double for
+// float64 elements, else float; buffers of T are passed as void*.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "../element.h"
+#include "../philox.h"
+
+namespace reclip::cuda {
+
+// A (B, n, X) tensor of any strides, counted in elements; X is C or D.
+struct Batch {
+  const void* data;
+  ElementType type;
+  int64_t image_stride, patch_stride, column_stride;
+};
+
+// Hypothesis rows on the device.
+struct DeviceRows {
+  const int32_t* class_of_row;  // (K)
+  const int32_t* offsets;       // (B+1)
+  const int32_t* row_of_class;  // (B, C): row within the image, or -1
+  int64_t images, rows, classes, most_rows;
+};
+
+// What the scores (logits - bias) * inverse_tau + noise are made of. `bias` is (n, C) of T, or null.
+struct ScoreInputs {
+  Batch logits;
+  const void* bias;
+  int64_t bias_patch_stride, bias_class_stride;
+  int64_t images, patches, classes;
+  NoiseKey key;
+  double inverse_tau;
+};
+
+constexpr int32_t kBadPatch = -2;
+
+// row (B, n): row within the image of each patch's class, -1 for none, kBadPatch for scores that are not finite.
+// count (K): patches of each row; bad (B): 1 if the image holds a bad patch. Both must be zero before the call.
+cudaError_t launch_hard_rows(const ScoreInputs& in, const DeviceRows& rows, int32_t* row, int32_t* count, int32_t* bad,
+                             cudaStream_t stream);
+
+// weights (K, n) of T: soft masks of the hypothesis rows; NaN (or 0, for the backward pass) at bad patches.
+cudaError_t launch_soft_rows(const ScoreInputs& in, const DeviceRows& rows, void* weights, bool bad_as_nan, cudaStream_t stream);
+
+// Gradients of the scores' inputs from the gradient (K, n) of the hypothesis rows' mask values. `grad_logits.data` may be
+// null. `bias_partial` (groups, C, n) of T, or null, gets sums over images in groups; see bias_groups().
+cudaError_t launch_logit_gradient(const ScoreInputs& in, const DeviceRows& rows, const void* row_gradient, Batch grad_logits,
+                                  void* bias_partial, int64_t groups, cudaStream_t stream);
+int64_t bias_groups(int64_t images, int64_t patches);
+cudaError_t launch_bias_sum(const void* bias_partial, bool is_double, int64_t groups, int64_t patches, int64_t classes,
+                            void* grad_bias, int64_t patch_stride, int64_t class_stride, cudaStream_t stream);
+
+// gumbel_softmax and its backward pass; masks and gradients have the dtype of the logits.
+cudaError_t launch_gumbel_softmax(const ScoreInputs& in, bool hard, Batch masks, cudaStream_t stream);
+cudaError_t launch_gumbel_softmax_backward(const ScoreInputs& in, Batch grad_masks, Batch grad_logits, cudaStream_t stream);
+
+// Sums of features over each row's patches, in `pooling_chunks` parts that are summed in order: partial (chunks, K, D) of T.
+int64_t pooling_chunks(int64_t images, int64_t patches, int64_t width);
+cudaError_t launch_pool_hard(const int32_t* row, const DeviceRows& rows, Batch features, int64_t patches, int64_t width,
+                             void* partial, cudaStream_t stream);
+cudaError_t launch_pool_soft(const void* weights, const DeviceRows& rows, Batch features, int64_t patches, int64_t width,
+                             void* partial, cudaStream_t stream);
+// area (K) of T, from counts or from weights (K, n).
+cudaError_t launch_area_of_counts(const int32_t* count, const int32_t* bad, const DeviceRows& rows, bool is_double, void* area,
+                                  cudaStream_t stream);
+cudaError_t launch_area_of_weights(const void* weights, int64_t rows, int64_t patches, bool is_double, void* area,
+                                   cudaStream_t stream);
+// pooled (K, D) = sum of partial over the chunks / area.
+cudaError_t launch_pool_finish(const void* partial, const void* area, int64_t chunks, int64_t rows, int64_t width,
+                               bool is_double, void* pooled, cudaStream_t stream);
+
+// weight (K, D) = grad_pooled / area and shift (K) = grad_area - weight . pooled; rows without area take part by grad_area only.
+cudaError_t launch_pooling_gradient(const void* grad_pooled, const void* grad_area, const void* pooled, const void* area,
+                                    int64_t rows, int64_t width, bool is_double, void* weight, void* shift, cudaStream_t stream);
+// row_gradient (K, n) = weight . feature + shift.
+cudaError_t launch_row_gradient(const void* weight, const void* shift, const DeviceRows& rows, Batch features, int64_t patches,
+                                int64_t width, void* row_gradient, cudaStream_t stream);
+// Gradient of the features, contiguous (B, n, D), from hard rows or from weights (K, n).
+cudaError_t launch_feature_gradient_hard(const int32_t* row, const void* weight, const DeviceRows& rows, int64_t patches,
+                                         int64_t width, Batch grad_features, cudaStream_t stream);
+cudaError_t launch_feature_gradient_soft(const void* weights, const void* weight, const DeviceRows& rows, int64_t patches,
+                                         int64_t width, Batch grad_features, cudaStream_t stream);
+
+// Mask values (K, n) of T of the hypothesis rows out of (B, n, C) masks, NaN as 0 if asked; and a (K, n) gradient back
+// into a zeroed (B, n, C) tensor.
+cudaError_t launch_gather_rows(Batch masks, const DeviceRows& rows, int64_t patches, bool nan_to_zero, void* weights,
+                               cudaStream_t stream);
+cudaError_t launch_scatter_rows(const void* row_gradient, const DeviceRows& rows, int64_t patches, Batch grad_masks,
+                                cudaStream_t stream);
+
+// A (B, C, h, w) tensor of any strides.
+struct Grid {
+  const void* data;
+  ElementType type;
+  int64_t image_stride, class_stride, y_stride, x_stride;
+  int64_t images, classes, height, width;
+};
+cudaError_t launch_upsample_argmax(const Grid& logits, int64_t height, int64_t width, int64_t* labels, cudaStream_t stream);
+
+}  // namespace reclip::cuda

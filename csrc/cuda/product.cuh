@@ -1,0 +1,126 @@
+// A product of small tiles, out (32, 128) += sum_k a (k, 32) b (k, 128), for the ragged batches of the pooling kernels.
+//
+// 128 threads: a warp owns 8 of the 32 rows, a lane 4 of the 128 columns; tiles of 16 k pass through shared memory, the
+// next one on its way in registers while the current one is used. Sums over k in ascending order.
+#pragma once
+
+#include "device.cuh"
+
+namespace reclip::cuda {
+
+constexpr int kProductRows = 32;
+constexpr int kProductColumns = 128;
+constexpr int kProductDepth = 16;
+constexpr int kProductThreads = 128;
+
+// A matrix operand: element (k, x) lies at data[k * k_stride + x * x_stride]; outside of depth x width it counts as 0.
+template <typename S>
+struct Operand {
+  const S* data;
+  int64_t k_stride, x_stride;
+  int64_t depth, width;
+};
+
+// One operand's tile: registers on the way, shared memory in use. KInner: k is the contiguous dimension in memory (and the
+// tile is turned on its way); Vector elements are loaded at once along it.
+template <typename S, int Width, bool KInner, int Vector>
+struct Stage {
+  using T = typename Accumulate<S>::type;
+  static constexpr int kPitch = Width + 4;  // turned stores of a warp then fall into different banks
+  static constexpr int kPacks = kProductDepth * Width / Vector / kProductThreads;
+  static_assert(kPacks >= 1 && kProductDepth * Width % (Vector * kProductThreads) == 0, "whole packs for each thread");
+  Pack<S, Vector> flying[kPacks];
+
+  __device__ __forceinline__ static void place(int pack, int& k, int& x) {
+    if constexpr (KInner) {
+      constexpr int along = kProductDepth / Vector;  // packs along k
+      constexpr int low = Vector >= 4 ? 2 : along;   // of which neighbouring threads take so many: a 32-byte sector
+      k = (pack % low + pack / (low * Width) * low) * Vector;
+      x = pack / low % Width;
+    } else {
+      k = pack / (Width / Vector);
+      x = pack % (Width / Vector) * Vector;
+    }
+  }
+
+  __device__ __forceinline__ void fetch(const Operand<S>& from, int64_t k0, int64_t x0) {
+#pragma unroll
+    for (int q = 0; q < kPacks; ++q) {
+      int k, x;
+      place(q * kProductThreads + static_cast<int>(threadIdx.x), k, x);
+      const int64_t gk = k0 + k, gx = x0 + x;
+      const S* at = from.data + gk * from.k_stride + gx * from.x_stride;
+      const bool inside = gk < from.depth && gx < from.width;
+      // The contiguous extent is a multiple of Vector, so a pack lies inside whole or not at all.
+      if (inside) {
+        flying[q] = load_pack<S, Vector>(at);
+      } else {
+#pragma unroll
+        for (int v = 0; v < Vector; ++v) flying[q].at[v] = from_accumulate<S>(T(0));
+      }
+    }
+  }
+
+  __device__ __forceinline__ void settle(T (*tile)[kPitch]) const {
+#pragma unroll
+    for (int q = 0; q < kPacks; ++q) {
+      int k, x;
+      place(q * kProductThreads + static_cast<int>(threadIdx.x), k, x);
+#pragma unroll
+      for (int v = 0; v < Vector; ++v) tile[k + (KInner ? v : 0)][x + (KInner ? 0 : v)] = to_accumulate(flying[q].at[v]);
+    }
+  }
+};
+
+// sum[r][c] for rows 8 * warp + r and columns 4 * lane + c of the tile at (row0, column0).
+template <typename A, bool AInner, int AVector, typename B, bool BInner, int BVector>
+__device__ __forceinline__ void tile_product(const Operand<A>& a, const Operand<B>& b, int64_t row0, int64_t column0,
+                                             typename Accumulate<B>::type (&sum)[8][4]) {
+  using T = typename Accumulate<B>::type;
+  using StageA = Stage<A, kProductRows, AInner, AVector>;
+  using StageB = Stage<B, kProductColumns, BInner, BVector>;
+  __shared__ __align__(16) T tile_a[kProductDepth][StageA::kPitch];
+  __shared__ __align__(16) T tile_b[kProductDepth][StageB::kPitch];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const bool busy = row0 + warp * 8 < a.width;
+  StageA next_a;
+  StageB next_b;
+  next_a.fetch(a, 0, row0);
+  next_b.fetch(b, 0, column0);
+  for (int64_t k0 = 0; k0 < b.depth; k0 += kProductDepth) {
+    __syncthreads();
+    next_a.settle(tile_a);
+    next_b.settle(tile_b);
+    __syncthreads();
+    if (k0 + kProductDepth < b.depth) {
+      next_a.fetch(a, k0 + kProductDepth, row0);
+      next_b.fetch(b, k0 + kProductDepth, column0);
+    }
+    if (busy) {
+#pragma unroll
+      for (int k = 0; k < kProductDepth; ++k) {
+        const Pack<T, 4> low = load_pack<T, 4>(&tile_a[k][warp * 8]);
+        const Pack<T, 4> high = load_pack<T, 4>(&tile_a[k][warp * 8 + 4]);
+        const Pack<T, 4> column = load_pack<T, 4>(&tile_b[k][lane * 4]);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+#pragma unroll
+          for (int r = 0; r < 4; ++r) {
+            sum[r][c] += low.at[r] * column.at[c];
+            sum[r + 4][c] += high.at[r] * column.at[c];
+          }
+        }
+      }
+    }
+  }
+}
+
+inline bool aligned(const void* data, int64_t bytes) { return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(bytes) == 0; }
+
+// Whether rows of `width` elements can be read in packs of four.
+template <typename S>
+bool in_packs(const S* data, int64_t image_stride, int64_t patch_stride, int64_t width) {
+  return width % 4 == 0 && image_stride % 4 == 0 && patch_stride % 4 == 0 && aligned(data, sizeof(Pack<S, 4>) < 16 ? sizeof(Pack<S, 4>) : 16);
+}
+
+}  // namespace reclip::cuda

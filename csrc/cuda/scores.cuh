@@ -1,0 +1,215 @@
+// Scores of patches on the device: (logits - bias) * inverse_tau + Gumbel noise, made on the fly.
+//
+// A block serves kPatches patches of one image: lane = patch, so that logits laid out as (C, n) are read in whole lines, and
+// each of its kWarps warps takes a slice of the classes. What must be known over all classes is merged in shared memory, in
+// the order of the warps: results do not vary.
+#pragma once
+
+#include "device.cuh"
+
+namespace reclip::cuda {
+
+constexpr int kPatches = 32;
+constexpr int kWarps = 4;
+
+template <typename S>
+struct Scores {
+  using T = typename Accumulate<S>::type;
+  const S* logits;
+  int64_t image_stride, patch_stride, class_stride;
+  const T* bias;
+  int64_t bias_patch_stride, bias_class_stride;
+  int64_t patches;
+  int classes;
+  NoiseKey key;
+  T inverse_tau;
+
+  explicit Scores(const ScoreInputs& in)
+      : logits(static_cast<const S*>(in.logits.data)), image_stride(in.logits.image_stride), patch_stride(in.logits.patch_stride),
+        class_stride(in.logits.column_stride), bias(static_cast<const T*>(in.bias)), bias_patch_stride(in.bias_patch_stride),
+        bias_class_stride(in.bias_class_stride), patches(in.patches), classes(static_cast<int>(in.classes)), key(in.key),
+        inverse_tau(static_cast<T>(in.inverse_tau)) {}
+};
+
+// Natural logarithm of positive normal numbers, accurate also near 1 (Cephes logf); the CPU's counterpart is in cpu/simd.inl.
+__device__ __forceinline__ float log_positive(float x) {
+  const uint32_t shifted = __float_as_uint(x) + (0x3F800000u - 0x3F3504F3u);
+  const float exponent = static_cast<float>(static_cast<int>(shifted >> 23) - 127);
+  const float f = __uint_as_float((shifted & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f;
+  const float z = f * f;
+  float y = fmaf(f, 7.0376836292e-2f, -1.1514610310e-1f);
+  y = fmaf(y, f, 1.1676998740e-1f);
+  y = fmaf(y, f, -1.2420140846e-1f);
+  y = fmaf(y, f, 1.4249322787e-1f);
+  y = fmaf(y, f, -1.6668057665e-1f);
+  y = fmaf(y, f, 2.0000714765e-1f);
+  y = fmaf(y, f, -2.4999993993e-1f);
+  y = fmaf(y, f, 3.3333331174e-1f);
+  y = fmaf(y * f, z, fmaf(exponent, -2.12194440e-4f, -0.5f * z));
+  return fmaf(exponent, 0.693359375f, f + y);
+}
+
+// -log(-log(u)) of a random word. The inner logarithm must be accurate near u = 1, where the noise is large; the outer one
+// may err by some 1e-7, so the hardware's serves.
+__device__ __forceinline__ float gumbel(uint32_t word, float) {
+  const float u = (static_cast<float>(word >> 9) + 0.5f) * 0x1p-23f;
+  return -__logf(-log_positive(u));
+}
+__device__ __forceinline__ double gumbel(uint32_t word, double) {
+  const double u = (static_cast<double>(word >> 9) + 0.5) * 0x1p-23;
+  return -log(-log(u));
+}
+
+__device__ __forceinline__ float exp_fast(float x) { return __expf(x); }
+__device__ __forceinline__ double exp_fast(double x) { return exp(x); }
+
+// The classes of one warp; slices begin at multiples of 4, as Philox gives noise four classes at a time.
+struct Slice {
+  int begin, end;
+  __device__ Slice(int classes, int warp) {
+    const int width = ((classes + kWarps - 1) / kWarps + 3) / 4 * 4;
+    begin = min(warp * width, classes);
+    end = min(begin + width, classes);
+  }
+};
+
+// Calls use(class, score) for each class of the slice, ascending.
+template <typename S, typename Use>
+__device__ __forceinline__ void for_scores(const Scores<S>& s, int64_t image, int64_t patch, Slice slice, const Use& use) {
+  using T = typename Accumulate<S>::type;
+  const uint64_t element = static_cast<uint64_t>(image * s.patches + patch) * static_cast<uint64_t>(s.classes) +
+                           static_cast<uint64_t>(slice.begin);
+  const S* logits = s.logits + image * s.image_stride + patch * s.patch_stride;
+  const T* bias = s.bias ? s.bias + patch * s.bias_patch_stride : nullptr;
+  uint64_t counter = element >> 2;
+  for (int first = slice.begin - static_cast<int>(element & 3); first < slice.end; first += 4, ++counter) {
+    T value[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const int c = first + k;
+      const bool mine = c >= slice.begin && c < slice.end;
+      value[k] = mine ? to_accumulate(logits[c * s.class_stride]) : T(0);
+      if (bias && mine) value[k] -= bias[c * s.bias_class_stride];
+    }
+    uint32_t word[4];
+    philox4x32(counter, s.key, word);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const int c = first + k;
+      if (c >= slice.begin && c < slice.end) use(c, value[k] * s.inverse_tau + gumbel(word[k], T(0)));
+    }
+  }
+}
+
+// Sum (or maximum) over the warps of each lane's value, in the order of the warps; ends with all threads in step.
+template <typename T>
+__device__ __forceinline__ T sum_warps(T value, T (*shared)[kPatches]) {
+  shared[threadIdx.y][threadIdx.x] = value;
+  __syncthreads();
+  T total = shared[0][threadIdx.x];
+#pragma unroll
+  for (int w = 1; w < kWarps; ++w) total += shared[w][threadIdx.x];
+  __syncthreads();
+  return total;
+}
+template <typename T>
+__device__ __forceinline__ T max_warps(T value, T (*shared)[kPatches]) {
+  shared[threadIdx.y][threadIdx.x] = value;
+  __syncthreads();
+  T top = shared[0][threadIdx.x];
+#pragma unroll
+  for (int w = 1; w < kWarps; ++w) top = shared[w][threadIdx.x] > top ? shared[w][threadIdx.x] : top;
+  __syncthreads();
+  return top;
+}
+
+// The softmax of a block's patches. Stored: exponentials wait in shared memory, [class][lane]; else they are made again.
+template <typename S, bool Stored>
+struct PatchSoftmax {
+  using T = typename Accumulate<S>::type;
+  const Scores<S>& s;
+  int64_t image, patch;
+  Slice slice;
+  T* kept;
+  T top, scale;
+  bool bad;
+
+  __device__ PatchSoftmax(const Scores<S>& scores, int64_t image_, int64_t patch_, T* kept_, T (*shared)[kPatches])
+      : s(scores), image(image_), patch(patch_), slice(scores.classes, threadIdx.y), kept(kept_) {
+    T own_top = lowest<T>(), total = T(0), nonfinite = T(0);
+    if constexpr (Stored) {
+      for_scores(s, image, patch, slice, [&](int c, T y) {
+        kept[c * kPatches + threadIdx.x] = y;
+        own_top = y > own_top ? y : own_top;
+        nonfinite += y * T(0);
+      });
+      top = max_warps(own_top, shared);
+      for (int c = slice.begin; c < slice.end; ++c) {
+        const T e = exp_fast(kept[c * kPatches + threadIdx.x] - top);
+        kept[c * kPatches + threadIdx.x] = e;
+        total += e;
+      }
+    } else {
+      for_scores(s, image, patch, slice, [&](int, T y) {
+        if (y > own_top) {
+          total = total * exp_fast(own_top - y) + T(1);
+          own_top = y;
+        } else {
+          total += exp_fast(y - own_top);
+        }
+        nonfinite += y * T(0);
+      });
+      top = max_warps(own_top, shared);
+      total = slice.begin < slice.end ? total * exp_fast(own_top - top) : T(0);
+    }
+    scale = T(1) / sum_warps(total, shared);
+    bad = !(sum_warps(nonfinite, shared) == T(0));
+  }
+
+  // Calls use(class, probability) for the classes of this warp.
+  template <typename Use>
+  __device__ __forceinline__ void for_own(const Use& use) const {
+    if constexpr (Stored) {
+      for (int c = slice.begin; c < slice.end; ++c) use(c, kept[c * kPatches + threadIdx.x] * scale);
+    } else {
+      for_scores(s, image, patch, slice, [&](int c, T y) { use(c, exp_fast(y - top) * scale); });
+    }
+  }
+};
+
+// The backward pass of the softmax: calls emit(class, gradient of the logit) with inverse_tau * p * (g - sum p g), zero at bad
+// patches; gradient_of(class) is g.
+template <typename S, bool Stored, typename GradientOf, typename Emit>
+__device__ __forceinline__ void softmax_backward(const PatchSoftmax<S, Stored>& softmax,
+                                                 typename Accumulate<S>::type (*shared)[kPatches],
+                                                 const GradientOf& gradient_of, const Emit& emit) {
+  using T = typename Accumulate<S>::type;
+  T own = T(0);
+  softmax.for_own([&](int c, T p) { own += p * gradient_of(c); });
+  const T mean = sum_warps(own, shared);
+  softmax.for_own([&](int c, T p) {
+    emit(c, softmax.bad ? T(0) : softmax.s.inverse_tau * p * (gradient_of(c) - mean));
+  });
+}
+
+// Blocks that keep at most this much fit several times on a multiprocessor.
+constexpr int64_t kKeptLimit = 64 * 1024;
+
+template <typename T>
+int64_t kept_bytes(int64_t classes) {
+  return classes * kPatches * static_cast<int64_t>(sizeof(T));
+}
+
+// Launches Kernel<S, stored> over all (image, patch tile) tasks, or over `tasks`.
+template <typename Kernel, typename... Args>
+cudaError_t launch_tiles(Kernel kernel, int64_t tasks, int64_t bytes, cudaStream_t stream, Args... args) {
+  if (tasks == 0) return cudaSuccess;
+  if (bytes > 48 * 1024) {
+    const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    if (status != cudaSuccess) return status;
+  }
+  kernel<<<static_cast<unsigned>(tasks), dim3(kPatches, kWarps), static_cast<size_t>(bytes), stream>>>(args...);
+  return cudaGetLastError();
+}
+
+}  // namespace reclip::cuda

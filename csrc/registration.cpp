@@ -1,0 +1,31 @@
+// The operators' schemas, and an empty Python module, so that `import reclip_d2._C` loads and registers them.
+// Fake kernels and gradients are registered in Python, next to each operator's public function in reclip_d2/layers.
+//
+// Shapes: B images, n = h*w patches, D embedding width, C classes, K hypothesis rows. `class_ids` (K), `offsets` (B+1) and
+// `seed` (2: seed and offset of the noise) are int64 CPU tensors. Gradients that are not needed come back with no elements.
+#include <Python.h>
+#include <torch/library.h>
+
+TORCH_LIBRARY(reclip_d2, m) {
+  m.def("gumbel_softmax(Tensor logits, Tensor seed, float tau, bool hard) -> Tensor");
+  m.def("gumbel_softmax_backward(Tensor grad_masks, Tensor logits, Tensor seed, float tau) -> Tensor");
+  m.def(
+      "masked_average_pool(Tensor features, Tensor masks, Tensor class_ids, Tensor offsets) -> (Tensor pooled, Tensor area)");
+  m.def(
+      "masked_average_pool_backward(Tensor grad_pooled, Tensor grad_area, Tensor features, Tensor masks, Tensor class_ids, "
+      "Tensor offsets, Tensor pooled, Tensor area, bool need_features, bool need_masks) -> (Tensor, Tensor)");
+  m.def(
+      "rectify_and_pool(Tensor logits, Tensor? bias, Tensor features, Tensor class_ids, Tensor offsets, Tensor seed, "
+      "float tau, bool hard) -> (Tensor pooled, Tensor area)");
+  m.def(
+      "rectify_and_pool_backward(Tensor grad_pooled, Tensor grad_area, Tensor logits, Tensor? bias, Tensor features, "
+      "Tensor class_ids, Tensor offsets, Tensor seed, Tensor pooled, Tensor area, float tau, bool hard, bool need_logits, "
+      "bool need_bias, bool need_features) -> (Tensor, Tensor, Tensor)");
+  m.def("upsample_argmax(Tensor logits, SymInt height, SymInt width) -> Tensor");
+}
+
+extern "C" PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "Compiled operators of reclip_d2.", -1, nullptr,
+                               nullptr,               nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

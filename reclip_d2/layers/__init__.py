@@ -1,0 +1,34 @@
+"""Operators of the method: compiled C++/CUDA kernels (``csrc``) and their plain-PyTorch twins.
+
+Each module holds one operator: the public function, its twin ``*_reference``, the fake kernel and the gradient. If
+the extension is not built, or after ``use_kernels(False)``, the twins serve; both draw the same noise.
+"""
+
+from reclip_d2.layers._extension import kernels_available, kernels_enabled, use_kernels
+from reclip_d2.layers.gumbel_softmax import gumbel_softmax, gumbel_softmax_reference
+from reclip_d2.layers.masked_average_pool import (
+    masked_average_pool,
+    masked_average_pool_reference,
+    nonfinite_images,
+)
+from reclip_d2.layers.philox import draw_seed, gumbel_noise, philox4x32
+from reclip_d2.layers.rectify_and_pool import rectify_and_pool, rectify_and_pool_reference
+from reclip_d2.layers.upsample_argmax import upsample_argmax, upsample_argmax_reference
+
+__all__ = [
+    "draw_seed",
+    "gumbel_noise",
+    "gumbel_softmax",
+    "gumbel_softmax_reference",
+    "kernels_available",
+    "kernels_enabled",
+    "masked_average_pool",
+    "masked_average_pool_reference",
+    "nonfinite_images",
+    "philox4x32",
+    "rectify_and_pool",
+    "rectify_and_pool_reference",
+    "upsample_argmax",
+    "upsample_argmax_reference",
+    "use_kernels",
+]

@@ -1,0 +1,93 @@
+"""Argument checks shared by the operators of this package: each failure is one line that names the argument.
+
+Shapes: B images, n = h*w patches, D embedding width, C classes, K hypothesis rows (all images together).
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def shape_of(tensor: Tensor) -> str:
+    """Shape of a tensor as ``(2, 3)``, for messages."""
+    return str(tuple(tensor.shape))
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums over ``dtype`` values are taken: float64 stays, all else becomes float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_float(op: str, name: str, tensor: Tensor, dims: str) -> None:
+    """Raise unless ``tensor`` is a floating tensor with as many dimensions as ``dims`` (such as "B,n,C") names."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: `{name}` must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{op}: `{name}` must be float64, float32, float16 or bfloat16, got {tensor.dtype}")
+    if tensor.dim() != dims.count(",") + 1:
+        raise ValueError(f"{op}: `{name}` must have shape ({dims}), got {shape_of(tensor)}")
+
+
+def check_same(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise unless two tensors lie on one device and are both float64 or neither is."""
+    if tensor.device != other.device:
+        raise ValueError(f"{op}: `{name}` is on {tensor.device} but `{other_name}` is on {other.device}")
+    if (tensor.dtype == torch.float64) != (other.dtype == torch.float64):
+        raise TypeError(f"{op}: `{name}` is {tensor.dtype} but `{other_name}` is {other.dtype}: float64 does not mix")
+
+
+def check_tau(op: str, tau: float) -> float:
+    """The temperature as a float; raise unless it is positive and finite."""
+    tau = float(tau)
+    if not (math.isfinite(tau) and tau > 0):
+        raise ValueError(f"{op}: `tau` must be positive and finite, got {tau}")
+    return tau
+
+
+def check_seed(op: str, seed: Tensor) -> Tensor:
+    """The seed; raise unless it is an int64 CPU tensor of shape (2,)."""
+    if (
+        not isinstance(seed, Tensor)
+        or seed.dtype != torch.int64
+        or tuple(seed.shape) != (2,)
+        or seed.device.type != "cpu"
+    ):
+        found = f"{seed.dtype} {shape_of(seed)} on {seed.device}" if isinstance(seed, Tensor) else type(seed).__name__
+        raise ValueError(f"{op}: `seed` must be an int64 CPU tensor of shape (2,), as draw_seed() gives, got {found}")
+    return seed
+
+
+def check_index_tensors(op: str, class_ids: Tensor, offsets: Tensor, batch: int) -> None:
+    """Raise unless class_ids (K,) and offsets (B+1,) are int64 vectors that fit a batch of ``batch`` images."""
+    for name, tensor in (("class_ids", class_ids), ("offsets", offsets)):
+        if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64 or tensor.dim() != 1:
+            found = f"{tensor.dtype} {shape_of(tensor)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"{op}: `{name}` must be a one-dimensional int64 tensor, got {found}")
+    if offsets.shape[0] != batch + 1:
+        raise ValueError(
+            f"{op}: `offsets` must have B+1 = {batch + 1} entries for {batch} images, got {offsets.shape[0]}"
+        )
+
+
+def check_hypothesis(op: str, class_ids: Tensor, offsets: Tensor, classes: int) -> None:
+    """Raise unless the hypothesis rows are consistent: CPU tensors, increasing offsets, known and distinct class
+    ids."""
+    rows = class_ids.shape[0]
+    bounds = offsets.tolist()
+    if bounds[0] != 0 or bounds[-1] != rows or any(a > b for a, b in pairwise(bounds)):
+        raise ValueError(f"{op}: `offsets` must rise from 0 to K = {rows} without falling, got {bounds}")
+    ids = class_ids.tolist()
+    for image, (start, stop) in enumerate(pairwise(bounds)):
+        own = ids[start:stop]
+        for k in own:
+            if not 0 <= k < classes:
+                raise ValueError(f"{op}: `class_ids` holds {k} for image {image}; there are {classes} classes")
+        if len(set(own)) != len(own):
+            twice = next(k for k in own if own.count(k) > 1)
+            raise ValueError(f"{op}: `class_ids` holds class {twice} more than once for image {image}")

@@ -1,0 +1,160 @@
+"""Rectification, Gumbel-Softmax masks and masked average pooling as one operator: Eqs. (3), (5) and the pool of Eq.
+(7).
+
+Shapes: B images, n = h*w patches, D embedding width, C classes, K hypothesis rows (all images together).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reclip_d2.layers._checks import (
+    accumulate_dtype,
+    check_float,
+    check_hypothesis,
+    check_index_tensors,
+    check_same,
+    check_seed,
+    check_tau,
+)
+from reclip_d2.layers._extension import extension_loaded, kernels_enabled
+from reclip_d2.layers.gumbel_softmax import gumbel_softmax_reference
+from reclip_d2.layers.masked_average_pool import masked_average_pool_reference
+from reclip_d2.layers.philox import draw_seed
+
+
+def rectify_and_pool(
+    logits: Tensor,
+    bias: Tensor | None,
+    features: Tensor,
+    class_ids: Tensor,
+    offsets: Tensor,
+    tau: float,
+    hard: bool = True,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Pool the features under masks sampled from rectified logits, for the hypothesis classes of each image.
+
+    The same as ``masked_average_pool(features, gumbel_softmax(logits - bias, tau, hard, seed), class_ids, offsets)``:
+    the rectified logits M = M_q - M_b of Eq. (3), the masks softmax(M / tau + g) of Eq. (5), and the masked average
+    of Eq. (7). The kernels never write masks or noise of size (B, n, C): the backward pass computes them again from
+    ``seed``.
+
+    Args:
+        logits: M_q or mask logits (B, n, C), any strides: pass the (B, C, h, w) output of a convolution as
+            ``flatten(2).transpose(1, 2)``, a view; its gradient is laid out the same way.
+        bias: M_b (n, C), subtracted from every image's logits; None for none.
+        features: Z (B, n, D); copied first if D is not the innermost, contiguous dimension.
+        class_ids: int64 (K,), class ids in 0 .. C-1, distinct within an image. Best on the CPU (see
+            :func:`masked_average_pool`).
+        offsets: int64 (B+1,), rising from 0 to K: rows offsets[b] .. offsets[b+1]-1 belong to image b.
+        tau: temperature tau_1 of the logits, positive; it does not divide the noise (see :func:`gumbel_softmax`).
+        hard: one-hot masks with the straight-through gradient; else soft masks.
+        seed: int64 CPU tensor (2,) that addresses the noise; None draws one with :func:`draw_seed`.
+
+    Returns:
+        pooled (K, D) and area (K,), both float32 (float64 for float64 input). A row of area 0 is zero and passes no
+        gradient from ``pooled``. If a patch has a score that is not finite, all rows of its image and their areas are
+        NaN: :func:`nonfinite_images` names the images. Such patches get gradient zero, so that nothing spreads.
+
+    Raises:
+        TypeError, ValueError: for dtypes, shapes, devices, hypothesis rows, tau or seed that do not fit.
+    """
+    op = "rectify_and_pool"
+    check_float(op, "logits", logits, "B,n,C")
+    check_float(op, "features", features, "B,n,D")
+    check_same(op, "features", features, "logits", logits)
+    if features.shape[:2] != logits.shape[:2]:
+        raise ValueError(f"{op}: `logits` {tuple(logits.shape)} and `features` {tuple(features.shape)} differ in (B,n)")
+    if bias is not None:
+        check_float(op, "bias", bias, "n,C")
+        check_same(op, "bias", bias, "logits", logits)
+        if bias.shape != logits.shape[1:]:
+            raise ValueError(f"{op}: `bias` {tuple(bias.shape)} must be (n,C) = {tuple(logits.shape[1:])}")
+        bias = bias.to(accumulate_dtype(bias.dtype))
+    check_index_tensors(op, class_ids, offsets, logits.shape[0])
+    tau = check_tau(op, tau)
+    class_ids, offsets = class_ids.cpu(), offsets.cpu()
+    seed = draw_seed() if seed is None else check_seed(op, seed)
+    if kernels_enabled(logits.device.type):
+        return torch.ops.reclip_d2.rectify_and_pool(logits, bias, features, class_ids, offsets, seed, tau, hard)
+    check_hypothesis(op, class_ids, offsets, logits.shape[2])
+    return rectify_and_pool_reference(logits, bias, features, class_ids, offsets, tau, hard, seed)
+
+
+def rectify_and_pool_reference(
+    logits: Tensor,
+    bias: Tensor | None,
+    features: Tensor,
+    class_ids: Tensor,
+    offsets: Tensor,
+    tau: float,
+    hard: bool,
+    seed: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Plain-PyTorch twin of :func:`rectify_and_pool`, with the same noise: the tests' oracle and the fallback."""
+    rectified = logits.to(accumulate_dtype(logits.dtype))
+    if bias is not None:
+        rectified = rectified - bias.to(rectified.dtype)
+    masks = gumbel_softmax_reference(rectified, tau, hard, seed)
+    return masked_average_pool_reference(features, masks, class_ids, offsets)
+
+
+def _fake(
+    logits: Tensor,
+    bias: Tensor | None,
+    features: Tensor,
+    class_ids: Tensor,
+    offsets: Tensor,
+    seed: Tensor,
+    tau: float,
+    hard: bool,
+) -> tuple[Tensor, Tensor]:
+    rows, dtype = class_ids.shape[0], accumulate_dtype(logits.dtype)
+    return features.new_empty((rows, features.shape[2]), dtype=dtype), features.new_empty((rows,), dtype=dtype)
+
+
+def _fake_backward(
+    grad_pooled: Tensor,
+    grad_area: Tensor,
+    logits: Tensor,
+    bias: Tensor | None,
+    features: Tensor,
+    class_ids: Tensor,
+    offsets: Tensor,
+    seed: Tensor,
+    pooled: Tensor,
+    area: Tensor,
+    tau: float,
+    hard: bool,
+    need_logits: bool,
+    need_bias: bool,
+    need_features: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(logits) if need_logits else logits.new_empty((0,)),
+        torch.empty_like(bias) if need_bias and bias is not None else pooled.new_empty((0,)),
+        features.new_empty(features.shape if need_features else (0,)),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.tau, ctx.hard = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _backward(ctx: Any, grad_pooled: Tensor, grad_area: Tensor) -> tuple[Tensor | None, ...]:
+    needs = ctx.needs_input_grad[:3]
+    grads = torch.ops.reclip_d2.rectify_and_pool_backward(
+        grad_pooled, grad_area, *ctx.saved_tensors, ctx.tau, ctx.hard, *needs
+    )
+    return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None, None, None)
+
+
+if extension_loaded():
+    torch.library.register_fake("reclip_d2::rectify_and_pool", _fake)
+    torch.library.register_fake("reclip_d2::rectify_and_pool_backward", _fake_backward)
+    torch.library.register_autograd("reclip_d2::rectify_and_pool", _backward, setup_context=_setup_context)
