@@ -1,0 +1,132 @@
+"""MaskCLIP: CLIP's own segmentation, without training; and the controls that go with every result.
+
+Shape letters: B images, C classes, (h, w) patch grid, n = h*w patches, E width of the image transformer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor
+
+from reclip_d2.errors import ReclipError
+from reclip_d2.modeling.bias_head import query_logits
+from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
+
+
+@META_ARCH_REGISTRY.register()
+class MaskCLIP(CLIPSegmentor):
+    """Query logits M_q as they are (section III-A), with MaskCLIP's two test-time options, and two controls."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        prompt_denoising: float = 0.0,
+        key_smoothing: float = 0.0,
+        mean_filter: int = 0,
+        calibration: str = "none",
+        **segmentor: Any,
+    ) -> None:
+        """
+        Args:
+            prompt_denoising: see :func:`denoise_prompts`; 0 is off.
+            key_smoothing: see :func:`smooth_by_keys`; 0 is off.
+            mean_filter: control: side of a mean filter on the logits; 0 is off.
+            calibration: control: ``class`` or ``position_class`` adds ``calibration_offset``, found on unlabelled
+                images by :func:`reclip_d2.engine.calibration.calibrate`.
+            segmentor: arguments of :class:`CLIPSegmentor`.
+        """
+        super().__init__(**segmentor)
+        self.prompt_denoising = prompt_denoising
+        self.key_smoothing = key_smoothing
+        self.mean_filter = mean_filter
+        self.calibration = calibration
+        self.calibration_offset: Tensor | None = None
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {
+            **super().from_config(cfg),
+            "prompt_denoising": cfg.MODEL.MASKCLIP.PROMPT_DENOISING,
+            "key_smoothing": cfg.MODEL.MASKCLIP.KEY_SMOOTHING,
+            "mean_filter": cfg.MODEL.MASKCLIP.MEAN_FILTER,
+            "calibration": cfg.MODEL.MASKCLIP.CALIBRATION,
+        }
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+        if self.training:
+            raise ReclipError("MaskCLIP has nothing to train: add --eval-only")
+        return super().forward(batched_inputs)
+
+    def mask_logits(self, images: Tensor) -> Tensor:
+        features, keys = self.backbone.dense_and_keys(images, keys=self.key_smoothing > 0)
+        logits = query_logits(features, self.query_features)
+        if self.calibration != "none":
+            logits = logits + self._offset(tuple(logits.shape[-2:]))
+        scale = self.backbone.logit_scale
+        if self.prompt_denoising > 0:
+            logits = denoise_prompts(logits, scale, self.prompt_denoising)
+        if keys is not None:
+            logits = smooth_by_keys(logits, keys, scale, self.key_smoothing)
+        if self.mean_filter:
+            logits = mean_filter(logits, self.mean_filter)
+        return logits
+
+    def _offset(self, size: tuple[int, int]) -> Tensor:
+        if self.calibration_offset is None:
+            raise ReclipError(
+                f"MODEL.MASKCLIP.CALIBRATION {self.calibration!r} needs unlabelled images: name a data set in"
+                " DATASETS.TRAIN and run train_net.py --eval-only"
+            )
+        offset = self.calibration_offset[None]
+        if offset.shape[-2:] in (size, (1, 1)):
+            return offset
+        # Found on the training images' grid; another resolution gets it resized.
+        return F.interpolate(offset, size=size, mode="bilinear", align_corners=False)
+
+
+def denoise_prompts(logits: Tensor, scale: float, threshold: float) -> Tensor:
+    """Prompt denoising of MaskCLIP: a class whose best probability in the image is below the threshold is left out.
+
+    The best class of an image always stays.
+
+    Args:
+        logits: ``(B, C, h, w)`` cosine similarities.
+        scale: CLIP's logit scale, for the soft-max.
+        threshold: in (0, 1).
+    """
+    confidence = (logits * scale).softmax(1).amax((2, 3))
+    absent = (confidence < threshold) & (confidence < confidence.amax(1, keepdim=True))
+    return logits.masked_fill(absent[:, :, None, None], -1.0)  # the lowest cosine similarity
+
+
+def smooth_by_keys(logits: Tensor, keys: Tensor, scale: float, threshold: float) -> Tensor:
+    """Key smoothing of MaskCLIP: an unsure patch takes the key-similarity weighted mean of all predictions.
+
+    ``pred_i <- sum_j cos(k_i, k_j) pred_j`` where the best probability of patch i is below the threshold.
+
+    Args:
+        logits: ``(B, C, h, w)`` cosine similarities.
+        keys: ``(B, n, E)`` of the last block.
+        scale: CLIP's logit scale, for the soft-max.
+        threshold: in (0, 1].
+
+    Returns:
+        probabilities ``(B, C, h, w)``; unsure patches' are not normalised (the argmax is what counts).
+    """
+    probabilities = (logits * scale).softmax(1)
+    keys = F.normalize(keys, dim=-1)
+    weights = keys @ keys.transpose(1, 2)
+    smooth = (weights @ probabilities.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, logits.shape[-2:])
+    unsure = probabilities.amax(1, keepdim=True) < threshold
+    return torch.where(unsure, smooth, probabilities)
+
+
+def mean_filter(logits: Tensor, size: int) -> Tensor:
+    """Mean of the logits ``(B, C, h, w)`` over a window of ``size`` x ``size`` patches, cut at the border."""
+    return F.avg_pool2d(logits, size, stride=1, padding=size // 2, count_include_pad=False)
