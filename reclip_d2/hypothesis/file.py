@@ -1,0 +1,137 @@
+"""The hypothesis file: JSON Lines, a header and then a line an image.
+
+The header tells what the file was made with; a file of another data set, vocabulary, CLIP, template set or
+rule is refused. A line holds what the rule needs to derive H for any threshold: the best class of each window
+(``top1``; the windows follow from the image's ``size`` and r, :func:`~reclip_d2.hypothesis.windows.crop_windows`),
+the same after a calibration of the scores (``top1_calibrated``, an extension of ours), or the score of each class
+(``scores``) for the whole-image rule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from reclip_d2.errors import ReclipError
+from reclip_d2.hypothesis.rules import hypothesis_from_scores, hypothesis_from_windows
+from reclip_d2.io import atomic_write
+
+FORMAT = "reclip_d2 hypothesis 1"
+
+
+@dataclasses.dataclass(frozen=True)
+class HypothesisHeader:
+    """What a hypothesis file was made with.
+
+    Attributes:
+        dataset: registered name of the data set.
+        class_names: for each class its name and any synonyms.
+        clip: open_clip name of the model.
+        fingerprint: hash of its weights.
+        templates: name of the template set.
+        method: ``crops`` (Eq. 6) or ``image`` (ReCLIP's rule).
+        window_ratio: r; 0 for the whole-image rule.
+    """
+
+    dataset: str
+    class_names: list[list[str]]
+    clip: str
+    fingerprint: str
+    templates: str
+    method: str
+    window_ratio: float
+
+    def difference(self, other: HypothesisHeader) -> str | None:
+        """Name and two values of the first field that differs; None if all are the same."""
+        for field in dataclasses.fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if mine != theirs:
+                return f"{field.name} {_short(theirs)} instead of {_short(mine)}"
+        return None
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def write_hypothesis_file(path: Path, header: HypothesisHeader, lines: Iterable[dict[str, Any]]) -> None:
+    """Write the header and the images' lines; the name appears when the file is whole."""
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
+        stream.write(json.dumps({"format": FORMAT, **dataclasses.asdict(header)}) + "\n")
+        for line in lines:
+            stream.write(json.dumps(line, separators=(",", ":")) + "\n")
+
+
+def read_hypothesis_file(path: Path, expected: HypothesisHeader) -> dict[str, dict[str, Any]]:
+    """Lines of a hypothesis file by image id.
+
+    Raises:
+        ReclipError: not a hypothesis file, made with something else than ``expected``, or damaged.
+    """
+    remedy = "remove it to have it made anew, or set HYPOTHESIS.FILE"
+    lines: dict[str, dict[str, Any]] = {}
+    try:
+        with open(path, encoding="utf-8") as stream:
+            head = json.loads(next(stream, "null"))
+            if not isinstance(head, dict) or head.pop("format", None) != FORMAT:
+                raise ReclipError(f"{path} is not a hypothesis file ({FORMAT}): {remedy}")
+            if difference := expected.difference(HypothesisHeader(**head)):
+                raise ReclipError(f"{path} was made with another {difference}: {remedy}")
+            for line in map(json.loads, stream):
+                lines[line["image_id"]] = line
+    except OSError as error:
+        raise ReclipError(f"hypothesis file {path} cannot be read ({error.strerror}): {remedy}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReclipError(f"{path} is damaged ({error}): {remedy}") from error
+    return lines
+
+
+def hypotheses_of(
+    lines: dict[str, dict[str, Any]],
+    header: HypothesisHeader,
+    image_ids: Iterable[str],
+    threshold: float,
+    calibrated: bool = False,
+) -> dict[str, list[int]]:
+    """Hypothesis H of each image, by its id.
+
+    Args:
+        threshold: t of Eq. (6), or the least score of the whole-image rule.
+        calibrated: from the windows' calibrated classes (method ``crops``).
+
+    Raises:
+        ReclipError: an image has no line.
+    """
+    num_classes = len(header.class_names)
+    result = {}
+    for image_id in image_ids:
+        if image_id not in lines:
+            raise ReclipError(
+                f"the hypothesis file has no line for image {image_id!r} of {header.dataset}:"
+                " remove the file to have it made anew, or set HYPOTHESIS.FILE"
+            )
+        key = ("top1_calibrated" if calibrated else "top1") if header.method == "crops" else "scores"
+        values = lines[image_id].get(key)
+        if not _is_sound(values, key, num_classes):
+            raise ReclipError(
+                f"the hypothesis file's line of image {image_id!r} is damaged ({key}): remove the file to have it made"
+                " anew"
+            )
+        if key == "scores":
+            result[image_id] = hypothesis_from_scores(values, threshold)
+        else:
+            result[image_id] = hypothesis_from_windows(values, num_classes, threshold)
+    return result
+
+
+def _is_sound(values: Any, key: str, num_classes: int) -> bool:
+    """Whether a line's list is one score a class, or one class id a window."""
+    if not isinstance(values, list) or not values:
+        return False
+    if key == "scores":
+        return len(values) == num_classes and all(isinstance(v, int | float) for v in values)
+    return all(isinstance(v, int) and 0 <= v < num_classes for v in values)

@@ -1,0 +1,49 @@
+"""Sliding windows of Eq. (6), and the crops they cut.
+
+Shape letters: N windows of an image, (H, W) image size in pixels, S side of an encoded crop.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reclip_d2.errors import ReclipError
+
+
+def _starts(length: int, ratio: float) -> tuple[list[int], int]:
+    """First pixels of the windows along one axis, and the windows' length."""
+    window = max(1, round(length * ratio))
+    count = round(2 * (1 - ratio) / ratio) + 1
+    return [round(i * (length - window) / max(count - 1, 1)) for i in range(count)], window
+
+
+def crop_windows(height: int, width: int, ratio: float) -> Tensor:
+    """Windows of ``ratio`` times the image's height and width at a stride of half a window, row by row.
+
+    The windows of one image have one size and lie evenly between the borders; for ``ratio = 1/m`` the stride is
+    half a window, up to rounding to pixels, and there are (2m - 1)^2 of them: 121 for 1/6.
+
+    Returns:
+        ``(N, 4)`` int64 boxes (x0, y0, x1, y1), the ends exclusive.
+    """
+    if not 0 < ratio <= 1:
+        raise ReclipError(f"HYPOTHESIS.WINDOW_RATIO is {ratio}; it must be above 0 and at most 1")
+    rows, window_h = _starts(height, ratio)
+    columns, window_w = _starts(width, ratio)
+    return torch.tensor([[x, y, x + window_w, y + window_h] for y in rows for x in columns])
+
+
+def cut_crops(image: Tensor, windows: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crops of one image, each resized (bicubic, antialiased as CLIP's own preprocessing) to ``size``.
+
+    Args:
+        image: ``(3, H, W)`` float in [0, 255].
+        windows: ``(N, 4)`` of :func:`crop_windows`: all of one size.
+
+    Returns:
+        ``(N, 3, *size)`` float in [0, 255].
+    """
+    crops = torch.stack([image[:, y0:y1, x0:x1] for x0, y0, x1, y1 in windows.tolist()])
+    return F.interpolate(crops, size=size, mode="bicubic", align_corners=False, antialias=True).clamp_(0, 255)
