@@ -1,0 +1,1 @@
+"""Training: trainer, checkpoints, hooks, learning-rate schedule, calibration."""

@@ -1,0 +1,59 @@
+"""Fit the mean-probability calibration of MaskCLIP on unlabelled images (a control, not part of the papers)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
+from reclip_d2.modeling.bias_head import query_logits
+from reclip_d2.modeling.calibration import mean_probability_offset
+from reclip_d2.modeling.meta_arch.maskclip import MaskCLIP
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def calibrate(
+    model: MaskCLIP, records: Sequence[dict[str, Any]], mapper: UnlabelledDatasetMapper, max_images: int = 2000
+) -> None:
+    """Set ``model.calibration_offset`` so that the mean soft-max over unlabelled images is uniform.
+
+    With ``class`` the mean is over all patches of all images, and the offset is ``(C, 1, 1)``. With
+    ``position_class`` it is over the images at each patch, ``(C, h, w)``, where the grid is that of the first image
+    and other images' logits are resized to it.
+
+    Args:
+        records: unlabelled records with ``file_name``.
+        mapper: the test mapper, so that images are seen at the resolution of the test.
+        max_images: images used at most, spread evenly over the records.
+    """
+    step = max(1, -(-len(records) // max_images))
+    logger.info("Mean-probability calibration (%s) on %d images", model.calibration, len(records[::step]))
+    samples, size = [], None
+    for record in tqdm(records[::step], desc="calibration", unit="image"):
+        image = model.preprocess_image([mapper(record)])
+        logits = query_logits(model.backbone(image.tensor)["dense"], model.query_features)
+        rows, columns = (_patches(side, model.backbone.patch_size) for side in image.image_sizes[0])
+        logits = logits[..., :rows, :columns]  # padding has no say
+        if model.calibration == "position_class":
+            size = size or logits.shape[-2:]
+            if logits.shape[-2:] != size:
+                logits = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        samples.append(logits[0].flatten(1).T.cpu())  # (n, C)
+    scale = model.backbone.logit_scale
+    if model.calibration == "class":
+        offset = mean_probability_offset(torch.cat(samples), scale)[:, None, None]
+    else:
+        offset = mean_probability_offset(torch.stack(samples), scale).T.unflatten(1, size)
+    model.calibration_offset = offset.to(model.device)
+
+
+def _patches(side: int, patch: int) -> int:
+    """Patches along a side whose centre lies in the image, at least one."""
+    return max(1, math.ceil(side / patch - 0.5))

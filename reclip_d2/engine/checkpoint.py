@@ -1,0 +1,118 @@
+"""Checkpoints of trained parts only, which know what they belong to."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+
+from reclip_d2.errors import ReclipError
+from reclip_d2.io import atomic_write
+
+logger = logging.getLogger(__name__)
+
+
+class ReclipCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, with three differences.
+
+    - A checkpoint carries the model's ``identity()`` (CLIP, hash of its weights, class list, templates), and one of
+      another identity is refused.
+    - Files are written to a temporary name and renamed.
+    - Only tensors and plain values are loaded (``weights_only=True``, or safetensors): nothing in a file executes.
+    """
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``<save_dir>/<name>.pth`` and tag it as the last checkpoint; see fvcore's ``Checkpointer``."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict(), "identity": json.dumps(self.model.identity()), **kwargs}
+        for key, checkpointable in self.checkpointables.items():
+            data[key] = checkpointable.state_dict()
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        with atomic_write(path) as temporary:
+            torch.save(data, temporary)
+        with atomic_write(os.path.join(self.save_dir, "last_checkpoint")) as temporary:
+            temporary.write_text(os.path.basename(path))
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a checkpoint; see fvcore's ``Checkpointer``. The file must exist and fit the model."""
+        if path and not path.startswith(("http://", "https://", "detectron2://")) and not os.path.isfile(path):
+            raise ReclipError(f"checkpoint {path} does not exist: check MODEL.WEIGHTS")
+        self._path = path
+        return super().load(path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".safetensors"):
+            try:
+                with safetensors.safe_open(filename, "pt") as file:
+                    identity = (file.metadata() or {}).get("identity")
+                    return {"model": {key: file.get_tensor(key) for key in file.keys()}, "identity": identity}  # noqa: SIM118
+            except safetensors.SafetensorError as error:
+                raise ReclipError(f"checkpoint {filename} cannot be read: {error}") from error
+        try:
+            loaded = torch.load(filename, map_location="cpu", weights_only=True)
+        except Exception as error:  # reading rubbish as a pickle may raise nearly anything
+            raise ReclipError(
+                f"checkpoint {filename} cannot be read as tensors: it is damaged, or not a checkpoint of this project"
+            ) from error
+        if not isinstance(loaded, dict):
+            raise ReclipError(f"checkpoint {filename} holds no weights")
+        return loaded if "model" in loaded else {"model": loaded}
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        check_identity(checkpoint.pop("identity", None), self.model.identity(), self._path)
+        weights = checkpoint["model"]
+        if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+            raise ReclipError(f"checkpoint {self._path} holds other things than tensors: it is not one of ours")
+        incompatible = super()._load_model(checkpoint)
+        wrong = [f"{key} has shape {theirs} instead of {ours}" for key, theirs, ours in incompatible.incorrect_shapes]
+        wrong += [f"{key} is missing" for key in incompatible.missing_keys]
+        wrong += [f"{key} is unknown" for key in incompatible.unexpected_keys]
+        if wrong:
+            raise ReclipError(
+                f"checkpoint {self._path} does not fit this model: {wrong[0]}"
+                f"{f' (and {len(wrong) - 1} more)' if len(wrong) > 1 else ''}; use the config that it was trained with"
+            )
+        return incompatible
+
+
+def check_identity(found: str | None, expected: dict[str, Any], path: str) -> None:
+    """Raise :class:`ReclipError` if a checkpoint belongs to another CLIP, class list or template set.
+
+    Args:
+        found: the identity in the file, JSON; None if it has none.
+        expected: the model's.
+    """
+    if found is None:
+        raise ReclipError(f"checkpoint {path} does not say which CLIP and classes it belongs to: it is not one of ours")
+    try:
+        identity = dict(json.loads(found))
+    except (ValueError, TypeError) as error:
+        raise ReclipError(f"checkpoint {path} has a damaged identity: it is not one of ours") from error
+    for key, value in expected.items():
+        other = identity.get(key)
+        if other == value:
+            continue
+        if key == "class_names":
+            raise ReclipError(f"checkpoint {path} is of another class list: {_difference(other, value)}")
+        raise ReclipError(f"checkpoint {path} is of another {key}: {_short(other)} instead of {_short(value)}")
+
+
+def _difference(theirs: Any, ours: list[list[str]]) -> str:
+    if not isinstance(theirs, list) or len(theirs) != len(ours):
+        count = len(theirs) if isinstance(theirs, list) else 0
+        return f"{count} classes instead of {len(ours)}"
+    index = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+    return f"class {index} is {'/'.join(theirs[index])!r} instead of {'/'.join(ours[index])!r}"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else text[:16] + "..."

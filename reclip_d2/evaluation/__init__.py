@@ -1,0 +1,1 @@
+"""Evaluation. The mIoU itself is Detectron2's ``SemSegEvaluator``."""

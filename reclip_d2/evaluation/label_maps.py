@@ -1,0 +1,97 @@
+"""Detectron2's ``SemSegEvaluator`` on label maps, and the check of label files before it reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from detectron2.evaluation import SemSegEvaluator
+from detectron2.utils import comm
+from PIL import Image
+from torch import Tensor
+
+from reclip_d2.errors import ReclipError
+
+
+class _LabelMap:
+    """A label map that answers ``argmax(dim=0)`` as the logits that it came from would."""
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+
+    def argmax(self, dim: int) -> Tensor:
+        return self.labels
+
+
+class LabelMapEvaluator(SemSegEvaluator):
+    """``SemSegEvaluator`` that takes ``{"sem_seg": (H, W) int64 labels}`` as well as ``(C, H, W)`` logits.
+
+    The numbers are Detectron2's. Each label file is checked before it is read, since an RGB label or an id out of
+    range would end in a traceback, and binary masks would be counted without a word.
+    """
+
+    def reset(self) -> None:
+        """Forget all counts."""
+        super().reset()
+        self._label_ids: set[int] = set()
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Count one batch; see Detectron2's ``DatasetEvaluator``."""
+        for record, output in zip(inputs, outputs, strict=True):
+            self._label_ids |= check_label_file(
+                self.input_file_to_gt_file[record["file_name"]],
+                self._num_classes,
+                self._ignore_label,
+                tuple(output["sem_seg"].shape[-2:]),
+            )
+        wrapped = [
+            {**output, "sem_seg": _LabelMap(output["sem_seg"])} if output["sem_seg"].ndim == 2 else output
+            for output in outputs
+        ]
+        super().process(inputs, wrapped)
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """Results of Detectron2's evaluator; on the main process only.
+
+        Raises:
+            ReclipError: no label file has an id besides 0 and 255, the mark of binary masks.
+        """
+        ids = set().union(*comm.all_gather(self._label_ids)) if self._distributed else self._label_ids
+        if self._num_classes > 1 and ids == {0, 255}:
+            raise ReclipError(
+                f"the labels of {self._dataset_name} hold 0 and 255 only: they are binary masks, not label maps;"
+                " write PNGs of class ids"
+            )
+        return super().evaluate()
+
+
+def check_label_file(path: str, num_classes: int, ignore_label: int, size: tuple[int, int]) -> set[int]:
+    """Ids of a label file; raise :class:`ReclipError` unless it is a single-channel index image of ids in range.
+
+    Args:
+        path: PNG.
+        num_classes: ids are 0 to num_classes - 1, or ignore_label.
+        size: (H, W) of the prediction.
+    """
+    try:
+        with Image.open(path) as image:
+            mode, labels = image.mode, np.asarray(image)
+    except FileNotFoundError:
+        raise ReclipError(f"label {path} does not exist: prepare the data set first") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ReclipError(f"label {path} cannot be read ({error}): prepare the data set again") from error
+    if labels.ndim != 2 or mode not in ("L", "P", "I", "I;16"):
+        raise ReclipError(f"label {path} is a {mode} image: write a single-channel PNG of class ids")
+    if labels.shape != size:
+        raise ReclipError(
+            f"label {path} has size {labels.shape[1]}x{labels.shape[0]}, its image {size[1]}x{size[0]}:"
+            " they must be the same"
+        )
+    ids = np.unique(labels)
+    wrong = ids[(ids >= num_classes) & (ids != ignore_label)]
+    if len(wrong):
+        raise ReclipError(
+            f"label {path} has id {wrong[0]}, but the classes are 0 to {num_classes - 1} and {ignore_label} is"
+            " ignored: prepare the data set again"
+        )
+    return set(ids.tolist())

@@ -1,0 +1,146 @@
+"""Building a frozen CLIP, and what goes wrong with names and files."""
+
+import pickle
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+
+from reclip_d2.clip.build import build_clip, clip_fingerprint
+from reclip_d2.errors import ReclipError
+from tests.helpers import TINY_NAME, register_tiny_model, tiny_clip, tiny_dense
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tiny_name(tmp_path_factory) -> str:
+    return register_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def message_of(name: str, pretrained: str) -> str:
+    with pytest.raises(ReclipError) as caught:
+        build_clip(name, pretrained)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_embedded_model_is_frozen_and_ready():
+    model, tokenizer = build_clip("reclip-embedded", "ignored")
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert tokenizer(["sky"]).shape == (1, 77)
+
+
+def test_random_weights_are_seeded_and_leave_the_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, _ = build_clip(TINY_NAME, "random")
+    assert torch.equal(torch.rand(3), expected)
+    second, _ = build_clip(TINY_NAME, "random")
+    assert clip_fingerprint(first) == clip_fingerprint(second)
+    assert not any(parameter.requires_grad for parameter in first.parameters()) and not first.training
+
+
+def test_unknown_model():
+    assert "'ViT-Z-99' is not known to open_clip" in message_of("ViT-Z-99", "openai")
+
+
+def test_unknown_tag_or_file():
+    message = message_of("ViT-B-32-quickgelu", "opneai")
+    assert "'opneai' is neither a file nor a tag" in message and "openai" in message
+
+
+def test_no_tags_at_all():
+    assert "tags: none" in message_of(TINY_NAME, "openai")
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16", "ViT-L-14"])
+def test_openai_weights_need_quick_gelu(name):
+    message = message_of(name, "openai")
+    assert "QuickGELU" in message and f"{name}-quickgelu" in message
+
+
+def test_weights_that_cannot_be_downloaded():
+    message = message_of("ViT-B-16", "laion2b_s34b_b88k")
+    assert "laion2b_s34b_b88k" in message and "MODEL.CLIP.PRETRAINED" in message
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_from_a_file(tmp_path, suffix):
+    clip = tiny_clip(seed=3)
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pt":
+        torch.save(clip.state_dict(), path)
+    else:
+        import safetensors.torch
+
+        safetensors.torch.save_file(clip.state_dict(), path)
+    model, _ = build_clip(TINY_NAME, str(path))
+    assert clip_fingerprint(model) == clip_fingerprint(clip)
+    images = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(model.encode_image(images), clip.encode_image(images))
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty"])
+def test_damaged_file(tmp_path, damage):
+    path = tmp_path / "weights.pt"
+    torch.save(tiny_clip().state_dict(), path)
+    path.write_bytes({"cut": path.read_bytes()[:20000], "text": b"no weights\n" * 50, "empty": b""}[damage])
+    message = message_of(TINY_NAME, str(path))
+    assert str(path) in message and TINY_NAME in message
+
+
+def test_file_of_another_model(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(tiny_clip(width=48, head_width=24).state_dict(), path)
+    assert str(path) in message_of(TINY_NAME, str(path))
+    torch.save({"weight": torch.zeros(2)}, path)
+    assert str(path) in message_of(TINY_NAME, str(path))
+
+
+class _Touch:
+    """Unpickling it makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def test_code_in_a_file_is_not_run(tmp_path):
+    marker, path = tmp_path / "marker", tmp_path / "weights.pt"
+    torch.save({"state_dict": tiny_clip().state_dict(), "extra": _Touch(marker)}, path)
+    assert str(path) in message_of(TINY_NAME, str(path))
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(_Touch(marker)))  # the trap works
+    assert marker.exists()
+
+
+def test_fingerprint_changes_with_one_weight():
+    clip = tiny_clip()
+    before = clip_fingerprint(clip)
+    assert before == clip_fingerprint(tiny_clip()) and len(before) == 64
+    weight = clip.text_projection
+    value = weight[0, 0].item()
+    weight[0, 0] += 1e-4
+    assert clip_fingerprint(clip) != before
+    weight[0, 0] = value
+    assert clip_fingerprint(clip) == before
+
+
+def test_fingerprint_of_half_precision_weights_is_that_of_their_values():
+    clip = tiny_clip().half().float()
+    assert clip_fingerprint(clip) == clip_fingerprint(tiny_clip().half())
+
+
+def test_resnet_clip_is_refused_as_a_backbone():
+    from reclip_d2.clip.dense import DenseCLIP
+
+    vision = open_clip.CLIPVisionCfg(layers=(1, 1, 1, 1), width=8, head_width=8, image_size=32)
+    clip = open_clip.CLIP(24, vision, open_clip.CLIPTextCfg(width=32, heads=2, layers=1))
+    with pytest.raises(ReclipError, match="'RN-tiny' is not supported"):
+        DenseCLIP(clip, object(), name="RN-tiny")
+    assert tiny_dense().name == "tiny"

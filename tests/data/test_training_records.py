@@ -1,0 +1,136 @@
+"""Training records: hypotheses in, labels out."""
+
+from pathlib import Path
+
+import pytest
+
+from reclip_d2.config import load_config
+from reclip_d2.data.dataset_mapper import LABEL_KEYS
+from reclip_d2.data.training_records import (
+    build_training_records,
+    hypothesis_header,
+    hypothesis_path,
+    unlabelled_records,
+)
+from reclip_d2.errors import ReclipError
+from tests.helpers import register_tiny_model, write_scenes
+
+NAMES = ["sky", "tall tree", "water", "brick wall"]
+
+
+@pytest.fixture
+def cfg(tmp_path, datasets):
+    datasets("reclip_test_train", write_scenes(tmp_path / "scenes", 3), NAMES)
+    cfg = load_config("")
+    cfg.MODEL.CLIP.NAME = register_tiny_model(tmp_path)
+    cfg.MODEL.CLIP.PRETRAINED = "random"
+    cfg.MODEL.CLIP.TEMPLATES = "photo"
+    cfg.MODEL.BACKBONE.NAME = "DenseCLIP"
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.HYPOTHESIS.WINDOW_RATIO = 0.5
+    cfg.DATASETS.TRAIN = ("reclip_test_train",)
+    return cfg
+
+
+def test_no_label_entry_is_left(tmp_path, datasets):
+    records = write_scenes(tmp_path / "scenes", 2)
+    for record in records:
+        record.update(annotations=[{}], segments_info=[{}], pan_seg_file_name="p.png", label_file_name="l.png")
+    datasets("reclip_test_train", records, NAMES)
+    got = unlabelled_records(["reclip_test_train"])
+    assert len(got) == 2
+    assert not any(key in record for record in got for key in LABEL_KEYS)
+    assert all("annotations" in record for record in records)  # the data set's own records are untouched
+
+
+def test_the_file_name_is_the_default_id(datasets):
+    datasets("reclip_test_train", [{"file_name": "a.jpg"}, {"file_name": "b.jpg", "image_id": 7}], NAMES)
+    assert [record["image_id"] for record in unlabelled_records(("reclip_test_train",))] == ["a.jpg", 7]
+
+
+def test_no_images_and_no_data_set(datasets):
+    datasets("reclip_test_empty", [], NAMES)
+    with pytest.raises(ReclipError, match="no training images in reclip_test_empty"):
+        unlabelled_records(["reclip_test_empty"])
+    with pytest.raises(ReclipError, match="no training images in DATASETS.TRAIN"):
+        unlabelled_records([])
+    with pytest.raises(ReclipError, match="'reclip_test_none' is not registered"):
+        unlabelled_records(["reclip_test_none"])
+
+
+def test_two_images_of_one_id(datasets):
+    datasets("reclip_test_a", [{"file_name": "a/1.jpg", "image_id": "1"}], NAMES)
+    datasets("reclip_test_b", [{"file_name": "b/1.jpg", "image_id": "1"}], NAMES)
+    with pytest.raises(ReclipError, match="id '1'"):
+        unlabelled_records(["reclip_test_a", "reclip_test_b"])
+
+
+def test_hypotheses_are_made_once_and_attached(cfg, isolated_cache, monkeypatch):
+    records = build_training_records(cfg)
+    assert len(records) == 3
+    for record in records:
+        assert record["hypothesis"] and set(record["hypothesis"]) <= set(range(4))
+        assert not any(key in record for key in LABEL_KEYS)
+    files = list((isolated_cache / "hypotheses").iterdir())
+    assert len(files) == 1 and files[0].name.startswith("reclip_test_train-crops-")
+    from reclip_d2.hypothesis import generate
+
+    monkeypatch.setattr(generate, "generate_hypotheses", None)  # not needed again
+    assert build_training_records(cfg) == records
+
+
+def test_calibrated_and_whole_image_hypotheses(cfg):
+    for keys in (["HYPOTHESIS.CALIBRATED", "True"], ["HYPOTHESIS.METHOD", "image", "HYPOTHESIS.THRESHOLD", "-1.0"]):
+        cfg.merge_from_list(keys)
+        assert all(record["hypothesis"] for record in build_training_records(cfg))
+    assert build_training_records(cfg)[0]["hypothesis"] == [0, 1, 2, 3]  # every cosine is above -1
+
+
+def test_ids_that_are_numbers_survive_the_file(cfg, tmp_path, datasets):
+    records = write_scenes(tmp_path / "other", 2, seed=1)
+    for index, record in enumerate(records):
+        record["image_id"] = index
+    datasets("reclip_test_numbers", records, NAMES)
+    cfg.DATASETS.TRAIN = ("reclip_test_numbers",)
+    first = build_training_records(cfg)
+    assert build_training_records(cfg) == first
+
+
+def test_a_named_file_is_used(cfg, tmp_path):
+    cfg.HYPOTHESIS.FILE = str(tmp_path / "mine" / "h.jsonl")
+    build_training_records(cfg)
+    assert Path(cfg.HYPOTHESIS.FILE).is_file()
+    cfg.HYPOTHESIS.WINDOW_RATIO = 0.25
+    with pytest.raises(ReclipError, match="made with another window_ratio 0.5 instead of 0.25"):
+        build_training_records(cfg)
+
+
+def test_the_file_of_the_cache_changes_with_all_that_it_depends_on(cfg, tmp_path, datasets):
+    records = unlabelled_records(cfg.DATASETS.TRAIN)
+
+    def path(fingerprint: str = "f", **keys) -> Path:
+        other = cfg.clone()
+        other.merge_from_list([part for key, value in keys.items() for part in (key.replace("__", "."), value)])
+        return hypothesis_path(other, hypothesis_header(other, fingerprint), records)
+
+    datasets("reclip_test_names", records, ["sky", "oak", "water", "brick wall"])
+    paths = [
+        path(),
+        path("g"),
+        path(MODEL__CLIP__NAME="other"),
+        path(MODEL__CLIP__TEMPLATES="imagenet"),
+        path(HYPOTHESIS__METHOD="image"),
+        path(HYPOTHESIS__WINDOW_RATIO=0.25),
+        path(DATASETS__TRAIN=("reclip_test_names",)),
+    ]
+    assert len(set(paths)) == len(paths)
+    assert path(HYPOTHESIS__THRESHOLD=0.5) == path(HYPOTHESIS__CALIBRATED=True) == paths[0]
+    fewer = hypothesis_path(cfg, hypothesis_header(cfg, "f"), records[:2])
+    Path(records[0]["file_name"]).write_bytes(b"another image")
+    assert len({paths[0], fewer, path()}) == 3
+
+
+def test_missing_image_folder_is_one_line(cfg, tmp_path):
+    (tmp_path / "scenes" / "images").rename(tmp_path / "moved")
+    with pytest.raises(ReclipError, match=r"images/000\.jpg does not exist"):
+        build_training_records(cfg)

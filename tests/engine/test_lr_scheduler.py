@@ -1,0 +1,68 @@
+"""The poly schedule, value by value."""
+
+import pytest
+import torch
+
+from reclip_d2.config import load_config
+from reclip_d2.engine.lr_scheduler import build_lr_scheduler
+
+
+def schedule(*keys: object, steps: int = 10, base: float = 0.01) -> list[float]:
+    """Learning rates of the first ``steps`` iterations."""
+    cfg = load_config("", ["SOLVER.MAX_ITER", "10", "SOLVER.BASE_LR", str(base), *map(str, keys)])
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=base)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_poly_by_hand():
+    """0.01 * (1 - i / 10) ** 0.9."""
+    rates = schedule()
+    assert rates[0] == 0.01
+    assert rates[5] == pytest.approx(0.005358867, rel=1e-6)
+    assert rates[9] == pytest.approx(0.001258925, rel=1e-6)
+    assert rates == pytest.approx([0.01 * (1 - i / 10) ** 0.9 for i in range(10)])
+
+
+def test_power_is_a_key():
+    assert schedule("SOLVER.POLY_POWER", 2.0) == pytest.approx([0.01 * (1 - i / 10) ** 2 for i in range(10)])
+
+
+def test_linear_warm_up_joins_the_poly_curve():
+    """Four iterations from 0.1 of the rate up to the poly value at their end."""
+    rates = schedule("SOLVER.WARMUP_ITERS", 4, "SOLVER.WARMUP_FACTOR", 0.1, "SOLVER.WARMUP_METHOD", "linear", base=1.0)
+    end = (1 - 4 / 10) ** 0.9
+    assert rates[:4] == pytest.approx([0.1 + (end - 0.1) * i / 4 for i in range(4)])
+    assert rates[4:] == pytest.approx([(1 - i / 10) ** 0.9 for i in range(4, 10)])
+
+
+def test_a_warm_up_longer_than_the_run_is_cut():
+    rates = schedule("SOLVER.WARMUP_ITERS", 100, "SOLVER.WARMUP_FACTOR", 0.5)
+    assert all(torch.isfinite(torch.tensor(rates))) and rates[0] == pytest.approx(0.005)
+
+
+def test_other_names_are_detectron2s():
+    rates = schedule("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS", "(5,)", "SOLVER.GAMMA", 0.1)
+    assert rates == pytest.approx([0.01] * 5 + [0.001] * 5)
+
+
+def test_state_round_trip():
+    cfg = load_config("", ["SOLVER.MAX_ITER", "10"])
+    rates = []
+    state = None
+    for start in (0, 4):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
+        scheduler = build_lr_scheduler(cfg, optimizer)
+        if state is not None:
+            scheduler.load_state_dict(state)
+        for _ in range(start, start + 4):
+            optimizer.step()
+            scheduler.step()
+            rates.append(optimizer.param_groups[0]["lr"])
+        state = scheduler.state_dict()
+    assert rates == pytest.approx([0.01 * (1 - i / 10) ** 0.9 for i in range(1, 9)])

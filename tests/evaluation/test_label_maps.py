@@ -1,0 +1,159 @@
+"""The evaluator on label maps against a confusion matrix by hand, and the checks of label files."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from reclip_d2.errors import ReclipError
+from reclip_d2.evaluation.label_maps import LabelMapEvaluator, check_label_file
+
+TRUTH = [np.array([[0, 0, 1, 255], [1, 1, 2, 255]], np.uint8), np.array([[2, 2, 0, 0], [2, 0, 0, 0]], np.uint8)]
+PREDICTION = [np.array([[0, 1, 1, 0], [1, 1, 2, 3]]), np.array([[2, 0, 0, 0], [2, 0, 3, 0]])]
+
+
+def iou_by_hand(num_classes: int) -> list[float]:
+    """IoU of each class that occurs in the truth, pixel by pixel; NaN for the others."""
+    values = []
+    for k in range(num_classes):
+        both = either = occurs = 0
+        for truth, prediction in zip(TRUTH, PREDICTION, strict=True):
+            for t, p in zip(truth.ravel(), prediction.ravel(), strict=True):
+                if t == 255:
+                    continue
+                occurs += t == k
+                both += t == k and p == k
+                either += t == k or p == k
+        values.append(100 * both / either if occurs else float("nan"))
+    return values
+
+
+@pytest.fixture
+def records(tmp_path, datasets) -> list[dict]:
+    records = []
+    for index, truth in enumerate(TRUTH):
+        label = tmp_path / f"{index}.png"
+        Image.fromarray(truth).save(label)
+        records.append({"file_name": f"{index}.jpg", "sem_seg_file_name": str(label)})
+    datasets("reclip_test_labels", records, ["a", "b", "c", "d"])
+    return records
+
+
+def evaluate(records, outputs) -> dict:
+    evaluator = LabelMapEvaluator("reclip_test_labels", distributed=False, output_dir=None)
+    evaluator.reset()
+    for record, output in zip(records, outputs, strict=True):
+        evaluator.process([record], [{"sem_seg": output}])
+    return evaluator.evaluate()["sem_seg"]
+
+
+def test_numbers_by_hand_for_label_maps_and_logits_alike(records):
+    maps = [torch.from_numpy(prediction) for prediction in PREDICTION]
+    logits = [F.one_hot(labels, 4).permute(2, 0, 1).float() for labels in maps]
+    by_hand = iou_by_hand(4)
+    for outputs in (maps, logits):
+        result = evaluate(records, outputs)
+        ious = [result[f"IoU-{name}"] for name in "abcd"]
+        np.testing.assert_allclose(ious, by_hand, rtol=1e-12)
+        # Class d is predicted but not in the truth: it counts in the mean's denominator, as Detectron2 has it.
+        assert result["mIoU"] == pytest.approx(np.nansum(by_hand) / 4)
+        assert result["pACC"] == pytest.approx(100 * 11 / 14)
+
+
+def test_perfect_prediction(records):
+    result = evaluate(records, [torch.from_numpy(np.where(t == 255, 0, t).astype(np.int64)) for t in TRUTH])
+    assert result["mIoU"] == pytest.approx(100) and np.isnan(result["IoU-d"])
+
+
+def test_several_images_in_a_batch(records):
+    evaluator = LabelMapEvaluator("reclip_test_labels", distributed=True, output_dir=None)
+    evaluator.reset()
+    evaluator.process(records, [{"sem_seg": torch.from_numpy(prediction)} for prediction in PREDICTION])
+    assert evaluator.evaluate()["sem_seg"]["pACC"] == pytest.approx(100 * 11 / 14)
+
+
+def test_a_label_of_another_size_is_refused(records):
+    with pytest.raises(ReclipError, match="0.png has size 4x2, its image 5x3"):
+        evaluate(records[:1], [torch.zeros(3, 5, dtype=torch.int64)])
+
+
+def test_binary_masks_are_refused(tmp_path, datasets):
+    """Each file alone could be "class 0 and ignored"; a whole data set of them is not."""
+    records = []
+    for index in range(2):
+        label = tmp_path / f"binary_{index}.png"
+        Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).save(label)
+        records.append({"file_name": f"{index}.jpg", "sem_seg_file_name": str(label)})
+    datasets("reclip_test_labels", records, ["background", "object"])
+    with pytest.raises(ReclipError, match="binary masks"):
+        evaluate(records, [torch.zeros(2, 2, dtype=torch.int64)] * 2)
+
+
+# ---- one file -------------------------------------------------------------------------------------------------
+
+
+def message_of(path, size=(2, 3), num_classes=3, ignore_label=255) -> str:
+    with pytest.raises(ReclipError) as caught:
+        check_label_file(str(path), num_classes, ignore_label, size)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def save(path, array, **arguments) -> str:
+    Image.fromarray(array).save(path, **arguments)
+    return str(path)
+
+
+def test_good_files(tmp_path):
+    ids = np.array([[0, 1, 2], [255, 2, 0]], np.uint8)
+    check_label_file(save(tmp_path / "l.png", ids), 3, 255, (2, 3))
+    check_label_file(save(tmp_path / "i.png", ids.astype(np.uint16)), 3, 255, (2, 3))
+    palette = Image.fromarray(ids, mode="P")
+    palette.putpalette(list(range(256)) * 3)
+    palette.save(tmp_path / "p.png")
+    check_label_file(str(tmp_path / "p.png"), 3, 255, (2, 3))
+
+
+@pytest.mark.parametrize(
+    ("array", "kind"),
+    [
+        (np.zeros((2, 3, 3), np.uint8), "RGB"),
+        (np.zeros((2, 3, 4), np.uint8), "RGBA"),
+        (np.zeros((2, 3), bool), "1"),
+    ],
+)
+def test_not_an_index_image(tmp_path, array, kind):
+    assert f"is a {kind} image" in message_of(save(tmp_path / "l.png", array))
+
+
+@pytest.mark.parametrize(("wrong", "classes"), [(3, 3), (254, 3), (200, 150)])
+def test_id_out_of_range(tmp_path, wrong, classes):
+    path = save(tmp_path / "l.png", np.array([[0, 1, wrong], [255, 1, 0]], np.uint8))
+    message = message_of(path, num_classes=classes)
+    assert f"has id {wrong}" in message and f"0 to {classes - 1}" in message and "255 is ignored" in message
+
+
+def test_255_is_an_id_like_others_where_another_label_is_ignored(tmp_path):
+    path = save(tmp_path / "l.png", np.array([[0, 255, 0], [0, 0, 0]], np.uint8))
+    assert "has id 255" in message_of(path, ignore_label=0)
+
+
+def test_wrong_size_names_both(tmp_path):
+    message = message_of(save(tmp_path / "l.png", np.zeros((3, 2), np.uint8)))
+    assert "has size 2x3, its image 3x2" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"not a PNG"])
+def test_unreadable(tmp_path, content):
+    path = tmp_path / "l.png"
+    path.write_bytes(content)
+    assert "cannot be read" in message_of(path)
+    assert "does not exist" in message_of(tmp_path / "none.png")
+
+
+def test_cut_file(tmp_path):
+    path = tmp_path / "l.png"
+    save(path, np.random.default_rng(0).integers(0, 3, (64, 64), dtype=np.uint8))
+    path.write_bytes(path.read_bytes()[:200])
+    assert "cannot be read" in message_of(path, size=(64, 64))

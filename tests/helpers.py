@@ -1,0 +1,188 @@
+"""What several test modules share: a tiny CLIP, models on it, and data sets of a few files.
+
+Shape letters: B images, n = h*w patches, D width of the joint embedding, C classes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from open_clip.tokenizer import SimpleTokenizer
+from PIL import Image
+
+from reclip_d2.clip.dense import DenseCLIP
+from reclip_d2.clip.reference import ReferencePrompt
+from reclip_d2.clip.text import query_features
+from reclip_d2.modeling.bias_head import PositionalProjection, ReCLIPPPBiasHead
+from reclip_d2.modeling.mask_decoder import MaskDecoder
+from reclip_d2.modeling.meta_arch.maskclip import MaskCLIP
+from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
+
+TINY_NAME = "reclip-test-tiny"
+TINY_VISION = {"layers": 3, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
+TINY_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+EMBED_DIM = 24
+CLASS_NAMES = [["sky"], ["tall tree", "oak"], ["water"], ["brick wall"]]
+PIXEL_MEAN, PIXEL_STD = [122.7709, 116.7460, 104.0937], [68.5005, 66.6322, 70.3232]
+
+
+@pytest.fixture(autouse=True)
+def isolated_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own: none reads what another, or a user's run, has left."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("RECLIP_CACHE", str(folder))
+    return folder
+
+
+@functools.cache
+def tiny_tokenizer(context_length: int = 77) -> SimpleTokenizer:
+    """CLIP's own tokenizer."""
+    return SimpleTokenizer(context_length=context_length)
+
+
+def tiny_clip(
+    seed: int = 0,
+    *,
+    quick_gelu: bool = False,
+    context_length: int = 77,
+    custom_text: bool = False,
+    text: dict | None = None,
+    **vision: object,
+) -> open_clip.CLIP:
+    """A random open_clip ViT in eval mode. No weight is left at 0 or 1, so that every one has its say."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(
+            embed_dim=EMBED_DIM,
+            vision_cfg=open_clip.CLIPVisionCfg(**{**TINY_VISION, **vision}),
+            text_cfg=open_clip.CLIPTextCfg(**{**TINY_TEXT, "context_length": context_length, **(text or {})}),
+            quick_gelu=quick_gelu,
+        )
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name != "logit_scale":
+                    parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval().requires_grad_(False)
+
+
+def tiny_dense(seed: int = 0, *, context_length: int = 77, quick_gelu: bool = False, **arguments: object) -> DenseCLIP:
+    """:func:`tiny_clip` as a backbone; ``arguments`` are those of :class:`DenseCLIP`."""
+    clip = tiny_clip(seed, context_length=context_length, quick_gelu=quick_gelu)
+    return DenseCLIP(clip, tiny_tokenizer(context_length), **{"name": "tiny", **arguments})
+
+
+def _segmentor_arguments(backbone: DenseCLIP, arguments: dict) -> dict:
+    class_names = arguments.pop("class_names", CLASS_NAMES)
+    return {
+        "backbone": backbone,
+        "query_features": query_features(backbone.text_encoder, class_names, ["a photo of a {}."]),
+        "class_names": class_names,
+        "templates": "photo",
+        "pixel_mean": PIXEL_MEAN,
+        "pixel_std": PIXEL_STD,
+        **arguments,
+    }
+
+
+def make_maskclip(**arguments: object) -> MaskCLIP:
+    """MaskCLIP on the tiny CLIP, in eval mode."""
+    return MaskCLIP(**_segmentor_arguments(tiny_dense(), dict(arguments))).eval()
+
+
+def make_rectified(
+    *, decoder: bool | dict = True, prompt_length: int = 4, reference_norm: str = "row", **arguments: object
+) -> RectifiedCLIP:
+    """ReCLIP++ on the tiny CLIP, in training mode. ``decoder`` may hold arguments of :class:`MaskDecoder`."""
+    backbone = tiny_dense()
+    common = _segmentor_arguments(backbone, dict(arguments))
+    names = [names[0] for names in common["class_names"]]
+    head = ReCLIPPPBiasHead(
+        ReferencePrompt(backbone.text_encoder, names, prompt_length=prompt_length),
+        PositionalProjection(TINY_VISION["width"], EMBED_DIM),
+        reference_norm=reference_norm,
+    )
+    options = decoder if isinstance(decoder, dict) else {}
+    mask_decoder = MaskDecoder(EMBED_DIM, len(names), **options) if decoder is not False else None
+    return RectifiedCLIP(bias_head=head, mask_decoder=mask_decoder, **common).train()
+
+
+def random_image(seed: int, height: int = 32, width: int = 32) -> torch.Tensor:
+    """Blocks of random colour, ``(3, H, W)`` uint8."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (3, -(-height // 8), -(-width // 8)))
+    return torch.from_numpy(np.kron(blocks, np.ones((1, 8, 8), np.int64))[:, :height, :width].astype(np.uint8))
+
+
+def register_tiny_model(folder: Path) -> str:
+    """Make the tiny CLIP known to open_clip by name; with ``MODEL.CLIP.PRETRAINED random`` it needs no file."""
+    if TINY_NAME not in open_clip.list_models():
+        config = {"embed_dim": EMBED_DIM, "vision_cfg": TINY_VISION, "text_cfg": TINY_TEXT}
+        path = folder / f"{TINY_NAME}.json"
+        path.write_text(json.dumps(config))
+        open_clip.add_model_config(path)
+    return TINY_NAME
+
+
+def write_scenes(
+    root: Path, count: int, *, size: tuple[int, int] = (32, 40), classes: int = 4, seed: int = 0
+) -> list[dict]:
+    """JPEGs of coloured quarters and index PNGs, with their records."""
+    images, labels = root / "images", root / "annotations_detectron2"
+    images.mkdir(parents=True)
+    labels.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    palette = rng.integers(0, 256, (classes, 3))
+    height, width = size
+    records = []
+    for index in range(count):
+        label = np.kron(rng.integers(0, classes, (2, 2)), np.ones((height // 2, width // 2), np.int64))
+        pixels = palette[label] + rng.normal(0, 8, (*label.shape, 3))
+        image_file, label_file = images / f"{index:03d}.jpg", labels / f"{index:03d}.png"
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(image_file, quality=95)
+        Image.fromarray(label.astype(np.uint8)).save(label_file)
+        records.append(
+            {
+                "file_name": str(image_file),
+                "sem_seg_file_name": str(label_file),
+                "height": height,
+                "width": width,
+                "image_id": f"{seed}_{index:03d}",
+            }
+        )
+    return records
+
+
+def register_dataset(name: str, records: list[dict], class_names: list[str], **metadata: object) -> str:
+    """Register records under ``name``, which must be taken back by :func:`unregister_dataset`."""
+    DatasetCatalog.register(name, lambda: [dict(record) for record in records])
+    MetadataCatalog.get(name).set(
+        stuff_classes=list(class_names), ignore_label=255, evaluator_type="sem_seg", **metadata
+    )
+    return name
+
+
+def unregister_dataset(name: str) -> None:
+    """Forget a data set of :func:`register_dataset`."""
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def datasets() -> object:
+    """``datasets(name, records, class_names)`` registers a data set for the length of the test."""
+    names: list[str] = []
+
+    def register(name: str, records: list[dict], class_names: list[str], **metadata: object) -> str:
+        names.append(register_dataset(name, records, class_names, **metadata))
+        return name
+
+    yield register
+    for name in names:
+        unregister_dataset(name)

@@ -1,0 +1,160 @@
+"""Generation on constructed images, with a stub in place of the CLIP: a crop's feature is its mean colour.
+
+Shape letters: N windows, C classes.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from reclip_d2.errors import ReclipError
+from reclip_d2.hypothesis.file import HypothesisHeader, hypotheses_of, read_hypothesis_file
+from reclip_d2.hypothesis.generate import HypothesisGenerator, generate_hypotheses, load_or_generate
+from reclip_d2.hypothesis.windows import crop_windows
+from tests.helpers import PIXEL_MEAN, PIXEL_STD, tiny_dense
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+HEADER = HypothesisHeader("colours", [["red"], ["green"], ["blue"]], "stub", "0", "photo", "crops", 0.5)
+
+
+class MeanColour:
+    """Global feature of a crop: its mean colour, of length 1. Counts the crops of each call."""
+
+    image_size = (8, 8)
+    logit_scale = 10.0
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def global_features(self, crops: Tensor) -> Tensor:
+        assert crops.shape[1:] == (3, 8, 8)
+        self.calls.append(len(crops))
+        pixels = crops * torch.tensor(PIXEL_STD).view(3, 1, 1) + torch.tensor(PIXEL_MEAN).view(3, 1, 1)
+        return F.normalize(pixels.mean((2, 3)), dim=1)
+
+
+def generator(batch_size: int = 100) -> HypothesisGenerator:
+    return HypothesisGenerator(MeanColour(), torch.eye(3), PIXEL_MEAN, PIXEL_STD, batch_size)
+
+
+def picture(path, *columns, height: int = 16, width: int = 8) -> dict:
+    """An image of vertical bars, as a record."""
+    pixels = np.concatenate([np.full((height, width, 3), colour, np.uint8) for colour in columns], axis=1)
+    Image.fromarray(pixels).save(path)
+    return {"file_name": str(path), "image_id": path.stem}
+
+
+@pytest.fixture
+def records(tmp_path) -> list[dict]:
+    return [
+        picture(tmp_path / "red.png", RED, RED),
+        # Windows of half the width begin at 0, 8 and 16 of 32: red and red-blue tie only where they overlap.
+        picture(tmp_path / "bars.png", RED, RED, BLUE, BLUE),
+        picture(tmp_path / "green.png", GREEN, GREEN, GREEN, height=30),
+    ]
+
+
+def test_window_classes_and_hypotheses(tmp_path, records):
+    path = tmp_path / "h.jsonl"
+    generate_hypotheses(generator(), records, HEADER, path)
+    lines = read_hypothesis_file(path, HEADER)
+    assert [lines[key]["size"] for key in ("red", "bars", "green")] == [[16, 16], [16, 32], [30, 24]]
+    assert lines["red"]["top1"] == [0] * 9 and lines["green"]["top1"] == [1] * 9
+    # Along a row of windows: all red, half and half, all blue.
+    rows = np.array(lines["bars"]["top1"]).reshape(3, 3)
+    assert (rows[:, 0] == 0).all() and (rows[:, 2] == 2).all()
+    found = hypotheses_of(lines, HEADER, ["red", "bars", "green"], 0.0)
+    assert found == {"red": [0], "bars": [0, 2], "green": [1]}
+
+
+def test_scores_are_cosine_similarities_of_the_crops():
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 24, 40), dtype=np.uint8))
+    scores = generator().window_scores([image], 0.5)[0]
+    assert scores.shape == (9, 3)
+    for row, (x0, y0, x1, y1) in zip(scores, crop_windows(24, 40, 0.5).tolist(), strict=True):
+        mean = image[:, y0:y1, x0:x1].float().mean((1, 2))
+        torch.testing.assert_close(row, mean / mean.norm(), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 9, 20, 1000])
+def test_batching_changes_nothing(tmp_path, records, batch_size):
+    paths = [tmp_path / "usual.jsonl", tmp_path / "other.jsonl"]
+    generate_hypotheses(generator(), records, HEADER, paths[0])
+    other = generator(batch_size)
+    generate_hypotheses(other, records, HEADER, paths[1])
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert sum(other.backbone.calls) == 27 and max(other.backbone.calls) <= batch_size
+
+
+def test_calibrated_classes(tmp_path):
+    """All scores prefer red; an offset that makes the mean soft-max uniform brings the second colours out."""
+    second = {"g1": (255, 200, 0), "g2": (255, 210, 0), "b1": (255, 0, 200), "b2": (255, 0, 210), "r1": (255, 0, 0)}
+    records = [picture(tmp_path / f"{name}.png", colour, colour) for name, colour in second.items()]
+    path = tmp_path / "h.jsonl"
+    generate_hypotheses(generator(), records, HEADER, path)
+    lines = read_hypothesis_file(path, HEADER)
+    plain = hypotheses_of(lines, HEADER, second, 0.0)
+    assert all(found == [0] for found in plain.values())
+    calibrated = hypotheses_of(lines, HEADER, second, 0.0, calibrated=True)
+    assert calibrated == {"g1": [1], "g2": [1], "b1": [2], "b2": [2], "r1": [0]}
+
+
+def test_calibration_on_a_part_of_the_images(tmp_path, records):
+    path = tmp_path / "h.jsonl"
+    generate_hypotheses(generator(), records, HEADER, path, calibration_images=1)
+    lines = read_hypothesis_file(path, HEADER)
+    assert all(len(line["top1_calibrated"]) == 9 for line in lines.values())
+    assert [entry for entry in tmp_path.iterdir() if entry.suffix not in (".png", ".jsonl")] == []
+
+
+def test_whole_image_rule(tmp_path, records):
+    header = dataclasses.replace(HEADER, method="image", window_ratio=0.0)
+    path = tmp_path / "h.jsonl"
+    generate_hypotheses(generator(), records, header, path)
+    lines = read_hypothesis_file(path, header)
+    assert lines["red"]["scores"] == pytest.approx([1, 0, 0], abs=1e-3)
+    assert lines["bars"]["scores"] == pytest.approx([0.7071, 0, 0.7071], abs=0.02)
+    assert hypotheses_of(lines, header, ["red", "bars"], 0.23) == {"red": [0], "bars": [0, 2]}
+
+
+def test_global_features_of_a_real_clip():
+    """Crops go through the CLIP's own preprocessing: normalised, at the size that it was trained for."""
+    dense = tiny_dense()
+    query = F.normalize(torch.randn(4, dense.embed_dim), dim=1)
+    image = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, 32, 32), dtype=np.uint8))
+    generator = HypothesisGenerator(dense, query, PIXEL_MEAN, PIXEL_STD)
+    pixels = (image.float() - torch.tensor(PIXEL_MEAN).view(3, 1, 1)) / torch.tensor(PIXEL_STD).view(3, 1, 1)
+    feature = F.normalize(dense.clip.encode_image(pixels[None])[0], dim=0)
+    torch.testing.assert_close(generator.image_scores(image), query @ feature, rtol=0, atol=1e-4)
+    torch.testing.assert_close(generator.window_scores([image], 1.0)[0][0], query @ feature, rtol=0, atol=1e-4)
+
+
+def test_file_is_made_once(tmp_path, records):
+    path = tmp_path / "h.jsonl"
+    made = []
+
+    def make() -> HypothesisGenerator:
+        made.append(1)
+        return generator()
+
+    first = load_or_generate(path, HEADER, records, 0.0, False, make)
+    assert first == load_or_generate(path, HEADER, records, 0.0, False, make)
+    assert made == [1]
+    # Another threshold needs no new file.
+    assert load_or_generate(path, HEADER, records, 0.5, False, make)["bars"] in ([0], [2])
+    assert made == [1]
+
+
+def test_a_broken_image_is_named_and_leaves_no_file(tmp_path, records):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    path = tmp_path / "h.jsonl"
+    with pytest.raises(ReclipError, match=r"broken\.jpg cannot be read"):
+        generate_hypotheses(generator(), [*records, {"file_name": str(broken), "image_id": "x"}], HEADER, path)
+    assert not path.exists()
+    assert {entry.suffix for entry in tmp_path.iterdir()} == {".png", ".jpg"}

@@ -1,0 +1,208 @@
+"""MaskCLIP: its logits, its test-time options and controls, and inference at any size.
+
+Shape letters: B images, C classes, (h, w) patch grid, n = h*w patches, E width of the image transformer.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from reclip_d2.errors import ReclipError
+from reclip_d2.modeling.meta_arch.maskclip import denoise_prompts, mean_filter, smooth_by_keys
+from tests.helpers import PIXEL_MEAN, PIXEL_STD, make_maskclip, random_image
+
+
+def normalise(image: torch.Tensor) -> torch.Tensor:
+    mean, std = torch.tensor(PIXEL_MEAN).view(3, 1, 1), torch.tensor(PIXEL_STD).view(3, 1, 1)
+    return (image.float() - mean) / std
+
+
+def predict(model, image, **record) -> torch.Tensor:
+    return model([{"image": image, **record}])[0]["sem_seg"]
+
+
+# ---- the model ------------------------------------------------------------------------------------------------
+
+
+def test_logits_are_similarities_of_patches_and_class_names():
+    model = make_maskclip(label_maps=False)
+    image = random_image(0, 32, 48)
+    features = model.backbone(normalise(image)[None])["dense"][0]
+    got = model.mask_logits(normalise(image)[None])[0]
+    assert got.shape == (4, 4, 6)
+    for row in range(4):
+        for column in range(6):
+            expected = model.query_features @ features[:, row, column]
+            torch.testing.assert_close(got[:, row, column], expected, rtol=0, atol=1e-6)
+    large = F.interpolate(got[None], size=(32, 48), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(predict(model, image), large, rtol=0, atol=1e-6)
+
+
+def test_label_maps_are_the_argmax_of_the_logits():
+    image = random_image(1, 29, 45)
+    logits = predict(make_maskclip(label_maps=False), image, height=40, width=33)
+    labels = predict(make_maskclip(), image, height=40, width=33)
+    assert logits.shape == (4, 40, 33)
+    assert labels.dtype == torch.int64
+    assert torch.equal(labels, logits.argmax(0))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (31, 50), (8, 8), (5, 3), (1, 40)])
+def test_any_image_size(size):
+    labels = predict(make_maskclip(), random_image(2, *size))
+    assert labels.shape == size and 0 <= labels.min() and labels.max() < 4
+    assert predict(make_maskclip(), random_image(2, *size), height=7, width=9).shape == (7, 9)
+
+
+def test_batch_mates_do_not_matter():
+    model = make_maskclip(label_maps=False)
+    images = [random_image(seed, *size) for seed, size in enumerate([(32, 40), (17, 60), (24, 24)])]
+    together = model([{"image": image} for image in images])
+    for image, output in zip(images, together, strict=True):
+        torch.testing.assert_close(output["sem_seg"], predict(model, image), rtol=0, atol=1e-6)
+
+
+def test_padding_is_black_after_normalisation_and_cropped_before_the_resize():
+    model = make_maskclip(label_maps=False)
+    image = random_image(3, 20, 27)
+    padded = F.pad(normalise(image), (0, 5, 0, 4))[None]
+    logits = model.mask_logits(padded)
+    large = F.interpolate(logits, size=(24, 32), mode="bilinear", align_corners=False)[..., :20, :27]
+    expected = F.interpolate(large, size=(40, 54), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(predict(model, image, height=40, width=54), expected, rtol=0, atol=1e-5)
+
+
+def test_sliding_windows_are_averaged():
+    model = make_maskclip(label_maps=False, sliding_window=((16, 24), (16, 8)))
+    image = random_image(4, 20, 34)
+    pixels = normalise(image)
+    total, count = torch.zeros(4, 20, 34), torch.zeros(20, 34)
+    for top in (0, 4):
+        for left in (0, 8, 10):
+            window = pixels[:, top : top + 16, left : left + 24]
+            logits = F.interpolate(model.mask_logits(window[None]), size=(16, 24), mode="bilinear")[0]
+            total[:, top : top + 16, left : left + 24] += logits
+            count[top : top + 16, left : left + 24] += 1
+    torch.testing.assert_close(predict(model, image), total / count, rtol=0, atol=1e-5)
+    small = random_image(5, 9, 10)  # smaller than a window, no multiple of the patch
+    torch.testing.assert_close(
+        predict(model, small), predict(make_maskclip(label_maps=False), small), rtol=0, atol=1e-5
+    )
+
+
+def test_refuses_to_train():
+    with pytest.raises(ReclipError, match="nothing to train"):
+        make_maskclip().train()([{"image": random_image(0)}])
+
+
+def test_nothing_is_trained_or_saved():
+    model = make_maskclip()
+    assert model.state_dict() == {}
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not predict(make_maskclip(label_maps=False), random_image(0)).requires_grad
+
+
+def test_identity_names_clip_classes_and_templates():
+    model = make_maskclip()
+    identity = model.identity()
+    assert identity["clip"] == "tiny" and identity["templates"] == "photo"
+    assert identity["fingerprint"] == model.backbone.fingerprint
+    assert identity["class_names"][1] == ["tall tree", "oak"]
+
+
+# ---- options --------------------------------------------------------------------------------------------------
+
+
+def test_prompt_denoising_against_a_loop():
+    logits = torch.rand(2, 5, 3, 4, dtype=torch.float64) * 0.4
+    scale, threshold = 14.0, 0.6
+    got = denoise_prompts(logits, scale, threshold)
+    dropped = 0
+    for b in range(2):
+        best = []
+        for k in range(5):
+            probabilities = [
+                (torch.exp(scale * logits[b, k, i, j]) / torch.exp(scale * logits[b, :, i, j]).sum()).item()
+                for i in range(3)
+                for j in range(4)
+            ]
+            best.append(max(probabilities))
+        for k in range(5):
+            if best[k] < threshold and best[k] < max(best):
+                dropped += 1
+                assert (got[b, k] <= -1).all()
+            else:
+                assert torch.equal(got[b, k], logits[b, k])
+    assert 0 < dropped < 10
+
+
+def test_prompt_denoising_keeps_the_best_class():
+    logits = torch.zeros(1, 3, 2, 2)
+    logits[0, 1, 0, 0] = 0.01
+    assert (denoise_prompts(logits, 10.0, 0.99).argmax(1)[0, 0, 0] == 1).all()
+    assert torch.equal(denoise_prompts(logits, 10.0, 0.99)[0, 1], logits[0, 1])
+
+
+def test_key_smoothing_against_a_loop():
+    logits = torch.rand(2, 3, 2, 3, dtype=torch.float64) * 0.3
+    keys = torch.randn(2, 6, 5, dtype=torch.float64)
+    scale, threshold = 14.0, 0.7
+    got = smooth_by_keys(logits, keys, scale, threshold)
+    unsure = 0
+    for b in range(2):
+        probabilities = torch.softmax(scale * logits[b].flatten(1), dim=0)
+        for i in range(6):
+            own = probabilities[:, i]
+            if own.max() < threshold:
+                unsure += 1
+                own = sum(
+                    torch.cosine_similarity(keys[b, i], keys[b, j], dim=0) * probabilities[:, j] for j in range(6)
+                )
+            torch.testing.assert_close(got[b, :, i // 3, i % 3], own, rtol=0, atol=1e-12)
+    assert 0 < unsure < 12
+
+
+def test_mean_filter_is_cut_at_the_border():
+    logits = torch.arange(12, dtype=torch.float64).reshape(1, 1, 3, 4)
+    got = mean_filter(logits, 3)[0, 0]
+    assert got[0, 0].item() == pytest.approx((0 + 1 + 4 + 5) / 4)
+    assert got[1, 1].item() == pytest.approx(5.0)
+    assert got[2, 1].item() == pytest.approx((4 + 5 + 6 + 8 + 9 + 10) / 6)
+    assert got[0, 3].item() == pytest.approx((2 + 3 + 6 + 7) / 4)
+    assert torch.equal(mean_filter(logits, 1), logits)
+
+
+def test_options_in_the_model():
+    image = normalise(random_image(6))[None]
+    plain = make_maskclip().mask_logits(image)
+    scale = make_maskclip().backbone.logit_scale
+    torch.testing.assert_close(make_maskclip(mean_filter=3).mask_logits(image), mean_filter(plain, 3))
+    torch.testing.assert_close(
+        make_maskclip(prompt_denoising=0.3).mask_logits(image), denoise_prompts(plain, scale, 0.3)
+    )
+    _, keys = make_maskclip().backbone.dense_and_keys(image)
+    torch.testing.assert_close(
+        make_maskclip(key_smoothing=0.9).mask_logits(image), smooth_by_keys(plain, keys, scale, 0.9)
+    )
+
+
+# ---- calibration ----------------------------------------------------------------------------------------------
+
+
+def test_calibration_without_an_offset_says_how_to_get_one():
+    with pytest.raises(ReclipError, match=r"MODEL\.MASKCLIP\.CALIBRATION 'class' needs unlabelled images"):
+        predict(make_maskclip(calibration="class"), random_image(0))
+
+
+def test_offset_by_class_and_by_position():
+    image = normalise(random_image(7))[None]
+    plain = make_maskclip().mask_logits(image)
+    model = make_maskclip(calibration="class")
+    model.calibration_offset = torch.tensor([0.1, -0.2, 0.3, -0.2])[:, None, None]
+    torch.testing.assert_close(model.mask_logits(image), plain + model.calibration_offset)
+    model = make_maskclip(calibration="position_class")
+    model.calibration_offset = torch.randn(4, 4, 4)
+    torch.testing.assert_close(model.mask_logits(image), plain + model.calibration_offset)
+    wide = normalise(random_image(7, 32, 64))[None]
+    resized = F.interpolate(model.calibration_offset[None], size=(4, 8), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(model.mask_logits(wide), make_maskclip().mask_logits(wide) + resized)

@@ -1,0 +1,146 @@
+"""From the patch grid to the wanted size; sliding windows.
+
+Shape letters: B images, C classes, (h, w) patch grid, (H, W) size in pixels.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from reclip_d2.layers import use_kernels
+from reclip_d2.modeling.postprocessing import (
+    sliding_window_logits,
+    sliding_windows,
+    upsample_labels,
+    upsample_logits,
+    valid_patches,
+    window_starts,
+)
+
+
+def bilinear(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Half-pixel bilinear resize of ``(h, w)``, value by value, in float64."""
+    h, w = values.shape
+    out = torch.empty(size, dtype=torch.float64)
+    for i in range(size[0]):
+        for j in range(size[1]):
+            y = min(max((i + 0.5) * h / size[0] - 0.5, 0), h - 1)
+            x = min(max((j + 0.5) * w / size[1] - 0.5, 0), w - 1)
+            y0, x0 = int(y), int(x)
+            y1, x1 = min(y0 + 1, h - 1), min(x0 + 1, w - 1)
+            top = values[y0, x0] * (1 - (x - x0)) + values[y0, x1] * (x - x0)
+            bottom = values[y1, x0] * (1 - (x - x0)) + values[y1, x1] * (x - x0)
+            out[i, j] = top * (1 - (y - y0)) + bottom * (y - y0)
+    return out
+
+
+CASES = {
+    "no padding": ((16, 24), (16, 24), (10, 30)),
+    "padding, output of the image's size": ((16, 24), (13, 20), (13, 20)),
+    "padding and another output": ((16, 24), (13, 20), (26, 41)),
+    "nothing to do": ((4, 6), (4, 6), (4, 6)),
+    "smaller": ((16, 24), (9, 17), (5, 7)),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_logits_against_a_loop(case):
+    padded, image, output = case
+    logits = torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    got = upsample_logits(logits, padded, image, output)
+    assert got.shape == (2, 3, *output)
+    large = bilinear(logits[1, 2], padded)[: image[0], : image[1]] if padded != image else logits[1, 2]
+    expected = bilinear(large, output)
+    torch.testing.assert_close(got[1, 2], expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_labels_are_the_argmax_of_the_logits(case, kernels):
+    logits = torch.randn(2, 5, 4, 6)
+    with use_kernels(kernels):
+        labels = upsample_labels(logits, *case)
+    assert labels.dtype == torch.int64
+    assert torch.equal(labels, upsample_logits(logits, *case).argmax(1))
+
+
+def test_padding_is_cropped_before_the_resize():
+    """Class 1 fills the padding, class 0 the image: no pixel of the output may be of class 1, though a resize of the
+    whole grid would spread it over a quarter of the width."""
+    logits = torch.zeros(1, 2, 1, 4)
+    logits[0, 1, :, 3] = 1.0
+    logits[0, 0, :, :3] = 1.0
+    padded, image, output = (8, 32), (8, 24), (8, 24)
+    wrong = F.interpolate(logits, size=output, mode="bilinear", align_corners=False).argmax(1)
+    assert (wrong == 1).any()
+    assert (upsample_labels(logits, padded, image, output) == 0).all()
+    assert (upsample_logits(logits, padded, image, (16, 48)).argmax(1) == 0).all()
+
+
+# ---- sliding windows ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "stride", "expected"),
+    [
+        (10, 10, 5, [0]),
+        (7, 10, 5, [0]),
+        (20, 10, 5, [0, 5, 10]),
+        (21, 10, 5, [0, 5, 10, 11]),
+        (11, 10, 10, [0, 1]),
+        (30, 10, 10, [0, 10, 20]),
+    ],
+)
+def test_window_starts_by_hand(length, window, stride, expected):
+    assert window_starts(length, window, stride) == expected
+
+
+@pytest.mark.parametrize(("size", "window", "stride"), [((37, 53), (16, 20), (9, 20)), ((5, 40), (16, 16), (16, 7))])
+def test_windows_cover_everything_and_keep_their_size(size, window, stride):
+    seen = torch.zeros(size)
+    for rows, columns in sliding_windows(size, window, stride):
+        assert rows.stop - rows.start == min(window[0], size[0])
+        assert columns.stop - columns.start == min(window[1], size[1])
+        seen[rows, columns] += 1
+    assert seen.min() >= 1
+
+
+def test_mean_of_overlapping_windows_by_brute_force():
+    image = torch.randn(3, 11, 14, dtype=torch.float64)
+
+    def predict(window: torch.Tensor) -> torch.Tensor:
+        """Depends on the whole window, so that overlapping windows disagree."""
+        return torch.stack([window[0] * window.mean(), window[1] + window.std()])
+
+    got = sliding_window_logits(image, predict, (6, 5), (4, 3))
+    assert got.shape == (2, 11, 14)
+    tops, lefts = [0, 4, 5], [0, 3, 6, 9]
+    for i in range(11):
+        for j in range(14):
+            values = [
+                predict(image[:, t : t + 6, left : left + 5])[:, i - t, j - left]
+                for t in tops
+                for left in lefts
+                if t <= i < t + 6 and left <= j < left + 5
+            ]
+            torch.testing.assert_close(got[:, i, j], torch.stack(values).mean(0))
+
+
+def test_a_window_larger_than_the_image_is_the_image():
+    image = torch.randn(3, 5, 6)
+    torch.testing.assert_close(sliding_window_logits(image, lambda x: x * 2, (9, 9), (3, 3)), image * 2)
+
+
+# ---- valid patches --------------------------------------------------------------------------------------------
+
+
+def test_valid_patches_by_hand():
+    """Patch 8, grid 2 x 3. Centres at 4 and 12 down, at 4, 12 and 20 across."""
+    got = valid_patches([(16, 24), (12, 20), (13, 13), (4, 5)], (2, 3), 8, torch.device("cpu"))
+    expected = [
+        [1, 1, 1, 1, 1, 1],
+        [1, 1, 0, 0, 0, 0],  # centres at 12 and 20 are just outside
+        [1, 1, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 0],
+    ]
+    assert torch.equal(got, torch.tensor(expected, dtype=torch.bool))

@@ -1,0 +1,259 @@
+"""The configuration: every key is explained and read, and mistakes are one line."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+
+from reclip_d2 import config
+from reclip_d2.config import CHOICES, add_reclip_config, check_config, load_config
+from reclip_d2.errors import ReclipError
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def assigned_keys() -> list[tuple[str, int]]:
+    """Keys that ``add_reclip_config`` sets, with the line of its source."""
+    lines = inspect.getsource(add_reclip_config).splitlines()
+    found = [
+        (match[1], number) for number, line in enumerate(lines) if (match := re.match(r"\s+cfg\.([A-Z_.]+) = ", line))
+    ]
+    return [(key, number) for key, number in found if not lines[number].endswith("CfgNode()")]
+
+
+def own_keys() -> list[str]:
+    """Keys that Detectron2 does not have."""
+    theirs = get_cfg()
+
+    def known(key: str) -> bool:
+        node = theirs
+        for part in key.split("."):
+            if part not in node:
+                return False
+            node = node[part]
+        return True
+
+    return [key for key, _ in assigned_keys() if not known(key)]
+
+
+def sources() -> str:
+    files = [*(ROOT / "reclip_d2").rglob("*.py"), ROOT / "train_net.py"]
+    return "\n".join(path.read_text() for path in files if path.name != "config.py")
+
+
+def is_read(key: str, text: str) -> bool:
+    """Whether ``cfg.<key>`` occurs, or its end below a node that was given a name (``window = cfg.TEST...``)."""
+    if re.search(rf"cfg\.{re.escape(key)}\b", text):
+        return True
+    node, _, leaf = key.rpartition(".")
+    names = re.findall(rf"(\w+)(?:\s*:\s*\w+)? = (?:self\.)?cfg\.{re.escape(node)}\b(?!\.)", text)
+    return any(re.search(rf"\b{name}\.{leaf}\b", text) for name in names)
+
+
+def test_the_scan_finds_the_keys():
+    keys = own_keys()
+    assert len(keys) > 25
+    assert {"MODEL.CLIP.NAME", "MODEL.BIAS_HEAD.RECTIFICATION", "HYPOTHESIS.THRESHOLD", "SOLVER.POLY_POWER"} <= set(
+        keys
+    ) | {key for key, _ in assigned_keys()}
+    assert "SOLVER.BASE_LR" not in keys
+
+
+@pytest.mark.parametrize("key", own_keys())
+def test_every_key_is_read_somewhere(key):
+    assert is_read(key, sources()), f"{key} is read nowhere"
+
+
+def test_a_key_that_nobody_reads_would_be_found():
+    assert not is_read("MODEL.CLIP.NOTHING", sources())
+    assert not is_read("TEST.SLIDING_WINDOW.NOTHING", sources())
+
+
+def test_every_key_has_a_comment():
+    """The line above it, or the line above the group of keys that it stands in without a gap."""
+    lines = inspect.getsource(add_reclip_config).splitlines()
+    own = set(own_keys())
+    for key, number in assigned_keys():
+        if key not in own:
+            continue
+        above = number - 1
+        while lines[above].lstrip().startswith("cfg.") and not lines[above].endswith("CfgNode()"):
+            above -= 1
+        comment = lines[above].strip()
+        assert comment.startswith("#") and not comment.startswith("# ----"), f"{key} has no comment of its own"
+
+
+def test_defaults_are_the_papers():
+    cfg = load_config("")
+    assert cfg.MODEL.CLIP.TEMPLATES == "imagenet_scene" and cfg.MODEL.BIAS_HEAD.PROMPT_LENGTH == 73
+    assert pytest.approx(1 / 6) == cfg.HYPOTHESIS.WINDOW_RATIO
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.POLY_POWER) == (
+        0.01,
+        0.9,
+        5e-4,
+        0.9,
+    )
+    assert (cfg.MODEL.LOSS.CONTRASTIVE_WEIGHT, cfg.MODEL.LOSS.COVERAGE_WEIGHT, cfg.MODEL.LOSS.OUTSIDE_WEIGHT) == (
+        1,
+        0,
+        0,
+    )
+    assert not cfg.HYPOTHESIS.CALIBRATED and cfg.MODEL.MASKCLIP.CALIBRATION == "none" and cfg.INPUT.COLOR_JITTER == 0
+    # CLIP's statistics, in units of 255.
+    assert [v / 255 for v in cfg.MODEL.PIXEL_MEAN] == pytest.approx([0.48145466, 0.4578275, 0.40821073], abs=1e-5)
+    assert [v / 255 for v in cfg.MODEL.PIXEL_STD] == pytest.approx([0.26862954, 0.26130258, 0.27577711], abs=1e-5)
+
+
+def test_choices_name_keys_that_exist_and_hold_the_default():
+    cfg = load_config("")
+    for key, words in CHOICES.items():
+        node = cfg
+        for part in key.split("."):
+            node = node[part]
+        assert node in words
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[str(path.relative_to(ROOT)) for path in CONFIGS])
+def test_shipped_configs_load(path):
+    cfg = load_config(str(path))
+    assert isinstance(cfg, CfgNode)
+    if not path.name.startswith("Base"):
+        assert cfg.MODEL.META_ARCHITECTURE in ("MaskCLIP", "RectifiedCLIP") or "MODEL" in cfg
+        assert cfg.DATASETS.TEST or cfg.DATASETS.TRAIN
+
+
+def test_there_are_configs():
+    assert CONFIGS
+
+
+def test_overrides():
+    cfg = load_config(
+        "", ["MODEL.CLIP.NAME", "ViT-L-14", "SOLVER.BASE_LR", "0.5", "DATASETS.TRAIN", "('a', 'b')", "SEED", "3"]
+    )
+    assert (cfg.MODEL.CLIP.NAME, cfg.SOLVER.BASE_LR, cfg.DATASETS.TRAIN, cfg.SEED) == ("ViT-L-14", 0.5, ("a", "b"), 3)
+
+
+def test_overrides_beat_the_file_which_beats_its_base(tmp_path):
+    (tmp_path / "base.yaml").write_text("SEED: 1\nMODEL:\n  CLIP:\n    NAME: base\n    TEMPLATES: photo\n")
+    (tmp_path / "top.yaml").write_text("_BASE_: base.yaml\nSEED: 2\nMODEL:\n  CLIP:\n    NAME: top\n")
+    cfg = load_config(str(tmp_path / "top.yaml"), ["SEED", "3"])
+    assert (cfg.SEED, cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.TEMPLATES) == (3, "top", "photo")
+
+
+# ---- mistakes -------------------------------------------------------------------------------------------------
+
+
+def message_of(config_file: str = "", opts: tuple = ()) -> str:
+    with pytest.raises(ReclipError) as caught:
+        load_config(config_file, opts)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def file_message(tmp_path, content: str | bytes) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    message = message_of(str(path))
+    assert str(path) in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("FOO: 1", "FOO"),
+        ("MODEL:\n  CLIP:\n    NAM: x", "MODEL.CLIP.NAM"),
+        ("SEED: abc", "SEED"),
+        ("MODEL:\n  CLIP: null", "MODEL.CLIP"),
+        ("", "holds no keys"),
+        ("# nothing", "holds no keys"),
+        ("- a", "holds no keys"),
+        ("3", "holds no keys"),
+        ("hello", "holds no keys"),
+        ("1: 2", ""),
+        ("MODEL: {1: 2}", ""),
+        ("a: [1", "no plain YAML"),
+        ("a:\n\t- b", "no plain YAML"),
+        (b"\xff\xfe\x00", "no plain YAML"),
+        ("_BASE_: none.yaml", "none.yaml does not exist"),
+        ("_BASE_: config.yaml", ""),
+    ],
+)
+def test_mistakes_in_a_file(tmp_path, content, expected):
+    assert expected in file_message(tmp_path, content)
+
+
+@pytest.mark.parametrize("tag", ["!!python/object/apply:os.mkdir", "!!python/object/new:os.mkdir"])
+def test_python_in_yaml_is_not_run(tmp_path, tag):
+    marker = tmp_path / "marker"
+    message = file_message(tmp_path, f'OUTPUT_DIR: {tag} ["{marker}"]')
+    assert "no plain YAML" in message and not marker.exists()
+    base = tmp_path / "base.yaml"
+    base.write_text(f'OUTPUT_DIR: {tag} ["{marker}"]')
+    file_message(tmp_path, "_BASE_: base.yaml")
+    assert not marker.exists()
+
+
+def test_missing_file(tmp_path):
+    assert f"{tmp_path}/none.yaml does not exist" in message_of(f"{tmp_path}/none.yaml")
+    assert "does not exist" in message_of(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("opts", "expected"),
+    [
+        (["SEED"], "'SEED' has no partner"),
+        (["SEED", "1", "OUTPUT_DIR"], "'OUTPUT_DIR' has no partner"),
+        (["FOO", "1"], "FOO"),
+        (["MODEL.CLIP.NAM", "x"], "MODEL.CLIP.NAM"),
+        (["SEED", "abc"], "SEED"),
+        (["MODEL.CLIP", "1"], "command line"),
+        (["_BASE_", "x.yaml"], "_BASE_"),
+        (["MODEL.CLIP.NAME.V.x", "1"], "command line"),
+        (["", "1"], "command line"),
+    ],
+)
+def test_mistakes_on_the_command_line(opts, expected):
+    assert expected in message_of("", opts)
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_a_word_that_is_no_choice(key):
+    message = message_of("", [key, "something"])
+    assert f"{key} is 'something'; choose one of {', '.join(CHOICES[key])}" == message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.MASK_DECODER.KERNEL_SIZE", "4"),
+        ("MODEL.MASK_DECODER.KERNEL_SIZE", "-1"),
+        ("MODEL.MASKCLIP.MEAN_FILTER", "2"),
+        ("MODEL.MASKCLIP.MEAN_FILTER", "-3"),
+        ("INPUT.FORMAT", "BGR"),
+        ("INPUT.COLOR_JITTER", "1.0"),
+        ("INPUT.COLOR_JITTER", "-0.1"),
+        ("HYPOTHESIS.WINDOW_RATIO", "0.0"),
+        ("HYPOTHESIS.WINDOW_RATIO", "1.5"),
+        ("HYPOTHESIS.BATCH_SIZE", "0"),
+        ("MODEL.BIAS_HEAD.PROMPT_LENGTH", "-1"),
+        ("MODEL.GUMBEL.TAU", "-0.1"),
+        ("MODEL.LOSS.TAU", "-0.1"),
+        ("TEST.SLIDING_WINDOW.STRIDE", "(0, 10)"),
+        ("TEST.SLIDING_WINDOW.STRIDE", "(513, 512)"),
+        ("TEST.SLIDING_WINDOW.SIZE", "(512,)"),
+    ],
+)
+def test_a_value_out_of_range_names_its_key(key, value):
+    assert key.rsplit(".", 1)[0] in message_of("", [key, value])
+
+
+def test_good_values_pass():
+    cfg = load_config(
+        "", ["MODEL.MASKCLIP.MEAN_FILTER", "3", "HYPOTHESIS.WINDOW_RATIO", "1.0", "INPUT.COLOR_JITTER", "0.5"]
+    )
+    check_config(cfg)
+    assert config.CHOICES["MODEL.CLIP.AUTOCAST"] == ("float32", "bfloat16", "float16")

@@ -1,0 +1,398 @@
+"""``train_net.py`` from JPEGs on disk to checkpoints and mIoU, on a data set of a few small files.
+
+Most runs are in this process (a program's start takes seconds); what a shell sees is tested by one real program.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+from detectron2.utils.logger import setup_logger
+
+import train_net
+from tests.helpers import datasets, isolated_cache, register_tiny_model, write_scenes
+
+__all__ = ["datasets", "isolated_cache"]
+
+ROOT = Path(__file__).parents[1]
+NAMES = ["sky", "tall tree", "water", "brick wall"]
+EVALUATE = ("--eval-only", "MODEL.META_ARCHITECTURE", "MaskCLIP")
+SLIDING = {"ENABLED": "True", "SIZE": "[32, 32]", "STRIDE": "[16, 16]"}
+
+
+@pytest.fixture(autouse=True)
+def fresh_logging():
+    """Detectron2's log handlers write to the streams of the test that made them: take them away at its end."""
+    yield
+    for name in ("detectron2", "fvcore", "reclip_d2"):
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+            handler.close()
+        logger.propagate = True
+    logging.getLogger("detectron2.engine.train_loop").filters.clear()
+    setup_logger.cache_clear()
+
+
+@pytest.fixture
+def scene(tmp_path, datasets) -> Path:
+    """A folder with the data sets ``reclip_test_train`` and ``reclip_test_val`` (registered) and a config file."""
+    datasets("reclip_test_train", write_scenes(tmp_path / "train", 6), NAMES)
+    datasets("reclip_test_val", write_scenes(tmp_path / "val", 3, size=(36, 44), seed=1), NAMES)
+    (tmp_path / "config.yaml").write_text(
+        f"""
+_BASE_: {ROOT}/configs/Base-ReCLIP.yaml
+MODEL:
+  META_ARCHITECTURE: RectifiedCLIP
+  DEVICE: cpu
+  CLIP: {{NAME: {register_tiny_model(tmp_path)}, PRETRAINED: random, TEMPLATES: photo}}
+  BIAS_HEAD: {{PROMPT_LENGTH: 4}}
+HYPOTHESIS: {{WINDOW_RATIO: 0.5, THRESHOLD: 0.2}}
+DATASETS: {{TRAIN: [reclip_test_train], TEST: [reclip_test_val]}}
+DATALOADER: {{NUM_WORKERS: 0}}
+INPUT:
+  MIN_SIZE_TRAIN: [32]
+  MIN_SIZE_TEST: 36
+  CROP: {{ENABLED: true, SIZE: [24, 32]}}
+  COLOR_JITTER: 0.2
+SOLVER: {{IMS_PER_BATCH: 2, MAX_ITER: 6, CHECKPOINT_PERIOD: 3, BASE_LR: 0.05}}
+"""
+    )
+    return tmp_path
+
+
+def run(scene: Path, output: str, *arguments: str) -> dict | None:
+    """``train_net.py --config-file config.yaml ... OUTPUT_DIR output``; arguments that begin with -- come first."""
+    flags = [a for a in arguments if a.startswith("--")]
+    keys = [a for a in arguments if not a.startswith("--")]
+    config = [] if "--config-file" in flags else ["--config-file", str(scene / "config.yaml")]
+    args = train_net.argument_parser().parse_args([*config, *flags, "OUTPUT_DIR", str(scene / output), *keys])
+    return train_net.main(args)
+
+
+def weights(scene: Path, output: str, name: str = "model_final") -> dict[str, torch.Tensor]:
+    return torch.load(scene / output / f"{name}.pth", weights_only=True)["model"]
+
+
+def assert_same(first: dict, second: dict) -> None:
+    assert set(first) == set(second)
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
+def metrics(scene: Path, output: str) -> dict:
+    """Last values of a run's metrics; ``iteration`` is that of the last loss (the evaluation is written after it)."""
+    merged = {}
+    for line in (scene / output / "metrics.json").read_text().splitlines():
+        values = json.loads(line)
+        if "total_loss" not in values:
+            values.pop("iteration")
+        merged.update(values)
+    return merged
+
+
+# ---- a whole run ----------------------------------------------------------------------------------------------
+
+
+def test_training_from_files_to_a_checkpoint_and_a_number(scene, isolated_cache):
+    run(scene, "out", "TEST.EVAL_PERIOD", "3", "VIS_PERIOD", "2")
+    last = metrics(scene, "out")
+    assert last["iteration"] == 5
+    assert 0 < last["total_loss"] < 20
+    assert 0 <= last["sem_seg/mIoU"] <= 100
+    names = {path.name for path in (scene / "out").iterdir()}
+    assert {"model_0000002.pth", "model_0000005.pth", "model_final.pth", "last_checkpoint"} <= names
+    assert {"config.yaml", "log.txt"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert len(list((isolated_cache / "hypotheses").iterdir())) == 1  # made by itself
+    assert len(list((isolated_cache / "query_features").iterdir())) == 1
+
+    keys = set(weights(scene, "out"))
+    assert all(key.startswith(("bias_head.", "mask_decoder.")) for key in keys)
+    log = (scene / "out" / "log.txt").read_text()
+    assert "6 training images" in log and "classes an image in their hypotheses" in log
+    assert "total_loss" in log and "eta" in log
+
+
+def test_weights_move_and_the_loss_of_the_extensions_is_logged(scene):
+    weighted = ["MODEL.LOSS.COVERAGE_WEIGHT", "1.0", "MODEL.LOSS.OUTSIDE_WEIGHT", "0.5"]
+    run(scene, "out", *weighted, "HYPOTHESIS.CALIBRATED", "True")
+    last = metrics(scene, "out")
+    assert {"loss_contrastive", "loss_coverage", "loss_outside"} <= set(last)
+    early, late = weights(scene, "out", "model_0000002"), weights(scene, "out")
+    assert not any(torch.equal(early[key], late[key]) for key in early)
+
+
+def test_evaluation_alone_gives_the_number_of_the_end_of_training(scene):
+    run(scene, "out", "TEST.EVAL_PERIOD", "6")
+    expected = metrics(scene, "out")["sem_seg/mIoU"]
+    resumed = run(scene, "out", "--eval-only", "--resume")["sem_seg"]
+    assert resumed["mIoU"] == expected
+    file = str(scene / "out" / "model_final.pth")
+    named = run(scene, "other", "--eval-only", "MODEL.WEIGHTS", file)["sem_seg"]
+    logits = run(scene, "other", "--eval-only", "MODEL.WEIGHTS", file, "TEST.LABEL_MAPS", "False")["sem_seg"]
+    assert named["mIoU"] == logits["mIoU"] == expected
+    untrained = weights(scene, "out", "model_0000002")
+    assert not torch.equal(untrained["mask_decoder.conv.weight"], weights(scene, "out")["mask_decoder.conv.weight"])
+
+
+def test_maskclip_and_its_controls(scene):
+    plain = run(scene, "out", *EVALUATE)
+    assert 0 <= plain["sem_seg"]["mIoU"] <= 100
+    for keys in (
+        ["MODEL.MASKCLIP.CALIBRATION", "class"],
+        ["MODEL.MASKCLIP.CALIBRATION", "position_class"],
+        ["MODEL.MASKCLIP.MEAN_FILTER", "3"],
+        [part for key, value in SLIDING.items() for part in (f"TEST.SLIDING_WINDOW.{key}", value)],
+    ):
+        result = run(scene, "out", *EVALUATE, *keys)
+        assert 0 <= result["sem_seg"]["mIoU"] <= 100
+
+
+# ---- repeatable, resumable, label-blind -------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(scene):
+    run(scene, "first")
+    run(scene, "second", "DATALOADER.NUM_WORKERS", "2")
+    assert_same(weights(scene, "first"), weights(scene, "second"))
+    run(scene, "third", "SEED", "1")
+    key = "bias_head.reference_prompt.vectors"
+    assert not torch.equal(weights(scene, "first")[key], weights(scene, "third")[key])
+
+
+def test_resume_goes_on_and_ends_as_an_unbroken_run(scene, monkeypatch):
+    run(scene, "unbroken", "SOLVER.WARMUP_ITERS", "4")
+
+    class Stopped(BaseException):
+        pass
+
+    run_step = train_net.Trainer.run_step
+
+    def stop_in_the_fifth(self):
+        if self.iter == 4:  # one iteration after the checkpoint is lost
+            raise Stopped
+        run_step(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(train_net.Trainer, "run_step", stop_in_the_fifth)
+        run(scene, "stopped", "SOLVER.WARMUP_ITERS", "4")
+    assert (scene / "stopped" / "last_checkpoint").read_text() == "model_0000002.pth"
+
+    seen = []
+
+    def watch(self):
+        seen.append((self.iter, self._trainer.optimizer.param_groups[0]["lr"]))
+        run_step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_net.Trainer, "run_step", watch)
+        run(scene, "stopped", "--resume", "SOLVER.WARMUP_ITERS", "4")
+    # Warm-up by Detectron2's default from 0.001 of the rate over four iterations, then poly.
+    end = (1 - 4 / 6) ** 0.9
+    expected = [0.05 * (0.001 + (end - 0.001) * 3 / 4), 0.05 * end, 0.05 * (1 - 5 / 6) ** 0.9]
+    assert [iteration for iteration, _ in seen] == [3, 4, 5]
+    assert [rate for _, rate in seen] == pytest.approx(expected)
+    assert_same(weights(scene, "unbroken"), weights(scene, "stopped"))
+    assert metrics(scene, "stopped")["iteration"] == 5
+
+
+def test_resume_of_a_finished_run_does_nothing(scene):
+    run(scene, "out")
+    before = weights(scene, "out")
+    run(scene, "out", "--resume")
+    assert_same(before, weights(scene, "out"))
+
+
+def test_resume_without_a_checkpoint_begins(scene):
+    run(scene, "fresh", "--resume")
+    run(scene, "usual")
+    assert_same(weights(scene, "fresh"), weights(scene, "usual"))
+
+
+def test_training_is_blind_to_labels(scene, monkeypatch):
+    """Without the label files, and with every way to open one barred, the weights are the same, bit for bit."""
+    run(scene, "with_labels")
+    labels = scene / "train" / "annotations_detectron2"
+    for path in labels.iterdir():
+        path.unlink()
+    opened, pil_open, builtin_open = [], PIL.Image.open, open
+
+    def guard(function):
+        def guarded(file, *args, **kwargs):
+            if isinstance(file, str | os.PathLike) and os.fspath(file).startswith(str(labels)):
+                raise AssertionError(f"training opens a label: {file}")
+            opened.append(str(file))
+            return function(file, *args, **kwargs)
+
+        return guarded
+
+    monkeypatch.setattr(PIL.Image, "open", guard(pil_open))
+    monkeypatch.setattr("builtins.open", guard(builtin_open))
+    monkeypatch.setenv("RECLIP_CACHE", str(scene / "another_cache"))  # hypotheses are made anew, label-blind too
+    run(scene, "without_labels")
+    assert any(name.endswith(".jpg") for name in opened)
+    assert_same(weights(scene, "with_labels"), weights(scene, "without_labels"))
+
+
+# ---- mistakes -------------------------------------------------------------------------------------------------
+
+
+def error_line(capfd, function) -> str:
+    """The one line of a run that ends with exit status 1; nothing in the output is a traceback."""
+    with pytest.raises(SystemExit) as caught:
+        function()
+    assert caught.value.code == 1
+    out, err = capfd.readouterr()
+    assert "Traceback" not in out + err
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def mistake(capfd, scene, *arguments: str) -> str:
+    return error_line(capfd, lambda: run(scene, "out", *arguments))
+
+
+def break_image(scene: Path, split: str, index: int = 2) -> str:
+    path = scene / split / "images" / f"{index:03d}.jpg"
+    path.write_bytes(path.read_bytes()[:300])
+    return str(path)
+
+
+def test_unknown_data_sets(scene, capfd):
+    line = mistake(capfd, scene, "DATASETS.TRAIN", "('reclip_test_none',)")
+    assert "'reclip_test_none' is not registered" in line
+    line = mistake(capfd, scene, *EVALUATE, "DATASETS.TEST", "('reclip_test_none',)")
+    assert "'reclip_test_none' is not registered" in line
+
+
+def test_no_training_set(scene, capfd):
+    assert "no training images" in mistake(capfd, scene, "DATASETS.TRAIN", "()")
+
+
+def test_missing_image_folder(scene, capfd):
+    (scene / "train" / "images").rename(scene / "moved")
+    assert "images/000.jpg does not exist" in mistake(capfd, scene)
+
+
+def test_broken_image_while_hypotheses_are_made(scene, capfd):
+    path = break_image(scene, "train")
+    assert path in mistake(capfd, scene)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_broken_image_in_training(scene, capfd, workers):
+    keys = ["HYPOTHESIS.FILE", str(scene / "h.jsonl"), "DATALOADER.NUM_WORKERS", workers]
+    run(scene, "good", *keys, "SOLVER.MAX_ITER", "1")
+    capfd.readouterr()
+    path = break_image(scene, "train")
+    line = mistake(capfd, scene, *keys)
+    assert path in line and "cannot be read" in line
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_broken_image_in_evaluation(scene, capfd, workers):
+    path = break_image(scene, "val", 1)
+    line = mistake(capfd, scene, *EVALUATE, "DATALOADER.NUM_WORKERS", workers)
+    assert path in line and "cannot be read" in line
+
+
+def test_missing_label_in_evaluation(scene, capfd):
+    (scene / "val" / "annotations_detectron2" / "001.png").unlink()
+    line = mistake(capfd, scene, *EVALUATE)
+    assert "annotations_detectron2/001.png does not exist" in line
+
+
+def test_evaluation_on_a_data_set_without_labels(scene, capfd, datasets):
+    datasets("reclip_test_bare", [{"file_name": str(scene / "val" / "images" / "000.jpg")}], NAMES)
+    line = mistake(capfd, scene, *EVALUATE, "DATASETS.TEST", "('reclip_test_bare',)")
+    assert "'reclip_test_bare' has no labels" in line
+
+
+def test_evaluation_on_an_empty_data_set(scene, capfd, datasets):
+    datasets("reclip_test_empty", [], NAMES)
+    line = mistake(capfd, scene, *EVALUATE, "DATASETS.TEST", "('reclip_test_empty',)")
+    assert "reclip_test_empty" in line
+
+
+def test_maskclip_does_not_train(scene, capfd):
+    assert "--eval-only" in mistake(capfd, scene, "MODEL.META_ARCHITECTURE", "MaskCLIP")
+
+
+def test_nothing_to_evaluate(scene, capfd):
+    assert "MODEL.WEIGHTS" in mistake(capfd, scene, "--eval-only")
+    assert "does not exist" in mistake(capfd, scene, "--eval-only", "MODEL.WEIGHTS", str(scene / "none.pth"))
+
+
+def test_class_lists(scene, capfd, datasets):
+    image = {"file_name": str(scene / "train" / "images" / "000.jpg")}
+    for index, (names, expected) in enumerate(
+        [
+            ([], "class list is empty"),
+            (["sky", ""], "empty name"),
+            (["sky", "Sky"], "share the name"),
+            (["sky", "tree " * 90], "the text encoder takes"),
+        ]
+    ):
+        name = datasets(f"reclip_test_names_{index}", [image], names)
+        assert expected in mistake(capfd, scene, "DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", "()")
+
+
+def test_checkpoint_of_another_class_list(scene, capfd, datasets):
+    run(scene, "good", "SOLVER.MAX_ITER", "1")
+    capfd.readouterr()
+    records = write_scenes(scene / "other", 2, size=(36, 44), seed=1)
+    datasets("reclip_test_other", records, ["sky", "tall tree", "sea", "brick wall"])
+    keys = ["DATASETS.TRAIN", "('reclip_test_other',)", "DATASETS.TEST", "('reclip_test_other',)"]
+    line = mistake(capfd, scene, "--eval-only", *keys, "MODEL.WEIGHTS", str(scene / "good" / "model_final.pth"))
+    assert "another class list: class 2 is 'water' instead of 'sea'" in line
+    line = mistake(capfd, scene, *keys, "MODEL.WEIGHTS", str(scene / "good" / "model_final.pth"))
+    assert "another class list" in line
+
+
+def test_different_class_lists_in_one_config(scene, capfd, datasets):
+    datasets("reclip_test_other", [], ["a", "b"])
+    assert "different class lists" in mistake(capfd, scene, "DATASETS.TEST", "('reclip_test_other',)")
+
+
+def test_other_keys(scene, capfd):
+    assert "MODEL.CLIP.NAME" in mistake(capfd, scene, "MODEL.CLIP.NAME", "nothing")
+    assert "MODEL.CLIP.TEMPLATES" in mistake(capfd, scene, "MODEL.CLIP.TEMPLATES", "nothing")
+    assert "MODEL.BACKBONE.NAME" in mistake(capfd, scene, "MODEL.BACKBONE.NAME", "build_resnet_backbone")
+
+
+def test_a_name_that_no_registry_knows(scene, capfd):
+    assert "MODEL.BIAS_HEAD.NAME" in mistake(capfd, scene, "MODEL.BIAS_HEAD.NAME", "Nothing")
+    assert "MODEL.META_ARCHITECTURE" in mistake(capfd, scene, "MODEL.META_ARCHITECTURE", "Nothing")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(scene, capfd):
+    line = mistake(capfd, scene, "SOLVER.BASE_LR", "1e38", "MODEL.MASK_DECODER.NORM", "")
+    assert "is not finite on" in line and ".jpg" in line and "SOLVER.BASE_LR" in line
+
+
+# ---- what a shell sees ----------------------------------------------------------------------------------------
+
+
+def shell(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train_net.py"), *arguments],
+        capture_output=True, text=True, timeout=120, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def test_program(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("FOO:\n  BAR: 1\n")
+    done = shell("--config-file", str(config), "OUTPUT_DIR", str(tmp_path / "out"), "MODEL.DEVICE", "cpu")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "FOO" in lines[0] and str(config) in lines[0]
