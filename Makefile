@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow lint clean FORCE
+.PHONY: help env demo test test-slow lint kernel-report clean FORCE
 
 VENV ?= .venv
 # The interpreter that makes the environment; empty: the first fit one of CANDIDATES.
@@ -31,6 +31,9 @@ test-slow: env ## the slow tests only
 lint: env ## ruff: rules and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+kernel-report: env ## nvcc's report of registers and spills of each kernel, from the last build
+	$(PY) tools/kernel_report.py $(STATE)/build.log
 
 clean: ## remove builds and caches; output/ and the environment stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
@@ -99,7 +102,7 @@ $(STATE)/packages: $(STATE)/venv requirements.txt requirements-dev.txt \
 $(STATE)/installed: $(STATE)/packages setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*) \
     $(if $(filter $(CURDIR),$(shell cat $(STATE)/installed 2>/dev/null)),,FORCE)
 	@echo "environment: compiling and installing reclip_d2 in editable mode; this can take some minutes"
-	@install="$(PY) -m pip install --quiet --no-build-isolation --editable .[dev]"; \
+	@install="$(PY) -m pip install --verbose --no-build-isolation --editable .[dev]"; \
 	if ! $$install >$(STATE)/build.log 2>&1; then \
 	  NO_EXTENSION=1 $$install >/dev/null 2>&1 \
 	    || { cat $(STATE)/build.log >&2; echo "error: reclip_d2 cannot be installed, see above" >&2; exit 1; }; \

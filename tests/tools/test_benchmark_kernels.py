@@ -1,0 +1,41 @@
+"""The benchmark program, at a size that takes seconds: what it writes, not how fast anything is."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tools" / "benchmark_kernels.py"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_figures_of_a_small_case(tmp_path):
+    small = ["--vocabularies", "voc20", "--pixels", "64", "--batches", "2", "--no-upsample", "--repeats", "2"]
+    done = run("--json", str(tmp_path / "figures.json"), "--methods", "ours", "eager", *small)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "figures.json").read_text())
+    (result,) = report["results"]
+    # Logits (2,16,20), bias (16,20), features (2,16,512) read in both passes; logits' and bias' gradients written; the
+    # (4,512) result written, its gradient and itself read.
+    read = 4 * (2 * 16 * 20 + 16 * 20 + 2 * 16 * 512)
+    assert result["bytes_to_move"] == 2 * read + 4 * (2 * 16 * 20 + 16 * 20) + 3 * 4 * 4 * 512
+    assert result["floor_seconds"] == pytest.approx(result["bytes_to_move"] / report["copy_bytes_per_second"])
+    for figures in result["methods"].values():
+        assert 0 < figures["min_seconds"] <= figures["median_seconds"]
+        assert figures["peak_bytes"] >= 0
+    assert result["methods"]["ours"]["over_ours"] == 1.0
+    assert "| voc20, 64 px, batch 2 |" in done.stdout
+
+
+def test_methods_without_ours_is_an_error():
+    done = run("--methods", "eager")
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: --methods must name ours: the ratios are over it"

@@ -1,0 +1,375 @@
+"""Time and peak memory of the operators in ``reclip_d2.layers`` against eager PyTorch and ``torch.compile``.
+
+    python tools/benchmark_kernels.py --device cpu --json benchmark.json
+
+Shapes: B images, n = h*w patches, D embedding width, C classes, K hypothesis rows.
+
+How it measures:
+- The implementations take turns within every repetition, each on the next of several input sets (more than the caches
+  hold together), so that drifts of the machine meet all of them: a ratio is the median over the repetitions' ratios.
+- "eager" is what one would write in plain PyTorch, with PyTorch's own random numbers and pooling of the hypothesis rows
+  only; "twin" draws Philox noise in plain PyTorch, as the kernels do, and is no contender in speed.
+- The floor is the bytes that must move (every input read once a pass, every output written once) over the
+  bandwidth of a large copy, measured in the same run.
+- Peak memory is what a pass adds to the memory that holds the inputs: on the CPU the growth of the resident set's
+  high-water mark of a fresh process, on CUDA that of PyTorch's allocator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reclip_d2.errors import ReclipError, exit_on_error
+from reclip_d2.io import atomic_write
+from reclip_d2.layers import kernels_available, rectify_and_pool, upsample_argmax, use_kernels
+
+# Vocabulary: its classes and the mean number of classes in an image.
+VOCABULARIES = {"voc20": (20, 1.85), "context59": (59, 12.8), "ade150": (150, 22.3), "large1000": (1000, 22.3)}
+PATCH = 16
+WIDTH = 512
+TAU = 0.01
+METHODS = ("ours", "eager", "compile", "twin")
+
+
+class Case(NamedTuple):
+    """One row of the table."""
+
+    operator: str
+    vocabulary: str
+    classes: int
+    pixels: int
+    images: int
+    height: int = 0
+    width: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name for people."""
+        if self.operator == "upsample_argmax":
+            return f"{self.classes} classes, {self.grid}x{self.grid} to {self.height}x{self.width}, batch {self.images}"
+        return f"{self.vocabulary}, {self.pixels} px, batch {self.images}"
+
+    @property
+    def grid(self) -> int:
+        """Patches a side."""
+        return self.pixels // PATCH
+
+
+class Inputs(NamedTuple):
+    """Tensors of one call of rectify_and_pool, and a gradient for its result."""
+
+    logits: Tensor
+    bias: Tensor
+    features: Tensor
+    class_ids: Tensor
+    offsets: Tensor
+    gradient: Tensor
+
+
+def make_inputs(case: Case, device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+    """Random inputs; logits as a convolution leaves them, and cosine-like in size."""
+    patches, per_image = case.grid**2, VOCABULARIES[case.vocabulary][1]
+    counts = [max(1, min(case.classes, round(per_image * (b + 1)) - round(per_image * b))) for b in range(case.images)]
+    ids = torch.cat([torch.randperm(case.classes, generator=generator)[:count] for count in counts])
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return Inputs(
+        (normal(case.images, case.classes, patches) * 0.05).to(device, dtype).transpose(1, 2).requires_grad_(),
+        (normal(case.classes, patches) * 0.01).to(device).t().requires_grad_(),
+        F.normalize(normal(case.images, patches, WIDTH), dim=-1).to(device, dtype),
+        ids,
+        torch.tensor([0, *counts]).cumsum(0),
+        normal(len(ids), WIDTH).to(device),
+    )
+
+
+def eager_rectify_and_pool(
+    logits: Tensor, bias: Tensor, features: Tensor, class_ids: Tensor, bounds: list[int]
+) -> Tensor:
+    """Plain PyTorch: rectify, sample one-hot masks, pool the hypothesis rows of each image."""
+    masks = F.gumbel_softmax((logits - bias) / TAU, tau=1.0, hard=True, dim=-1)
+    pooled = []
+    for image, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        rows = masks[image].index_select(1, class_ids[start:stop]).t()
+        area = rows.sum(1, keepdim=True)
+        pooled.append((rows @ features[image]) / area.clamp(min=1.0))
+    return torch.cat(pooled)
+
+
+def eager_upsample_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Plain PyTorch: interpolate, then argmax."""
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(1)
+
+
+def method(case: Case, name: str, device: torch.device) -> Callable[[Inputs | Tensor], None]:
+    """The function to time: a forward and backward pass, or a label map."""
+    if case.operator == "upsample_argmax":
+        size = (case.height, case.width)
+        compiled = torch.compile(eager_upsample_argmax, dynamic=False) if name == "compile" else None
+
+        def label(logits: Tensor) -> None:
+            if compiled or name == "eager":
+                (compiled or eager_upsample_argmax)(logits, size)
+            else:
+                with use_kernels(name == "ours"):
+                    upsample_argmax(logits, size)
+
+        return torch.no_grad()(label)
+
+    eager = eager_rectify_and_pool
+    if name == "compile":
+        eager = torch.compile(eager_rectify_and_pool, dynamic=False)
+
+    def train(inputs: Inputs) -> None:
+        if name in ("eager", "compile"):
+            ids = inputs.class_ids.to(device)
+            pooled = eager(inputs.logits, inputs.bias, inputs.features, ids, inputs.offsets.tolist())
+        else:
+            with use_kernels(name == "ours"):
+                pooled, _ = rectify_and_pool(*inputs[:5], TAU, hard=True)
+        torch.autograd.grad(pooled, (inputs.logits, inputs.bias), inputs.gradient.to(pooled.dtype))
+
+    return train
+
+
+def new_inputs(case: Case, device: torch.device, dtype: torch.dtype, seed: int) -> Inputs | Tensor:
+    """One input set."""
+    generator = torch.Generator().manual_seed(seed)
+    if case.operator == "upsample_argmax":
+        shape = (case.images, case.classes, case.grid, case.grid)
+        return torch.randn(*shape, generator=generator).to(device, dtype)
+    return make_inputs(case, device, dtype, generator)
+
+
+def bytes_to_move(case: Case, inputs: Inputs | Tensor) -> int:
+    """Bytes that a perfect implementation moves: each input read once a pass, each output written once."""
+    if isinstance(inputs, Tensor):
+        return inputs.nbytes + 8 * case.images * case.height * case.width
+    read = inputs.logits.nbytes + inputs.bias.nbytes + inputs.features.nbytes
+    outputs = inputs.gradient.nbytes
+    return 2 * read + inputs.logits.nbytes + inputs.bias.nbytes + 3 * outputs
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(function: Callable[[], None], device: torch.device) -> float:
+    """Seconds of one call, by device events on CUDA."""
+    if device.type == "cuda":
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        function()
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop) / 1e3
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second, read and written together, of a copy that outgrows all caches."""
+    source = torch.ones(2**30 if device.type == "cuda" else 2**26, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    seconds = [timed(lambda: target.copy_(source), device) for _ in range(10)]
+    return 2 * source.nbytes / min(seconds)
+
+
+def allocator_peak(case: Case, name: str, device: torch.device, dtype: torch.dtype) -> int:
+    """Bytes that a pass adds to PyTorch's CUDA allocations at their peak."""
+    inputs, run = new_inputs(case, device, dtype, 0), method(case, name, device)
+    run(inputs)
+    synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run(inputs)
+    synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def resident_peak_here(case: Case, name: str, dtype: torch.dtype) -> int:
+    """Bytes that a pass adds to this process's resident set at its peak; for a fresh process."""
+    device = torch.device("cpu")
+    run = method(case, name, device)
+    run(new_inputs(case, device, dtype, 1))  # compiled code, libraries and thread pools are not the pass's memory
+    gc.collect()
+    inputs = new_inputs(case, device, dtype, 0)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark becomes the present size
+    before = status_kilobytes("VmHWM")
+    run(inputs)
+    return (status_kilobytes("VmHWM") - before) * 1024
+
+
+def status_kilobytes(key: str) -> int:
+    """A field of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key + ":"))
+
+
+def resident_peak(case: Case, name: str, dtype: torch.dtype) -> int:
+    """:func:`resident_peak_here` in a process of its own."""
+    request = json.dumps({"case": case, "method": name, "dtype": str(dtype).removeprefix("torch.")})
+    command = [sys.executable, str(Path(__file__).resolve()), "--memory-of", request]
+    # A small allocation threshold: what the pass has freed goes back to the system, as it does with large inputs.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise ReclipError(f"measuring memory of {name} failed: {done.stderr.strip().splitlines()[-1:]}")
+    return int(done.stdout.split()[-1])
+
+
+def benchmark(case: Case, arguments: argparse.Namespace, bandwidth: float) -> dict:
+    """Measure one case."""
+    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
+    first = new_inputs(case, device, dtype, 0)
+    moved = bytes_to_move(case, first)
+    sets = [first]
+    cache = 512 * 2**20 if device.type == "cuda" else 128 * 2**20
+    while len(sets) < 8 and len(sets) * moved < cache:
+        sets.append(new_inputs(case, device, dtype, len(sets)))
+    runs = {name: method(case, name, device) for name in arguments.methods}
+    for run in runs.values():
+        for _ in range(2):
+            run(sets[0])
+    synchronize(device)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    turn = 0
+    for _ in range(arguments.repeats):
+        for name, run in runs.items():
+            turn += 1
+            inputs = sets[turn % len(sets)]
+            seconds[name].append(timed(lambda run=run, inputs=inputs: run(inputs), device))
+    result = {**case._asdict(), "name": case.name, "dtype": arguments.dtype, "bytes_to_move": moved}
+    result["floor_seconds"] = moved / bandwidth
+    result["methods"] = {}
+    for name, values in seconds.items():
+        ratios = [a / b for a, b in zip(values, seconds["ours"], strict=True)]
+        peak = allocator_peak(case, name, device, dtype) if device.type == "cuda" else resident_peak(case, name, dtype)
+        result["methods"][name] = {
+            "median_seconds": statistics.median(values),
+            "min_seconds": min(values),
+            "over_ours": statistics.median(ratios),
+            "over_floor": statistics.median(values) / result["floor_seconds"],
+            "peak_bytes": peak,
+        }
+    return result
+
+
+def cases(arguments: argparse.Namespace) -> list[Case]:
+    """The cases asked for."""
+    found = [
+        Case("rectify_and_pool", vocabulary, VOCABULARIES[vocabulary][0], pixels, images)
+        for vocabulary in arguments.vocabularies
+        for pixels in arguments.pixels
+        for images in arguments.batches
+    ]
+    if not arguments.no_upsample:
+        found += [
+            Case("upsample_argmax", name, classes, 512, 1, 512, 683)
+            for name, classes in (("voc20", 20), ("ade150", 150), ("coco_stuff171", 171))
+        ]
+    return found
+
+
+def machine(device: torch.device) -> dict:
+    """What the figures depend on."""
+    report = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        return {**report, "processor": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return {**report, "processor": f"{model} ({platform.machine()})", "cores": os.cpu_count()}
+
+
+def table(results: list[dict], methods: list[str]) -> str:
+    """The results as a Markdown table."""
+    others = [name for name in methods if name != "ours"]
+    head = ["case", "ours (ms)", *(f"{name} (ms)" for name in others), *(f"{name} / ours" for name in others)]
+    head += ["ours / floor", "peak ours (MiB)", *(f"peak {name}" for name in others)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for result in results:
+        rows = result["methods"]
+        cells = [result["name"], f"{rows['ours']['median_seconds'] * 1e3:.2f}"]
+        cells += [f"{rows[name]['median_seconds'] * 1e3:.1f}" for name in others]
+        cells += [f"{rows[name]['over_ours']:.1f}x" for name in others]
+        cells += [f"{rows['ours']['over_floor']:.1f}x", f"{rows['ours']['peak_bytes'] / 2**20:.1f}"]
+        cells += [f"{rows[name]['peak_bytes'] / 2**20:.1f}" for name in others]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    result.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    result.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    result.add_argument("--vocabularies", nargs="+", choices=sorted(VOCABULARIES), default=list(VOCABULARIES))
+    result.add_argument("--pixels", nargs="+", type=int, default=[336, 512, 1024], help="side of the input images")
+    result.add_argument("--batches", nargs="+", type=int, default=[1, 12, 16])
+    result.add_argument("--methods", nargs="+", choices=METHODS, default=["ours", "eager", "compile"])
+    result.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    result.add_argument("--repeats", type=int, default=15)
+    result.add_argument("--threads", type=int, help="CPU threads")
+    result.add_argument("--no-upsample", action="store_true", help="leave upsample_argmax out")
+    result.add_argument("--memory-of", help=argparse.SUPPRESS)
+    return result
+
+
+@exit_on_error
+def main() -> None:
+    """Run the benchmark."""
+    arguments = parser().parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        request = json.loads(arguments.memory_of)
+        print(resident_peak_here(Case(*request["case"]), request["method"], getattr(torch, request["dtype"])))
+        return
+    if "ours" not in arguments.methods:
+        raise ReclipError("--methods must name ours: the ratios are over it")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ReclipError("--device cuda: no CUDA device is visible; use --device cpu")
+    if not kernels_available(arguments.device):
+        raise ReclipError(
+            f"the extension has no {arguments.device} kernels: build it with pip install -e . --no-build-isolation"
+        )
+    device = torch.device(arguments.device)
+    bandwidth = copy_bandwidth(device)
+    report = {"command": sys.argv[1:], **machine(device), "copy_bytes_per_second": bandwidth, "results": []}
+    for case in cases(arguments):
+        print(f"measuring {case.operator}: {case.name}", file=sys.stderr)
+        torch.compiler.reset()
+        report["results"].append(benchmark(case, arguments, bandwidth))
+        if arguments.json:  # after every case, so that an interrupted run keeps what it has
+            with atomic_write(arguments.json) as path:
+                path.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"{report['processor']}, copy {bandwidth / 1e9:.1f} GB/s, {arguments.dtype}")
+    for operator in ("rectify_and_pool", "upsample_argmax"):
+        chosen = [result for result in report["results"] if result["operator"] == operator]
+        if chosen:
+            print(f"\n{operator}\n\n{table(chosen, arguments.methods)}")
+
+
+if __name__ == "__main__":
+    main()
