@@ -83,6 +83,8 @@ def markdown(reports: list[dict[str, Any]], folders: list[Path]) -> str:
         seconds = [report[path[0]].get("train_seconds") for report in reports]
         took = spread(seconds) if all(s is not None for s in seconds) else "none"
         lines.append(f"| {title} | {spread(values)} | {gain} | {margin} | {took} |")
+    bias = [value(r, ("reclippp", "mIoU")) - value(r, ("reclippp_no_bias", "mIoU")) for r in reports]
+    lines += ["", f"What subtracting M_b adds to the published model, seed by seed: {spread(bias)} points."]
     lines += [
         "",
         "| hypotheses of the training images | precision | recall | classes | classes in truth |",

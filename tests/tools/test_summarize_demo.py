@@ -52,6 +52,8 @@ def test_means_gains_and_spreads(tool, tmp_path):
     assert rows["ReCLIP++ (rectified, our extensions)"].split(" | ")[1:4] == ["60.0", "10.0", "4.0"]
     assert rows["calibrated (ours)"] == "| calibrated (ours) | 0.25 | 0.75 | 3.00 | 2.00 |"
     assert "seeds 0 1 2" in page
+    # Published minus no bias: 2, 3, 4.
+    assert "What subtracting M_b adds to the published model, seed by seed: 3.0 ± 1.0 points." in page
 
 
 def test_missing_report_is_one_line(tool, tmp_path, monkeypatch, capsys):
