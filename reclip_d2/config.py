@@ -14,13 +14,14 @@ from reclip_d2.errors import ReclipError
 # The keys that hold one of a few words.
 CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.CLIP.AUTOCAST": ("float32", "bfloat16", "float16"),
+    "MODEL.CLIP.IMAGE_ACTIVATION": ("own", "gelu"),
     "MODEL.MASKCLIP.CALIBRATION": ("none", "class", "position_class"),
     "MODEL.BIAS_HEAD.PROJECTION_INIT": ("default", "zero"),
     "MODEL.BIAS_HEAD.REFERENCE_NORM": ("row", "matrix"),
     "MODEL.BIAS_HEAD.RECTIFICATION": ("subtract", "add", "none"),
     "MODEL.MASK_DECODER.PADDING_MODE": ("replicate", "zeros"),
     "MODEL.MASK_DECODER.INIT": ("default", "identity"),
-    "HYPOTHESIS.METHOD": ("crops", "image"),
+    "HYPOTHESIS.METHOD": ("crops", "image", "imported"),
     "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
 }
 
@@ -31,7 +32,7 @@ def add_reclip_config(cfg: CfgNode) -> None:
     cfg.MODEL.CLIP = CfgNode()
     # open_clip model name; "reclip-embedded" is the tiny CLIP that ships with the package.
     cfg.MODEL.CLIP.NAME = "ViT-B-16-quickgelu"
-    # open_clip tag, a local checkpoint file, or "random".
+    # open_clip tag, a local file (OpenAI's TorchScript archive, open_clip's or Hugging Face's weights), or "random".
     cfg.MODEL.CLIP.PRETRAINED = "openai"
     # Keep residual connections and MLP around the last block's value path (public MaskCLIP and ReCLIP code).
     cfg.MODEL.CLIP.VALUE_PATH_RESIDUAL = True
@@ -39,6 +40,13 @@ def add_reclip_config(cfg: CfgNode) -> None:
     cfg.MODEL.CLIP.TEMPLATES = "imagenet_scene"
     # Precision of the frozen image tower: float32, bfloat16 or float16. The trained parts stay in float32.
     cfg.MODEL.CLIP.AUTOCAST = "float32"
+    # The next three reproduce the public code of ReCLIP++ and are set by tools/convert_public_checkpoint.py.
+    # Epsilon of the LayerNorms in the image tower's blocks; 0: the model's own.
+    cfg.MODEL.CLIP.LAYER_NORM_EPS = 0.0
+    # Activation in the image tower's blocks: "own" (the model's), or "gelu".
+    cfg.MODEL.CLIP.IMAGE_ACTIVATION = "own"
+    # safetensors file with a tensor "class_embedding" that takes the place of CLIP's class token; "": CLIP's own.
+    cfg.MODEL.CLIP.CLASS_TOKEN = ""
 
     # ---- MaskCLIP: CLIP's own segmentation, with its test-time options and the controls --------------------
     cfg.MODEL.MASKCLIP = CfgNode()
@@ -63,6 +71,11 @@ def add_reclip_config(cfg: CfgNode) -> None:
     cfg.MODEL.BIAS_HEAD.PROJECTION_INIT = "default"
     # Norm of the Reference features W_r: "row" (each class) or "matrix" (all together, as the public code).
     cfg.MODEL.BIAS_HEAD.REFERENCE_NORM = "row"
+    # Tokens of a class name in the Reference prompt: 0 takes all and an end token; k takes k tokens, end included, and
+    # reads where the token id is largest (the public code, with 3: the end of a long name is cut off).
+    cfg.MODEL.BIAS_HEAD.NAME_TOKENS = 0
+    # Class names of the Reference prompt, one a class; []: the data set's (the public code has a list of its own).
+    cfg.MODEL.BIAS_HEAD.REFERENCE_NAMES = []
     # Eq. (3): M = M_q - M_b ("subtract"); "add" and "none" are Table V.
     cfg.MODEL.BIAS_HEAD.RECTIFICATION = "subtract"
 
@@ -99,7 +112,8 @@ def add_reclip_config(cfg: CfgNode) -> None:
 
     # ---- image-level multi-label hypotheses (Eq. 6) -----------------------------------------------------------
     cfg.HYPOTHESIS = CfgNode()
-    # "crops" (Eq. 6), or "image" (ReCLIP: whole-image scores above the threshold).
+    # "crops" (Eq. 6), "image" (ReCLIP: whole-image scores above the threshold), or "imported" (the sets that stand in
+    # HYPOTHESIS.FILE, written by tools/import_public_hypotheses.py; THRESHOLD and CALIBRATED do not apply).
     cfg.HYPOTHESIS.METHOD = "crops"
     # t of Eq. (6): 0.07 for VOC and Cityscapes, 0 else; for "image" a cosine similarity (0.23 for VOC).
     cfg.HYPOTHESIS.THRESHOLD = 0.0
@@ -107,6 +121,8 @@ def add_reclip_config(cfg: CfgNode) -> None:
     cfg.HYPOTHESIS.WINDOW_RATIO = 1 / 6
     # Ours: an offset per class on the window scores that makes their mean soft-max uniform.
     cfg.HYPOTHESIS.CALIBRATED = False
+    # The hypothesis of a training crop from the windows whose centres lie in it, instead of the image's ("crops" only).
+    cfg.HYPOTHESIS.CROP_AWARE = False
     # Where the hypotheses are kept; "": a file in the cache folder named by all that they depend on.
     cfg.HYPOTHESIS.FILE = ""
     # Crops that are encoded together (121 an image for r = 1/6): raise it on a GPU.
@@ -216,7 +232,17 @@ def check_config(cfg: CfgNode) -> None:
         (0 <= cfg.INPUT.COLOR_JITTER < 1, "INPUT.COLOR_JITTER must be at least 0 and below 1"),
         (any(losses), "all weights of MODEL.LOSS are 0: nothing would train"),
         (0 < cfg.HYPOTHESIS.WINDOW_RATIO <= 1, "HYPOTHESIS.WINDOW_RATIO must be above 0 and at most 1"),
+        (
+            not cfg.HYPOTHESIS.CROP_AWARE or cfg.HYPOTHESIS.METHOD == "crops",
+            "HYPOTHESIS.CROP_AWARE needs HYPOTHESIS.METHOD crops: the others know no windows",
+        ),
         (cfg.HYPOTHESIS.BATCH_SIZE > 0, "HYPOTHESIS.BATCH_SIZE must be above 0"),
+        (
+            cfg.HYPOTHESIS.METHOD != "imported" or cfg.HYPOTHESIS.FILE,
+            "HYPOTHESIS.METHOD imported needs HYPOTHESIS.FILE: write it with tools/import_public_hypotheses.py",
+        ),
+        (cfg.MODEL.CLIP.LAYER_NORM_EPS >= 0, "MODEL.CLIP.LAYER_NORM_EPS must be 0 or above"),
+        (cfg.MODEL.BIAS_HEAD.NAME_TOKENS >= 0, "MODEL.BIAS_HEAD.NAME_TOKENS must be 0 or above"),
         (cfg.MODEL.BIAS_HEAD.PROMPT_LENGTH > 0, "MODEL.BIAS_HEAD.PROMPT_LENGTH must be above 0"),
         (cfg.MODEL.GUMBEL.TAU >= 0, "MODEL.GUMBEL.TAU must be 0 or above"),
         (cfg.MODEL.LOSS.TAU >= 0, "MODEL.LOSS.TAU must be 0 or above"),

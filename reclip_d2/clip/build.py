@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
+import logging
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from torch import nn
 
 from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME, build_embedded_clip
+from reclip_d2.clip.weights import ClipWeights, load_clip_weights, read_clip_weights
 from reclip_d2.errors import ReclipError
+
+logger = logging.getLogger(__name__)
 
 
 def build_clip(name: str, pretrained: str) -> tuple[nn.Module, object]:
@@ -19,45 +24,122 @@ def build_clip(name: str, pretrained: str) -> tuple[nn.Module, object]:
 
     Args:
         name: an open_clip model name, or ``reclip-embedded`` for the tiny CLIP that ships with the package.
-        pretrained: an open_clip tag (``openai``, ``laion2b_s34b_b88k``, ...), a local checkpoint file, or
-            ``random`` for seeded random weights (tests). Ignored for ``reclip-embedded``.
+        pretrained: an open_clip tag (``openai``, ``laion2b_s34b_b88k``, ...); a local file: OpenAI's TorchScript
+            archive, or a state dict with open_clip's or Hugging Face's names; or ``random`` for seeded random weights
+            (tests). Ignored for ``reclip-embedded``.
 
     Returns:
         the model and its tokenizer.
+
+    Raises:
+        ReclipError: a name or tag is unknown, the model has no value path, the weights are not to be had or do not
+            fit.
     """
     if name == EMBEDDED_MODEL_NAME:
         model = build_embedded_clip()
-    elif name not in open_clip.list_models():
-        raise ReclipError(f"MODEL.CLIP.NAME {name!r} is not known to open_clip: see open_clip.list_models()")
-    elif pretrained == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = open_clip.create_model(name, pretrained=None)
     else:
-        model = _build_pretrained(name, pretrained)
+        if name not in open_clip.list_models():
+            raise ReclipError(f"MODEL.CLIP.NAME {name!r} is not known to open_clip: see open_clip.list_models()")
+        check_supported(name)
+        model = _build(name, pretrained)
     return model.float().eval().requires_grad_(False), open_clip.get_tokenizer(name)
 
 
-def _build_pretrained(name: str, pretrained: str) -> nn.Module:
-    """A model with the weights of a tag or of a local file. Only tensors are loaded, never code."""
-    is_tag = pretrained in open_clip.list_pretrained_tags_by_model(name)
-    if not is_tag and not Path(pretrained).is_file():
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise ReclipError(f"MODEL.CLIP.PRETRAINED {pretrained!r} is neither a file nor a tag of {name} (tags: {tags})")
-    if is_tag and pretrained == "openai" and "quickgelu" not in name and f"{name}-quickgelu" in open_clip.list_models():
-        raise ReclipError(f"OpenAI's weights need QuickGELU: set MODEL.CLIP.NAME to {name}-quickgelu instead of {name}")
-    try:
-        return open_clip.create_model(name, pretrained=pretrained, weights_only=True)
-    except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, LookupError, ValueError, AttributeError) as error:
-        if is_tag:
+def check_supported(name: str) -> None:
+    """Raise :class:`ReclipError` for a model of open_clip whose kind has no value path or no CLIP text tower.
+
+    Read off the model's config, before the (possibly large) model is built;
+    :func:`~reclip_d2.clip.vision.check_value_path` looks at the module itself.
+    """
+    config = open_clip.get_model_config(name)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    reasons = (
+        ("timm_model_name" in vision, f"its image tower is timm's {vision.get('timm_model_name')} (EVA, SigLIP, ...)"),
+        (isinstance(vision.get("layers"), list | tuple), "its image tower is a ResNet"),
+        ("multimodal_cfg" in config, "it is a CoCa, whose image tower feeds a caption decoder"),
+        (vision.get("attentional_pool"), "its image tower pools by attention"),
+        ("hf_model_name" in text, f"its text tower is Hugging Face's {text.get('hf_model_name')}"),
+        ("hf_tokenizer_name" in text, f"its tokenizer is Hugging Face's {text.get('hf_tokenizer_name')}, not CLIP's"),
+    )
+    for applies, reason in reasons:
+        if applies:
             raise ReclipError(
-                f"the weights {pretrained!r} of {name} cannot be fetched or read ({type(error).__name__}): without a"
-                " network, put the file on this machine and name it in MODEL.CLIP.PRETRAINED"
-            ) from error
+                f"MODEL.CLIP.NAME {name!r} is not supported: {reason}; take a ViT such as ViT-B-16-quickgelu"
+            )
+
+
+def _build(name: str, pretrained: str) -> nn.Module:
+    """A model with the weights of a tag or of a local file, or random ones."""
+    if pretrained == "random":
+        return _random_model(name)
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained in tags:
+        weights = read_clip_weights(_fetch(name, pretrained))
+    else:
+        path = Path(pretrained).expanduser()
+        if not path.is_file():
+            raise ReclipError(
+                f"MODEL.CLIP.PRETRAINED {pretrained!r} is neither a file nor a tag of {name}"
+                f" (tags: {', '.join(tags) or 'none'})"
+            )
+        weights = read_clip_weights(path)
+        _check_file_activation(name, pretrained, weights)
+    model = _random_model(name)
+    load_clip_weights(model, weights, name, pretrained)
+    return model
+
+
+def _random_model(name: str) -> nn.Module:
+    """The model with open_clip's initialisation from a fixed seed; torch's own generator is untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return open_clip.create_model(name, pretrained=None, pretrained_text=False)
+
+
+def _fetch(name: str, tag: str) -> Path:
+    """The file of a tag, from open_clip's cache or the network."""
+    config = get_pretrained_cfg(name, tag)
+    _check_activation(name, f"the weights {tag!r}", bool(config.get("quick_gelu", False)))
+    try:
+        return Path(download_pretrained(config))
+    except Exception as error:  # no network: each client has errors of its own
         raise ReclipError(
-            f"MODEL.CLIP.PRETRAINED {pretrained} cannot be loaded as tensors of {name}: it is damaged, holds code, or"
-            " belongs to another model"
+            f"the weights {tag!r} of {name} cannot be fetched ({type(error).__name__}): get {_origin(config)} where"
+            " there is a network, copy the file to this machine and set MODEL.CLIP.PRETRAINED to its path"
         ) from error
+
+
+def _origin(config: dict[str, Any]) -> str:
+    """Where a tag's weights come from, as open_clip has it."""
+    places = []
+    if config.get("hf_hub"):
+        repository, _, file = config["hf_hub"].rpartition("/")
+        places.append(f"{file or 'open_clip_model.safetensors'} of the Hugging Face repository {repository}")
+    if config.get("url"):
+        places.append(str(config["url"]))
+    return " or ".join(places) or "its file"
+
+
+def _check_file_activation(name: str, source: str, weights: ClipWeights) -> None:
+    if weights.quick_gelu is not None:
+        _check_activation(name, f"MODEL.CLIP.PRETRAINED {source} ({weights.source} weights)", weights.quick_gelu)
+    elif weights.source == "Hugging Face":
+        logger.warning(
+            "%s has no config.json beside it: cannot tell whether it needs QuickGELU (OpenAI's weights do)", source
+        )
+
+
+def _check_activation(name: str, what: str, quick_gelu: bool) -> None:
+    """Raise :class:`ReclipError` unless the model has the activation that the weights were trained with."""
+    has_quick_gelu = bool(open_clip.get_model_config(name).get("quick_gelu", False))
+    if has_quick_gelu == quick_gelu:
+        return
+    other = name.removesuffix("-quickgelu") if has_quick_gelu else f"{name}-quickgelu"
+    remedy = f"set MODEL.CLIP.NAME to {other} instead of {name}"
+    if other not in open_clip.list_models():
+        remedy = f"{name} is the wrong model for them"
+    need = "need QuickGELU" if quick_gelu else "were trained with GELU, not QuickGELU"
+    raise ReclipError(f"{what} {need}: {remedy}")
 
 
 def clip_fingerprint(model: nn.Module) -> str:

@@ -7,6 +7,7 @@ the image transformer.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
 from reclip_d2.clip.build import build_clip, clip_fingerprint
+from reclip_d2.clip.compat import OWN_IMAGE_TOWER, adapt_image_tower
 from reclip_d2.clip.text import TextEncoder
 from reclip_d2.clip.vision import (
     check_value_path,
@@ -46,6 +48,7 @@ class DenseCLIP(Backbone):
         name: str,
         value_path_residual: bool = True,
         autocast_dtype: torch.dtype | None = None,
+        image_tower: str = OWN_IMAGE_TOWER,
     ) -> None:
         """
         Args:
@@ -54,31 +57,39 @@ class DenseCLIP(Backbone):
             name: its open_clip name, for messages and checkpoints.
             value_path_residual: keep the residual connections and the MLP of the last block.
             autocast_dtype: run the image tower in this precision; its output is float32.
+            image_tower: what :func:`~reclip_d2.clip.compat.adapt_image_tower` has changed, for checkpoints.
         """
         super().__init__()
         check_value_path(clip.visual, name)
         self.name = name
         self.fingerprint = clip_fingerprint(clip)
+        if image_tower != OWN_IMAGE_TOWER:  # not in the weights, but what the tower computes depends on it
+            self.fingerprint = hashlib.sha256(f"{self.fingerprint} {image_tower}".encode()).hexdigest()
         self.clip = clip.requires_grad_(False).eval()
         self.text_encoder = TextEncoder(clip, tokenizer)
         self.value_path_residual = value_path_residual
         self.autocast_dtype = autocast_dtype
+        self.image_tower = image_tower
         self.register_state_dict_post_hook(_drop_own_weights)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict[str, object]:
-        clip, tokenizer = build_clip(cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.PRETRAINED)
+        keys = cfg.MODEL.CLIP
+        clip, tokenizer = build_clip(keys.NAME, keys.PRETRAINED)
+        check_value_path(clip.visual, keys.NAME)
+        image_tower = adapt_image_tower(clip.visual, keys.LAYER_NORM_EPS, keys.IMAGE_ACTIVATION, keys.CLASS_TOKEN)
         return {
             "clip": clip,
             "tokenizer": tokenizer,
-            "name": cfg.MODEL.CLIP.NAME,
-            "value_path_residual": cfg.MODEL.CLIP.VALUE_PATH_RESIDUAL,
-            "autocast_dtype": AUTOCAST_DTYPES[cfg.MODEL.CLIP.AUTOCAST],
+            "name": keys.NAME,
+            "value_path_residual": keys.VALUE_PATH_RESIDUAL,
+            "autocast_dtype": AUTOCAST_DTYPES[keys.AUTOCAST],
+            "image_tower": image_tower,
         }
 
     @property
     def key(self) -> str:
-        """Names this CLIP: the architecture and the hash of its weights (which activations and such are not in)."""
+        """Names this CLIP: the architecture (activations and such are not in the weights) and the fingerprint."""
         return f"{self.name} {self.fingerprint}"
 
     @property

@@ -37,6 +37,7 @@ class ReferencePrompt(nn.Module):
         class_names: Sequence[str],
         prompt_length: int = 73,
         init_std: float = 0.02,
+        token_limit: int = 0,
     ) -> None:
         """
         Args:
@@ -45,6 +46,9 @@ class ReferencePrompt(nn.Module):
             prompt_length: L wanted. The longest name must fit in the context beside it:
                 ``L = min(prompt_length, context_length - 2 - longest name)``, which is logged when it bites.
             init_std: the vectors start from a normal distribution of this standard deviation (CoOp: 0.02).
+            token_limit: 0 takes a name whole. k reproduces the public code of ReCLIP++ (k = 3): of ``name EOS`` the
+                first k tokens are taken, and the feature is read at the largest token id, which is EOS where it was
+                not cut off.
         """
         super().__init__()
         if not text_encoder.is_causal:
@@ -58,17 +62,21 @@ class ReferencePrompt(nn.Module):
                     f"class name {name!r} has {len(tokens)} tokens, more than the"
                     f" {text_encoder.context_length - 2} that the text encoder takes: shorten it"
                 )
-        longest = max(len(tokens) for tokens in names)
-        length = min(prompt_length, text_encoder.context_length - 2 - longest)
+        end = text_encoder.tokenizer.eot_token_id
+        segments = [[*tokens, end] for tokens in names]
+        room = token_limit or max(map(len, segments))
+        if token_limit:
+            segments = [cut_name(segment, token_limit) for segment in segments]
+        length = min(prompt_length, text_encoder.context_length - 1 - room)
+        if token_limit and length < 1:
+            raise ReclipError(f"MODEL.BIAS_HEAD.NAME_TOKENS {token_limit} leaves the prompt no room: lower it")
         if length < prompt_length:
             logger.info(
                 "Reference prompt: L = %d instead of %d, so that the longest class name (%d tokens) fits",
-                length, prompt_length, longest,
+                length, prompt_length, room - 1,
             )  # fmt: skip
         self.vectors = nn.Parameter(torch.randn(length, text_encoder.width) * init_std)
 
-        end = text_encoder.tokenizer.eot_token_id
-        segments = [[*tokens, end] for tokens in names]
         prefix = 1 + length
         positions = list(range(prefix)) + [prefix + i for segment in segments for i in range(len(segment))]
         lengths = torch.tensor([len(segment) for segment in segments])
@@ -86,6 +94,15 @@ class ReferencePrompt(nn.Module):
         tokens = tokens + text_encoder.positional_embedding[self.positions]
         hidden = text_encoder.transformer(tokens[None], attn_mask=self.attn_mask)[0]
         return text_encoder.project(hidden[self.ends])
+
+
+def cut_name(tokens: Sequence[int], limit: int) -> list[int]:
+    """First ``limit`` tokens of a name, up to the one with the largest id (the first of several).
+
+    The public code of ReCLIP++ reads the feature there. What follows cannot reach it, the transformer being causal.
+    """
+    kept = list(tokens[:limit])
+    return kept[: kept.index(max(kept)) + 1]
 
 
 def packed_attention_mask(prefix: int, lengths: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from detectron2.data import transforms as T
 
 from reclip_d2.data.color_augmentation import ColorJitter
 from reclip_d2.data.images import read_image
+from reclip_d2.hypothesis.rules import hypothesis_from_windows
+from reclip_d2.hypothesis.windows import crop_windows
 
 LABEL_KEYS = ("sem_seg_file_name", "annotations", "segments_info", "pan_seg_file_name", "label_file_name")
 
@@ -24,21 +26,34 @@ class UnlabelledDatasetMapper:
     """
 
     @configurable
-    def __init__(self, *, augmentations: list[T.Augmentation], refuse_labels: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        augmentations: list[T.Augmentation],
+        refuse_labels: bool = True,
+        window_ratio: float = 1 / 6,
+        threshold: float = 0.0,
+    ) -> None:
         """
         Args:
             augmentations: applied to the image, in order.
             refuse_labels: raise for a record with an annotation (training); otherwise ignore it (test, where the
                 evaluator reads the label by itself).
+            window_ratio, threshold: r and t of Eq. (6), for records with ``window_classes``, whose hypothesis is that
+                of the crop and not of the image.
         """
         self.augmentations = T.AugmentationList(augmentations)
         self.refuse_labels = refuse_labels
+        self.window_ratio = window_ratio
+        self.threshold = threshold
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
         return {
             "augmentations": build_train_augmentations(cfg) if is_train else build_test_augmentations(cfg),
             "refuse_labels": is_train,
+            "window_ratio": cfg.HYPOTHESIS.WINDOW_RATIO,
+            "threshold": cfg.HYPOTHESIS.THRESHOLD,
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -50,11 +65,32 @@ class UnlabelledDatasetMapper:
         record.setdefault("height", image.shape[0])
         record.setdefault("width", image.shape[1])
         inputs = T.AugInput(image)
-        self.augmentations(inputs)
+        transforms = self.augmentations(inputs)
         record["image"] = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+        if window_classes := record.pop("window_classes", None):
+            windows = crop_windows(image.shape[0], image.shape[1], self.window_ratio)
+            inside = windows_inside(windows, transforms, inputs.image.shape[:2])
+            seen = [k for k, kept in zip(window_classes, inside, strict=True) if kept]
+            record["hypothesis"] = hypothesis_from_windows(seen or window_classes, self.threshold)
         if "hypothesis" in record:
             record["hypothesis"] = torch.as_tensor(record["hypothesis"], dtype=torch.int64)
         return record
+
+
+def windows_inside(windows: torch.Tensor, transforms: T.TransformList, size: tuple[int, int]) -> np.ndarray:
+    """Which windows have their centre in the augmented image.
+
+    Args:
+        windows: ``(N, 4)`` boxes in the original image.
+        transforms: what made the augmented image of it.
+        size: (H, W) of the augmented image.
+
+    Returns:
+        ``(N,)`` bool.
+    """
+    boxes = windows.numpy().astype(np.float64)
+    x, y = transforms.apply_coords((boxes[:, :2] + boxes[:, 2:]) / 2).T
+    return (x >= 0) & (x < size[1]) & (y >= 0) & (y < size[0])
 
 
 def build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:

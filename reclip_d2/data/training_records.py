@@ -17,7 +17,7 @@ from reclip_d2.clip.text import cached_query_features
 from reclip_d2.data.classes import check_registered, class_names_of
 from reclip_d2.data.dataset_mapper import LABEL_KEYS
 from reclip_d2.errors import ReclipError
-from reclip_d2.hypothesis.file import HypothesisHeader
+from reclip_d2.hypothesis.file import HypothesisHeader, hypotheses_of
 from reclip_d2.hypothesis.generate import HypothesisGenerator, load_or_generate
 from reclip_d2.io import cache_dir
 from reclip_d2.modeling.backbone import build_clip_backbone
@@ -97,11 +97,15 @@ def build_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
         )
 
     path = hypothesis_path(cfg, header, records)
-    hypotheses = load_or_generate(
-        path, header, records, cfg.HYPOTHESIS.THRESHOLD, cfg.HYPOTHESIS.CALIBRATED, make_generator
+    lines = load_or_generate(path, header, records, make_generator)
+    hypotheses = hypotheses_of(
+        lines, header, [r["image_id"] for r in records], cfg.HYPOTHESIS.THRESHOLD, cfg.HYPOTHESIS.CALIBRATED
     )
     for record in records:
         record["hypothesis"] = hypotheses[record["image_id"]]
+        if cfg.HYPOTHESIS.CROP_AWARE:
+            line = lines[record["image_id"]]
+            record["window_classes"] = line["top1_calibrated" if cfg.HYPOTHESIS.CALIBRATED else "top1"]
     mean = sum(map(len, hypotheses.values())) / len(hypotheses)
-    logger.info("%d training images, %.2f classes an image in their hypotheses", len(records), mean)
+    logger.info("%d training images, %.2f classes an image in their hypotheses (%s)", len(records), mean, path)
     return records

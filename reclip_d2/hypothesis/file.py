@@ -4,7 +4,8 @@ The header tells what the file was made with; a file of another data set, vocabu
 rule is refused. A line holds what the rule needs to derive H for any threshold: the best class of each window
 (``top1``; the windows follow from the image's ``size`` and r, :func:`~reclip_d2.hypothesis.windows.crop_windows`),
 the same after a calibration of the scores (``top1_calibrated``, an extension of ours), or the score of each class
-(``scores``) for the whole-image rule.
+(``scores``) for the whole-image rule. A file of imported hypotheses holds the sets themselves (``classes``): no rule
+applies to them, and no CLIP of ours has made them.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class HypothesisHeader:
         clip: open_clip name of the model.
         fingerprint: hash of its weights.
         templates: name of the template set.
-        method: ``crops`` (Eq. 6) or ``image`` (ReCLIP's rule).
-        window_ratio: r; 0 for the whole-image rule.
+        method: ``crops`` (Eq. 6), ``image`` (ReCLIP's rule) or ``imported``.
+        window_ratio: r; 0 for the other methods.
     """
 
     dataset: str
@@ -45,11 +46,17 @@ class HypothesisHeader:
     window_ratio: float
 
     def difference(self, other: HypothesisHeader) -> str | None:
-        """Name and two values of the first field that differs; None if all are the same."""
-        for field in dataclasses.fields(self):
-            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+        """Name and two values of the first field that differs; None if all are the same.
+
+        Imported hypotheses do not depend on a CLIP, on templates or on windows.
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        if "imported" in (self.method, other.method):
+            names = ["method", "dataset", "class_names"]
+        for name in names:
+            mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
-                return f"{field.name} {_short(theirs)} instead of {_short(mine)}"
+                return f"{name} {_short(theirs)} instead of {_short(mine)}"
         return None
 
 
@@ -100,7 +107,7 @@ def hypotheses_of(
     """Hypothesis H of each image, by its id.
 
     Args:
-        threshold: t of Eq. (6), or the least score of the whole-image rule.
+        threshold: t of Eq. (6), or the least score of the whole-image rule; imported sets have none.
         calibrated: from the windows' calibrated classes (method ``crops``).
 
     Raises:
@@ -114,7 +121,7 @@ def hypotheses_of(
                 f"the hypothesis file has no line for image {image_id!r} of {header.dataset}:"
                 " remove the file to have it made anew, or set HYPOTHESIS.FILE"
             )
-        key = ("top1_calibrated" if calibrated else "top1") if header.method == "crops" else "scores"
+        key = {"crops": "top1_calibrated" if calibrated else "top1", "imported": "classes"}.get(header.method, "scores")
         values = lines[image_id].get(key)
         if not _is_sound(values, key, num_classes):
             raise ReclipError(
@@ -123,8 +130,10 @@ def hypotheses_of(
             )
         if key == "scores":
             result[image_id] = hypothesis_from_scores(values, threshold)
+        elif key == "classes":
+            result[image_id] = sorted(set(values))
         else:
-            result[image_id] = hypothesis_from_windows(values, num_classes, threshold)
+            result[image_id] = hypothesis_from_windows(values, threshold)
     return result
 
 

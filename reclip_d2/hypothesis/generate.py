@@ -5,8 +5,8 @@ Shape letters: N windows of an image, C classes, D width of the joint embedding.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from reclip_d2.clip.dense import DenseCLIP
 from reclip_d2.data.images import read_image
+from reclip_d2.errors import ReclipError
+from reclip_d2.hypothesis.blocks import ScoreBlocks
 from reclip_d2.hypothesis.file import (
     HypothesisHeader,
-    hypotheses_of,
     read_hypothesis_file,
     write_hypothesis_file,
 )
@@ -88,62 +89,80 @@ def _read(record: dict[str, Any]) -> Tensor:
     return torch.from_numpy(read_image(record["file_name"])).permute(2, 0, 1)
 
 
-def _encode_windows(
-    generator: HypothesisGenerator, records: Sequence[dict[str, Any]], ratio: float, scores: np.ndarray
-) -> list[dict[str, Any]]:
-    """Fill ``scores`` ``(images, N, C)`` and return the lines without calibration. Images are decoded once and
-    encoded a few at a time."""
-    group = max(1, generator.batch_size // scores.shape[1])
-    lines = []
-    with tqdm(total=len(records), desc="hypotheses (crops)", unit="image") as bar:
-        for start in range(0, len(records), group):
-            chunk = records[start : start + group]
-            images = [_read(record) for record in chunk]
-            for record, image, image_scores in zip(chunk, images, generator.window_scores(images, ratio), strict=True):
-                scores[len(lines)] = image_scores.cpu().numpy()
-                lines.append(
-                    {
-                        "image_id": record["image_id"],
-                        "size": [image.shape[1], image.shape[2]],
-                        "top1": image_scores.argmax(1).tolist(),
-                    }
-                )
-            bar.update(len(images))
-    return lines
+def _window_arrays(
+    generator: HypothesisGenerator, records: Sequence[dict[str, Any]], ratio: float, progress: tqdm
+) -> dict[str, np.ndarray]:
+    """Eq. (6) on one block: sizes ``(n, 2)``, best class of each window ``(n, N)``, and all scores ``(n, N, C)`` as
+    half floats for the calibration. Images are decoded once and encoded a few at a time."""
+    group = max(1, generator.batch_size // len(crop_windows(96, 96, ratio)))
+    sizes, top1, scores = [], [], []
+    for start in range(0, len(records), group):
+        images = [_read(record) for record in records[start : start + group]]
+        for image, image_scores in zip(images, generator.window_scores(images, ratio), strict=True):
+            sizes.append(image.shape[1:])
+            top1.append(image_scores.argmax(1).cpu().numpy())
+            scores.append(image_scores.cpu().numpy().astype(np.float16))
+        progress.update(len(images))
+    return {"size": np.array(sizes), "top1": np.stack(top1), "scores": np.stack(scores)}
 
 
-def _window_lines(
-    generator: HypothesisGenerator,
-    records: Sequence[dict[str, Any]],
-    ratio: float,
-    calibration_images: int,
-    scratch: Path,
-) -> Iterator[dict[str, Any]]:
-    """Lines of Eq. (6): the best class of each window, as it is and calibrated.
-
-    The calibration needs all scores before the first line can be written; they wait in a file, as half floats.
-    """
-    shape = (len(records), len(crop_windows(96, 96, ratio)), len(generator.query_features))
-    with tempfile.TemporaryFile(dir=scratch) as file:
-        scores = np.memmap(file, dtype=np.float16, mode="w+", shape=shape)
-        lines = _encode_windows(generator, records, ratio, scores)
-        step = -(-len(records) // calibration_images)
-        sample = torch.from_numpy(scores[::step].reshape(-1, shape[-1]))
-        offset = mean_probability_offset(sample, generator.backbone.logit_scale).numpy()
-        for line, image_scores in zip(lines, scores, strict=True):
-            calibrated = image_scores.astype(np.float32) + offset
-            yield {**line, "top1_calibrated": calibrated.argmax(1).tolist()}
-
-
-def _image_lines(generator: HypothesisGenerator, records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Lines of the whole-image rule: the score of each class."""
-    for record in tqdm(records, desc="hypotheses (whole image)", unit="image"):
+def _image_arrays(
+    generator: HypothesisGenerator, records: Sequence[dict[str, Any]], progress: tqdm
+) -> dict[str, np.ndarray]:
+    """The whole-image rule on one block: sizes ``(n, 2)`` and scores ``(n, C)``."""
+    sizes, scores = [], []
+    for record in records:
         image = _read(record)
-        yield {
-            "image_id": record["image_id"],
-            "size": [image.shape[1], image.shape[2]],
-            "scores": [round(score, 5) for score in generator.image_scores(image).tolist()],
-        }
+        sizes.append(image.shape[1:])
+        scores.append(generator.image_scores(image).cpu().numpy())
+        progress.update()
+    return {"size": np.array(sizes), "scores": np.stack(scores)}
+
+
+def _make_blocks(
+    generator: HypothesisGenerator, records: Sequence[dict[str, Any]], header: HypothesisHeader, blocks: ScoreBlocks
+) -> None:
+    """Make the missing blocks, every process its share of them."""
+    missing = comm.all_gather(blocks.missing())[0]  # one view for all, before anyone adds a block
+    mine = missing[comm.get_rank() :: comm.get_world_size()]
+    total = sum(len(blocks.images[block]) for block in mine)
+    with tqdm(
+        total=total, desc=f"hypotheses ({header.method})", unit="image", disable=not comm.is_main_process()
+    ) as progress:
+        for block in mine:
+            part = [records[i] for i in blocks.images[block]]
+            if header.method == "image":
+                arrays = _image_arrays(generator, part, progress)
+            else:
+                arrays = _window_arrays(generator, part, header.window_ratio, progress)
+            blocks.write(block, arrays)
+
+
+def _calibration_offset(blocks: ScoreBlocks, scale: float, max_images: int) -> np.ndarray:
+    """Offset ``(C,)`` that makes the mean soft-max over the windows of at most ``max_images`` images uniform."""
+    step = -(-blocks.images[-1].stop // max_images)
+    sample = []
+    for block, images in enumerate(blocks.images):
+        scores = blocks.read(block)["scores"]
+        sample += [scores[i - images.start].astype(np.float32) for i in images if i % step == 0]
+    return mean_probability_offset(torch.from_numpy(np.concatenate(sample)), scale).numpy()
+
+
+def _lines(
+    blocks: ScoreBlocks, records: Sequence[dict[str, Any]], offset: np.ndarray | None
+) -> Iterator[dict[str, Any]]:
+    """Lines of the file, from all blocks; ``offset`` is None for the whole-image rule."""
+    for block, images in enumerate(blocks.images):
+        arrays = blocks.read(block)
+        for row, image in enumerate(images):
+            line = {"image_id": records[image]["image_id"], "size": arrays["size"][row].tolist()}
+            scores = arrays["scores"][row]
+            if offset is None:
+                line["scores"] = [round(float(score), 5) for score in scores]
+            else:
+                line["top1"] = arrays["top1"][row].tolist()
+                line["top1_calibrated"] = (scores.astype(np.float32) + offset).argmax(1).tolist()
+            yield line
 
 
 def generate_hypotheses(
@@ -155,38 +174,42 @@ def generate_hypotheses(
 ) -> None:
     """Write the hypothesis file of ``records`` (Detectron2 records with ``file_name`` and ``image_id``).
 
+    Called by all processes, which share the work; the main one writes the file. After a kill the next call goes on with
+    the blocks that are missing.
+
     Args:
         header: says the rule; goes into the file.
         calibration_images: the per-class offset of the calibrated classes is found on at most so many images, spread
             evenly over the data set.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if header.method == "image":
-        lines = _image_lines(generator, records)
-    else:
-        lines = _window_lines(generator, records, header.window_ratio, calibration_images, path.parent)
-    write_hypothesis_file(path, header, lines)
+    if header.method == "imported":
+        raise ReclipError(f"HYPOTHESIS.FILE {path} does not exist: write it with tools/import_public_hypotheses.py")
+    ids = [record["image_id"] for record in records]
+    blocks = ScoreBlocks(path, ids, dataclasses.asdict(header))
+    _make_blocks(generator, records, header, blocks)
+    comm.synchronize()
+    if comm.is_main_process():
+        crops = header.method == "crops"
+        offset = _calibration_offset(blocks, generator.backbone.logit_scale, calibration_images) if crops else None
+        write_hypothesis_file(path, header, _lines(blocks, records, offset))
+        blocks.remove()
 
 
 def load_or_generate(
     path: Path,
     header: HypothesisHeader,
     records: Sequence[dict[str, Any]],
-    threshold: float,
-    calibrated: bool,
     make_generator: Callable[[], HypothesisGenerator],
-) -> dict[str, list[int]]:
-    """Hypothesis H of each record by image id; the file is made first if it is missing.
+) -> dict[str, dict[str, Any]]:
+    """Lines of the hypothesis file by image id; the file is made first if it is missing.
 
-    With several processes the main one makes the file and the others wait for it.
+    Called by all processes; they share the work.
 
     Args:
-        threshold, calibrated: see :func:`~reclip_d2.hypothesis.file.hypotheses_of`.
         make_generator: called without arguments for a :class:`HypothesisGenerator`, only if it is needed.
     """
-    if not path.exists() and comm.is_main_process():
+    if not comm.all_gather(path.exists())[0]:  # the main process's view, so that all go the same way
         logger.info("Making hypotheses of %d images: %s", len(records), path)
         generate_hypotheses(make_generator(), records, header, path)
     comm.synchronize()
-    lines = read_hypothesis_file(path, header)
-    return hypotheses_of(lines, header, (record["image_id"] for record in records), threshold, calibrated)
+    return read_hypothesis_file(path, header)

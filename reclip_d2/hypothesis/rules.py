@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 
-def hypothesis_from_windows(top1: Sequence[int], num_classes: int, threshold: float) -> list[int]:
+def hypothesis_from_windows(top1: Sequence[int], threshold: float) -> list[int]:
     """Eq. (6): ``H = {k : f(k) > t}``, f(k) the share of windows whose best class is k.
 
     Never empty: when no class passes, the most frequent one is kept (the lowest id of several).
@@ -19,7 +19,7 @@ def hypothesis_from_windows(top1: Sequence[int], num_classes: int, threshold: fl
     Returns:
         class ids, ascending.
     """
-    frequency = torch.bincount(torch.as_tensor(top1, dtype=torch.int64), minlength=num_classes) / len(top1)
+    frequency = torch.bincount(torch.as_tensor(top1, dtype=torch.int64)) / len(top1)
     chosen = torch.nonzero(frequency > threshold).flatten().tolist()
     return chosen or [int(frequency.argmax())]
 

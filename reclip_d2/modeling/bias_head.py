@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from reclip_d2.clip.dense import DenseCLIP
 from reclip_d2.clip.reference import ReferencePrompt, normalize_reference
+from reclip_d2.errors import ReclipError
 
 BIAS_HEAD_REGISTRY = Registry("BIAS_HEAD")
 BIAS_HEAD_REGISTRY.__doc__ = """
@@ -86,12 +87,18 @@ class ReCLIPPPBiasHead(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, backbone: DenseCLIP, class_names: Sequence[str]) -> dict[str, object]:
         width = backbone.positional_embedding((1, 1)).shape[0]
+        names = list(cfg.MODEL.BIAS_HEAD.REFERENCE_NAMES) or list(class_names)
+        if len(names) != len(class_names):
+            raise ReclipError(
+                f"MODEL.BIAS_HEAD.REFERENCE_NAMES has {len(names)} names for {len(class_names)} classes: one a class"
+            )
         return {
             "reference_prompt": ReferencePrompt(
                 backbone.text_encoder,
-                class_names,
+                names,
                 prompt_length=cfg.MODEL.BIAS_HEAD.PROMPT_LENGTH,
                 init_std=cfg.MODEL.BIAS_HEAD.PROMPT_INIT_STD,
+                token_limit=cfg.MODEL.BIAS_HEAD.NAME_TOKENS,
             ),
             "positional_projection": PositionalProjection(
                 width, backbone.embed_dim, init=cfg.MODEL.BIAS_HEAD.PROJECTION_INIT

@@ -7,7 +7,8 @@ import open_clip
 import pytest
 import torch
 
-from reclip_d2.clip.build import build_clip, clip_fingerprint
+from reclip_d2.clip import build
+from reclip_d2.clip.build import build_clip, check_supported, clip_fingerprint
 from reclip_d2.errors import ReclipError
 from tests.helpers import TINY_NAME, register_tiny_model, tiny_clip, tiny_dense
 
@@ -89,7 +90,7 @@ def test_damaged_file(tmp_path, damage):
     torch.save(tiny_clip().state_dict(), path)
     path.write_bytes({"cut": path.read_bytes()[:20000], "text": b"no weights\n" * 50, "empty": b""}[damage])
     message = message_of(TINY_NAME, str(path))
-    assert str(path) in message and TINY_NAME in message
+    assert str(path) in message and "damaged" in message
 
 
 def test_file_of_another_model(tmp_path):
@@ -144,3 +145,79 @@ def test_resnet_clip_is_refused_as_a_backbone():
     with pytest.raises(ReclipError, match="'RN-tiny' is not supported"):
         DenseCLIP(clip, object(), name="RN-tiny")
     assert tiny_dense().name == "tiny"
+
+
+# ---- what open_clip has and this project does not take -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("EVA02-B-16", "image tower is timm's eva02_base_patch16_clip_224"),
+        ("ViT-B-16-SigLIP", "image tower is timm's vit_base_patch16_siglip_224"),
+        ("convnext_base", "image tower is timm's convnext_base"),
+        ("RN50-quickgelu", "image tower is a ResNet"),
+        ("coca_ViT-B-32", "is a CoCa"),
+        ("roberta-ViT-B-32", "text tower is Hugging Face's roberta-base"),
+        ("ViT-L-14-CLIPA", "tokenizer is Hugging Face's bert-base-uncased"),
+    ],
+)
+def test_models_without_a_value_path(name, reason, monkeypatch):
+    monkeypatch.setattr(open_clip, "create_model", None)  # refused before anything is built
+    message = message_of(name, "random")
+    assert f"MODEL.CLIP.NAME {name!r} is not supported: " in message and reason in message
+    assert "ViT-B-16-quickgelu" in message
+
+
+def test_every_other_model_of_open_clip_is_a_vit():
+    refused = []
+    for name in open_clip.list_models():
+        try:
+            check_supported(name)
+        except ReclipError:
+            refused.append(name)
+    assert not {"ViT-B-16-quickgelu", "ViT-B-32", "ViT-L-14", "ViT-L-14-336-quickgelu", "ViT-H-14"} & set(refused)
+    for name in set(open_clip.list_models()) - set(refused):
+        vision = open_clip.get_model_config(name)["vision_cfg"]
+        assert isinstance(vision["layers"], int) and "patch_size" in vision
+
+
+def test_a_small_vit_of_open_clip_as_a_backbone():
+    from reclip_d2.clip.dense import DenseCLIP
+
+    model, tokenizer = build_clip("ViT-S-32-alt", "random")
+    features = DenseCLIP(model, tokenizer, name="ViT-S-32-alt")(torch.randn(1, 3, 64, 96))["dense"]
+    assert features.shape == (1, 256, 2, 3)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(1, 2, 3))
+
+
+# ---- tags -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tag", ["metaclip_400m", "dfn2b"])
+def test_other_weights_that_need_quick_gelu(tag):
+    assert "need QuickGELU: set MODEL.CLIP.NAME to ViT-B-16-quickgelu instead of ViT-B-16" in message_of(
+        "ViT-B-16", tag
+    )
+
+
+def test_offline_message_names_the_file_and_the_key():
+    message = message_of("ViT-B-16-quickgelu", "openai")
+    assert "open_clip_model.safetensors of the Hugging Face repository timm/vit_base_patch16_clip_224.openai" in message
+    assert "ViT-B-16.pt" in message and "set MODEL.CLIP.PRETRAINED to its path" in message
+
+
+def test_a_fetched_tag_is_read_like_a_local_file(tmp_path, monkeypatch):
+    """A download that does not belong to the model is refused."""
+    path = tmp_path / "open_clip_model.bin"
+    torch.save(tiny_clip(width=48, head_width=24).state_dict(), path)
+    monkeypatch.setattr(build, "download_pretrained", lambda config: str(path))
+    message = message_of("ViT-B-32", "laion2b_s34b_b79k")
+    assert "laion2b_s34b_b79k is of another model than ViT-B-32: image width 48 instead of 768" in message
+
+
+def test_a_local_file_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save(tiny_clip(seed=3).state_dict(), tmp_path / "weights.pt")
+    model, _ = build_clip(TINY_NAME, "~/weights.pt")
+    assert clip_fingerprint(model) == clip_fingerprint(tiny_clip(seed=3))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reclip_d2.clip.reference import ReferencePrompt, normalize_reference, packed_attention_mask
+from reclip_d2.clip.reference import ReferencePrompt, cut_name, normalize_reference, packed_attention_mask
 from reclip_d2.clip.text import TextEncoder
 from reclip_d2.errors import ReclipError
 from tests.helpers import EMBED_DIM, tiny_clip, tiny_tokenizer
@@ -169,3 +169,43 @@ def test_norm_of_the_reference_features():
     rows = torch.tensor([[0.6, 0.8], [0.0, 1.0]], dtype=torch.float64)
     torch.testing.assert_close(normalize_reference(features, "row"), rows)
     torch.testing.assert_close(normalize_reference(features, "matrix"), features / 13.0)  # 9 + 16 + 144 = 169
+
+
+# ---- names cut as the public code of ReCLIP++ does ------------------------------------------------------------
+
+
+def literal_cut(clip, vectors: Tensor, names: list[str], limit: int) -> Tensor:
+    """[SOS][vectors][tokens 1 to ``limit`` of the padded text], read at the largest id among the name's tokens."""
+    embed = clip.token_embedding.weight
+    tokens = tiny_tokenizer()(names)[:, 1 : 1 + limit]
+    count, context = len(names), 1 + len(vectors) + limit
+    start = embed[[tiny_tokenizer().sot_token_id]].expand(count, 1, -1)
+    x = torch.cat([start, vectors.expand(count, -1, -1), embed[tokens]], dim=1) + clip.positional_embedding[:context]
+    hidden = clip.transformer(x, attn_mask=clip.attn_mask[:context, :context].double())
+    read = hidden[torch.arange(count), 1 + len(vectors) + tokens.argmax(-1)]
+    return clip.ln_final(read) @ clip.text_projection
+
+
+def test_three_tokens_a_name():
+    names = ["sky", "brick wall", "a tall tree", "chest of drawers", "a very tall old tree"]
+    clip = tiny_clip().double()
+    encoder = TextEncoder(clip, tiny_tokenizer())
+    prompt = ReferencePrompt(encoder, names, prompt_length=73, init_std=0.3, token_limit=3).double()
+    assert len(prompt.vectors) == 73  # 1 + 73 + 3 = 77, whatever the names
+    expected = literal_cut(clip, prompt.vectors, names, 3)
+    torch.testing.assert_close(prompt(encoder), expected, rtol=0, atol=1e-10)
+    assert [len(encoder.name_tokens(name)) for name in names] == [1, 2, 3, 3, 5]
+
+
+def test_the_cut_by_hand():
+    assert cut_name([5, 7, 49407], 3) == [5, 7, 49407]
+    assert cut_name([5, 49407], 3) == [5, 49407]
+    assert cut_name([5, 9, 7, 49407], 3) == [5, 9]  # the end is cut off: read at the largest id
+    assert cut_name([9, 9, 7, 4, 49407], 3) == [9]
+
+
+def test_a_limit_that_leaves_no_room():
+    encoder = TextEncoder(tiny_clip(context_length=8), tiny_tokenizer(8))
+    with pytest.raises(ReclipError, match="MODEL.BIAS_HEAD.NAME_TOKENS 7"):
+        ReferencePrompt(encoder, ["sky"], prompt_length=4, token_limit=7)
+    assert len(ReferencePrompt(encoder, ["sky"], prompt_length=4, token_limit=6).vectors) == 1

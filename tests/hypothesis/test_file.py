@@ -158,3 +158,31 @@ def test_a_line_without_sound_scores(scores):
     header = dataclasses.replace(HEADER, method="image", window_ratio=0.0)
     with pytest.raises(ReclipError, match="image 'a' is damaged"):
         hypotheses_of({"a": {"image_id": "a", "scores": scores}}, header, ["a"], 0.0)
+
+
+# ---- imported sets ----------------------------------------------------------------------------------------------
+
+IMPORTED = dataclasses.replace(HEADER, clip="", fingerprint="", templates="", method="imported", window_ratio=0.0)
+
+
+def test_imported_sets_are_taken_as_they_are():
+    lines = {"a": {"image_id": "a", "classes": [2, 0]}, "b": {"image_id": "b", "classes": [1]}}
+    for threshold, calibrated in ((0.0, False), (0.9, True)):
+        assert hypotheses_of(lines, IMPORTED, ["b", "a"], threshold, calibrated) == {"b": [1], "a": [0, 2]}
+
+
+@pytest.mark.parametrize("classes", [None, [], [3], [-1], [0.5], "01"])
+def test_imported_sets_that_are_damaged(classes):
+    with pytest.raises(ReclipError, match=r"image 'a' is damaged \(classes\)"):
+        hypotheses_of({"a": {"image_id": "a", "classes": classes}}, IMPORTED, ["a"], 0.0)
+
+
+def test_imported_file_does_not_depend_on_the_clip(tmp_path):
+    path = write(tmp_path / "h.jsonl", [{"image_id": "a", "classes": [1]}], IMPORTED)
+    expected = dataclasses.replace(HEADER, method="imported", window_ratio=0.0)  # of some CLIP and template set
+    assert read_hypothesis_file(path, expected)["a"]["classes"] == [1]
+    for field, value in (("dataset", "other"), ("class_names", [["sky"]])):
+        assert f"made with another {field} " in message_of(path, dataclasses.replace(expected, **{field: value}))
+    assert "made with another method imported instead of crops" in message_of(path)
+    crops = write(tmp_path / "crops.jsonl")
+    assert "made with another method crops instead of imported" in message_of(crops, expected)

@@ -18,18 +18,18 @@ from reclip_d2.hypothesis.rules import hypothesis_from_scores, hypothesis_from_w
     ],
 )
 def test_windows(top1, threshold, expected):
-    assert hypothesis_from_windows(top1, 4, threshold) == expected
+    assert hypothesis_from_windows(top1, threshold) == expected
 
 
 @pytest.mark.parametrize(("count", "passes"), [(7, False), (8, True)])
 def test_seven_of_a_hundred_do_not_pass_seven_hundredths(count, passes):
     """Rounding to float32 must not let 7/100 > 0.07 through, nor 14/200."""
-    assert (1 in hypothesis_from_windows([1] * count + [0] * (100 - count), 3, 0.07)) == passes
-    assert 1 not in hypothesis_from_windows([1] * 14 + [0] * 186, 3, 0.07)
+    assert (1 in hypothesis_from_windows([1] * count + [0] * (100 - count), 0.07)) == passes
+    assert 1 not in hypothesis_from_windows([1] * 14 + [0] * 186, 0.07)
 
 
 def test_classes_come_ascending_and_once():
-    assert hypothesis_from_windows([5, 1, 5, 3, 1], 6, 0.0) == [1, 3, 5]
+    assert hypothesis_from_windows([5, 1, 5, 3, 1], 0.0) == [1, 3, 5]
 
 
 @pytest.mark.parametrize(

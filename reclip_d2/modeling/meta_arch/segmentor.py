@@ -5,6 +5,7 @@ Shape letters: B images, C classes, D width of the joint embedding, (h, w) patch
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from reclip_d2.clip.compat import OWN_IMAGE_TOWER
 from reclip_d2.clip.dense import DenseCLIP
 from reclip_d2.clip.prompts import get_templates
 from reclip_d2.clip.text import cached_query_features, check_class_names
@@ -93,12 +95,7 @@ class CLIPSegmentor(nn.Module):
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint of this model belongs to, besides its weights."""
-        return {
-            "clip": self.backbone.name,
-            "fingerprint": self.backbone.fingerprint,
-            "class_names": self.class_names,
-            "templates": self.templates,
-        }
+        return checkpoint_identity(self.backbone, self.class_names, self.templates, getattr(self, "bias_head", None))
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise the images with CLIP's statistics and pad them to a common multiple of the patch."""
@@ -141,6 +138,30 @@ class CLIPSegmentor(nn.Module):
         size = (window.shape[-2], window.shape[-1])
         padded = ImageList.from_tensors([window], self.backbone.size_divisibility).tensor
         return upsample_logits(self.mask_logits(padded), tuple(padded.shape[-2:]), size, size)[0]
+
+
+def checkpoint_identity(
+    backbone: DenseCLIP, class_names: list[list[str]], templates: str, bias_head: nn.Module | None = None
+) -> dict[str, Any]:
+    """What a checkpoint belongs to: the frozen CLIP, the class list, and where they are not the usual ones, the changes
+    of the image tower and the text and norm of the Reference prompt (none of which the weights show)."""
+    changed = {} if backbone.image_tower == OWN_IMAGE_TOWER else {"image_tower": backbone.image_tower}
+    identity = {
+        "clip": backbone.name,
+        **changed,
+        "fingerprint": backbone.fingerprint,
+        "class_names": class_names,
+        "templates": templates,
+    }
+    prompt = getattr(bias_head, "reference_prompt", None)
+    if prompt is not None:
+        encoder = backbone.text_encoder
+        usual = [t for names in class_names for t in (*encoder.name_tokens(names[0]), encoder.tokenizer.eot_token_id)]
+        tokens, ends = prompt.name_tokens.tolist(), (prompt.ends - len(prompt.vectors)).tolist()
+        if tokens != usual or bias_head.reference_norm != "row":
+            digest = hashlib.sha256(f"{tokens} {ends}".encode()).hexdigest()
+            identity["reference"] = f"{bias_head.reference_norm} {digest[:8]}"
+    return identity
 
 
 def _expect_no_clip_weights(module: nn.Module, incompatible_keys: Any) -> None:

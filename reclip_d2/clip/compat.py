@@ -1,0 +1,68 @@
+"""Settings of the image tower that reproduce the public code of ReCLIP++.
+
+That code changes CLIP's image tower: the LayerNorms of its blocks get another epsilon, the class token comes from a
+file of its own, and in one revision GELU takes the place of QuickGELU. By default none of this is done.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from reclip_d2.errors import ReclipError
+
+OWN_IMAGE_TOWER = "own"
+
+
+def adapt_image_tower(
+    visual: nn.Module, layer_norm_eps: float = 0.0, activation: str = "own", class_token: str = ""
+) -> str:
+    """Change an image tower in place (it must be the caller's alone).
+
+    Args:
+        visual: open_clip ``VisionTransformer``.
+        layer_norm_eps: epsilon of ``ln_1`` and ``ln_2`` of all blocks; 0 leaves the model's. ``ln_pre`` and
+            ``ln_post`` keep theirs.
+        activation: ``own``, or ``gelu``: GELU in the blocks' MLPs.
+        class_token: file for :func:`read_class_token`; "" leaves CLIP's ``class_embedding``.
+
+    Returns:
+        a few words that name the changes which the weights do not show; ``own`` if there are none.
+    """
+    changes = []
+    if class_token:
+        token = read_class_token(class_token, len(visual.class_embedding))
+        with torch.no_grad():
+            visual.class_embedding.copy_(token)
+    if layer_norm_eps:
+        changes.append(f"eps {layer_norm_eps:g}")
+        for block in visual.transformer.resblocks:
+            block.ln_1.eps = block.ln_2.eps = layer_norm_eps
+    if activation == "gelu":
+        changes.append("gelu")
+        for block in visual.transformer.resblocks:
+            block.mlp.gelu = nn.GELU()
+    return " ".join(changes) or OWN_IMAGE_TOWER
+
+
+def read_class_token(path: str | Path, width: int) -> Tensor:
+    """Class token ``(width,)`` float32 of a safetensors file: its tensor ``class_embedding``.
+
+    Raises:
+        ReclipError: the file is missing or damaged, or the token has another width.
+    """
+    try:
+        token = safetensors.torch.load_file(path)["class_embedding"]
+    except (OSError, KeyError, safetensors.SafetensorError) as error:
+        raise ReclipError(
+            f"MODEL.CLIP.CLASS_TOKEN {path} cannot be read: it must be a safetensors file with a tensor class_embedding"
+        ) from error
+    if token.numel() != width:
+        raise ReclipError(
+            f"MODEL.CLIP.CLASS_TOKEN {path} has {token.numel()} values; this CLIP's class token has {width}"
+        )
+    return token.flatten().float()

@@ -1,0 +1,69 @@
+"""Scores of a data set's images in small files, so that a killed run goes on where it was and processes can share.
+
+Shape letters: n images of a block, N windows of an image, C classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from reclip_d2.errors import ReclipError
+from reclip_d2.io import atomic_write
+
+BLOCK_SIZE = 64
+
+
+class ScoreBlocks:
+    """Blocks of consecutive images, one ``.npz`` of arrays each, in a folder beside the final file.
+
+    The folder's name holds a hash of all that the scores depend on: a run with other settings begins anew.
+    """
+
+    def __init__(self, path: Path, image_ids: Sequence[str], key: object, size: int = BLOCK_SIZE) -> None:
+        """
+        Args:
+            path: the file that will be made from the blocks.
+            image_ids: of all images, in order.
+            key: what else the scores depend on; anything JSON can write.
+            size: images of a block.
+        """
+        digest = hashlib.sha256(json.dumps([list(image_ids), key, size]).encode()).hexdigest()[:12]
+        self.folder = path.parent / f"{path.name}.parts-{digest}"
+        self.images = [range(i, min(i + size, len(image_ids))) for i in range(0, len(image_ids), size)]
+
+    def _file(self, block: int) -> Path:
+        return self.folder / f"{block:06d}.npz"
+
+    def missing(self) -> list[int]:
+        """Blocks that are still to be made."""
+        return [block for block in range(len(self.images)) if not self._file(block).exists()]
+
+    def write(self, block: int, arrays: dict[str, np.ndarray]) -> None:
+        """Keep a block; its file appears when it is whole."""
+        with atomic_write(self._file(block)) as temporary, open(temporary, "wb") as stream:
+            np.savez(stream, **arrays)
+
+    def read(self, block: int) -> dict[str, np.ndarray]:
+        """Arrays of a block.
+
+        Raises:
+            ReclipError: the file is damaged; it is removed, so that the next run makes it anew.
+        """
+        file = self._file(block)
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            file.unlink(missing_ok=True)
+            raise ReclipError(f"{file} was damaged and is removed: run again, the other parts are kept") from error
+
+    def remove(self) -> None:
+        """Remove all blocks."""
+        shutil.rmtree(self.folder, ignore_errors=True)

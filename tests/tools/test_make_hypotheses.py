@@ -1,0 +1,44 @@
+"""The program that makes the hypothesis file ahead of the training."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from reclip_d2.data.embedded import SPLIT_COUNTS, ensure_dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(tmp_path: Path, *keys: str) -> subprocess.CompletedProcess:
+    config = ROOT / "configs" / "embedded" / "reclippp_rectify.yaml"
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path), "RECLIP_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "tools/make_hypotheses.py", "--config-file", str(config)]
+    command += ["OUTPUT_DIR", str(tmp_path / "out"), *keys]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+
+
+def test_makes_the_file_and_counts_classes(tmp_path):
+    ensure_dataset(tmp_path / "embedded")
+    file = tmp_path / "hypotheses.jsonl"
+    # Whole windows of half the image: 9 a scene, so that 400 scenes take seconds.
+    result = run(tmp_path, "HYPOTHESIS.FILE", str(file), "HYPOTHESIS.WINDOW_RATIO", "0.5")
+    assert result.returncode == 0, result.stderr
+    header, *lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert header["dataset"] == "embedded_train" and header["window_ratio"] == 0.5
+    assert len(lines) == SPLIT_COUNTS["train"] and all(len(line["top1"]) == 9 for line in lines)
+    row = next(line for line in result.stdout.splitlines() if line.startswith("desert"))
+    desert = header["class_names"].index(["desert"])
+    # t = 0.02 is below one window in nine: a class counts when any window shows it.
+    assert int(row.split()[1]) == sum(desert in line["top1"] for line in lines)
+
+
+def test_another_rule_is_refused_in_one_line(tmp_path):
+    file = tmp_path / "hypotheses.jsonl"
+    file.write_text("{}\n")
+    result = run(tmp_path, "HYPOTHESIS.FILE", str(file))
+    assert result.returncode == 1
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and str(file) in errors[0]
+    assert "Traceback" not in result.stdout + result.stderr

@@ -1,0 +1,179 @@
+#!/usr/bin/env python
+"""Convert a checkpoint of the public ReCLIP++ code into one of this project.
+
+    python tools/convert_public_checkpoint.py best_weight.pth output/public/voc20.pth --dataset voc20_val \
+        --class-token utils/cls_token.pt --reference-names names.txt
+
+Writes the checkpoint, its class token (``<name>.class_token.safetensors``) and a config (``<name>.yaml``) whose keys
+reproduce that code: logits agree to 1e-4 given the same Query features. The public code has a class list of its own for
+the Reference prompt; give it by ``--reference-names`` where it differs from the data set's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import safetensors.torch  # noqa: E402
+import torch  # noqa: E402
+import yaml  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+import reclip_d2.data.datasets  # noqa: E402  (registers the data sets)
+import reclip_d2.modeling  # noqa: E402, F401  (registers the models)
+from reclip_d2.clip.text import check_class_names  # noqa: E402
+from reclip_d2.config import load_config  # noqa: E402
+from reclip_d2.data.classes import class_names_of  # noqa: E402
+from reclip_d2.engine.public_checkpoint import (  # noqa: E402
+    check_fits,
+    compatibility_keys,
+    read_public_checkpoint,
+    read_public_class_token,
+)
+from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
+from reclip_d2.io import atomic_write  # noqa: E402
+from reclip_d2.modeling.backbone import build_clip_backbone  # noqa: E402
+from reclip_d2.modeling.bias_head import build_bias_head  # noqa: E402
+from reclip_d2.modeling.mask_decoder import MaskDecoder  # noqa: E402
+from reclip_d2.modeling.meta_arch.segmentor import checkpoint_identity  # noqa: E402
+
+SUFFIXES = (".pth", ".safetensors")
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, metavar="IN", help="checkpoint of the public code")
+    parser.add_argument("output", type=Path, metavar="OUT", help="checkpoint to write: .pth or .safetensors")
+    names = parser.add_mutually_exclusive_group(required=True)
+    names.add_argument("--dataset", help="registered data set that has the model's classes")
+    names.add_argument("--class-names", type=Path, help="the model's classes, one a line")
+    parser.add_argument(
+        "--reference-names", type=Path, help="names in the Reference prompt, one a line (default: same)"
+    )
+    parser.add_argument("--class-token", help="the public code's utils/cls_token.pt; 'clip' for CLIP's own class token")
+    parser.add_argument("--clip", default="ViT-B-16-quickgelu", help="MODEL.CLIP.NAME (default: %(default)s)")
+    parser.add_argument("--pretrained", default="openai", help="MODEL.CLIP.PRETRAINED (default: %(default)s)")
+    parser.add_argument(
+        "--image-activation",
+        choices=("own", "gelu"),
+        default="own",
+        help="gelu for checkpoints of the revision whose image tower has GELU instead of QuickGELU",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    return parser
+
+
+def read_names(path: Path) -> list[str]:
+    """Class names of a text file, one a line."""
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReclipError(f"class list {path} cannot be read: give a text file with one name a line") from error
+    while names and not names[-1]:
+        names.pop()
+    return names
+
+
+def merge(into: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries as one."""
+    for key, value in other.items():
+        into[key] = merge(into.get(key, {}), value) if isinstance(value, dict) else value
+    return into
+
+
+def flatten(keys: dict[str, Any], prefix: str = "") -> list[Any]:
+    """``KEY VALUE`` pairs of nested keys."""
+    pairs: list[Any] = []
+    for key, value in keys.items():
+        pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}", value]
+    return pairs
+
+
+def choose_class_token(args: argparse.Namespace, found: Tensor | None) -> Tensor | None:
+    """The class token of the command line, or else of the checkpoint; None for CLIP's own."""
+    if args.class_token == "clip":
+        return None
+    if args.class_token:
+        return read_public_class_token(args.class_token)
+    if found is None:
+        raise ReclipError(
+            f"{args.checkpoint} does not hold the class token: give --class-token utils/cls_token.pt of the public"
+            " code, or --class-token clip for CLIP's own"
+        )
+    return found
+
+
+def save(path: Path, state: dict[str, Tensor], identity: str) -> None:
+    """Write a checkpoint that ``ReclipCheckpointer`` loads."""
+    with atomic_write(path) as temporary:
+        if path.suffix == ".safetensors":
+            state = {name: tensor.contiguous() for name, tensor in state.items()}
+            safetensors.torch.save_file(state, temporary, metadata={"identity": identity})
+        else:
+            torch.save({"model": state, "identity": identity}, temporary)
+
+
+@exit_on_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert."""
+    args = argument_parser().parse_args(argv)
+    output: Path = args.output.resolve()
+    config_file, token_file = output.with_suffix(".yaml"), output.with_suffix(".class_token.safetensors")
+    if output.suffix not in SUFFIXES:
+        raise ReclipError(f"{args.output}: the output must end in .pth or .safetensors")
+    for path in (output, config_file, token_file):
+        if path.exists() and not args.overwrite:
+            raise ReclipError(f"{path} exists: add --overwrite, or name another output")
+
+    checkpoint = read_public_checkpoint(args.checkpoint)
+    class_token = choose_class_token(args, checkpoint.class_token)
+    class_names = class_names_of(args.dataset) if args.dataset else [[name] for name in read_names(args.class_names)]
+    check_class_names(class_names)
+    if len(class_names) != checkpoint.num_classes:
+        raise ReclipError(f"{args.checkpoint} has {checkpoint.num_classes} classes, the class list {len(class_names)}")
+
+    reference_names = read_names(args.reference_names) if args.reference_names else []
+    keys = compatibility_keys(
+        checkpoint, str(token_file) if class_token is not None else "", reference_names, args.image_activation
+    )
+    merge(keys, {"MODEL": {"CLIP": {"NAME": args.clip, "PRETRAINED": args.pretrained}, "WEIGHTS": str(output)}})
+    if args.dataset:
+        merge(keys, {"DATASETS": {"TEST": [args.dataset]}})
+
+    with tempfile.TemporaryDirectory() as folder:
+        opts = flatten(keys)
+        if class_token is not None:
+            temporary = Path(folder) / token_file.name
+            safetensors.torch.save_file({"class_embedding": class_token}, temporary)
+            opts += ["MODEL.CLIP.CLASS_TOKEN", str(temporary)]
+        cfg = load_config("", opts)
+        backbone = build_clip_backbone(cfg)
+        head = build_bias_head(cfg, backbone, [names[0] for names in class_names])
+        decoder = MaskDecoder(cfg, backbone.embed_dim, len(class_names))
+    check_fits(checkpoint, nn.ModuleDict({"bias_head": head, "mask_decoder": decoder}), args.checkpoint)
+    identity = json.dumps(checkpoint_identity(backbone, class_names, cfg.MODEL.CLIP.TEMPLATES, head))
+
+    if class_token is not None:
+        with atomic_write(token_file) as path:
+            safetensors.torch.save_file({"class_embedding": class_token}, path)
+    save(output, checkpoint.state, identity)
+    with atomic_write(config_file) as path:
+        path.write_text(
+            f"# Written by tools/convert_public_checkpoint.py: the public ReCLIP++ code with {output.name}.\n"
+            + yaml.safe_dump({**keys, "VERSION": 2}, sort_keys=False),
+            encoding="utf-8",
+        )
+    print(f"wrote {output}, {config_file.name}{f', {token_file.name}' if class_token is not None else ''}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+#!/usr/bin/env python
+"""Import image-level hypotheses of the public ReCLIP and ReCLIP++ code into a hypothesis file of this project.
+
+    python tools/import_public_hypotheses.py text/voc_pseudo_label_ReCLIPPP.json output/voc20_train.jsonl \
+        --dataset voc20_train --list datasets/VOC2012/ImageSets/Segmentation/train.txt
+
+The public files hold one JSON list of class ids a line, in the order of a list of the training images. Give that list
+by ``--list``; without it the order of the registered data set counts. Train with ``HYPOTHESIS.METHOD imported
+HYPOTHESIS.FILE <OUT>``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import reclip_d2.data.datasets  # noqa: E402, F401  (registers the data sets)
+from reclip_d2.data.classes import class_names_of  # noqa: E402
+from reclip_d2.data.training_records import unlabelled_records  # noqa: E402
+from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
+from reclip_d2.hypothesis.file import HypothesisHeader, write_hypothesis_file  # noqa: E402
+
+# Ends of file names that lists leave out (Cityscapes).
+LEFT_OUT = ("_leftImg8bit",)
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("hypotheses", type=Path, metavar="IN", help="public file: one list of class ids a line")
+    parser.add_argument("output", type=Path, metavar="OUT", help="hypothesis file to write")
+    parser.add_argument("--dataset", required=True, help="registered data set of the training images")
+    parser.add_argument("--list", type=Path, help="list file in whose order the lines stand (default: the data set's)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    return parser
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReclipError(f"{path} cannot be read as text: check the path") from error
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
+
+
+def read_public_hypotheses(path: Path, num_classes: int) -> list[list[int]]:
+    """Class ids of each line, ascending and without repeats.
+
+    Raises:
+        ReclipError: a line is no list of ids, is empty, or has an id out of range; the message has its number.
+    """
+    result = []
+    for number, line in enumerate(_read_lines(path), start=1):
+        try:
+            ids = json.loads(line)
+        except ValueError as error:
+            raise ReclipError(f"{path} line {number} is no JSON list of class ids: {line[:40]!r}") from error
+        if not isinstance(ids, list) or not all(isinstance(k, int) and not isinstance(k, bool) for k in ids):
+            raise ReclipError(f"{path} line {number} is no JSON list of class ids: {line[:40]!r}")
+        if not ids:
+            raise ReclipError(f"{path} line {number} is an empty list: every image needs a class")
+        wrong = [k for k in ids if not 0 <= k < num_classes]
+        if wrong:
+            raise ReclipError(
+                f"{path} line {number} has class id {wrong[0]}; the data set has {num_classes} classes, 0 to"
+                f" {num_classes - 1}"
+            )
+        result.append(sorted(set(ids)))
+    return result
+
+
+def _stem(name: str) -> str:
+    """Name of an image without folder, extension and what lists leave out."""
+    base = name.replace("\\", "/").rsplit("/", 1)[-1]
+    head, dot, extension = base.rpartition(".")
+    if dot and extension.lower() in ("jpg", "jpeg", "png"):
+        base = head
+    for ending in LEFT_OUT:
+        base = base.removesuffix(ending)
+    return base
+
+
+def order_records(records: Sequence[dict[str, Any]], list_file: Path) -> list[dict[str, Any]]:
+    """Records in the order of a list file, matched by file name without folder and extension.
+
+    Raises:
+        ReclipError: list and data set are not of the same images.
+    """
+    by_stem: dict[str, dict[str, Any]] = {}
+    for record in records:
+        stem = _stem(record["file_name"])
+        if stem in by_stem:
+            raise ReclipError(f"two images of the data set are called {stem}: the list cannot tell them apart")
+        by_stem[stem] = record
+    ordered = []
+    for number, line in enumerate(_read_lines(list_file), start=1):
+        words = line.split()
+        record = by_stem.pop(_stem(words[0]), None) if words else None
+        if record is None:
+            raise ReclipError(
+                f"{list_file} line {number}: {line.strip()[:60]!r} is no image of the data set, or stands twice"
+            )
+        ordered.append(record)
+    if by_stem:
+        raise ReclipError(f"{list_file} lacks {len(by_stem)} images of the data set, {next(iter(by_stem))} among them")
+    return ordered
+
+
+@exit_on_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Import."""
+    args = argument_parser().parse_args(argv)
+    if args.output.exists() and not args.overwrite:
+        raise ReclipError(f"{args.output} exists: add --overwrite, or name another output")
+    class_names = class_names_of(args.dataset)
+    hypotheses = read_public_hypotheses(args.hypotheses, len(class_names))
+    records = unlabelled_records([args.dataset])
+    if args.list:
+        records = order_records(records, args.list)
+    if len(hypotheses) != len(records):
+        raise ReclipError(
+            f"{args.hypotheses} has {len(hypotheses)} lines for {len(records)} images of {args.list or args.dataset}:"
+            " it is of another list"
+        )
+    header = HypothesisHeader(
+        dataset=args.dataset,
+        class_names=class_names,
+        clip="",
+        fingerprint="",
+        templates="",
+        method="imported",
+        window_ratio=0.0,
+    )
+    write_hypothesis_file(
+        args.output,
+        header,
+        ({"image_id": r["image_id"], "classes": ids} for r, ids in zip(records, hypotheses, strict=True)),
+    )
+    mean = sum(map(len, hypotheses)) / max(1, len(hypotheses))
+    print(f"wrote {args.output}: {len(hypotheses)} images, {mean:.2f} classes an image")
+
+
+if __name__ == "__main__":
+    main()

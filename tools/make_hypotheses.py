@@ -1,0 +1,51 @@
+#!/usr/bin/env python
+"""Make the hypothesis file of a config's training set (Eq. 6), on one or several GPUs, ahead of the training.
+
+    python tools/make_hypotheses.py --config-file configs/embedded/reclippp_rectify.yaml --num-gpus 1
+
+Training makes the file by itself if it is missing; this program makes it alone. A killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from detectron2.engine import launch  # noqa: E402
+from detectron2.utils import comm  # noqa: E402
+
+from reclip_d2.data.classes import class_names_of  # noqa: E402
+from reclip_d2.data.training_records import build_training_records  # noqa: E402
+from reclip_d2.errors import exit_on_error  # noqa: E402
+from train_net import argument_parser, setup  # noqa: E402
+
+
+@exit_on_error
+def main(args: argparse.Namespace) -> None:
+    """Make the file if it is missing; say how often each class is in a hypothesis."""
+    cfg = setup(args)
+    records = build_training_records(cfg)
+    if not comm.is_main_process():
+        return
+    counts = collections.Counter(k for record in records for k in record["hypothesis"])
+    names = [names[0] for names in class_names_of(cfg.DATASETS.TRAIN[0])]
+    print(f"{'class':<{max(map(len, names))}}  images with it in their hypothesis (t = {cfg.HYPOTHESIS.THRESHOLD})")
+    for k, name in enumerate(names):
+        print(f"{name:<{max(map(len, names))}}  {counts[k]:6d}  {100 * counts[k] / len(records):5.1f} %")
+
+
+if __name__ == "__main__":
+    arguments = argument_parser().parse_args()
+    launch(
+        main,
+        arguments.num_gpus,
+        num_machines=arguments.num_machines,
+        machine_rank=arguments.machine_rank,
+        dist_url=arguments.dist_url,
+        args=(arguments,),
+    )
