@@ -1,0 +1,148 @@
+"""What the programs ``datasets/prepare_*.py`` share: arguments, the search for missing files, the printed report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from reclip_d2.data.datasets.label_sources import IndexPNG, LabelSource
+from reclip_d2.data.datasets.preparation import LabelTask, Report, convert_labels
+from reclip_d2.data.datasets.registration import IGNORE_LABEL, README, DatasetOnDisk, scan_ids
+from reclip_d2.errors import ReclipError
+
+
+def check_pairs(
+    dataset: DatasetOnDisk, split: str, source_of: Callable[[str], LabelSource], label_ids: Iterable[str] | None
+) -> list[LabelTask]:
+    """Tasks of a split, after a look whether every image has a label and every label an image.
+
+    Args:
+        source_of: label of an image id.
+        label_ids: ids of all labels of the split's folder; None where that folder holds other splits too.
+
+    Raises:
+        ReclipError: an image or a label is missing.
+    """
+    ids = dataset.image_ids(split)
+    tasks = [
+        LabelTask(dataset.image_path(split, name), source_of(name), dataset.label_path(split, name)) for name in ids
+    ]
+    without_label = [task for task in tasks if not task.source.exists()]
+    if without_label:
+        _raise_missing(without_label[0].image, "label", str(without_label[0].source), len(without_label), len(tasks))
+    without_image = [task for task in tasks if not task.image.is_file()]
+    if without_image:
+        _raise_missing(without_image[0].target.stem, "image", without_image[0].image, len(without_image), len(tasks))
+    orphans = sorted(set(label_ids or ()) - set(ids))
+    if orphans:
+        image = dataset.image_path(split, orphans[0])
+        raise ReclipError(f"{len(orphans)} labels have no image, first {image}: get the data set again, see {README}")
+    return tasks
+
+
+def _raise_missing(owner: object, kind: str, missing: object, count: int, total: int) -> None:
+    raise ReclipError(
+        f"{count} of {total} images: {kind} file missing, first {missing} (of {owner}): get it, see {README}"
+    )
+
+
+def label_folder(folder: Path) -> Path:
+    """``folder``, if it is one.
+
+    Raises:
+        ReclipError: it is not there.
+    """
+    if not folder.is_dir():
+        raise ReclipError(f"folder {folder} does not exist: put the data set's labels there, see {README}")
+    return folder
+
+
+def prepare_split(
+    dataset: DatasetOnDisk,
+    split: str,
+    mapping: Mapping[int, int],
+    arguments: argparse.Namespace,
+    source_of: Callable[[str], LabelSource],
+    label_ids: Iterable[str] | None = None,
+) -> Report:
+    """Make the index PNGs of a split and print what they hold; arguments as of :func:`check_pairs`."""
+    tasks = check_pairs(dataset, split, source_of, label_ids)
+    title = f"{dataset.name}_{split}"
+    report = convert_labels(
+        tasks,
+        mapping,
+        len(dataset.class_names),
+        title=title,
+        workers=arguments.workers,
+        overwrite=arguments.overwrite,
+    )
+    print(format_report(title, report, dataset, split))
+    return report
+
+
+def prepare_folder(
+    dataset: DatasetOnDisk,
+    split: str,
+    mapping: Mapping[int, int],
+    arguments: argparse.Namespace,
+    folder: Path,
+    *,
+    suffix: str = ".png",
+    image_suffix: str = "",
+) -> Report:
+    """:func:`prepare_split` for labels that lie in a folder of their own, named as their images.
+
+    Args:
+        folder: of the split's labels.
+        suffix: end of the labels' names, in place of ``image_suffix`` at the end of the image's id.
+    """
+    label_folder(folder)
+    return prepare_split(
+        dataset,
+        split,
+        mapping,
+        arguments,
+        lambda name: IndexPNG(folder / f"{name.removesuffix(image_suffix)}{suffix}"),
+        [name + image_suffix for name in scan_ids(folder, suffix)],
+    )
+
+
+def format_report(title: str, report: Report, dataset: DatasetOnDisk, split: str) -> str:
+    """A report as text: counts, and for each class its share of the pixels and its images."""
+    total, labels = max(int(report.pixels.sum()), 1), report.written + report.kept
+    lines = [
+        f"{title}: {labels} labels in {dataset.root / dataset.splits[split].labels}: {report.written} written,"
+        f" {report.kept} there already, {report.turned} turned upright with their image"
+    ]
+    if labels != dataset.splits[split].count:
+        lines.append(f"note: the complete split has {dataset.splits[split].count} images")
+    lines.append(f"{'id':>5}  {'pixels':>9}  {'images':>7}  class")
+    for index, name in [*enumerate(dataset.class_names), (IGNORE_LABEL, "(ignored)")]:
+        lines.append(f"{index:>5}  {report.pixels[index] / total:>9.4%}  {report.images[index]:>7}  {name}")
+    return "\n".join(lines)
+
+
+def argument_parser(description: str, splits: Iterable[str]) -> argparse.ArgumentParser:
+    """Arguments that all preparation programs take."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        choices=list(splits),
+        default=["val"],
+        help="default: val. Training reads no label; prepare train only for what does, such as a linear probe",
+    )
+    parser.add_argument(
+        "--workers", type=_positive, default=min(8, os.cpu_count() or 1), help="processes (default: %(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="make labels that exist anew")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value

@@ -1,0 +1,187 @@
+"""Data sets that lie on disk: their layout, their records, and their registration with Detectron2.
+
+A data set is one :class:`DatasetOnDisk`: folders below ``$DETECTRON2_DATASETS``, class names and protocol. All is
+lazy: no folder is looked at before ``DatasetCatalog.get`` asks for a split. An image's id is its path below the split's
+folder of images, without the extension, and its label is the file of that id below the folder of labels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from reclip_d2.errors import ReclipError
+
+IGNORE_LABEL = 255
+README = "datasets/README.md"
+
+
+def datasets_root() -> Path:
+    """``$DETECTRON2_DATASETS``, by default ``datasets``."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+
+
+def pascal_colors(count: int) -> list[list[int]]:
+    """The first ``count`` colours of PASCAL VOC's colour map after its black: bit j of an id's k-th group of three bits
+    is bit 7 - k of channel j. Different for any 255 classes."""
+    colors = []
+    for index in range(1, count + 1):
+        color = [0, 0, 0]
+        for group in range(8):
+            for channel in range(3):
+                color[channel] |= (index >> (3 * group + channel) & 1) << (7 - group)
+        colors.append(color)
+    return colors
+
+
+def scan_ids(folder: Path, suffix: str) -> list[str]:
+    """Sorted paths of the files below ``folder`` whose names end with ``suffix``, relative and without the suffix.
+    Hidden files are left out."""
+    ids = []
+    for parent, _, names in os.walk(folder):
+        relative = Path(parent).relative_to(folder)
+        ids += [
+            (relative / name.removesuffix(suffix)).as_posix()
+            for name in names
+            if name.endswith(suffix) and not name.startswith(".")
+        ]
+    return sorted(ids)
+
+
+def read_image_list(path: Path) -> list[str]:
+    """Image ids of a text file, one a line (a second column, as VOC's lists of one class have, is left out).
+
+    Raises:
+        ReclipError: the file is no text, holds no id, or holds one twice.
+    """
+    try:
+        ids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ReclipError(f"image list {path} is no text file: get it again, see {README}") from error
+    if not ids:
+        raise ReclipError(f"image list {path} is empty: get it again, see {README}")
+    if len(set(ids)) != len(ids):
+        twice = next(name for name in ids if ids.count(name) > 1)
+        raise ReclipError(f"image list {path} names {twice} twice: get it again, see {README}")
+    return ids
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a data set. Folders and files are relative to the data set's folder."""
+
+    images: str
+    """Folder of the images."""
+    labels: str
+    """Folder of the index PNGs that the preparation program writes."""
+    count: int
+    """Images of the complete split."""
+    image_list: str = ""
+    """Text file of image ids; "": all images of the folder."""
+    suffix: str = ".jpg"
+    """Extension of the images."""
+    evaluated: bool = False
+    """Whether records carry their label. Those of training splits never do."""
+    prepare_options: str = ""
+    """Options of the preparation program that make this split."""
+
+
+@dataclass(frozen=True)
+class DatasetOnDisk:
+    """A data set below ``$DETECTRON2_DATASETS``."""
+
+    name: str
+    """Registered as ``<name>_<split>``."""
+    folders: tuple[str, ...]
+    """Names that the data set's folder may have; the first that exists is taken."""
+    program: str
+    """Preparation program, relative to the repository."""
+    splits: Mapping[str, Split]
+    class_names: Sequence[str]
+    colors: Sequence[Sequence[int]]
+    protocol: str
+    """One line: classes, background, what the mean is over."""
+    synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Further names of some classes."""
+
+    @property
+    def root(self) -> Path:
+        """The data set's folder."""
+        candidates = [datasets_root() / folder for folder in self.folders]
+        return next((folder for folder in candidates if folder.is_dir()), candidates[0])
+
+    def prepare_command(self, split: str) -> str:
+        """What to type to prepare a split."""
+        return f"python {self.program} {self.splits[split].prepare_options}".strip()
+
+    def image_ids(self, split: str) -> list[str]:
+        """Ids of a split's images, in the order of its list, or sorted.
+
+        Raises:
+            ReclipError: the folder or the list is missing, or holds nothing.
+        """
+        layout = self.splits[split]
+        images, command = self.root / layout.images, self.prepare_command(split)
+        if not images.is_dir():
+            raise ReclipError(f"folder {images} does not exist: put {self.name} there ({README}), then run {command}")
+        if layout.image_list:
+            path = self.root / layout.image_list
+            if not path.is_file():
+                raise ReclipError(f"image list {path} does not exist: see {README}, then run {command}")
+            return read_image_list(path)
+        ids = scan_ids(images, layout.suffix)
+        if not ids:
+            raise ReclipError(f"folder {images} has no {layout.suffix} files: put {self.name} there, see {README}")
+        return ids
+
+    def image_path(self, split: str, image_id: str) -> Path:
+        """File of an image."""
+        layout = self.splits[split]
+        return self.root / layout.images / f"{image_id}{layout.suffix}"
+
+    def label_path(self, split: str, image_id: str) -> Path:
+        """File of an image's index PNG."""
+        return self.root / self.splits[split].labels / f"{image_id}.png"
+
+    def records(self, split: str) -> list[dict[str, Any]]:
+        """Detectron2's records: ``file_name``, ``image_id`` and, in splits for evaluation, ``sem_seg_file_name``.
+
+        Raises:
+            ReclipError: see :meth:`image_ids`; labels are missing.
+        """
+        ids = self.image_ids(split)
+        records = [{"file_name": str(self.image_path(split, name)), "image_id": name} for name in ids]
+        if not self.splits[split].evaluated:
+            return records
+        folder, command = self.root / self.splits[split].labels, self.prepare_command(split)
+        if not folder.is_dir():
+            raise ReclipError(f"folder {folder} does not exist: run {command}")
+        for record in records:
+            record["sem_seg_file_name"] = str(self.label_path(split, record["image_id"]))
+        missing = [record for record in records if not os.path.exists(record["sem_seg_file_name"])]
+        if missing:
+            first = missing[0]["sem_seg_file_name"]
+            raise ReclipError(f"{len(missing)} of {len(ids)} labels are missing, first {first}: run {command}")
+        return records
+
+    def register(self) -> None:
+        """Register all splits with their metadata."""
+        for split in self.splits:
+            name = f"{self.name}_{split}"
+            DatasetCatalog.register(name, lambda split=split: self.records(split))
+            metadata = MetadataCatalog.get(name)
+            metadata.set(
+                stuff_classes=list(self.class_names),
+                stuff_colors=[list(color) for color in self.colors],
+                ignore_label=IGNORE_LABEL,
+                evaluator_type="sem_seg",
+                reclip_protocol=self.protocol,
+            )
+            if self.synonyms:
+                names = [[name, *self.synonyms.get(name, ())] for name in self.class_names]
+                metadata.set(stuff_class_synonyms=names)
