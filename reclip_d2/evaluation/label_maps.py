@@ -26,8 +26,8 @@ class _LabelMap:
 class LabelMapEvaluator(SemSegEvaluator):
     """``SemSegEvaluator`` that takes ``{"sem_seg": (H, W) int64 labels}`` as well as ``(C, H, W)`` logits.
 
-    The numbers are Detectron2's. Each label file is checked before it is read, since an RGB label or an id out of
-    range would end in a traceback, and binary masks would be counted without a word.
+    The numbers are Detectron2's, the mean apart (see :meth:`evaluate`). Each label file is checked before it is read,
+    since an RGB label or an id out of range would end in a traceback, and binary masks would be counted without a word.
     """
 
     def reset(self) -> None:
@@ -53,6 +53,9 @@ class LabelMapEvaluator(SemSegEvaluator):
     def evaluate(self) -> dict[str, Any] | None:
         """Results of Detectron2's evaluator; on the main process only.
 
+        The mIoU is the mean over the classes that occur in the labels. Detectron2 0.5 also divides by the classes that
+        are only predicted, as if their IoU were 0; later versions do not.
+
         Raises:
             ReclipError: no label file has an id besides 0 and 255, the mark of binary masks.
         """
@@ -62,7 +65,11 @@ class LabelMapEvaluator(SemSegEvaluator):
                 f"the labels of {self._dataset_name} hold 0 and 255 only: they are binary masks, not label maps;"
                 " write PNGs of class ids"
             )
-        return super().evaluate()
+        results = super().evaluate()
+        if results is not None:
+            scores = results["sem_seg"]
+            scores["mIoU"] = float(np.nanmean([v for key, v in scores.items() if key.startswith("IoU-")]))
+        return results
 
 
 def check_label_file(path: str, num_classes: int, ignore_label: int, size: tuple[int, int]) -> set[int]:

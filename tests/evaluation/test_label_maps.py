@@ -56,8 +56,10 @@ def test_numbers_by_hand_for_label_maps_and_logits_alike(records):
         result = evaluate(records, outputs)
         ious = [result[f"IoU-{name}"] for name in "abcd"]
         np.testing.assert_allclose(ious, by_hand, rtol=1e-12)
-        # Class d is predicted but not in the truth: it counts in the mean's denominator, as Detectron2 has it.
-        assert result["mIoU"] == pytest.approx(np.nansum(by_hand) / 4)
+        # Class d is predicted but not in the truth: it is not in the mean.
+        assert result["mIoU"] == pytest.approx(np.nanmean(by_hand)) and np.isnan(by_hand).tolist() == [False] * 3 + [
+            True
+        ]
         assert result["pACC"] == pytest.approx(100 * 11 / 14)
 
 
