@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import logging
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.utils.data import DataLoader
 
-import reclip_d2.data.datasets.embedded
+import reclip_d2.data.datasets  # noqa: F401  (registers the data sets)
 import reclip_d2.modeling  # noqa: F401  (registers the models)
 from reclip_d2.config import load_config
 from reclip_d2.data.classes import check_labelled
@@ -143,13 +144,18 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     return trainer.train()
 
 
-if __name__ == "__main__":
-    arguments = argument_parser().parse_args()
+def run_program(main: Callable[[argparse.Namespace], Any]) -> None:
+    """Call ``main`` with the command line's arguments, in as many processes as they ask for."""
+    args = argument_parser().parse_args()
     launch(
         main,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(arguments,),
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
     )
+
+
+if __name__ == "__main__":
+    run_program(main)

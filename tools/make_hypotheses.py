@@ -16,13 +16,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from detectron2.engine import launch  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
 
 from reclip_d2.data.classes import class_names_of  # noqa: E402
 from reclip_d2.data.training_records import build_training_records  # noqa: E402
 from reclip_d2.errors import exit_on_error  # noqa: E402
-from train_net import argument_parser, setup  # noqa: E402
+from train_net import run_program, setup  # noqa: E402
 
 
 @exit_on_error
@@ -40,12 +39,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments = argument_parser().parse_args()
-    launch(
-        main,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(arguments,),
-    )
+    run_program(main)
