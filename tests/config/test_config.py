@@ -11,7 +11,7 @@ from reclip_d2 import config
 from reclip_d2.config import CHOICES, add_reclip_config, check_config, load_config
 from reclip_d2.errors import ReclipError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
@@ -41,7 +41,7 @@ def own_keys() -> list[str]:
 
 def sources() -> str:
     files = [*(ROOT / "reclip_d2").rglob("*.py"), ROOT / "train_net.py"]
-    return "\n".join(path.read_text() for path in files if path.name != "config.py")
+    return "\n".join(path.read_text() for path in files if path.parent.name != "config")
 
 
 def is_read(key: str, text: str) -> bool:

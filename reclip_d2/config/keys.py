@@ -1,15 +1,8 @@
-"""Configuration: every key of the project with its default, its meaning and the paper's symbol."""
+"""Every key of the project with its default, its meaning and the paper's symbol."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import yaml
-from detectron2.config import CfgNode, get_cfg
-
-from reclip_d2.errors import ReclipError
+from detectron2.config import CfgNode
 
 # The keys that hold one of a few words.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -157,100 +150,3 @@ def add_reclip_config(cfg: CfgNode) -> None:
     cfg.TEST.SLIDING_WINDOW.STRIDE = [341, 341]
     # Give the evaluator label maps made by upsample_argmax instead of (C, H, W) logits: same labels, less work.
     cfg.TEST.LABEL_MAPS = True
-
-
-def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """Detectron2's config with the project's keys, a YAML file (``_BASE_`` honoured) and ``KEY VALUE`` overrides.
-
-    YAML is loaded safely: unlike ``CfgNode.merge_from_file`` no Python object is ever constructed.
-
-    Args:
-        config_file: path; "" for the defaults alone.
-
-    Raises:
-        ReclipError: missing file, bad YAML, unknown key, a value of the wrong kind.
-    """
-    cfg = get_cfg()
-    add_reclip_config(cfg)
-    if config_file:
-        if not os.path.isfile(config_file):
-            raise ReclipError(f"config file {config_file} does not exist: see configs/")
-        try:
-            loaded = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
-        except FileNotFoundError as error:
-            raise ReclipError(f"config file {config_file}: its _BASE_ {error.filename} does not exist") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ReclipError(f"config file {config_file} is no plain YAML: {_one_line(error)}") from error
-        except (TypeError, AttributeError) as error:  # empty, a list, or a single value
-            raise ReclipError(f"config file {config_file} holds no keys: expected KEY: value lines") from error
-        except RecursionError as error:
-            raise ReclipError(f"config file {config_file}: its _BASE_ files name each other in a circle") from error
-        if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
-            raise ReclipError(f"config file {config_file} holds no keys: expected KEY: value lines")
-        _merge(cfg.merge_from_other_cfg, CfgNode(loaded), config_file)
-    if opts:
-        if len(opts) % 2:
-            raise ReclipError(f"overrides are pairs of KEY VALUE; {opts[-1]!r} has no partner")
-        _merge(cfg.merge_from_list, list(opts), "command line")
-    check_config(cfg)
-    return cfg
-
-
-def _one_line(error: Exception) -> str:
-    """The error's message; of a long one the beginning and the end, where yacs names the key."""
-    text = " ".join(str(error).split()).strip("'\"")
-    return text if len(text) <= 200 else f"{text[:60]} ... {text[-120:]}"
-
-
-def _merge(merge: Callable[[Any], None], values: object, source: str) -> None:
-    try:
-        merge(values)
-    except (KeyError, AssertionError, TypeError, AttributeError) as error:
-        raise ReclipError(f"{source}: {_one_line(error)} (see reclip_d2/config.py for the keys)") from error
-    except ValueError as error:
-        raise ReclipError(f"{source}: {_one_line(error)}") from error
-
-
-def check_config(cfg: CfgNode) -> None:
-    """Raise :class:`ReclipError` for a value that no key of ours takes."""
-    for key, choices in CHOICES.items():
-        node = cfg
-        for part in key.split("."):
-            node = node[part]
-        if node not in choices:
-            raise ReclipError(f"{key} is {node!r}; choose one of {', '.join(choices)}")
-    kernel, mean_filter = cfg.MODEL.MASK_DECODER.KERNEL_SIZE, cfg.MODEL.MASKCLIP.MEAN_FILTER
-    losses = [cfg.MODEL.LOSS[f"{name}_WEIGHT"] for name in ("CONTRASTIVE", "COVERAGE", "OUTSIDE")]
-    window = cfg.TEST.SLIDING_WINDOW
-    steps_fit = len(window.SIZE) == len(window.STRIDE) == 2 and all(
-        0 < step <= size for size, step in zip(window.SIZE, window.STRIDE, strict=True)
-    )
-    rules = (
-        (kernel > 0 and kernel % 2 == 1, "MODEL.MASK_DECODER.KERNEL_SIZE must be odd"),
-        (mean_filter == 0 or (mean_filter > 0 and mean_filter % 2 == 1), "MODEL.MASKCLIP.MEAN_FILTER must be 0 or odd"),
-        (cfg.INPUT.FORMAT == "RGB", "INPUT.FORMAT must be RGB: CLIP's normalisation is in that order"),
-        (0 <= cfg.INPUT.COLOR_JITTER < 1, "INPUT.COLOR_JITTER must be at least 0 and below 1"),
-        (any(losses), "all weights of MODEL.LOSS are 0: nothing would train"),
-        (0 < cfg.HYPOTHESIS.WINDOW_RATIO <= 1, "HYPOTHESIS.WINDOW_RATIO must be above 0 and at most 1"),
-        (
-            not cfg.HYPOTHESIS.CROP_AWARE or cfg.HYPOTHESIS.METHOD == "crops",
-            "HYPOTHESIS.CROP_AWARE needs HYPOTHESIS.METHOD crops: the others know no windows",
-        ),
-        (cfg.HYPOTHESIS.BATCH_SIZE > 0, "HYPOTHESIS.BATCH_SIZE must be above 0"),
-        (
-            cfg.HYPOTHESIS.METHOD != "imported" or cfg.HYPOTHESIS.FILE,
-            "HYPOTHESIS.METHOD imported needs HYPOTHESIS.FILE: write it with tools/import_public_hypotheses.py",
-        ),
-        (cfg.MODEL.CLIP.LAYER_NORM_EPS >= 0, "MODEL.CLIP.LAYER_NORM_EPS must be 0 or above"),
-        (cfg.MODEL.BIAS_HEAD.NAME_TOKENS >= 0, "MODEL.BIAS_HEAD.NAME_TOKENS must be 0 or above"),
-        (cfg.MODEL.BIAS_HEAD.PROMPT_LENGTH > 0, "MODEL.BIAS_HEAD.PROMPT_LENGTH must be above 0"),
-        (cfg.MODEL.GUMBEL.TAU >= 0, "MODEL.GUMBEL.TAU must be 0 or above"),
-        (cfg.MODEL.LOSS.TAU >= 0, "MODEL.LOSS.TAU must be 0 or above"),
-        (
-            steps_fit,
-            "TEST.SLIDING_WINDOW.STRIDE must be two numbers above 0 and at most SIZE's, or windows leave holes",
-        ),
-    )
-    for holds, message in rules:
-        if not holds:
-            raise ReclipError(message)
