@@ -1,9 +1,18 @@
 """User errors: one line, exit status 1, no traceback."""
 
-import pytest
-from torch._utils import ExceptionWrapper
+import logging
+import os
+import signal
+from collections.abc import Callable
 
-from reclip_d2.errors import ReclipError, exit_on_error
+import pytest
+import torch
+from torch._utils import ExceptionWrapper
+from torch.multiprocessing import ProcessExitedException
+
+import train_net
+from reclip_d2.engine.logs import UserErrorFilter
+from reclip_d2.errors import ReclipError, exit_on_error, out_of_memory_message
 
 
 def run(error: BaseException, capsys) -> str:
@@ -55,3 +64,146 @@ def test_the_result_and_the_arguments_pass():
 
     assert main(2, b=3) == 5
     assert main.__name__ == "main" and main.__doc__ == "Adds."
+
+
+def test_a_process_that_failed_has_said_its_line(capsys, monkeypatch):
+    """Of a multi-GPU run the launching process ends with exit status 1 and adds nothing."""
+
+    def launch(*_: object, **__: object) -> None:
+        raise ProcessExitedException("process 1 terminated", error_index=1, error_pid=7, exit_code=1)
+
+    monkeypatch.setattr(train_net, "launch", launch)
+    monkeypatch.setattr("sys.argv", ["train_net.py", "--num-gpus", "2"])
+    with pytest.raises(SystemExit) as caught:
+        train_net.run_program(train_net.main)
+    assert caught.value.code == 1
+    assert capsys.readouterr() == ("", "")
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------
+
+CUDA_TEXT = (
+    "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 15.77 GiB of which 1.20 GiB is free."
+    "\nOf the allocated memory 13.1 GiB is allocated by PyTorch."
+)
+ALL_KEYS = ("SOLVER.IMS_PER_BATCH", "INPUT.CROP.SIZE", "HYPOTHESIS.BATCH_SIZE", "TEST.SLIDING_WINDOW.ENABLED")
+
+
+def called_in(module: str, function: Callable[[], None]) -> Callable[[], None]:
+    """A function of the module ``module`` that calls ``function``."""
+    namespace = {"__name__": module, "function": function}
+    exec("def call():\n    function()", namespace)
+    return namespace["call"]
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def function() -> None:
+        raise error
+
+    return function
+
+
+def line_of(function: Callable[[], object], capsys) -> str:
+    """What a program that calls ``function`` says, without "error: "."""
+    with pytest.raises(SystemExit) as caught:
+        exit_on_error(function)()
+    assert caught.value.code == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    return err[7:-1]
+
+
+def test_memory_of_the_cpu(capsys):
+    line = line_of(lambda: torch.empty(2**60), capsys)  # 2^60 numbers of four bytes
+    assert line.startswith("out of CPU memory (4611686018427387904 bytes more were wanted): lower ")
+    assert all(key in line for key in ALL_KEYS)
+
+
+@pytest.mark.cuda
+def test_memory_of_the_gpu(capsys):
+    line = line_of(lambda: torch.empty(2**48, device="cuda"), capsys)  # 2^50 bytes
+    assert line.startswith("out of GPU memory (1048576.00 GiB more were wanted): lower ")
+
+
+@pytest.mark.parametrize(
+    ("error", "start"),
+    [
+        (torch.OutOfMemoryError(CUDA_TEXT), "out of GPU memory (2.50 GiB more were wanted): "),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ..."), "out of GPU memory: "),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), "out of GPU memory: "),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "out of GPU memory: "),
+        (
+            RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 12 bytes."),
+            "out of CPU memory (12 bytes more were wanted): ",
+        ),
+        (MemoryError(), "out of CPU memory: "),
+    ],
+)
+def test_what_counts_as_memory(error, start, capsys):
+    line = line_of(raising(error), capsys)
+    assert line.startswith(start) and all(key in line for key in ALL_KEYS)
+
+
+@pytest.mark.parametrize(
+    ("stack", "keys"),
+    [
+        (("train_net", "detectron2.engine.train_loop"), {"SOLVER.IMS_PER_BATCH", "INPUT.CROP.SIZE"}),
+        (("train_net", "reclip_d2.hypothesis.generate", "reclip_d2.clip.dense"), {"HYPOTHESIS.BATCH_SIZE"}),
+        (("detectron2.evaluation.evaluator", "reclip_d2.modeling"), {"TEST.SLIDING_WINDOW", "INPUT.MIN_SIZE_TEST"}),
+        # Evaluation in the middle of a training.
+        (("detectron2.engine.train_loop", "detectron2.evaluation.evaluator"), {"TEST.SLIDING_WINDOW"}),
+        (("reclip_d2.engine.calibration",), {"INPUT.MIN_SIZE_TEST"}),
+        (("reclip_d2.data.datasets.preparation",), {"--workers"}),
+        (("reclip_d2.hypothesisX", "reclip_d2"), set(ALL_KEYS)),
+    ],
+)
+def test_the_stack_tells_which_key(stack, keys, capsys):
+    function = raising(torch.OutOfMemoryError(CUDA_TEXT))
+    for module in reversed(stack):
+        function = called_in(module, function)
+    line = line_of(function, capsys)
+    assert all(key in line for key in keys)
+    others = {"SOLVER.IMS_PER_BATCH", "HYPOTHESIS.BATCH_SIZE", "TEST.SLIDING_WINDOW", "--workers"} - keys
+    assert not any(key in line for key in others) or keys == set(ALL_KEYS)
+
+
+class _Killed(torch.utils.data.Dataset):
+    """Its process gets a signal as if by the kernel."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGBUS)
+        return torch.zeros(2)
+
+
+def test_a_killed_data_loading_process(capfd):
+    with pytest.raises(SystemExit) as caught:
+        exit_on_error(lambda: list(torch.utils.data.DataLoader(_Killed(), num_workers=1)))()
+    assert caught.value.code == 1
+    lines = [line for line in capfd.readouterr().err.splitlines() if "error: " in line]
+    assert len(lines) == 1  # torch's own "ERROR: Unexpected bus error" ends in a NUL, which stands before ours
+    assert "a data-loading process was killed" in lines[0] and "lower DATALOADER.NUM_WORKERS" in lines[0]
+
+
+def test_other_runtime_errors_are_bugs():
+    for error in (
+        RuntimeError("shape mismatch"),
+        RuntimeError("DataLoader worker (pid 3) is killed by signal: Abort."),
+    ):
+        assert out_of_memory_message(error) is None
+        with pytest.raises(RuntimeError):
+            exit_on_error(raising(error))()
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [(ReclipError("x"), False), (torch.OutOfMemoryError(CUDA_TEXT), False), (RuntimeError("a bug"), True)],
+)
+def test_tracebacks_in_the_log(error, kept):
+    """Detectron2 logs whatever stops a training with its traceback; ours is one line at the end."""
+    record = logging.LogRecord(
+        "x", logging.ERROR, "x.py", 1, "Exception during training:", (), (type(error), error, None)
+    )
+    assert UserErrorFilter().filter(record) is kept

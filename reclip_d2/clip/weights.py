@@ -20,7 +20,7 @@ from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
 from reclip_d2.clip.torchscript import is_torchscript, read_torchscript_tensors
-from reclip_d2.errors import ReclipError
+from reclip_d2.errors import ReclipError, is_user_error
 
 # Entries of OpenAI's state dicts that are settings, not weights.
 _OPENAI_SETTINGS = ("input_resolution", "context_length", "vocab_size")
@@ -51,6 +51,8 @@ def read_clip_weights(path: str | Path) -> ClipWeights:
     try:
         raw, torchscript = _read_tensors(path)
     except Exception as error:  # reading rubbish as an archive or a pickle may raise nearly anything
+        if is_user_error(error):  # memory ran out
+            raise
         raise ReclipError(
             f"MODEL.CLIP.PRETRAINED {path} cannot be read as tensors ({type(error).__name__}): it is damaged,"
             " or holds code"

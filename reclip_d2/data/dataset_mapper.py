@@ -78,7 +78,7 @@ class UnlabelledDatasetMapper:
 
 
 def windows_inside(windows: torch.Tensor, transforms: T.TransformList, size: tuple[int, int]) -> np.ndarray:
-    """Which windows have their centre in the augmented image.
+    """Which windows have their centre in the augmented image, or on its border: so a flip changes nothing.
 
     Args:
         windows: ``(N, 4)`` boxes in the original image.
@@ -90,7 +90,7 @@ def windows_inside(windows: torch.Tensor, transforms: T.TransformList, size: tup
     """
     boxes = windows.numpy().astype(np.float64)
     x, y = transforms.apply_coords((boxes[:, :2] + boxes[:, 2:]) / 2).T
-    return (x >= 0) & (x < size[1]) & (y >= 0) & (y < size[0])
+    return (x >= 0) & (x <= size[1]) & (y >= 0) & (y <= size[0])
 
 
 def build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from reclip_d2.errors import ReclipError
+from reclip_d2.errors import is_user_error
 
 
 class UserErrorFilter(logging.Filter):
-    """Keep the traceback of a user's mistake out of Detectron2's log; its one line is printed at the end."""
+    """Keep the traceback of a user's mistake, or of memory that ran out, out of Detectron2's log; its one line is
+    printed at the end."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], ReclipError))
+        return not (record.exc_info and is_user_error(record.exc_info[1]))
 
 
 def quiet_logging(output_dir: Path) -> None:

@@ -234,6 +234,18 @@ def test_files_without_a_clip(tmp_path):
     assert "holds no weights of a CLIP" in message_of(TINY_NAME, path)
 
 
+def test_memory_that_runs_out_is_no_damage(tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    torch.save(tiny_clip().state_dict(), path)
+
+    def load(*_: object, **__: object) -> None:
+        torch.empty(2**60)
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        read_clip_weights(path)
+
+
 def test_reading_leaves_float32_and_says_where_it_is_from(tmp_path):
     path = tmp_path / "model.safetensors"
     clip = tiny_clip().half()

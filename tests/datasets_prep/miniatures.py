@@ -94,8 +94,14 @@ def write_list(path: Path, names: Sequence[str]) -> None:
     path.write_text("".join(f"{name}\n" for name in names))
 
 
-def _train_cases(names: Sequence[str]) -> list[Case]:
-    return [Case(name, (21, 27), [[0, 0], [0, 0]], [[0, 0], [0, 0]], grey=name == names[0]) for name in names]
+def _train_cases(names: Sequence[str], exif: bool = True) -> list[Case]:
+    """Images of odd sizes, the first grey and, with ``exif``, the second on its side; their labels are all 0."""
+    zeros = [[0, 0], [0, 0]]
+    sizes = ((21, 27), (26, 19), (17, 33), (23, 23))
+    return [
+        Case(name, sizes[index % 4], zeros, zeros, grey=index == 0, orientation=6 if exif and index == 1 else 1)
+        for index, name in enumerate(names)
+    ]
 
 
 VOC20 = [
@@ -124,7 +130,7 @@ CONTEXT59 = [
     Case("2008_000002", (23, 31), [[2, 0], [284, 458]], [[0, 255], [36, 58]]),
     Case("2008_000015", (18, 45), [[187, 187], [0, 360]], [[28, 28], [255, 46]], orientation=3),
 ]
-CONTEXT59_TRAIN = ["2008_000003"]
+CONTEXT59_TRAIN = ["2008_000003", "2008_000007", "2008_000008"]
 CONTEXT_PNG_60 = {0: 0, 2: 1, 284: 37, 458: 59, 187: 29, 360: 47}
 
 
@@ -209,7 +215,7 @@ def make_ade150(root: Path) -> list[Case]:
     for case in ADE150:
         write_image(base / "images/validation" / f"{case.name}.jpg", case)
         write_png(base / "annotations/validation" / f"{case.name}.png", case.shipped_label())
-    for case in _train_cases(["ADE_train_00000001"]):
+    for case in _train_cases([f"ADE_train_0000000{index}" for index in (1, 2, 3)]):
         write_image(base / "images/training" / f"{case.name}.jpg", case)
     return ADE150
 
@@ -231,7 +237,7 @@ def make_cityscapes19(root: Path) -> list[Case]:
         write_png(stem.with_name(f"{stem.name}_gtFine_color.png"), np.zeros((*case.size, 4), np.uint8))
         write_png(stem.with_name(f"{stem.name}_gtFine_instanceIds.png"), np.full(case.size, 26001, np.uint16))
         stem.with_name(f"{stem.name}_gtFine_polygons.json").write_text("{}")
-    for case in _train_cases(["aachen/aachen_000000_000019"]):
+    for case in _train_cases([f"aachen/aachen_00000{index}_000019" for index in (0, 1, 2)], exif=False):
         write_image(base / "leftImg8bit/train" / f"{case.name}_leftImg8bit.png", case)
     return CITYSCAPES19
 
@@ -253,7 +259,7 @@ def make_coco_stuff(root: Path, count: int = 0) -> list[Case]:
     for case in [*COCO, *more]:
         write_image(base / "val2017" / f"{case.name}.jpg", case)
         write_png(base / "stuffthingmaps/val2017" / f"{case.name}.png", case.shipped_label())
-    for case in _train_cases(["000000000009"]):
+    for case in _train_cases(["000000000009", "000000000025", "000000000030"]):
         write_image(base / "train2017" / f"{case.name}.jpg", case)
     return [*COCO, *more]
 

@@ -1,5 +1,6 @@
 """The preparation programs on miniatures of the data sets: every pixel, resuming, and what is wrong with the input."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 from PIL import Image
 
 from reclip_d2.data.datasets import preparation
+from reclip_d2.data.datasets.registration import DatasetOnDisk
+from reclip_d2.data.datasets.voc20 import VOC20
 from tests.datasets_prep.miniatures import (
     COCO,
     CONTEXT59,
@@ -25,6 +28,7 @@ from tests.datasets_prep.miniatures import (
     make_coco_stuff,
     make_context59,
     make_voc20,
+    quadrants,
     write_list,
 )
 
@@ -161,7 +165,7 @@ def test_context_writes_its_lists(datasets_root):
     prepare("context59")
     lists = datasets_root / "VOC2010/ImageSets/SegmentationContext"
     assert (lists / "val.txt").read_text() == "2008_000002\n2008_000015\n"
-    assert (lists / "train.txt").read_text() == "2008_000003\n"
+    assert (lists / "train.txt").read_text() == "2008_000003\n2008_000007\n2008_000008\n"
     before = state(lists)
     prepare("context59")
     assert state(lists) == before
@@ -310,6 +314,78 @@ def test_id_out_of_range(bad, capfd):
     assert str(label) in line and f"has id {BAD_ID[name]}" in line and "0-" in line
 
 
+@pytest.mark.parametrize("name", FOLDERS)
+def test_binary_masks(name, datasets_root, capfd):
+    """All labels are 0 and 255. Where both are ids of the data set only the whole set tells."""
+    folder, end, *_ = FOLDERS[name]
+    for case in LAYOUTS[name][0](datasets_root):
+        mask = np.where(case.shipped_label() % 2 == 0, 0, 255).astype(np.uint8)
+        mask[0, 0], mask[-1, -1] = 0, 255
+        Image.fromarray(mask).save(datasets_root / folder / f"{case.name}{end}")
+    for _ in range(2):  # whatever the first run has written does not calm the second
+        line = failure(capfd, name)
+        assert "binary mask" in line and "0 and 255" in line
+
+
+def test_binary_masks_in_the_encoding_of_59_classes(datasets_root, capfd):
+    for case in make_context59(datasets_root, "png59"):
+        mask = quadrants([[0, 255], [255, 0]], case.size).astype(np.uint8)
+        Image.fromarray(mask).save(datasets_root / "VOC2010/SegmentationClassContext" / f"{case.name}.png")
+    line = failure(capfd, "context59", "--png-classes", "59")
+    assert "context59_val: the labels hold 0 and 255 only" in line
+
+
+def test_mended_binary_masks(datasets_root, capfd):
+    """What the error says helps."""
+    cases = make_coco_stuff(datasets_root)
+    for case in cases:
+        mask = quadrants([[0, 255], [255, 0]], case.size).astype(np.uint8)
+        Image.fromarray(mask).save(datasets_root / FOLDERS["coco_stuff"][0] / f"{case.name}.png")
+    assert "add --overwrite" in failure(capfd, "coco_stuff")
+    make_coco_stuff(datasets_root)
+    prepare("coco_stuff", "--overwrite")
+    for case in cases:
+        label = read(datasets_root / LAYOUTS["coco_stuff"][1] / f"{case.name}.png")
+        np.testing.assert_array_equal(label, case.expected_label())
+
+
+def test_palette_labels_that_lost_their_palette(datasets_root, capfd):
+    """Saved as grey: the ids have become the luminance of their colours."""
+    (case, *_) = make_voc20(datasets_root)
+    path = datasets_root / FOLDERS["voc20"][0] / f"{case.name}.png"
+    with Image.open(path) as image:
+        grey = image.convert("L")
+    grey.save(path)
+    assert "has id" in failure(capfd, "voc20")
+
+
+def complete(monkeypatch: pytest.MonkeyPatch, dataset: DatasetOnDisk, count: int) -> None:
+    """Let a miniature of ``count`` images pass for the whole split."""
+    monkeypatch.setitem(dataset.splits, "val", dataclasses.replace(dataset.splits["val"], count=count))
+
+
+def test_ids_that_are_one_too_small(datasets_root, capfd, monkeypatch):
+    """Labels from which someone has taken 1 already: background is 255, and the last class would never occur."""
+    cases = make_voc20(datasets_root)
+    complete(monkeypatch, VOC20, len(cases))
+    prepare("voc20")
+    for case in cases:
+        label = case.shipped_label()
+        label = np.where(label == 0, 255, np.where(label == 255, 255, label - 1)).astype(np.uint8)
+        Image.fromarray(label).save(datasets_root / FOLDERS["voc20"][0] / f"{case.name}.png")
+    for arguments in (("--overwrite",), ()):
+        line = failure(capfd, "voc20", *arguments)
+        assert "none of the 4 labels holds the last class, tv monitor: are the ids one too small?" in line
+
+
+def test_ids_that_are_one_too_small_in_ade(datasets_root, capfd):
+    for case in make_ade150(datasets_root):
+        label = case.shipped_label().astype(int) - 1
+        path = datasets_root / FOLDERS["ade150"][0] / f"{case.name}.png"
+        Image.fromarray(np.where(label < 0, 255, label).astype(np.uint8)).save(path)
+    assert "has id 255; the data set's ids are 0-150" in failure(capfd, "ade150")
+
+
 def test_size_differs(bad, capfd):
     name, case, label, image = bad
     Image.fromarray(case.shipped_label()[:-1]).save(label)
@@ -372,6 +448,13 @@ def test_no_images(datasets_root, capfd):
     for path in (datasets_root / "ADEChallengeData2016/images/validation").iterdir():
         path.unlink()
     assert "images/validation has no .jpg files" in failure(capfd, "ade150")
+
+
+def test_images_of_an_unknown_extension(datasets_root, capfd):
+    make_ade150(datasets_root)
+    for path in (datasets_root / "ADEChallengeData2016/images/validation").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    assert "images/validation has no .jpg files, only .heic: " in failure(capfd, "ade150")
 
 
 def test_nothing_but_ignored_pixels(datasets_root, capfd):

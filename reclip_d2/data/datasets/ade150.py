@@ -1,7 +1,9 @@
 """ADE20K scene parsing (150 classes): ``ade150_train``, ``ade150_val``.
 
-Names and synonyms are those of the benchmark's own class list, which gives every class up to eleven. A class is called
-by its first name; of the others we keep one or two, none that would suit a further class too (screen, counter, ground).
+Names and synonyms are those of the benchmark's own class list (``objectInfo150.csv`` of its development kit), which
+gives every class up to eleven. A class is called by its first name; of the others we keep one or two, none that would
+suit a further class too (screen, counter, ground). Colours are those of PASCAL's map: the benchmark's usual ones give
+road and skyscraper the same grey.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ CLASS_NAMES_AND_SYNONYMS = (
     "toilet", "flower", "book", "hill", "bench", "countertop", "stove, kitchen stove", "palm, palm tree",
     "kitchen island", "computer", "swivel chair", "boat", "bar", "arcade machine", "hovel, hut, shack", "bus, autobus",
     "towel", "light, light source", "truck, motortruck", "tower", "chandelier, pendant", "awning, sunshade",
-    "streetlight, street lamp", "booth, kiosk", "television, television set, tv", "airplane, aeroplane, plane",
+    "streetlight, street lamp", "booth, kiosk", "television, television receiver, tv", "airplane, aeroplane, plane",
     "dirt track", "apparel, clothes", "pole", "land, soil", "bannister, balustrade, handrail",
     "escalator, moving staircase", "ottoman, pouf", "bottle", "buffet, sideboard", "poster, placard", "stage", "van",
     "ship", "fountain", "conveyer belt, conveyor belt", "canopy", "washer, washing machine", "plaything, toy",

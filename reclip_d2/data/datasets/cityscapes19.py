@@ -1,4 +1,7 @@
-"""Cityscapes with its 19 evaluated classes: ``cityscapes19_train``, ``cityscapes19_val`` (fine annotations)."""
+"""Cityscapes with its 19 evaluated classes: ``cityscapes19_train``, ``cityscapes19_val`` (fine annotations).
+
+Ids, names and colours are those of ``labels.py`` in the data set's own scripts; a class's index is its train id there.
+"""
 
 from __future__ import annotations
 

@@ -1,14 +1,16 @@
 """PASCAL Context with its 59 most frequent classes: ``context59_train``, ``context59_val``.
 
 Pixels of the other classes (id 0, "background", of the 60-class labels) are ignored. Classes are in the order of the
-60-class labels, that of their ids among the 459 original ones. Names are those of the widely used converters, as words.
+60-class labels, that of their ids among the 459 original ones: the ids that ``trainval_merged.json`` of the Detail API
+holds, sorted, as MMSegmentation's converter numbers them. Names are that converter's, as words. Colours are those of
+PASCAL's map; the data set has none of its own.
 """
 
 from __future__ import annotations
 
 from reclip_d2.data.datasets.registration import IGNORE_LABEL, DatasetOnDisk, Split, pascal_colors
 
-# Id among the original labels, which trainval_merged.json uses, and name.
+# Id among the 459 original labels, which trainval_merged.json uses, and name.
 CATEGORIES = (
     (2, "aeroplane"), (9, "bag"), (18, "bed"), (19, "bedclothes"), (22, "bench"), (23, "bicycle"), (25, "bird"),
     (31, "boat"), (33, "book"), (34, "bottle"), (44, "building"), (45, "bus"), (46, "cabinet"), (59, "car"),

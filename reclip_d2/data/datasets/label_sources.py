@@ -66,7 +66,7 @@ class IndexPNG:
                         f"{self} is a {image.mode} image, not an 8-bit PNG of class ids: get the data set's own labels"
                     )
                 return np.asarray(image)
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ReclipError(f"{self} cannot be read ({error}): get the file again") from error
 
 
@@ -116,8 +116,9 @@ def _image_geometry(path: Path) -> tuple[tuple[int, int], int]:
     """((H, W) as stored, EXIF orientation) of an image."""
     try:
         with Image.open(path) as image:
-            # Cityscapes' PNGs would be decoded whole only to learn that they have no EXIF data.
-            orientation = 1 if image.format == "PNG" else image.getexif().get(_EXIF_ORIENTATION, 1)
+            # Cityscapes' PNGs would be decoded whole only to learn that they have no EXIF data behind their pixels.
+            without = image.format == "PNG" and "exif" not in image.info
+            orientation = 1 if without else image.getexif().get(_EXIF_ORIENTATION, 1)
             return image.size[::-1], orientation
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ReclipError(f"image {path} cannot be read ({error}): get the file again") from error

@@ -72,10 +72,16 @@ def map_labels(ids: np.ndarray, table: np.ndarray, source: object) -> np.ndarray
     """``(H, W)`` ids to ``(H, W)`` uint8 classes.
 
     Raises:
-        ReclipError: an id that the table does not have.
+        ReclipError: an id that the table does not have, or a binary mask where 255 is no id.
     """
-    for label_id in np.unique(ids).tolist():
+    found = np.unique(ids).tolist()
+    for label_id in found:
         if not 0 <= label_id < len(table) or table[label_id] < 0:
+            if label_id == IGNORE_LABEL and found in ([0, IGNORE_LABEL], [IGNORE_LABEL]):
+                raise ReclipError(
+                    f"{source} holds 0 and 255 only: it is a binary mask, not a map of class ids; get the data set's"
+                    f" own labels, see {README}"
+                )
             known = np.flatnonzero(table >= 0).tolist()
             raise ReclipError(
                 f"{source} has id {label_id}; the data set's ids are {_ranges(known)}: get its own labels, see {README}"
@@ -98,7 +104,7 @@ def _finished_label(task: LabelTask, num_classes: int) -> np.ndarray | None:
     try:
         with Image.open(task.target) as image:
             mode, labels = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
     if mode != "L" or labels.shape != upright_size(task.image):
         return None
@@ -166,7 +172,7 @@ def convert_labels(
         overwrite: make labels that exist anew.
 
     Raises:
-        ReclipError: a label or an image is not as it should be, or no label holds any class.
+        ReclipError: a label or an image is not as it should be, no label holds any class, or all are binary masks.
     """
     table, report = mapping_table(mapping), Report()
     chunks = [tasks[start : start + _CHUNK] for start in range(0, len(tasks), _CHUNK)]
@@ -174,8 +180,16 @@ def convert_labels(
         for part in _reports(chunks, workers, table, num_classes, overwrite):
             report.add(part)
             bar.update(part.written + part.kept)
-    if not report.pixels[:num_classes].any():
+    present = np.flatnonzero(report.pixels).tolist()
+    if present == [IGNORE_LABEL]:
         raise ReclipError(
-            f"{title}: no label holds any class, all pixels are ignored: get its own labels, see {README}"
+            f"{title}: no label holds any class, all pixels are ignored (are they binary masks of 0 and 255?): get its"
+            f" own labels, see {README}, and add --overwrite"
+        )
+    # One class of id 0, and ignored pixels of id 255, in all labels.
+    if mapping.get(0) != IGNORE_LABEL and present == [mapping.get(0), IGNORE_LABEL]:
+        raise ReclipError(
+            f"{title}: the labels hold 0 and 255 only: they are binary masks, not maps of class ids; get its own"
+            f" labels, see {README}, and add --overwrite"
         )
     return report

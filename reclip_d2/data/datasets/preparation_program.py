@@ -67,7 +67,12 @@ def prepare_split(
     source_of: Callable[[str], LabelSource],
     label_ids: Iterable[str] | None = None,
 ) -> Report:
-    """Make the index PNGs of a split and print what they hold; arguments as of :func:`check_pairs`."""
+    """Make the index PNGs of a split and print what they hold; arguments as of :func:`check_pairs`.
+
+    Raises:
+        ReclipError: see :func:`check_pairs` and :func:`~reclip_d2.data.datasets.preparation.convert_labels`; or the
+            split is complete and the last class occurs nowhere, as when all ids are one too small.
+    """
     tasks = check_pairs(dataset, split, source_of, label_ids)
     title = f"{dataset.name}_{split}"
     report = convert_labels(
@@ -79,6 +84,13 @@ def prepare_split(
         overwrite=arguments.overwrite,
     )
     print(format_report(title, report, dataset, split))
+    last = len(dataset.class_names) - 1
+    if report.written + report.kept == dataset.splits[split].count and not report.pixels[last]:
+        raise ReclipError(
+            f"{title}: none of the {report.written + report.kept} labels holds the last class,"
+            f" {dataset.class_names[last]}: are the ids one too small? get its own labels, see {README}, and add"
+            " --overwrite"
+        )
     return report
 
 

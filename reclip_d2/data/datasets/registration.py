@@ -19,6 +19,7 @@ from reclip_d2.errors import ReclipError
 
 IGNORE_LABEL = 255
 README = "datasets/README.md"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 def datasets_root() -> Path:
@@ -57,7 +58,7 @@ def read_image_list(path: Path) -> list[str]:
     """Image ids of a text file, one a line (a second column, as VOC's lists of one class have, is left out).
 
     Raises:
-        ReclipError: the file is no text, holds no id, or holds one twice.
+        ReclipError: the file is no text, holds no id, holds paths instead, or holds one id twice.
     """
     try:
         ids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
@@ -65,6 +66,12 @@ def read_image_list(path: Path) -> list[str]:
         raise ReclipError(f"image list {path} is no text file: get it again, see {README}") from error
     if not ids:
         raise ReclipError(f"image list {path} is empty: get it again, see {README}")
+    paths = [name for name in ids if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    if paths:  # such as the list of trainaug that comes with some networks
+        example = Path(paths[0]).stem
+        raise ReclipError(
+            f"image list {path} names the file {paths[0]}: write image ids, one a line, such as {example}"
+        )
     if len(set(ids)) != len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)
         raise ReclipError(f"image list {path} names {twice} twice: get it again, see {README}")
@@ -86,7 +93,7 @@ class Split:
     suffix: str = ".jpg"
     """Extension of the images."""
     evaluated: bool = False
-    """Whether records carry their label. Those of training splits never do."""
+    """Whether records carry their label. Those of training splits never do (``train_labelled`` is another split)."""
     prepare_options: str = ""
     """Options of the preparation program that make this split."""
 
@@ -136,7 +143,12 @@ class DatasetOnDisk:
             return read_image_list(path)
         ids = scan_ids(images, layout.suffix)
         if not ids:
-            raise ReclipError(f"folder {images} has no {layout.suffix} files: put {self.name} there, see {README}")
+            names = [name for _, _, names in os.walk(images) for name in names if not name.startswith(".")]
+            others = sorted({Path(name).suffix or name for name in names})
+            found = f", only {', '.join(others[:4])}" if others else ""
+            raise ReclipError(
+                f"folder {images} has no {layout.suffix} files{found}: put {self.name} there, see {README}"
+            )
         return ids
 
     def image_path(self, split: str, image_id: str) -> Path:
@@ -148,17 +160,22 @@ class DatasetOnDisk:
         """File of an image's index PNG."""
         return self.root / self.splits[split].labels / f"{image_id}.png"
 
-    def records(self, split: str) -> list[dict[str, Any]]:
+    def records(self, split: str, labelled: bool = False) -> list[dict[str, Any]]:
         """Detectron2's records: ``file_name``, ``image_id`` and, in splits for evaluation, ``sem_seg_file_name``.
+
+        Args:
+            labelled: with ``sem_seg_file_name`` in a training split too.
 
         Raises:
             ReclipError: see :meth:`image_ids`; labels are missing.
         """
         ids = self.image_ids(split)
         records = [{"file_name": str(self.image_path(split, name)), "image_id": name} for name in ids]
-        if not self.splits[split].evaluated:
+        evaluated = self.splits[split].evaluated
+        if not (evaluated or labelled):
             return records
-        folder, command = self.root / self.splits[split].labels, self.prepare_command(split)
+        folder = self.root / self.splits[split].labels
+        command = self.prepare_command(split) if evaluated else f"python {self.program} --splits {split}"
         if not folder.is_dir():
             raise ReclipError(f"folder {folder} does not exist: run {command}")
         for record in records:
@@ -170,10 +187,10 @@ class DatasetOnDisk:
         return records
 
     def register(self) -> None:
-        """Register all splits with their metadata."""
-        for split in self.splits:
-            name = f"{self.name}_{split}"
-            DatasetCatalog.register(name, lambda split=split: self.records(split))
+        """Register all splits with their metadata; ``train`` also as ``train_labelled``, for linear probing."""
+        for split, labelled in [*((split, False) for split in self.splits), ("train", True)]:
+            name = f"{self.name}_{split}{'_labelled' if labelled else ''}"
+            DatasetCatalog.register(name, lambda split=split, labelled=labelled: self.records(split, labelled))
             metadata = MetadataCatalog.get(name)
             metadata.set(
                 stuff_classes=list(self.class_names),

@@ -1,6 +1,7 @@
 """PASCAL VOC 2012 with its 20 object classes: ``voc20_train``, ``voc20_trainaug``, ``voc20_val``.
 
-Background belongs to no class here: it is ignored, as in MaskCLIP and ReCLIP. Names are VOC's own, written as words.
+Background belongs to no class here: it is ignored, as in MaskCLIP and ReCLIP. Order, names (here as words) and colour
+map are those of VOC's development kit.
 """
 
 from __future__ import annotations

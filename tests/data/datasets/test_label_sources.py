@@ -49,6 +49,27 @@ def test_upright_label_stays(tmp_path, label, orientation):
     assert upright_size(image) == upright.shape == read_image(image).shape[:2]
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_png_images_with_exif_data(tmp_path, label, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(label).save(tmp_path / "image.png", exif=exif)
+    upright = read_image(tmp_path / "image.png")
+    assert upright_size(tmp_path / "image.png") == upright.shape[:2]
+    Image.fromarray(label).save(tmp_path / "label.png")
+    if orientation in (6, 8):
+        turned, done = read_upright(IndexPNG(tmp_path / "label.png"), tmp_path / "image.png")
+        assert done
+        np.testing.assert_array_equal(turned, upright[..., 0])
+
+
+def test_a_label_too_large_to_be_true(tmp_path, label, monkeypatch):
+    Image.fromarray(label).save(tmp_path / "label.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ReclipError, match=r"label .*label.png cannot be read"):
+        IndexPNG(tmp_path / "label.png").read()
+
+
 def test_turned_label_beside_an_upright_image(tmp_path, label):
     source, image = write_pair(tmp_path, label.T.copy(), 1)
     with pytest.raises(ReclipError, match="has size 7x12, its image .* 12x7"):

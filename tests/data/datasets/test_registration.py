@@ -1,5 +1,8 @@
 """Registered data sets: metadata, records, and Detectron2's evaluator on what the preparation programs write."""
 
+import hashlib
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +15,12 @@ from reclip_d2.clip.text import check_class_names
 from reclip_d2.config import add_reclip_config
 from reclip_d2.data.classes import class_names_of
 from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
+from reclip_d2.data.datasets.ade150 import ADE150
+from reclip_d2.data.datasets.cityscapes19 import CLASSES
 from reclip_d2.data.datasets.coco_stuff import LEAF_NAMES, MAPPING_27, MAPPING_171, MID_LEVEL
 from reclip_d2.data.datasets.context59 import CATEGORIES
-from reclip_d2.data.datasets.registration import pascal_colors
+from reclip_d2.data.datasets.registration import pascal_colors, read_image_list
+from reclip_d2.data.datasets.voc20 import VOC20
 from reclip_d2.data.training_records import unlabelled_records
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.label_maps import LabelMapEvaluator
@@ -124,6 +130,29 @@ def test_pascal_colors():
 # ---- tables ---------------------------------------------------------------------------------------------------
 
 
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_tables_are_those_in_public_use():
+    """Digests of the tables as public code writes them: order, ids and colours, names up to their spelling."""
+    assert digest(" ".join(name.replace(" ", "") for name in VOC20.class_names)) == "3cc771a8dd84a19f"
+    # MMSegmentation: ids that its converter of PASCAL Context sorts, and names.
+    assert digest(" ".join(str(category) for category, _ in CATEGORIES)) == "3a8526c80890fe20"
+    assert digest(" ".join(name.replace(" ", "") for _, name in CATEGORIES)) == "a6b058b96d46051a"
+    # ADE20K's objectInfo150.csv: first names.
+    assert digest(",".join(ADE150.class_names)) == "ef7fb71fc40a78c8"
+    # Cityscapes' labels.py: ids and colours of the train ids.
+    assert digest(repr([(label_id, color) for label_id, _, color in CLASSES])) == "5bed592213940e02"
+    # STEGO's and PiCIE's mid-level class of each leaf of COCO-Stuff.
+    of_leaf = {leaf: index for index, leaves in enumerate(MID_LEVEL.values()) for leaf in leaves}
+    assert digest(bytes(of_leaf[leaf] for leaf in range(182)).decode()) == "5b6c6ce82fb97a8c"
+    # COCO-Stuff's labels.txt: letters of each leaf ("wall-brick" is our "brick wall"), but for "structural-other", our
+    # "structure", and for the four that are empty here.
+    letters = ["".join(sorted(name.replace(" ", ""))) for name in LEAF_NAMES if name not in ("", "structure")]
+    assert digest(" ".join(letters)) == "ce933a84a5a400fe"
+
+
 def test_context_categories():
     """59 ids that grow, names in alphabetical order up to the spelling: both as in the 60-class labels."""
     ids = [category for category, _ in CATEGORIES]
@@ -172,6 +201,27 @@ def test_lists_that_are_not_prepared(datasets_root):
     make_context59(datasets_root)
     with pytest.raises(ReclipError, match=r"train.txt does not exist.*prepare_context59.py"):
         DatasetCatalog.get("context59_train")
+
+
+def test_a_list_of_files_is_no_list_of_ids(tmp_path):
+    """Lists of trainaug that come with some networks hold paths."""
+    path = tmp_path / "trainaug.txt"
+    path.write_text("/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png\n")
+    with pytest.raises(ReclipError, match=r"names the file /JPEGImages/2007_000032.jpg: write image ids.*2007_000032$"):
+        read_image_list(path)
+    path.write_text("2007_000032  1\n\n2007_000039 -1\n")
+    assert read_image_list(path) == ["2007_000032", "2007_000039"]
+
+
+def test_images_of_another_extension(datasets_root):
+    make_ade150(datasets_root)
+    folder = datasets_root / "ADEChallengeData2016/images/training"
+    for path in list(folder.iterdir()):
+        path.rename(path.with_suffix(".JPEG"))
+    (folder / "README").write_text("x")
+    (folder / ".hidden.txt").write_text("x")
+    with pytest.raises(ReclipError, match=re.escape(f"{folder} has no .jpg files, only .JPEG, README: put ade150")):
+        DatasetCatalog.get("ade150_train")
 
 
 def test_half_prepared_labels(datasets_root):
@@ -223,6 +273,33 @@ def test_perfect_predictions(prepared):
     predictions = [np.where(label == 255, 0, label) for label in labels]  # what is ignored may be anything
     result = evaluate(f"{name}_val", predictions)
     assert result["mIoU"] == result["fwIoU"] == result["pACC"] == 100
+
+
+def test_confusion_matrix_of_each_data_set(prepared):
+    """Right in the upper half of each image, the next class in the lower: counted pixel by pixel."""
+    name, labels = prepared
+    count = CLASS_COUNTS[name]
+    confusion = np.zeros((count, count), np.int64)  # label by prediction
+    predictions = []
+    for label in labels:
+        prediction = np.where(label == 255, 0, label).astype(np.int64)
+        prediction[label.shape[0] // 2 :] = (prediction[label.shape[0] // 2 :] + 1) % count
+        predictions.append(prediction)
+        for truth, predicted in zip(label.flat, prediction.flat, strict=True):
+            if truth != 255:
+                confusion[truth, predicted] += 1
+    result = evaluate(f"{name}_val", predictions)
+    ious = {
+        k: 100 * confusion[k, k] / (confusion[k].sum() + confusion[:, k].sum() - confusion[k, k])
+        for k in range(count)
+        if confusion[k].any()
+    }
+    assert 0 < np.mean(list(ious.values())) < 100 and len(set(ious.values())) > 1
+    assert result["mIoU"] == pytest.approx(np.mean(list(ious.values())))
+    names = MetadataCatalog.get(f"{name}_val").stuff_classes
+    for k, iou in ious.items():
+        assert result[f"IoU-{names[k]}"] == pytest.approx(iou)
+    assert result["pACC"] == pytest.approx(100 * np.trace(confusion) / confusion.sum())
 
 
 def test_all_classes_of_voc(datasets_root):
