@@ -1,0 +1,133 @@
+"""Formats that are a picture an image: index masks, palette masks, overlays; and the scores.
+
+Shape letters: C classes, (H, W) size in pixels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+
+from reclip_d2.errors import ReclipError
+from reclip_d2.formats.classes import MAX_8BIT_CLASSES, MaskClasses
+from reclip_d2.formats.png import write_png
+from reclip_d2.formats.prediction import Prediction
+from reclip_d2.formats.writer import Writer
+from reclip_d2.io import atomic_write
+
+JPEG_QUALITY = 90
+JPEG_MAX_SIDE = 65500  # of libjpeg
+_STRIP = 256  # rows that are blended together
+
+
+class IndexWriter(Writer):
+    """``index``: a PNG of one channel an image, with the image's stem, and ``classes.json``.
+
+    A pixel's value is its class id; 255 is ignored. More than 255 classes take 16 bits, and 65535 is ignored. All other
+    formats but ``scores`` can be made from this one.
+    """
+
+    def __init__(self, output: Path, classes: MaskClasses) -> None:
+        super().__init__(output, classes)
+        classes.write(self.output)
+
+    def files(self, path: PurePosixPath) -> list[Path]:
+        """The mask."""
+        return [self.output / path.with_suffix(".png")]
+
+    def _add(self, prediction: Prediction) -> None:
+        write_png(self.files(prediction.path)[0], prediction.labels)
+
+
+class PaletteWriter(Writer):
+    """``palette``: a PNG an image with the classes' colours as its palette; ignored pixels are black.
+
+    The pixels' values are the class ids, as in ``index``. More than 255 classes do not fit into a palette: then it is
+    an RGB PNG, for looking at.
+    """
+
+    def files(self, path: PurePosixPath) -> list[Path]:
+        """The mask."""
+        return [self.output / path.with_suffix(".png")]
+
+    def _add(self, prediction: Prediction) -> None:
+        path, table = self.files(prediction.path)[0], self.classes.table()
+        if len(self.classes.names) > MAX_8BIT_CLASSES:
+            write_png(path, table[prediction.labels])
+            return
+        mask = Image.fromarray(prediction.labels)
+        mask.putpalette(table.tobytes())
+        with atomic_write(path) as temporary:
+            mask.save(temporary, "PNG")
+
+
+class OverlayWriter(Writer):
+    """``overlay``: the image with the classes' colours laid over it, as a JPEG by default.
+
+    Ignored pixels and the background stay as they are.
+    """
+
+    needs_image: ClassVar[bool] = True
+
+    def __init__(self, output: Path, classes: MaskClasses, *, opacity: float = 0.5, suffix: str = ".jpg") -> None:
+        """
+        Args:
+            opacity: of the colours, 0 to 1.
+            suffix: ``.jpg`` or ``.png``.
+        """
+        super().__init__(output, classes)
+        if not 0 <= opacity <= 1:
+            raise ReclipError(f"the overlay's opacity is {opacity}: give 0 to 1")
+        if suffix not in (".jpg", ".png"):
+            raise ReclipError(f"the overlay's suffix is {suffix!r}: choose .jpg or .png")
+        self._weight = round(opacity * 256)
+        self._suffix = suffix
+        self._colors = classes.table().astype(np.uint16)
+        self._painted = np.zeros(len(self._colors), dtype=bool)
+        self._painted[classes.annotated] = True
+
+    def files(self, path: PurePosixPath) -> list[Path]:
+        """The overlay."""
+        return [self.output / path.with_suffix(self._suffix)]
+
+    def _add(self, prediction: Prediction) -> None:
+        path = self.files(prediction.path)[0]
+        if self._suffix == ".jpg" and max(prediction.size) > JPEG_MAX_SIDE:
+            raise ReclipError(f"overlay {path} would be too large for JPEG: write overlays as .png")
+        picture = Image.fromarray(self._blend(prediction.image, prediction.labels))
+        with atomic_write(path) as temporary:
+            if self._suffix == ".jpg":
+                picture.save(temporary, "JPEG", quality=JPEG_QUALITY)
+            else:
+                picture.save(temporary, "PNG")
+
+    def _blend(self, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        blended = np.empty_like(image)
+        for top in range(0, len(labels), _STRIP):
+            rows = slice(top, top + _STRIP)
+            colors, pixels = self._colors[labels[rows]], image[rows].astype(np.uint16)
+            mixed = (pixels * (256 - self._weight) + colors * self._weight + 128) >> 8
+            blended[rows] = np.where(self._painted[labels[rows]][..., None], mixed, pixels)
+        return blended
+
+
+class ScoresWriter(Writer):
+    """``scores``: an NPZ an image: ``scores`` ``(C, H, W)`` float16 as predicted, and ``class_names`` ``(C,)``.
+
+    Read it with ``numpy.load(path)``. About ``2 * C * H * W`` bytes before compression.
+    """
+
+    needs_scores: ClassVar[bool] = True
+
+    def files(self, path: PurePosixPath) -> list[Path]:
+        """The scores."""
+        return [self.output / path.with_suffix(".npz")]
+
+    def _add(self, prediction: Prediction) -> None:
+        if len(prediction.scores) != len(self.classes.names):
+            raise ValueError(f"scores of {prediction.path} have {len(prediction.scores)} classes")
+        with atomic_write(self.files(prediction.path)[0]) as temporary, open(temporary, "wb") as stream:
+            np.savez_compressed(stream, scores=prediction.scores, class_names=np.array(self.classes.names))

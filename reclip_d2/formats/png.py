@@ -1,0 +1,55 @@
+"""PNG files of label maps.
+
+Shape letters: (H, W) size in pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+
+from reclip_d2.errors import ReclipError
+from reclip_d2.formats.classes import MaskClasses
+from reclip_d2.io import atomic_write
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write ``(H, W)`` uint8 or uint16 (8 or 16 bits, grey), or ``(H, W, 3)`` uint8 (RGB)."""
+    with atomic_write(path) as temporary:
+        Image.fromarray(pixels).save(temporary, "PNG")
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """The bytes that :func:`write_png` writes."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def read_index(path: Path, classes: MaskClasses) -> np.ndarray:
+    """Read an index mask.
+
+    Returns:
+        ``(H, W)`` of the classes' dtype.
+
+    Raises:
+        ReclipError: the file is missing, damaged, or no index mask of these classes.
+    """
+    modes = ("L", "P") if classes.dtype == np.uint8 else ("I;16", "I")
+    try:
+        # Not Image.open, whose limit of the number of pixels is meant for files of strangers.
+        with PngImageFile(path) as image:
+            if image.mode not in modes:
+                raise ReclipError(
+                    f"mask {path} is a {image.mode} image, not an index mask: remove it and predict again"
+                )
+            labels = np.array(image)
+    except FileNotFoundError:
+        raise ReclipError(f"mask {path} is missing: predict again, finished masks are kept") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ReclipError(f"mask {path} cannot be read ({error}): remove it and predict again") from error
+    return classes.checked(labels, str(path))

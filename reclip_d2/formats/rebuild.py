@@ -1,0 +1,140 @@
+"""All formats from the index masks on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from reclip_d2.data.images import read_image
+from reclip_d2.errors import ReclipError
+from reclip_d2.formats.classes import MaskClasses
+from reclip_d2.formats.png import read_index
+from reclip_d2.formats.prediction import Prediction, check_paths
+from reclip_d2.formats.registry import FORMATS, check_formats
+from reclip_d2.formats.writer import Writer
+
+# What atomic_write and place_image call a file that is not yet whole.
+_LEFTOVER = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.[^.]*)?|\.link\.[a-z0-9_]{8}\.tmp")
+
+
+def write_formats(
+    index_folder: Path,
+    images: Mapping[PurePosixPath, Path | None],
+    output: Path,
+    formats: Iterable[str],
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    overwrite: bool = False,
+    read_image: Callable[[Path], np.ndarray] = read_image,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Path]:
+    """Write formats from finished index masks, each into the folder ``output/<format>``.
+
+    Formats of a file an image are written only where the file is missing or older than the index mask; those that have
+    a file for all images are written anew. So a run that was killed is completed by the next, with the same bytes as
+    one that was not. Files of images that are no longer named stay. Only one process may write at a time.
+
+    Args:
+        index_folder: index masks and their ``classes.json``.
+        images: for each image its relative path, with extension, and its file; None where the file is not at hand:
+            then ``overlay`` is impossible, and ``yolo`` and ``fiftyone`` link no image.
+        output: folder of the formats' folders.
+        formats: names in :data:`FORMATS`. ``index`` is what is read and makes nothing; ``scores`` must be there.
+        options: for a format the keyword arguments of its writer.
+        overwrite: write every file anew.
+        read_image: RGB ``(H, W, 3)`` uint8, upright, of a file.
+        progress: called with (images done, images in all) after each image.
+
+    Returns:
+        the folder of each format.
+
+    Raises:
+        ReclipError: an index mask is missing or damaged, a format is unknown or cannot hold a class name, two images
+            have the same stem, scores are missing, or an image's size is not its mask's.
+    """
+    classes = MaskClasses.read(index_folder)
+    names = list(dict.fromkeys(formats))
+    check_formats(names, classes)
+    check_paths(images)
+    made = [name for name in names if name != "index"]
+    with contextlib.ExitStack() as stack:
+        writers = {}
+        remove_leftovers(index_folder)
+        for name in made:
+            remove_leftovers(output / name)
+            writer = FORMATS[name](output / name, classes, **(options or {}).get(name, {}))
+            writers[name] = stack.enter_context(writer)
+        for number, path in enumerate(sorted(images, key=str), start=1):
+            file = index_folder / path.with_suffix(".png")
+            since = _modified(file)
+            todo = _to_write(writers.values(), path, None if overwrite else since)
+            if todo:
+                labels = read_index(file, classes)
+                prediction = _prediction(path, labels, images[path], todo, read_image)
+                for writer in todo:
+                    writer.add(prediction)
+            if progress is not None:
+                progress(number, len(images))
+        for writer in writers.values():
+            writer.finish()
+    folders = {name: output / name for name in made}
+    return {"index": index_folder, **folders} if "index" in names else folders
+
+
+def _modified(file: Path) -> int:
+    try:
+        return os.stat(file).st_mtime_ns
+    except FileNotFoundError:
+        raise ReclipError(f"mask {file} is missing: predict again, finished masks are kept") from None
+
+
+def _to_write(writers: Iterable[Writer], path: PurePosixPath, since: int | None) -> list[Writer]:
+    """The writers that have something to do for an image; all but those of scores if ``since`` is None."""
+    todo = []
+    for writer in writers:
+        if writer.needs_scores:
+            if not writer.is_done(path):
+                raise ReclipError(f"{writer.files(path)[0]} is missing, and masks hold no scores: predict again")
+        elif since is None or not writer.is_done(path, since):
+            todo.append(writer)
+    return todo
+
+
+def _prediction(
+    path: PurePosixPath,
+    labels: np.ndarray,
+    source: Path | None,
+    writers: list[Writer],
+    read_image: Callable[[Path], np.ndarray],
+) -> Prediction:
+    image = None
+    if any(writer.needs_image for writer in writers):
+        if source is None:
+            raise ReclipError(f"overlay needs the image {path}, which is not at hand: leave out the format overlay")
+        image = read_image(source)
+        if image.shape[:2] != labels.shape:
+            raise ReclipError(
+                f"image {source} has size {image.shape[1]}x{image.shape[0]}, its mask"
+                f" {labels.shape[1]}x{labels.shape[0]}: the image was changed; predict again"
+            )
+    return Prediction(path, labels, image=image, source=source)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the half-written files that a killed run left in a folder and below. Not while another run writes."""
+    for parent, folders, files in os.walk(folder):
+        for name in files:
+            if _LEFTOVER.fullmatch(name):
+                (Path(parent) / name).unlink(missing_ok=True)
+        for name in list(folders):
+            if _LEFTOVER.fullmatch(name):
+                for link in (Path(parent) / name).iterdir():
+                    link.unlink()
+                (Path(parent) / name).rmdir()
+                folders.remove(name)
