@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from setuptools import Command, Extension, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
@@ -51,6 +52,20 @@ class Develop(Command):
         status = subprocess.call(command)
         if status:
             sys.exit(status)
+
+
+class BuildPackage(build_py):
+    """Puts ``configs`` and ``train_net.py``, which stand at the top of the checkout, into the installed package, where
+    the command ``reclip`` finds them. An editable install has them in the checkout."""
+
+    def run(self) -> None:
+        """Build the package, then copy."""
+        super().run()
+        if self.editable_mode:
+            return
+        package = Path(self.build_lib) / "reclip_d2"
+        shutil.copytree(ROOT / "configs", package / "configs", dirs_exist_ok=True)
+        shutil.copy(ROOT / "train_net.py", package / "train_net.py")
 
 
 def flag(name: str) -> bool:
@@ -128,11 +143,12 @@ def extensions() -> list[Extension]:
 
 def build_commands() -> dict[str, type[Command]]:
     """The commands of this build; torch's own compiles the extension."""
+    commands = {"develop": Develop, "build_py": BuildPackage}
     if flag("NO_EXTENSION"):
-        return {"develop": Develop}
+        return commands
     from torch.utils.cpp_extension import BuildExtension
 
-    return {"develop": Develop, "build_ext": BuildExtension}
+    return {**commands, "build_ext": BuildExtension}
 
 
 setup(ext_modules=extensions(), cmdclass=build_commands())

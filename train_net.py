@@ -20,8 +20,17 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase, default_argument_parser, default_setup, launch
+from detectron2.engine import (
+    DefaultTrainer,
+    HookBase,
+    create_ddp_model,
+    default_argument_parser,
+    default_setup,
+    launch,
+)
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.utils.data import DataLoader
@@ -31,21 +40,55 @@ import reclip_d2.modeling  # noqa: F401  (registers the models)
 from reclip_d2.config import load_config
 from reclip_d2.data.classes import check_labelled
 from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
+from reclip_d2.data.datasets.custom import register_custom
 from reclip_d2.data.sampling import build_train_loader
 from reclip_d2.data.training_records import build_training_records, unlabelled_records
 from reclip_d2.engine.calibration import calibrate
-from reclip_d2.engine.checkpoint import ReclipCheckpointer
+from reclip_d2.engine.checkpoint import ReclipCheckpointer, training_resolution
 from reclip_d2.engine.hooks import SeedIteration
 from reclip_d2.engine.logs import UserErrorFilter
 from reclip_d2.engine.lr_scheduler import build_lr_scheduler
+from reclip_d2.engine.optimizer import build_optimizer
+from reclip_d2.engine.sync_batch_norm import synchronize_on_cpu
+from reclip_d2.engine.train_loop import TrainLoop, amp_dtype_of
+from reclip_d2.engine.writers import build_writers
 from reclip_d2.errors import ReclipError, exit_on_error
+from reclip_d2.evaluation.bias import build_bias_evaluators
 from reclip_d2.evaluation.label_maps import LabelMapEvaluator
 from reclip_d2.modeling import MaskCLIP
 from reclip_d2.modeling.build import check_registered_parts
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's trainer with label-blind data, resumable sampling and our checkpoints."""
+    """Detectron2's trainer with label-blind data, resumable sampling, and a train loop and checkpoints of our own."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # As DefaultTrainer's, which has no place for another train loop: its own __init__ is left out.
+        super(DefaultTrainer, self).__init__()
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        on_cpu = cfg.MODEL.DEVICE.startswith("cpu")
+        self._trainer = TrainLoop(
+            create_ddp_model(model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {})),
+            self.build_train_loader(cfg),
+            optimizer,
+            accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
+            amp_dtype=amp_dtype_of(cfg),
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        states = {"optimizer": optimizer}
+        if self._trainer.grad_scaler.is_enabled():
+            states["grad_scaler"] = self._trainer.grad_scaler
+        self.checkpointer = ReclipCheckpointer(
+            model, cfg.OUTPUT_DIR, resolution=training_resolution(cfg), trainer=weakref.proxy(self), **states
+        )
+        self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        return synchronize_on_cpu(super().build_model(cfg))
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0) -> DataLoader:
@@ -64,32 +107,35 @@ class Trainer(DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=UnlabelledDatasetMapper(cfg, is_train=False))
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> LabelMapEvaluator:
-        return LabelMapEvaluator(dataset_name, distributed=True, output_dir=None)
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
+        if not cfg.DATASETS.TEST:
+            logging.getLogger("reclip_d2").info("DATASETS.TEST is empty: without labels there is nothing to evaluate")
+        return super().test(cfg, model, evaluators)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        evaluator = LabelMapEvaluator(dataset_name, distributed=True, output_dir=None)
+        return DatasetEvaluators([evaluator, *build_bias_evaluators(cfg, dataset_name)])
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
         return build_lr_scheduler(cfg, optimizer)
 
     def build_hooks(self) -> list[HookBase]:
-        # The hooks below save through self.checkpointer: put ours in its place first.
-        self.checkpointer = ReclipCheckpointer(
-            self._trainer.model,
-            self.cfg.OUTPUT_DIR,
-            trainer=weakref.proxy(self),
-            optimizer=self._trainer.optimizer,
-        )
         hooks = super().build_hooks()
         return [SeedIteration(self.cfg.SEED), *hooks] if self.cfg.SEED >= 0 else hooks
+
+    def build_writers(self) -> list[EventWriter]:
+        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
         if self.start_iter > 0:  # go on with the images that an unbroken run would have drawn
-            loader = self.build_train_loader(self.cfg, self.start_iter)
-            if hasattr(self._trainer, "reset_data_loader"):
-                self._trainer.reset_data_loader(lambda: loader)
-            else:
-                self._trainer.data_loader, self._trainer._data_loader_iter = loader, iter(loader)
+            self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg, self.start_iter))
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -102,6 +148,7 @@ def argument_parser() -> argparse.ArgumentParser:
 def setup(args: argparse.Namespace) -> CfgNode:
     """Config of the command line, frozen; logging and seeds set up."""
     cfg = load_config(args.config_file, args.opts)
+    register_custom(cfg)
     check_registered_parts(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logging.getLogger("reclip_d2").warning(
@@ -116,7 +163,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def build_evaluation_model(cfg: CfgNode, resume: bool) -> nn.Module:
-    """The model in eval mode with the last checkpoint (``resume``) or ``MODEL.WEIGHTS``; MaskCLIP needs neither."""
+    """The model in eval mode with the last checkpoint (``resume``) or ``MODEL.WEIGHTS``; MaskCLIP needs neither.
+
+    Of ``Distillation`` only the student is built: its checkpoint is complete.
+    """
+    if cfg.MODEL.META_ARCHITECTURE == "Distillation":
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.META_ARCHITECTURE = "Student"
     model = Trainer.build_model(cfg).eval()
     if isinstance(model, MaskCLIP):
         if model.calibration != "none":
@@ -137,6 +191,8 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         return Trainer.test(cfg, build_evaluation_model(cfg, args.resume))
     if cfg.MODEL.META_ARCHITECTURE == "MaskCLIP":
         raise ReclipError("MaskCLIP has nothing to train: add --eval-only")
+    if cfg.MODEL.META_ARCHITECTURE == "Student":
+        raise ReclipError("a student trains with its teacher: set MODEL.META_ARCHITECTURE Distillation")
     if not (args.resume or args.overwrite) and ReclipCheckpointer(None, cfg.OUTPUT_DIR).has_checkpoint():
         raise ReclipError(f"{cfg.OUTPUT_DIR} holds a trained run: add --resume, --overwrite, or another OUTPUT_DIR")
     trainer = Trainer(cfg)
@@ -144,6 +200,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     return trainer.train()
 
 
+@exit_on_error  # of the processes that it starts each says its line itself
 def run_program(main: Callable[[argparse.Namespace], Any]) -> None:
     """Call ``main`` with the command line's arguments, in as many processes as they ask for."""
     args = argument_parser().parse_args()

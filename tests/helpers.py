@@ -14,16 +14,26 @@ import open_clip
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ResNet
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 
 from reclip_d2.clip.dense import DenseCLIP
 from reclip_d2.clip.reference import ReferencePrompt
 from reclip_d2.clip.text import query_features
+from reclip_d2.config import load_config
 from reclip_d2.modeling.bias_head import PositionalProjection, ReCLIPPPBiasHead
 from reclip_d2.modeling.mask_decoder import MaskDecoder
+from reclip_d2.modeling.meta_arch.distillation import Distillation, inherit
 from reclip_d2.modeling.meta_arch.maskclip import MaskCLIP
 from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
+from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
+from reclip_d2.modeling.meta_arch.student import Student
+from reclip_d2.modeling.reclip_bias_head import ReCLIPBiasHead, SpaceProjection
+from reclip_d2.modeling.student.deeplab_v2 import DeepLabV2Head
+from reclip_d2.modeling.student.inherited import InheritedHead
+from reclip_d2.modeling.student.resnet import build_dilated_resnet_backbone
 
 TINY_NAME = "reclip-test-tiny"
 TINY_VISION = {"layers": 3, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
@@ -31,6 +41,7 @@ TINY_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2,
 EMBED_DIM = 24
 CLASS_NAMES = [["sky"], ["tall tree", "oak"], ["water"], ["brick wall"]]
 PIXEL_MEAN, PIXEL_STD = [122.7709, 116.7460, 104.0937], [68.5005, 66.6322, 70.3232]
+IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +122,76 @@ def make_rectified(
     options = decoder if isinstance(decoder, dict) else {}
     mask_decoder = MaskDecoder(EMBED_DIM, len(names), **options) if decoder is not False else None
     return RectifiedCLIP(bias_head=head, mask_decoder=mask_decoder, **common).train()
+
+
+def make_reclip_head(backbone: DenseCLIP, norm: str = "row", **projection: object) -> ReCLIPBiasHead:
+    """ReCLIP's bias head for :data:`CLASS_NAMES`; ``projection`` are arguments of :class:`SpaceProjection`."""
+    names = [names[0] for names in CLASS_NAMES]
+    return ReCLIPBiasHead(
+        ReferencePrompt(backbone.text_encoder, names, prompt_length=4),
+        SpaceProjection(TINY_VISION["width"], len(names), (10, 6), **projection),
+        reference_norm=norm,
+    )
+
+
+def make_reclip(*, decoder: bool = False, **arguments: object) -> RectifiedCLIP:
+    """ReCLIP on the tiny CLIP, in training mode."""
+    model = make_rectified(decoder=decoder, **arguments)
+    model.bias_head = make_reclip_head(model.backbone)
+    return model.train()
+
+
+def tiny_resnet(*keys: object, depth: int = 18, stride: int = 8) -> ResNet:
+    """A dilated ResNet of 8 to 64 channels (depth 18); ``keys`` are ``KEY VALUE`` overrides."""
+    narrow = ["MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "8"]
+    options = [*narrow, "MODEL.RESNETS.DEPTH", str(depth), "MODEL.STUDENT.OUTPUT_STRIDE", str(stride)]
+    return build_dilated_resnet_backbone(load_config("", [*options, *map(str, keys)]), ShapeSpec(channels=3))
+
+
+def make_student(
+    teacher: CLIPSegmentor,
+    *,
+    head: str = "query_bias_decoder",
+    grid: tuple[int, int] = (4, 5),
+    stride: int = 8,
+    **arguments: object,
+) -> Student:
+    """A small student that has inherited from a teacher, in training mode."""
+    state = inherit(teacher.eval(), head, grid)
+    backbone = tiny_resnet(stride=stride)
+    inherited = InheritedHead(
+        state["query_features"],
+        head=head,
+        bias_map=state.get("bias_map"),
+        class_bias=state.get("class_bias"),
+        mask_decoder=getattr(teacher, "mask_decoder", None),
+        rectification=getattr(teacher, "rectification", "none"),
+        logit_scale=state["logit_scale"].item(),
+    )
+    own = {
+        "class_names": teacher.class_names,
+        "templates": teacher.templates,
+        "pixel_mean": IMAGENET_MEAN,
+        "pixel_std": IMAGENET_STD,
+        **arguments,
+    }
+    return Student(
+        backbone=backbone,
+        feature_head=DeepLabV2Head(backbone.output_shape()["res5"].channels, EMBED_DIM),
+        inherited=inherited,
+        clip_name="tiny",
+        head=head,
+        output_stride=stride,
+        **own,
+    ).train()
+
+
+def make_distillation(
+    teacher: CLIPSegmentor | None = None, *, student: Student | None = None, **arguments: object
+) -> Distillation:
+    """A student of a teacher (by default ReCLIP++ with a decoder) in training mode."""
+    teacher = teacher or make_rectified()
+    return Distillation(teacher=teacher, student=student or make_student(teacher), **arguments).train()
 
 
 def random_image(seed: int, height: int = 32, width: int = 32) -> torch.Tensor:

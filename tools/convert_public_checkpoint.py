@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Convert a checkpoint of the public ReCLIP++ code into one of this project.
+"""Convert a checkpoint of the public code of ReCLIP or ReCLIP++ into one of this project.
 
     python tools/convert_public_checkpoint.py best_weight.pth output/public/voc20.pth --dataset voc20_val \
         --class-token utils/cls_token.pt --reference-names names.txt
 
-Writes the checkpoint, its class token (``<name>.class_token.safetensors``) and a config (``<name>.yaml``) whose keys
-reproduce that code: logits agree to 1e-4 given the same Query features. The public code has a class list of its own for
-the Reference prompt; give it by ``--reference-names`` where it differs from the data set's.
+The tensors tell which of the two models it is. Writes the checkpoint, its class token
+(``<name>.class_token.safetensors``) and a config (``<name>.yaml``) whose keys reproduce that code: logits agree to 1e-4
+given the same Query features. The public code has a class list of its own for the Reference prompt; give it by
+``--reference-names`` where it differs from the data set's.
 """
 
 from __future__ import annotations
@@ -158,8 +159,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = load_config("", opts)
         backbone = build_clip_backbone(cfg)
         head = build_bias_head(cfg, backbone, [names[0] for names in class_names])
-        decoder = MaskDecoder(cfg, backbone.embed_dim, len(class_names))
-    check_fits(checkpoint, nn.ModuleDict({"bias_head": head, "mask_decoder": decoder}), args.checkpoint)
+        modules = nn.ModuleDict({"bias_head": head})
+        if cfg.MODEL.MASK_DECODER.ENABLED:
+            modules["mask_decoder"] = MaskDecoder(cfg, backbone.embed_dim, len(class_names))
+    check_fits(checkpoint, modules, args.checkpoint)
     identity = json.dumps(checkpoint_identity(backbone, class_names, cfg.MODEL.CLIP.TEMPLATES, head))
 
     if class_token is not None:
@@ -168,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     save(output, checkpoint.state, identity)
     with atomic_write(config_file) as path:
         path.write_text(
-            f"# Written by tools/convert_public_checkpoint.py: the public ReCLIP++ code with {output.name}.\n"
+            f"# Written by tools/convert_public_checkpoint.py: the public {checkpoint.model} code with {output.name}.\n"
             + yaml.safe_dump({**keys, "VERSION": 2}, sort_keys=False),
             encoding="utf-8",
         )

@@ -12,7 +12,7 @@ import torch
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from torch import nn
 
-from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME, build_embedded_clip
+from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME, build_embedded_clip, register_embedded_config
 from reclip_d2.clip.weights import ClipWeights, load_clip_weights, read_clip_weights
 from reclip_d2.errors import ReclipError
 
@@ -66,6 +66,16 @@ def check_supported(name: str) -> None:
             raise ReclipError(
                 f"MODEL.CLIP.NAME {name!r} is not supported: {reason}; take a ViT such as ViT-B-16-quickgelu"
             )
+
+
+def embedding_shape(name: str) -> tuple[int, int]:
+    """Width D of the joint embedding and side of a patch in pixels, read off the model's config: nothing is built."""
+    register_embedded_config()
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise ReclipError(f"MODEL.CLIP.NAME {name!r} is not known to open_clip: see open_clip.list_models()")
+    check_supported(name)
+    return config["embed_dim"], config["vision_cfg"]["patch_size"]
 
 
 def _build(name: str, pretrained: str) -> nn.Module:

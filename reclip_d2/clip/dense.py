@@ -1,4 +1,4 @@
-"""``DenseCLIP``: a frozen CLIP as a Detectron2 backbone that gives a feature for each patch.
+"""``DenseCLIP``: a CLIP, frozen by default, as a Detectron2 backbone that gives a feature for each patch.
 
 Shape letters: B images, (H, W) size in pixels, (h, w) patch grid, D width of the joint embedding, E width of
 the image transformer.
@@ -37,6 +37,9 @@ class DenseCLIP(Backbone):
     ``forward`` gives the image features Z of section III-A as ``{"dense": (B, D, h, w)}``, each patch of
     length 1. Nothing here trains: parameters need no gradient, the module stays in eval mode whatever a
     trainer calls, and its weights do not enter checkpoints (the ``fingerprint`` does, in their place).
+
+    ``fine_tune`` (Table VI) lets the image tower train: Z carries gradient, and the tower's weights enter checkpoints.
+    The text tower and the logit scale stay frozen, and the ``fingerprint`` stays that of the pretrained CLIP.
     """
 
     @configurable
@@ -49,6 +52,7 @@ class DenseCLIP(Backbone):
         value_path_residual: bool = True,
         autocast_dtype: torch.dtype | None = None,
         image_tower: str = OWN_IMAGE_TOWER,
+        fine_tune: bool = False,
     ) -> None:
         """
         Args:
@@ -58,6 +62,7 @@ class DenseCLIP(Backbone):
             value_path_residual: keep the residual connections and the MLP of the last block.
             autocast_dtype: run the image tower in this precision; its output is float32.
             image_tower: what :func:`~reclip_d2.clip.compat.adapt_image_tower` has changed, for checkpoints.
+            fine_tune: the image tower trains.
         """
         super().__init__()
         check_value_path(clip.visual, name)
@@ -70,7 +75,11 @@ class DenseCLIP(Backbone):
         self.value_path_residual = value_path_residual
         self.autocast_dtype = autocast_dtype
         self.image_tower = image_tower
-        self.register_state_dict_post_hook(_drop_own_weights)
+        self.fine_tune = fine_tune
+        if fine_tune:
+            for parameter in _parameters_of_dense_features(clip.visual, value_path_residual):
+                parameter.requires_grad_(True)
+        self.register_state_dict_post_hook(_drop_frozen_weights)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict[str, object]:
@@ -85,6 +94,7 @@ class DenseCLIP(Backbone):
             "value_path_residual": keys.VALUE_PATH_RESIDUAL,
             "autocast_dtype": AUTOCAST_DTYPES[keys.AUTOCAST],
             "image_tower": image_tower,
+            "fine_tune": keys.FINE_TUNE,
         }
 
     @property
@@ -121,7 +131,7 @@ class DenseCLIP(Backbone):
         return {"dense": ShapeSpec(channels=self.embed_dim, stride=self.patch_size)}
 
     def train(self, mode: bool = True) -> DenseCLIP:
-        """Stays in eval mode: the CLIP is frozen."""
+        """Stays in eval mode, when fine-tuned too: a CLIP has neither batch norm nor dropout to train with."""
         return super().train(False)
 
     def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
@@ -129,17 +139,15 @@ class DenseCLIP(Backbone):
             return contextlib.nullcontext()
         return torch.autocast(device.type, dtype=self.autocast_dtype)
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Image features Z ``{"dense": (B, D, h, w)}`` of normalised images ``(B, 3, H, W)`` whose sides are
-        multiples of the patch. The memory lies as (B, h, w, D)."""
+        multiples of the patch. The memory lies as (B, h, w, D). Only with ``fine_tune`` they carry gradient."""
         return {"dense": self.dense_and_keys(images, keys=False)[0]}
 
-    @torch.no_grad()
     def dense_and_keys(self, images: Tensor, keys: bool = True) -> tuple[Tensor, Tensor | None]:
         """Image features Z ``(B, D, h, w)`` and, if wanted, the last block's keys ``(B, h * w, E)``."""
         visual = self.clip.visual
-        with self._autocast(images.device):
+        with torch.set_grad_enabled(self.fine_tune and torch.is_grad_enabled()), self._autocast(images.device):
             tokens, (height, width) = last_block_input(visual, images)
             features = project_dense(visual, tokens, self.value_path_residual)
             key_features = key_path(visual.transformer.resblocks[-1], tokens).float() if keys else None
@@ -153,13 +161,28 @@ class DenseCLIP(Backbone):
         return F.normalize(features.float(), dim=-1)
 
     def positional_embedding(self, size: tuple[int, int]) -> Tensor:
-        """Positional embedding PE of the patches, resized to the grid (h, w): ``(E, h, w)``."""
+        """Positional embedding PE of the patches, resized to the grid (h, w): ``(E, h, w)``.
+
+        Detached: a fine-tuned image tower trains its PE as a part of its own, and what reads it here (the bias head)
+        follows. PE stays that reader's input and is not bent to its ends.
+        """
         visual = self.clip.visual
-        positions = resize_positional_embedding(visual.positional_embedding, tuple(visual.grid_size), size)
+        own = visual.positional_embedding.detach()
+        positions = resize_positional_embedding(own, tuple(visual.grid_size), size)
         return positions[1:].transpose(0, 1).unflatten(1, size)
 
 
-def _drop_own_weights(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
-    """State-dict hook: a frozen CLIP's weights stay out of checkpoints."""
+def _parameters_of_dense_features(visual: nn.Module, residual: bool) -> list[nn.Parameter]:
+    """The parameters that Z is computed with. A gradient is expected of every parameter that needs one, where several
+    processes train together."""
+    last = visual.transformer.resblocks[-1]
+    unused = set() if residual else {*last.ln_2.parameters(), *last.mlp.parameters(), *last.ls_2.parameters()}
+    return [parameter for parameter in visual.parameters() if parameter not in unused]
+
+
+def _drop_frozen_weights(module: DenseCLIP, state: dict, prefix: str, metadata: dict) -> None:
+    """State-dict hook: frozen weights stay out of checkpoints, those of a fine-tuned image tower are in them."""
+    trained = f"{prefix}clip.visual."
     for key in [key for key in state if key.startswith(prefix)]:
-        del state[key]
+        if not (module.fine_tune and key.startswith(trained)):
+            del state[key]

@@ -78,8 +78,14 @@ def _size(path: str) -> int:
 
 
 def build_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
-    """Records of ``DATASETS.TRAIN`` with their ``hypothesis``; the hypothesis file is made if it is missing."""
+    """Records of ``DATASETS.TRAIN`` with their ``hypothesis``; the hypothesis file is made if it is missing.
+
+    A distillation without the text-guided loss (MaskCLIP+) reads no hypotheses: none are made.
+    """
     records = unlabelled_records(cfg.DATASETS.TRAIN)
+    if cfg.MODEL.META_ARCHITECTURE == "Distillation" and not cfg.MODEL.DISTILLATION.TEXT_WEIGHT:
+        logger.info("%d training images, without hypotheses: no loss reads them", len(records))
+        return records
     backbone = build_clip_backbone(cfg)
     header = hypothesis_header(cfg, backbone.fingerprint)
 

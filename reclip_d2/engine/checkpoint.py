@@ -5,33 +5,47 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 
-from reclip_d2.errors import ReclipError
+from reclip_d2.errors import ReclipError, is_user_error
 from reclip_d2.io import atomic_write
 
 logger = logging.getLogger(__name__)
 
 
 class ReclipCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, with three differences.
+    """Detectron2's checkpointer, with four differences.
 
     - A checkpoint carries the model's ``identity()`` (CLIP, hash of its weights, class list, templates), and one of
       another identity is refused.
+    - It carries the resolution of the training, where that was given, for whoever learns from the model.
     - Files are written to a temporary name and renamed.
     - Only tensors and plain values are loaded (``weights_only=True``, or safetensors): nothing in a file executes.
     """
+
+    def __init__(self, model: Any, save_dir: str = "", *, resolution: str = "", **kwargs: Any) -> None:
+        """
+        Args:
+            resolution: of the training images, see :func:`training_resolution`.
+            kwargs: of Detectron2's ``DetectionCheckpointer``.
+        """
+        super().__init__(model, save_dir, **kwargs)
+        self.resolution = resolution
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``<save_dir>/<name>.pth`` and tag it as the last checkpoint; see fvcore's ``Checkpointer``."""
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict(), "identity": json.dumps(self.model.identity()), **kwargs}
+        if self.resolution:
+            data["resolution"] = self.resolution
         for key, checkpointable in self.checkpointables.items():
             data[key] = checkpointable.state_dict()
         path = os.path.join(self.save_dir, f"{name}.pth")
@@ -59,6 +73,8 @@ class ReclipCheckpointer(DetectionCheckpointer):
         try:
             loaded = torch.load(filename, map_location="cpu", weights_only=True)
         except Exception as error:  # reading rubbish as a pickle may raise nearly anything
+            if is_user_error(error):
+                raise
             raise ReclipError(
                 f"checkpoint {filename} cannot be read as tensors: it is damaged, or not a checkpoint of this project"
             ) from error
@@ -71,16 +87,34 @@ class ReclipCheckpointer(DetectionCheckpointer):
         weights = checkpoint["model"]
         if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
             raise ReclipError(f"checkpoint {self._path} holds other things than tensors: it is not one of ours")
+        # fvcore would look a tensor of another shape up in the model by its name, which need not be its place.
+        own = {key: tuple(value.shape) for key, value in self.model.state_dict().items()}
+        self._refuse(
+            f"{key} has shape {tuple(value.shape)} instead of {own[key]}"
+            for key, value in weights.items()
+            if key in own and tuple(value.shape) != own[key]
+        )
         incompatible = super()._load_model(checkpoint)
-        wrong = [f"{key} has shape {theirs} instead of {ours}" for key, theirs, ours in incompatible.incorrect_shapes]
-        wrong += [f"{key} is missing" for key in incompatible.missing_keys]
-        wrong += [f"{key} is unknown" for key in incompatible.unexpected_keys]
+        self._refuse(
+            [f"{key} is missing" for key in incompatible.missing_keys]
+            + [f"{key} is unknown" for key in incompatible.unexpected_keys]
+        )
+        return incompatible
+
+    def _refuse(self, mistakes: Iterable[str]) -> None:
+        wrong = list(mistakes)
         if wrong:
             raise ReclipError(
                 f"checkpoint {self._path} does not fit this model: {wrong[0]}"
                 f"{f' (and {len(wrong) - 1} more)' if len(wrong) > 1 else ''}; use the config that it was trained with"
             )
-        return incompatible
+
+
+def training_resolution(cfg: CfgNode) -> str:
+    """The size of the training images in words."""
+    short_sides = "/".join(map(str, cfg.INPUT.MIN_SIZE_TRAIN))
+    crop = f", {cfg.INPUT.CROP.TYPE} crop {'x'.join(map(str, cfg.INPUT.CROP.SIZE))}" if cfg.INPUT.CROP.ENABLED else ""
+    return f"short side {short_sides} px{crop}"
 
 
 def check_identity(found: str | None, expected: dict[str, Any], path: str) -> None:
@@ -96,6 +130,12 @@ def check_identity(found: str | None, expected: dict[str, Any], path: str) -> No
         identity = dict(json.loads(found))
     except (ValueError, TypeError) as error:
         raise ReclipError(f"checkpoint {path} has a damaged identity: it is not one of ours") from error
+    if "student_head" in identity and "student_head" not in expected:
+        raise ReclipError(f"checkpoint {path} is a distilled student's: give one of the rectification stage")
+    if "student_head" in expected and "student_head" not in identity:
+        raise ReclipError(
+            f"checkpoint {path} is a rectified CLIP's, not a student's: a teacher is named in MODEL.TEACHER.WEIGHTS"
+        )
     # A hash says least about what differs: it comes last.
     for key in sorted({**expected, **identity}, key="fingerprint".__eq__):
         value, other = expected.get(key), identity.get(key)

@@ -1,4 +1,4 @@
-"""Checkpoints of the public code of ReCLIP++, as checkpoints of this project.
+"""Checkpoints of the public code of ReCLIP and ReCLIP++, as checkpoints of this project.
 
 That code saves the whole state dict, the frozen CLIP's tensors included; only the trained ones are taken.
 """
@@ -15,44 +15,83 @@ from torch import Tensor, nn
 
 from reclip_d2.errors import ReclipError
 
-# Trained tensors: the public code's name, ours.
-_NAMES = {
-    "text_encoder.prompt_token": "bias_head.reference_prompt.vectors",
-    "pe_proj.weight": "bias_head.positional_projection.conv.weight",
-    "pe_proj.bias": "bias_head.positional_projection.conv.bias",
-    "decoder_conv2.weight": "mask_decoder.conv.weight",
-    "decoder_conv2.bias": "mask_decoder.conv.bias",
-    **{
-        f"decoder_norm2.{name}": f"mask_decoder.norm.{name}"
-        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_PROMPT = "bias_head.reference_prompt.vectors"
+
+
+def _norm(theirs: str, ours: str) -> dict[str, str]:
+    parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    return {f"{theirs}.{part}": f"{ours}.{part}" for part in parts}
+
+
+# Trained tensors of each model: the public code's name, ours.
+_NAMES: dict[str, dict[str, str]] = {
+    "ReCLIP++": {
+        "text_encoder.prompt_token": _PROMPT,
+        "pe_proj.weight": "bias_head.positional_projection.conv.weight",
+        "pe_proj.bias": "bias_head.positional_projection.conv.bias",
+        "decoder_conv2.weight": "mask_decoder.conv.weight",
+        "decoder_conv2.bias": "mask_decoder.conv.bias",
+        **_norm("decoder_norm2", "mask_decoder.norm"),
+    },
+    "ReCLIP": {
+        "text_encoder.prompt_token": _PROMPT,
+        **{
+            f"proj_net.{3 * i}.{part}": f"bias_head.space_projection.convs.{i}.{part}"
+            for i in range(3)
+            for part in ("weight", "bias")
+        },
+        # A ReLU stands after each norm; it has no weights, but a number.
+        **{
+            theirs: ours
+            for i in range(3)
+            for theirs, ours in _norm(f"proj_net.{3 * i + 1}", f"bias_head.space_projection.norms.{i}").items()
+        },
     },
 }
+# The classes' axis comes first in these.
+_CLASSES = {"ReCLIP++": "mask_decoder.conv.bias", "ReCLIP": "bias_head.space_projection.convs.2.bias"}
 _CLASS_TOKEN = "vit.cls_token"
 
 
 @dataclasses.dataclass(frozen=True)
 class PublicCheckpoint:
-    """What a public checkpoint of ReCLIP++ holds.
+    """What a public checkpoint holds.
 
     Attributes:
+        model: ``ReCLIP++``, or ``ReCLIP`` (the conference model).
         state: the trained tensors by our names, float32.
         class_token: ``(E,)`` class token of its image tower, if the file has it.
     """
 
+    model: str
     state: dict[str, Tensor]
     class_token: Tensor | None
 
     @property
     def num_classes(self) -> int:
-        return len(self.state["mask_decoder.conv.bias"])
+        return len(self.state[_CLASSES[self.model]])
 
     @property
     def prompt_length(self) -> int:
-        return len(self.state["bias_head.reference_prompt.vectors"])
+        return len(self.state[_PROMPT])
 
-    @property
-    def kernel_size(self) -> int:
-        return self.state["mask_decoder.conv.weight"].shape[-1]
+    def model_keys(self) -> dict[str, Any]:
+        """Keys below ``MODEL`` that say which model it is, and how wide its layers are."""
+        if self.model == "ReCLIP":
+            hidden = [len(self.state[f"bias_head.space_projection.convs.{i}.weight"]) for i in (0, 1)]
+            return {
+                "BIAS_HEAD": {"NAME": "ReCLIPBiasHead", "SPACE_CHANNELS": hidden, "NORM": "BN"},
+                "MASK_DECODER": {"ENABLED": False},
+            }
+        return {
+            "BIAS_HEAD": {"NAME": "ReCLIPPPBiasHead"},
+            "MASK_DECODER": {
+                "ENABLED": True,
+                "KERNEL_SIZE": self.state["mask_decoder.conv.weight"].shape[-1],
+                "NORM": "BN",
+                "PADDING_MODE": "zeros",
+            },
+        }
 
 
 def read_tensor_file(path: str | Path) -> Any:
@@ -66,7 +105,7 @@ def read_tensor_file(path: str | Path) -> Any:
 
 
 def read_public_checkpoint(path: str | Path) -> PublicCheckpoint:
-    """Read a checkpoint of the public code of ReCLIP++.
+    """Read a checkpoint of the public code of ReCLIP++ or ReCLIP; its tensors tell which.
 
     Raises:
         ReclipError: the file is damaged or holds code, or it is a checkpoint of something else.
@@ -76,24 +115,23 @@ def read_public_checkpoint(path: str | Path) -> PublicCheckpoint:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
     if not isinstance(loaded, Mapping):
-        raise ReclipError(f"{path} holds no state dict: it is not a checkpoint of the public ReCLIP++ code")
+        raise ReclipError(f"{path} holds no state dict: it is not a checkpoint of the public ReCLIP code")
     state = {str(name).removeprefix("module."): value for name, value in loaded.items() if isinstance(value, Tensor)}
-    if any(name.startswith("proj_net.") for name in state):
-        raise ReclipError(
-            f"{path} is a checkpoint of ReCLIP (the conference model): its bias head is not part of this project yet;"
-            " only checkpoints of ReCLIP++ can be converted"
-        )
-    missing = [name for name in _NAMES if name not in state and not name.endswith("num_batches_tracked")]
+    model = "ReCLIP" if any(name.startswith("proj_net.") for name in state) else "ReCLIP++"
+    names = _NAMES[model]
+    missing = [name for name in names if name not in state and not name.endswith("num_batches_tracked")]
     if missing:
-        raise ReclipError(f"{path} is not a checkpoint of the public ReCLIP++ code: it lacks {missing[0]}")
-    converted = {ours: state[theirs] for theirs, ours in _NAMES.items() if theirs in state}
-    converted.setdefault("mask_decoder.norm.num_batches_tracked", torch.tensor(0))
-    prompt = converted["bias_head.reference_prompt.vectors"]
-    if prompt.ndim != 3 or len(prompt) != 1 or converted["mask_decoder.conv.weight"].ndim != 4:
-        raise ReclipError(f"{path} is not a checkpoint of the public ReCLIP++ code: its tensors have other shapes")
-    converted["bias_head.reference_prompt.vectors"] = prompt[0]
+        raise ReclipError(f"{path} is not a checkpoint of the public {model} code: it lacks {missing[0]}")
+    # Files of old PyTorch have no num_batches_tracked.
+    converted = {ours: state.get(theirs, torch.tensor(0)) for theirs, ours in names.items()}
+    prompt, classes = converted[_PROMPT], converted[_CLASSES[model]]
+    kernels = [value for name, value in converted.items() if ".conv" in name and name.endswith("weight")]
+    if prompt.ndim != 3 or len(prompt) != 1 or classes.ndim != 1 or any(kernel.ndim != 4 for kernel in kernels):
+        raise ReclipError(f"{path} is not a checkpoint of the public {model} code: its tensors have other shapes")
+    converted[_PROMPT] = prompt[0]
     token = state.get(_CLASS_TOKEN)
     return PublicCheckpoint(
+        model,
         {name: (value.float() if value.is_floating_point() else value).clone() for name, value in converted.items()},
         None if token is None else token.flatten().float(),
     )
@@ -112,11 +150,14 @@ def compatibility_keys(
 ) -> dict[str, Any]:
     """Config keys under which our model computes what the public model does, as a nested dictionary.
 
+    They are the keys of prediction. What training needs besides (hypotheses, temperatures, solver) is in no checkpoint.
+
     Args:
         class_token: for ``MODEL.CLIP.CLASS_TOKEN``.
         reference_names: for ``MODEL.BIAS_HEAD.REFERENCE_NAMES``.
         activation: for ``MODEL.CLIP.IMAGE_ACTIVATION``.
     """
+    own = checkpoint.model_keys()
     return {
         "MODEL": {
             "META_ARCHITECTURE": "RectifiedCLIP",
@@ -131,19 +172,14 @@ def compatibility_keys(
                 "CLASS_TOKEN": class_token,
             },
             "BIAS_HEAD": {
-                "NAME": "ReCLIPPPBiasHead",
+                **own["BIAS_HEAD"],
                 "PROMPT_LENGTH": checkpoint.prompt_length,
                 "NAME_TOKENS": 3,
                 "REFERENCE_NAMES": reference_names,
                 "REFERENCE_NORM": "matrix",
                 "RECTIFICATION": "subtract",
             },
-            "MASK_DECODER": {
-                "ENABLED": True,
-                "KERNEL_SIZE": checkpoint.kernel_size,
-                "NORM": "BN",
-                "PADDING_MODE": "zeros",
-            },
+            "MASK_DECODER": own["MASK_DECODER"],
         },
         # Its test images: the short side 512 pixels, the long one at most 2048.
         "INPUT": {"MIN_SIZE_TEST": 512, "MAX_SIZE_TEST": 2048},

@@ -73,19 +73,27 @@ class LabelMapEvaluator(SemSegEvaluator):
 
 
 def check_label_file(path: str, num_classes: int, ignore_label: int, size: tuple[int, int]) -> set[int]:
-    """Ids of a label file; raise :class:`ReclipError` unless it is a single-channel index image of ids in range.
+    """Ids of a label file; raise :class:`ReclipError` unless it is one: see :func:`read_label_file`."""
+    return set(np.unique(read_label_file(path, num_classes, ignore_label, size)).tolist())
+
+
+def read_label_file(path: str, num_classes: int, ignore_label: int, size: tuple[int, int]) -> np.ndarray:
+    """Label map ``(H, W)`` of class ids, in the file's own integer type.
 
     Args:
         path: PNG.
         num_classes: ids are 0 to num_classes - 1, or ignore_label.
         size: (H, W) of the prediction.
+
+    Raises:
+        ReclipError: the file is no single-channel index image of that size with ids in range.
     """
     try:
         with Image.open(path) as image:
             mode, labels = image.mode, np.asarray(image)
     except FileNotFoundError:
         raise ReclipError(f"label {path} does not exist: prepare the data set first") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ReclipError(f"label {path} cannot be read ({error}): prepare the data set again") from error
     if labels.ndim != 2 or mode not in ("L", "P", "I", "I;16"):
         raise ReclipError(f"label {path} is a {mode} image: write a single-channel PNG of class ids")
@@ -97,8 +105,11 @@ def check_label_file(path: str, num_classes: int, ignore_label: int, size: tuple
     ids = np.unique(labels)
     wrong = ids[(ids >= num_classes) & (ids != ignore_label)]
     if len(wrong):
+        remedy = "prepare the data set again"
+        if wrong.tolist() == [num_classes]:  # ids from 1 on, and perhaps 0 for background
+            remedy = f"if its ids begin at 1, take 1 off them and write {ignore_label} for background"
         raise ReclipError(
             f"label {path} has id {wrong[0]}, but the classes are 0 to {num_classes - 1} and {ignore_label} is"
-            " ignored: prepare the data set again"
+            f" ignored: {remedy}"
         )
-    return set(ids.tolist())
+    return labels

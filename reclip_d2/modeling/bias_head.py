@@ -1,6 +1,8 @@
-"""Bias extraction: the two biases of CLIP as one bias logit map M_b (section III-B).
+"""Bias extraction: the two biases of CLIP as one bias logit map M_b (section III-B), and Eqs. (2) and (3).
 
-Shape letters: n = h*w patches, C classes, D width of the joint embedding, E width of the image transformer.
+The bias head of ReCLIP, the conference model, stands in ``reclip_bias_head.py``.
+
+Shape letters: B images, n = h*w patches, C classes, D width of the joint embedding, E width of the image transformer.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from torch import Tensor, nn
 from reclip_d2.clip.dense import DenseCLIP
 from reclip_d2.clip.reference import ReferencePrompt, normalize_reference
 from reclip_d2.errors import ReclipError
+from reclip_d2.modeling.precision import full_precision
 
 BIAS_HEAD_REGISTRY = Registry("BIAS_HEAD")
 BIAS_HEAD_REGISTRY.__doc__ = """
-Registry of bias heads: modules that map a grid size to the bias logits M_b. The registered object is called as
-``obj(cfg, backbone, class_names)`` and its ``forward(backbone, size)`` returns ``(n, C)``.
+Registry of bias heads: :class:`BiasHead` modules that give the bias logits M_b. The registered object is called as
+``obj(cfg, backbone, class_names)``.
 """
 
 
@@ -28,6 +31,7 @@ def build_bias_head(cfg: CfgNode, backbone: DenseCLIP, class_names: Sequence[str
     return BIAS_HEAD_REGISTRY.get(cfg.MODEL.BIAS_HEAD.NAME)(cfg, backbone, class_names)
 
 
+@full_precision
 def bias_logits(positional_features: Tensor, reference_features: Tensor) -> Tensor:
     """Eq. (2): ``M_b = W_p W_r^T``.
 
@@ -62,8 +66,87 @@ class PositionalProjection(nn.Module):
         return self.conv(positional_embedding[None]).flatten(2)[0].T
 
 
+class BiasHead(nn.Module):
+    """What bias heads share: the Reference prompt, Eq. (1), which holds the class preference, and the assembly of M_b.
+
+    M_b is the sum of a part that is the same for all images of one resolution, :meth:`shared_bias`, and, if the head is
+    ``image_dependent``, a part that each image has of its own, :meth:`image_bias`. Apart from
+    :meth:`reference_features` and :meth:`forward` nothing here needs a CLIP: :meth:`combine` works on a stored W_r and
+    positional embedding.
+    """
+
+    image_dependent: bool = False
+
+    def __init__(self, reference_prompt: ReferencePrompt, reference_norm: str = "row") -> None:
+        """
+        Args:
+            reference_norm: ``row`` or ``matrix``, see :func:`~reclip_d2.clip.reference.normalize_reference`.
+        """
+        super().__init__()
+        self.reference_prompt = reference_prompt
+        self.reference_norm = reference_norm
+
+    def reference_features(self, backbone: DenseCLIP) -> Tensor:
+        """Reference text features W_r ``(C, D)``."""
+        return normalize_reference(self.reference_prompt(backbone.text_encoder), self.reference_norm)
+
+    def shared_bias(self, positional_embedding: Tensor, reference_features: Tensor) -> Tensor:
+        """The part of M_b that is the same for all images: ``(n, C)``, of PE ``(E, h, w)`` and W_r ``(C, D)``."""
+        raise NotImplementedError
+
+    def image_bias(self, reference_features: Tensor, features: Tensor) -> Tensor:
+        """The part of M_b that each image has of its own: ``(B, n, C)``, of W_r ``(C, D)`` and Z ``(B, D, h, w)``."""
+        raise NotImplementedError
+
+    def combine(
+        self, positional_embedding: Tensor, reference_features: Tensor, features: Tensor | None = None
+    ) -> Tensor:
+        """Bias logits M_b.
+
+        Args:
+            positional_embedding: PE ``(E, h, w)`` on the patch grid.
+            reference_features: W_r ``(C, D)``.
+            features: Z ``(B, D, h, w)``; not read, and may be None, unless the head is ``image_dependent``.
+
+        Returns:
+            ``(n, C)``, the same for all images; of an ``image_dependent`` head ``(B, n, C)``.
+        """
+        shared = self.shared_bias(positional_embedding, reference_features)
+        return self.add_image_bias(shared, reference_features, features)
+
+    def add_image_bias(self, shared: Tensor, reference_features: Tensor, features: Tensor | None) -> Tensor:
+        """M_b from its shared part ``(n, C)``, which callers may keep; arguments and result as of :meth:`combine`."""
+        if not self.image_dependent:
+            return shared
+        if features is None:
+            raise ValueError(f"{type(self).__name__} needs the image features: its bias depends on the image")
+        return shared + self.image_bias(reference_features, features)
+
+    def forward(self, backbone: DenseCLIP, features: Tensor) -> Tensor:
+        """Bias logits M_b of image features Z ``(B, D, h, w)``: see :meth:`combine`."""
+        size = (features.shape[-2], features.shape[-1])
+        return self.combine(backbone.positional_embedding(size), self.reference_features(backbone), features)
+
+
+def build_reference_prompt(cfg: CfgNode, backbone: DenseCLIP, class_names: Sequence[str]) -> ReferencePrompt:
+    """The Reference prompt that ``MODEL.BIAS_HEAD`` asks for, one text a class."""
+    keys = cfg.MODEL.BIAS_HEAD
+    names = list(keys.REFERENCE_NAMES) or list(class_names)
+    if len(names) != len(class_names):
+        raise ReclipError(
+            f"MODEL.BIAS_HEAD.REFERENCE_NAMES has {len(names)} names for {len(class_names)} classes: one a class"
+        )
+    return ReferencePrompt(
+        backbone.text_encoder,
+        names,
+        prompt_length=keys.PROMPT_LENGTH,
+        init_std=keys.PROMPT_INIT_STD,
+        token_limit=keys.NAME_TOKENS,
+    )
+
+
 @BIAS_HEAD_REGISTRY.register()
-class ReCLIPPPBiasHead(nn.Module):
+class ReCLIPPPBiasHead(BiasHead):
     """Bias head of ReCLIP++: class preference in the Reference prompt, space preference in a projection of the
     positional embedding, each encoded without the other, then multiplied (Eq. 2)."""
 
@@ -79,44 +162,23 @@ class ReCLIPPPBiasHead(nn.Module):
         Args:
             reference_norm: ``row`` or ``matrix``, see :func:`~reclip_d2.clip.reference.normalize_reference`.
         """
-        super().__init__()
-        self.reference_prompt = reference_prompt
+        super().__init__(reference_prompt, reference_norm)
         self.positional_projection = positional_projection
-        self.reference_norm = reference_norm
 
     @classmethod
     def from_config(cls, cfg: CfgNode, backbone: DenseCLIP, class_names: Sequence[str]) -> dict[str, object]:
         width = backbone.positional_embedding((1, 1)).shape[0]
-        names = list(cfg.MODEL.BIAS_HEAD.REFERENCE_NAMES) or list(class_names)
-        if len(names) != len(class_names):
-            raise ReclipError(
-                f"MODEL.BIAS_HEAD.REFERENCE_NAMES has {len(names)} names for {len(class_names)} classes: one a class"
-            )
         return {
-            "reference_prompt": ReferencePrompt(
-                backbone.text_encoder,
-                names,
-                prompt_length=cfg.MODEL.BIAS_HEAD.PROMPT_LENGTH,
-                init_std=cfg.MODEL.BIAS_HEAD.PROMPT_INIT_STD,
-                token_limit=cfg.MODEL.BIAS_HEAD.NAME_TOKENS,
-            ),
+            "reference_prompt": build_reference_prompt(cfg, backbone, class_names),
             "positional_projection": PositionalProjection(
                 width, backbone.embed_dim, init=cfg.MODEL.BIAS_HEAD.PROJECTION_INIT
             ),
             "reference_norm": cfg.MODEL.BIAS_HEAD.REFERENCE_NORM,
         }
 
-    def reference_features(self, backbone: DenseCLIP) -> Tensor:
-        """Reference text features W_r ``(C, D)``."""
-        return normalize_reference(self.reference_prompt(backbone.text_encoder), self.reference_norm)
-
-    def positional_features(self, backbone: DenseCLIP, size: tuple[int, int]) -> Tensor:
-        """Positional features W_p ``(n, D)`` on the grid (h, w)."""
-        return self.positional_projection(backbone.positional_embedding(size))
-
-    def forward(self, backbone: DenseCLIP, size: tuple[int, int]) -> Tensor:
-        """Bias logits M_b ``(n, C)`` on the grid (h, w)."""
-        return bias_logits(self.positional_features(backbone, size), self.reference_features(backbone))
+    def shared_bias(self, positional_embedding: Tensor, reference_features: Tensor) -> Tensor:
+        """Eq. (2), the whole of M_b ``(n, C)``."""
+        return bias_logits(self.positional_projection(positional_embedding), reference_features)
 
 
 RECTIFICATIONS = ("subtract", "add", "none")
@@ -127,17 +189,18 @@ def rectified_logits(query_logits: Tensor, bias: Tensor | None, rectification: s
 
     Args:
         query_logits: M_q ``(B, C, h, w)``.
-        bias: M_b ``(n, C)``, broadcast over the batch; unused (may be None) for ``none``.
+        bias: M_b ``(n, C)``, broadcast over the batch, or ``(B, n, C)``; unused (may be None) for ``none``.
 
     Returns:
         M ``(B, C, h, w)``.
     """
     if rectification == "none" or bias is None:
         return query_logits
-    bias = bias.T.unflatten(1, query_logits.shape[-2:])
+    bias = bias.transpose(-1, -2).unflatten(-1, query_logits.shape[-2:])
     return query_logits - bias if rectification == "subtract" else query_logits + bias
 
 
+@full_precision
 def query_logits(features: Tensor, query_features: Tensor) -> Tensor:
     """Query logits ``M_q = Z W_q^T``: CLIP's own segmentation (section III-A).
 

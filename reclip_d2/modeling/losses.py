@@ -10,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reclip_d2.modeling.precision import full_precision
 
+
+@full_precision
 def contrastive_loss(
     pooled: Tensor, area: Tensor, query_features: Tensor, class_ids: Tensor, offsets: Tensor, tau: float
 ) -> Tensor:
@@ -55,6 +58,7 @@ def _mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:
     return (values * valid).sum() / valid.sum().clamp(min=1)
 
 
+@full_precision
 def coverage_loss(logits: Tensor, in_hypothesis: Tensor, valid: Tensor, tau: float) -> Tensor:
     """Ours: ``- mean_n log sum_{c in H} p_nc`` with ``p = softmax(logits / tau)``.
 
@@ -74,6 +78,7 @@ def coverage_loss(logits: Tensor, in_hypothesis: Tensor, valid: Tensor, tau: flo
     return _mean_over_valid(logits.logsumexp(-1) - inside, valid)
 
 
+@full_precision
 def outside_hypothesis_penalty(logits: Tensor, in_hypothesis: Tensor, valid: Tensor, tau: float) -> Tensor:
     """Ours: ``mean_n sum_{c not in H} p_nc`` with ``p = softmax(logits / tau)``: mask mass outside H.
 

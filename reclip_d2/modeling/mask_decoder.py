@@ -82,7 +82,8 @@ class MaskDecoder(nn.Module):
         """Mask logits M_o ``(B, C, h, w)`` of rectified logits M ``(B, C, h, w)`` and features Z ``(B, D, h, w)``."""
         weight_z, weight_m = self.conv.weight.split([self.embed_dim, logits.shape[1]], dim=1)
         out = self._conv(features, weight_z, self.conv.bias) + self._conv(logits, weight_m, None)
-        return self.norm(out)
+        # Statistics and M_o in float32 under autocast too.
+        return self.norm(out.to(torch.promote_types(out.dtype, torch.float32)))
 
     def _conv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode == "zeros":

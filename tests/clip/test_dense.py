@@ -143,3 +143,56 @@ def test_a_copy_is_independent(dense):
     assert dense.clip.visual.proj.abs().max() > 0
     assert torch.equal(twin.text_encoder.encode(["sky"]), twin.text_encoder.encode(["water"]))
     assert not torch.equal(dense.text_encoder.encode(["sky"]), dense.text_encoder.encode(["water"]))
+
+
+# ---- fine-tuned -----------------------------------------------------------------------------------------------
+
+
+def test_fine_tuning_lets_the_image_tower_train_and_nothing_else():
+    dense, frozen = tiny_dense(fine_tune=True), tiny_dense()
+    images = torch.randn(2, 3, 32, 40)
+    features = dense(images)["dense"]
+    torch.testing.assert_close(features, frozen(images)["dense"], rtol=1e-5, atol=1e-6)
+    (features * torch.randn_like(features)).sum().backward()
+    for name, parameter in dense.clip.named_parameters():
+        assert parameter.requires_grad == name.startswith("visual."), name
+        assert (parameter.grad is not None) == name.startswith("visual."), name
+    with torch.no_grad():
+        assert not dense(images)["dense"].requires_grad
+    assert not dense.global_features(images[..., :32]).requires_grad  # for hypotheses, which nothing learns through
+    assert not any(module.training for module in dense.train().modules())
+
+
+def test_fine_tuning_without_the_residual_leaves_out_what_is_not_computed():
+    dense = tiny_dense(fine_tune=True, value_path_residual=False)
+    images = torch.randn(1, 3, 32, 32)
+    features = dense(images)["dense"]
+    (features * torch.randn_like(features)).sum().backward()
+    asked = {name for name, p in dense.clip.visual.named_parameters() if p.requires_grad}
+    assert asked == {name for name, p in dense.clip.visual.named_parameters() if p.grad is not None}
+    assert "transformer.resblocks.2.mlp.c_fc.weight" not in asked and "transformer.resblocks.1.ln_2.bias" in asked
+
+
+def test_the_positional_embedding_is_read_as_it_is_and_without_gradient():
+    dense = tiny_dense(fine_tune=True)
+    before = dense.positional_embedding((3, 5))
+    with torch.no_grad():
+        dense.clip.visual.positional_embedding.add_(2.0)
+    for size in [(3, 5), (4, 4)]:
+        assert not dense.positional_embedding(size).requires_grad
+    torch.testing.assert_close(dense.positional_embedding((3, 5)), before + 2.0)
+
+
+def test_state_dict_has_the_image_tower_that_was_fine_tuned():
+    dense = tiny_dense(fine_tune=True)
+    tower = dense.clip.visual.state_dict()
+    assert set(dense.state_dict()) == {f"clip.visual.{name}" for name in tower}
+    model = nn.ModuleDict({"inner": nn.ModuleDict({"clip": dense, "head": nn.Linear(2, 2)})})
+    own = {f"inner.clip.clip.visual.{name}" for name in tower}
+    assert set(model.state_dict()) == own | {"inner.head.weight", "inner.head.bias"}
+    fingerprint, twin = dense.fingerprint, tiny_dense(fine_tune=True)
+    with torch.no_grad():
+        dense.clip.visual.proj.add_(1.0)
+    twin.load_state_dict(dense.state_dict(), strict=False)
+    assert torch.equal(twin.clip.visual.proj, dense.clip.visual.proj)
+    assert twin.fingerprint == dense.fingerprint == fingerprint == tiny_dense().fingerprint

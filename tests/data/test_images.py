@@ -1,9 +1,12 @@
 """Reading images of all kinds."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from reclip_d2.data import images
 from reclip_d2.data.images import read_image
 from reclip_d2.errors import ReclipError
 
@@ -65,6 +68,32 @@ def test_grey_of_16_bits_is_scaled_and_not_clipped(tmp_path):
     assert image[:, :, 0].tolist() == [[0, 1, 100], [128, 254, 255]]
 
 
+def test_32_bit_grey_is_clipped_at_both_ends(tmp_path):
+    Image.fromarray(np.array([[-5, 0, 65535, 70000]], np.int32)).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 0, 255, 255]
+
+
+def test_tiff_orientation_is_applied_once(tmp_path):
+    """Pillow itself turns TIFFs."""
+    Image.fromarray(corners()).save(tmp_path / "a.tif", tiffinfo={0x0112: 6})
+    assert (read_image(tmp_path / "a.tif") == UPRIGHT[6](corners())).all()
+
+
+@pytest.mark.parametrize("extension", ["png", "webp"])
+def test_orientation_of_other_formats(tmp_path, extension):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.fromarray(corners()).save(tmp_path / f"a.{extension}", exif=exif, lossless=True)
+    assert (read_image(tmp_path / f"a.{extension}") == UPRIGHT[8](corners())).all()
+
+
+def test_first_of_several_pages(tmp_path):
+    pages = [Image.fromarray(corners()), Image.fromarray(255 - corners())]
+    for name in ("a.tif", "a.webp"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:], lossless=True)
+        assert (read_image(tmp_path / name) == corners()).all(), name
+
+
 def test_alpha_is_dropped(tmp_path):
     rgba = np.concatenate([corners(), np.full((16, 24, 1), 30, np.uint8)], axis=2)
     Image.fromarray(rgba).save(tmp_path / "a.png")
@@ -123,11 +152,46 @@ def test_broken_png(tmp_path, cut):
     message_of(path)
 
 
-def test_an_image_too_large_to_be_true(tmp_path, monkeypatch):
-    """Pillow refuses "decompression bombs" by an error of its own."""
+def test_pillows_limit_is_not_ours(tmp_path, monkeypatch, recwarn):
+    """Pillow refuses images of 179 million pixels as "decompression bombs"; scans and aerial images have more."""
     Image.fromarray(corners()).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert "cannot be read" in message_of(tmp_path / "a.png")
+    assert (read_image(tmp_path / "a.png") == corners()).all()
+    assert Image.MAX_IMAGE_PIXELS == 100
+    assert not recwarn.list
+
+
+def test_our_limit_on_pixels(tmp_path, monkeypatch):
+    assert images.MAX_PIXELS > 20_000 * 20_000
+    Image.fromarray(corners()).save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "MAX_PIXELS", 16 * 24 - 1)
+    assert "24 x 16 pixels, more than 383" in message_of(tmp_path / "a.png")
+
+
+def test_a_header_that_promises_too_much(tmp_path):
+    """Nothing is allocated before the limit is asked."""
+    Image.fromarray(corners()).save(tmp_path / "a.bmp")
+    data = bytearray((tmp_path / "a.bmp").read_bytes())
+    data[18:26] = (100_000).to_bytes(4, "little") * 2  # width and height
+    (tmp_path / "a.bmp").write_bytes(data)
+    assert "100000 x 100000 pixels" in message_of(tmp_path / "a.bmp")
+
+
+def test_rows_are_converted_in_strips(tmp_path, monkeypatch):
+    picture = np.random.default_rng(0).integers(0, 256, (50, 7, 3), dtype=np.uint8)
+    monkeypatch.setattr(images, "_STRIP", 16)
+    for mode in ("RGB", "L", "P", "CMYK"):
+        image = Image.fromarray(picture).convert(mode)
+        image.save(tmp_path / f"{mode}.tif")
+        assert (read_image(tmp_path / f"{mode}.tif") == np.asarray(image.convert("RGB"))).all(), mode
+
+
+def test_threads_leave_pillows_limit_as_it_was(tmp_path):
+    Image.fromarray(corners()).save(tmp_path / "a.png")
+    before = Image.MAX_IMAGE_PIXELS
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read_image, [tmp_path / "a.png"] * 64))
+    assert before == Image.MAX_IMAGE_PIXELS
 
 
 def test_floating_point_pixels(tmp_path):

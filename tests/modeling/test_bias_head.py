@@ -64,6 +64,16 @@ def test_equation_3_on_a_grid_that_is_not_square(mode, sign):
                     assert got[b, k, row, column].item() == pytest.approx(expected.item(), abs=1e-15)
 
 
+@pytest.mark.parametrize(("mode", "sign"), [("subtract", -1), ("add", 1)])
+def test_equation_3_with_a_bias_for_each_image(mode, sign):
+    logits = torch.randn(2, 4, 2, 3, dtype=torch.float64)
+    bias = torch.randn(2, 6, 4, dtype=torch.float64)
+    got = rectified_logits(logits, bias, mode)
+    for b in range(2):
+        assert torch.equal(got[b : b + 1], rectified_logits(logits[b : b + 1], bias[b], mode))
+    assert got[1, 3, 0, 2].item() == pytest.approx((logits[1, 3, 0, 2] + sign * bias[1, 2, 3]).item(), abs=1e-15)
+
+
 def test_without_bias_the_logits_stay():
     logits = torch.randn(1, 4, 2, 3)
     assert torch.equal(rectified_logits(logits, None), logits)
@@ -80,7 +90,7 @@ def _head(norm: str = "row") -> tuple[ReCLIPPPBiasHead, nn.Module]:
 def test_head_multiplies_the_two_biases(norm):
     head, backbone = _head(norm)
     size = (2, 5)
-    bias = head(backbone, size)
+    bias = head(backbone, torch.randn(1, EMBED_DIM, *size))
     assert bias.shape == (10, 3)
     text = head.reference_prompt(backbone.text_encoder).double()
     text = text / (text.norm(dim=1, keepdim=True) if norm == "row" else text.square().sum().sqrt())
@@ -90,9 +100,20 @@ def test_head_multiplies_the_two_biases(norm):
     torch.testing.assert_close(bias.double(), places @ text.T, rtol=1e-4, atol=1e-6)
 
 
+def test_head_combines_what_was_stored_without_a_clip_or_an_image():
+    head, backbone = _head()
+    features = torch.randn(2, EMBED_DIM, 3, 4)
+    embedding, reference = backbone.positional_embedding((3, 4)), head.reference_features(backbone)
+    expected = head(backbone, features)
+    assert not head.image_dependent
+    for given in (None, features, features[:1] + 1):
+        assert torch.equal(head.combine(embedding, reference, given), expected)
+    assert torch.equal(head.combine(embedding, reference), expected)
+
+
 def test_head_trains_the_prompt_and_the_projection():
     head, backbone = _head()
-    head(backbone, (4, 4)).square().sum().backward()
+    head(backbone, torch.randn(1, EMBED_DIM, 4, 4)).square().sum().backward()
     trained = {name: parameter.grad.abs().max() for name, parameter in head.named_parameters()}
     assert set(trained) == {
         "reference_prompt.vectors",

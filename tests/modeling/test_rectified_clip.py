@@ -18,8 +18,8 @@ def normalised(model, seed: int = 0, size: tuple[int, int] = (32, 40)) -> torch.
 
 
 def bias_by_hand(model, size: tuple[int, int]) -> torch.Tensor:
-    head = model.bias_head
-    return bias_logits(head.positional_features(model.backbone, size), head.reference_features(model.backbone))
+    head, embedding = model.bias_head, model.backbone.positional_embedding(size)
+    return bias_logits(head.positional_projection(embedding), head.reference_features(model.backbone))
 
 
 @pytest.mark.parametrize("rectification", ["subtract", "add", "none"])
@@ -77,12 +77,21 @@ def test_any_size_and_batch_mates(decoder):
 
 def test_bias_is_computed_once_a_resolution_in_eval_mode(monkeypatch):
     model = make_rectified(decoder=False).eval()
-    calls = []
-    forward = model.bias_head.forward
-    monkeypatch.setattr(model.bias_head, "forward", lambda *args: calls.append(args[1]) or forward(*args))
+    places, texts = [], []
+    shared_bias, reference_features = model.bias_head.shared_bias, model.bias_head.reference_features
+    monkeypatch.setattr(
+        model.bias_head,
+        "shared_bias",
+        lambda embedding, reference: places.append(tuple(embedding.shape[1:])) or shared_bias(embedding, reference),
+    )
+    monkeypatch.setattr(
+        model.bias_head,
+        "reference_features",
+        lambda backbone: texts.append(1) or reference_features(backbone),
+    )
     for size in [(32, 32), (32, 32), (32, 40), (32, 32)]:
         model([{"image": random_image(0, *size)}])
-    assert calls == [(4, 4), (4, 5)]
+    assert places == [(4, 4), (4, 5)] and len(texts) == 1
 
 
 def test_a_bias_of_other_weights_is_forgotten():

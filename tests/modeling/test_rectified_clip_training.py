@@ -33,7 +33,7 @@ def masks_of(model, inputs, seed: int) -> tuple[torch.Tensor, torch.Tensor, torc
     images = model.preprocess_image(inputs).tensor
     features = model.backbone(images)["dense"]
     logits = query_logits(features, model.query_features)
-    bias = model.bias_head(model.backbone, tuple(features.shape[-2:]))
+    bias = model.bias_head(model.backbone, features)
     logits = rectified_logits(logits, bias, model.rectification)
     if model.mask_decoder is not None:
         logits = copy.deepcopy(model.mask_decoder)(logits, features)  # the copy's running statistics may change

@@ -32,10 +32,11 @@ def load_embedded(split: str, with_labels: bool) -> list[dict[str, Any]]:
 
 
 def register_embedded() -> None:
-    """Register the three splits. ``embedded_dev`` is for choosing, ``embedded_val`` for reporting only."""
-    for split in ("train", "dev", "val"):
-        name = f"embedded_{split}"
-        DatasetCatalog.register(name, lambda split=split: load_embedded(split, with_labels=split != "train"))
+    """Register the three splits. ``embedded_dev`` is for choosing, ``embedded_val`` for reporting only.
+    ``embedded_train_labelled`` is the training split once more, for linear probing."""
+    for split, with_labels in (("train", False), ("train", True), ("dev", True), ("val", True)):
+        name = "embedded_train_labelled" if split == "train" and with_labels else f"embedded_{split}"
+        DatasetCatalog.register(name, lambda split=split, labels=with_labels: load_embedded(split, labels))
         MetadataCatalog.get(name).set(
             stuff_classes=list(EMBEDDED_CLASSES),
             stuff_colors=[list(color) for color in EMBEDDED_COLORS],

@@ -68,10 +68,14 @@ class LanguageSegmentor(nn.Module):
         """What a checkpoint of this model belongs to, besides its weights: plain values, for JSON."""
         raise NotImplementedError
 
-    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalise the images with the model's statistics and pad them to a common size that the model takes."""
-        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
-        return ImageList.from_tensors(images, self.size_divisibility)
+    def normalize(self, image: Tensor) -> Tensor:
+        """The network's view of an image ``(3, H, W)``, RGB in [0, 255]."""
+        return (image.to(self.device) - self.pixel_mean) / self.pixel_std
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]], divisibility: int = 0) -> ImageList:
+        """Normalise the images and pad them to a common multiple of ``divisibility`` (0: the model's own)."""
+        images = [self.normalize(x["image"]) for x in batched_inputs]
+        return ImageList.from_tensors(images, divisibility or self.size_divisibility)
 
     def mask_logits(self, images: Tensor) -> Tensor:
         """Mask logits M_o ``(B, C, h, w)`` of normalised, padded images ``(B, 3, H, W)``: what the argmax reads."""

@@ -63,7 +63,7 @@ class MaskCLIP(CLIPSegmentor):
             raise ReclipError("MaskCLIP has nothing to train: add --eval-only")
         return super().forward(batched_inputs)
 
-    def mask_logits(self, images: Tensor) -> Tensor:
+    def segment(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features, keys = self.backbone.dense_and_keys(images, keys=self.key_smoothing > 0)
         logits = query_logits(features, self.query_features)
         if self.calibration != "none":
@@ -75,7 +75,7 @@ class MaskCLIP(CLIPSegmentor):
             logits = smooth_by_keys(logits, keys, scale, self.key_smoothing)
         if self.mean_filter:
             logits = mean_filter(logits, self.mean_filter)
-        return logits
+        return features, logits
 
     def _offset(self, size: tuple[int, int]) -> Tensor:
         if self.calibration_offset is None:

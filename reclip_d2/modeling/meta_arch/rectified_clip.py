@@ -12,11 +12,11 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import get_event_storage
-from torch import Tensor, nn
+from torch import Tensor
 
 from reclip_d2.errors import ReclipError
 from reclip_d2.layers import rectify_and_pool, use_kernels
-from reclip_d2.modeling.bias_head import build_bias_head, query_logits, rectified_logits
+from reclip_d2.modeling.bias_head import BiasHead, build_bias_head, query_logits, rectified_logits
 from reclip_d2.modeling.losses import (
     contrastive_loss,
     coverage_loss,
@@ -26,6 +26,7 @@ from reclip_d2.modeling.losses import (
 from reclip_d2.modeling.mask_decoder import MaskDecoder
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.modeling.postprocessing import valid_patches
+from reclip_d2.modeling.query_head import LearnableQuery
 from reclip_d2.visualization import training_panel
 
 
@@ -39,16 +40,19 @@ class RectifiedCLIP(CLIPSegmentor):
         R (1) --text encoder--> W_r --\\    ^
         PE --1x1 convolution--> W_p ---(2)-- M_b
 
-    ReCLIP++ and ReCLIP are configurations of it (``MODEL.BIAS_HEAD.NAME``, ``MODEL.MASK_DECODER.ENABLED``,
-    ``HYPOTHESIS.METHOD``). Only the bias head and the decoder train.
+    This is ReCLIP++. ReCLIP is another configuration of it (``MODEL.BIAS_HEAD.NAME``, ``MODEL.MASK_DECODER.ENABLED``,
+    ``HYPOTHESIS.METHOD``): M_b differs from image to image, and there is no decoder. Only the bias head and the decoder
+    train; by the two ablations of Tables IV and VI the Query's prompt (``MODEL.CLIP.LEARNABLE_QUERY``) or CLIP's image
+    tower (``MODEL.CLIP.FINE_TUNE``) train with them.
     """
 
     @configurable
     def __init__(
         self,
         *,
-        bias_head: nn.Module,
+        bias_head: BiasHead,
         mask_decoder: MaskDecoder | None,
+        query_head: LearnableQuery | None = None,
         rectification: str = "subtract",
         gumbel_tau: float = 0.0,
         gumbel_hard: bool = True,
@@ -59,8 +63,9 @@ class RectifiedCLIP(CLIPSegmentor):
     ) -> None:
         """
         Args:
-            bias_head: maps (backbone, grid size) to M_b ``(n, C)``.
+            bias_head: gives M_b, ``(n, C)`` or ``(B, n, C)``.
             mask_decoder: F_dec; None takes M itself as the mask logits.
+            query_head: gives W_q in the place of the fixed one; None keeps that.
             rectification: ``subtract``, ``add`` or ``none``, Eq. (3).
             gumbel_tau: tau_1 of Eq. (5); 0 for the inverse of CLIP's logit scale.
             gumbel_hard: one-hot masks with the straight-through gradient.
@@ -72,6 +77,7 @@ class RectifiedCLIP(CLIPSegmentor):
         super().__init__(**segmentor)
         self.bias_head = bias_head
         self.mask_decoder = mask_decoder
+        self.query_head = query_head
         self.rectification = rectification
         self.gumbel_tau = gumbel_tau or 1 / self.backbone.logit_scale
         self.gumbel_hard = gumbel_hard
@@ -79,17 +85,22 @@ class RectifiedCLIP(CLIPSegmentor):
         self.loss_weights = {"contrastive": 1.0, "coverage": 0.0, "outside": 0.0, **(loss_weights or {})}
         self.vis_period = vis_period
         self._bias_cache: dict[tuple[int, int], Tensor] = {}
-        self.register_load_state_dict_post_hook(_forget_bias)
+        self._reference_cache: Tensor | None = None
+        self._query_cache: Tensor | None = None
+        self.register_load_state_dict_post_hook(_forget_kept)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         args = super().from_config(cfg)
         backbone, class_names = args["backbone"], args["class_names"]
         decoder = MaskDecoder(cfg, backbone.embed_dim, len(class_names)) if cfg.MODEL.MASK_DECODER.ENABLED else None
+        first_names = [names[0] for names in class_names]
+        learnable = cfg.MODEL.CLIP.LEARNABLE_QUERY
         return {
             **args,
-            "bias_head": build_bias_head(cfg, backbone, [names[0] for names in class_names]),
+            "bias_head": build_bias_head(cfg, backbone, first_names),
             "mask_decoder": decoder,
+            "query_head": LearnableQuery(backbone.text_encoder, first_names) if learnable else None,
             "rectification": cfg.MODEL.BIAS_HEAD.RECTIFICATION,
             "gumbel_tau": cfg.MODEL.GUMBEL.TAU,
             "gumbel_hard": cfg.MODEL.GUMBEL.HARD,
@@ -103,39 +114,89 @@ class RectifiedCLIP(CLIPSegmentor):
         }
 
     def train(self, mode: bool = True) -> RectifiedCLIP:
-        self._bias_cache.clear()
+        self._forget_kept()
         return super().train(mode)
 
-    def bias_logits(self, size: tuple[int, int]) -> Tensor:
-        """Bias logits M_b ``(n, C)`` on the grid (h, w): the same for all images, so in eval mode kept."""
-        if self.training:
-            return self.bias_head(self.backbone, size)
-        if size not in self._bias_cache:
-            self._bias_cache[size] = self.bias_head(self.backbone, size)
-        return self._bias_cache[size]
+    def identity(self) -> dict[str, Any]:
+        learnable = {} if self.query_head is None else {"MODEL.CLIP.LEARNABLE_QUERY": True}
+        return {**super().identity(), **learnable}
 
-    def rectify(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    @property
+    def query_features(self) -> Tensor:
+        """Query text features W_q ``(C, D)``: fixed, or of the learnable prompt, which is encoded at each access in
+        training and once in eval mode."""
+        if self.query_head is None:
+            return self.template_query_features
+        if self.training:
+            return self.query_head(self.backbone)
+        if self._query_cache is None:
+            self._query_cache = self.query_head(self.backbone)
+        return self._query_cache
+
+    def bias_logits(self, size: tuple[int, int], features: Tensor | None = None) -> Tensor:
+        """Bias logits M_b on the grid (h, w). What is the same for all images is kept in eval mode.
+
+        Args:
+            features: Z ``(B, D, h, w)``; may be None unless the bias head is ``image_dependent``.
+
+        Returns:
+            ``(n, C)``, or of an ``image_dependent`` bias head ``(B, n, C)``.
+        """
+        head = self.bias_head
+        if self.training:
+            return head.combine(
+                self.backbone.positional_embedding(size), head.reference_features(self.backbone), features
+            )
+        if self._reference_cache is None:
+            self._reference_cache = head.reference_features(self.backbone)
+        if size not in self._bias_cache:
+            embedding = self.backbone.positional_embedding(size)
+            self._bias_cache[size] = head.shared_bias(embedding, self._reference_cache)
+        return head.add_image_bias(self._bias_cache[size], self._reference_cache, features)
+
+    def _forget_kept(self) -> None:
+        """What was kept belongs to other weights."""
+        self._bias_cache.clear()
+        self._reference_cache = self._query_cache = None
+
+    def bias_to_rectify(self, features: Tensor) -> Tensor | None:
+        """M_b of image features Z ``(B, D, h, w)``, see :meth:`bias_logits`; None if none is to be taken off."""
+        if self.rectification == "none":
+            return None
+        return self.bias_logits((features.shape[-2], features.shape[-1]), features)
+
+    def rectify(
+        self, features: Tensor, query_features: Tensor, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Logits before the argmax, and the bias that is still to be taken off them.
 
-        With a decoder the bias is subtracted before it, and the third value is None. Without one the subtraction
-        is left to ``rectify_and_pool``, which does it on the fly.
+        With a decoder, or if the bias is each image's own, it is subtracted here, and the third value is None. Else the
+        subtraction is left to ``rectify_and_pool``, which does it on the fly.
 
         Args:
             features: Z ``(B, D, h, w)``.
+            query_features: W_q ``(C, D)``.
+            bias: M_b ``(n, C)`` or ``(B, n, C)``, if it is known; else it is computed.
 
         Returns:
-            M_q ``(B, C, h, w)``; M_o, or M_q without a decoder, ``(B, C, h, w)``; None, or M_b ``(n, C)``.
+            M_q ``(B, C, h, w)``; M_o, or without a decoder M or M_q, ``(B, C, h, w)``; None, or M_b ``(n, C)``.
         """
-        logits = query_logits(features, self.query_features)
-        bias = None if self.rectification == "none" else self.bias_logits(tuple(features.shape[-2:]))
-        if self.mask_decoder is None:
-            return logits, logits, -bias if bias is not None and self.rectification == "add" else bias
-        return logits, self.mask_decoder(rectified_logits(logits, bias, self.rectification), features), None
+        logits = query_logits(features, query_features)
+        bias = self.bias_to_rectify(features) if bias is None else bias
+        if self.mask_decoder is None and bias is not None and bias.ndim == 2:
+            return logits, logits, -bias if self.rectification == "add" else bias
+        rectified = rectified_logits(logits, bias, self.rectification)
+        return logits, rectified if self.mask_decoder is None else self.mask_decoder(rectified, features), None
 
-    def mask_logits(self, images: Tensor) -> Tensor:
+    def segment(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.backbone(images)["dense"]
-        _, logits, bias = self.rectify(features)
-        return rectified_logits(logits, bias)
+        _, logits, bias = self.rectify(features, self.query_features)
+        return features, rectified_logits(logits, bias)
+
+    def pixel_embedding(self, images: Tensor) -> Tensor:
+        """What a linear probe reads: Z and M_o, ``(B, D + C, h, w)``. Z alone is the frozen CLIP's, as in MaskCLIP;
+        what this model has learnt stands in M_o."""
+        return torch.cat(self.segment(images), dim=1)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]] | dict[str, Tensor]:
         """Training: a dict of losses; inference: see :meth:`CLIPSegmentor.forward`.
@@ -160,7 +221,8 @@ class RectifiedCLIP(CLIPSegmentor):
         class_ids, offsets = pack_hypotheses([x["hypothesis"] for x in batched_inputs])
         ids, bounds = class_ids.to(self.device), offsets.to(self.device)  # the pool wants them on the CPU
 
-        _, logits, bias = self.rectify(features)
+        query_features, full_bias = self.query_features, self.bias_to_rectify(features)
+        _, logits, bias = self.rectify(features, query_features, full_bias)
         patch_logits = logits.flatten(2).transpose(1, 2)  # (B, n, C), as it lies
         patch_features = features.flatten(2).transpose(1, 2)  # (B, n, D), contiguous
         if not bool(valid.all()):  # padding has no part in a mask's mean
@@ -172,7 +234,7 @@ class RectifiedCLIP(CLIPSegmentor):
                 patch_logits, bias, patch_features, class_ids, offsets, self.gumbel_tau, self.gumbel_hard
             )
             losses["loss_contrastive"] = self.loss_weights["contrastive"] * contrastive_loss(
-                pooled, area, self.query_features, ids, bounds, self.loss_tau
+                pooled, area, query_features, ids, bounds, self.loss_tau
             )
         if self.loss_weights["coverage"] or self.loss_weights["outside"]:
             in_hypothesis = hypothesis_mask(ids, bounds, self.num_classes)
@@ -186,14 +248,22 @@ class RectifiedCLIP(CLIPSegmentor):
                 files = ", ".join(str(x.get("file_name", "?")) for x in batched_inputs)
                 raise ReclipError(f"{name} is not finite on {files}: lower SOLVER.BASE_LR or check the images")
         if self.vis_period and get_event_storage().iter % self.vis_period == 0:
-            self.visualize(batched_inputs[0], rectified_logits(logits[:1], bias))
+            self.visualize(batched_inputs[0], rectified_logits(logits[:1], bias), full_bias)
         return losses
 
     @torch.no_grad()
-    def visualize(self, record: dict[str, Any], logits: Tensor) -> None:
-        """Put input, prediction and bias map of one training image into the event storage (TensorBoard)."""
-        bias = self.bias_head(self.backbone, tuple(logits.shape[-2:])).unflatten(0, logits.shape[-2:])
-        panel = training_panel(record["image"], logits[0], bias)
+    def visualize(self, record: dict[str, Any], logits: Tensor, bias: Tensor | None) -> None:
+        """Put input, prediction and bias map of a batch's first image into the event storage (TensorBoard).
+
+        Args:
+            record: the image's.
+            logits: its mask logits ``(1, C, h, w)``.
+            bias: M_b ``(n, C)`` or ``(B, n, C)``; None if none is taken off: the map is then of one class.
+        """
+        height, width = logits.shape[-2:]
+        bias = logits.new_zeros(height * width, self.num_classes) if bias is None else bias
+        first = bias if bias.ndim == 2 else bias[0]
+        panel = training_panel(record["image"], logits[0], first.unflatten(0, (height, width)))
         get_event_storage().put_image("image | prediction | bias (largest class)", panel)
 
 
@@ -203,6 +273,6 @@ def pack_hypotheses(hypotheses: list[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.cat([h.to("cpu", torch.int64) for h in hypotheses]), lengths.cumsum(0)
 
 
-def _forget_bias(module: RectifiedCLIP, incompatible_keys: Any) -> None:
-    """Load-state-dict hook: bias logits kept from other weights are stale."""
-    module._bias_cache.clear()
+def _forget_kept(module: RectifiedCLIP, incompatible_keys: Any) -> None:
+    """Load-state-dict hook: bias logits and text features kept from other weights are stale."""
+    module._forget_kept()

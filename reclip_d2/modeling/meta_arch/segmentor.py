@@ -1,6 +1,6 @@
-"""What the models with a frozen CLIP share: its Query head, and the identity of their checkpoints.
+"""What the models that segment with a CLIP share: its Query head, and the identity of their checkpoints.
 
-Shape letters: C classes, D width of the joint embedding.
+Shape letters: B images, C classes, D width of the joint embedding, (h, w) patch grid, (H, W) size in pixels.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from reclip_d2.modeling.meta_arch.base import LanguageSegmentor, inference_argum
 
 
 class CLIPSegmentor(LanguageSegmentor):
-    """Base of the models that segment with a frozen CLIP and its Query features.
+    """Base of the models that segment with a CLIP and its Query features. Subclasses define :meth:`segment`.
 
-    The module's state holds trained parts only; the frozen CLIP and the class list are named by :meth:`identity`, which
-    checkpoints carry and compare.
+    The module's state holds trained parts only; the pretrained CLIP and the class list are named by :meth:`identity`,
+    which checkpoints carry and compare.
     """
 
     def __init__(self, backbone: DenseCLIP, query_features: Tensor, class_names: list[list[str]], **base: Any) -> None:
         """
         Args:
-            query_features: W_q ``(C, D)``, fixed.
+            query_features: W_q ``(C, D)`` of the templates.
             class_names: for each class its name and any synonyms.
             base: arguments of :class:`LanguageSegmentor`; the pixel statistics are CLIP's.
         """
         super().__init__(class_names, **base)
         self.backbone = backbone
-        self.register_buffer("query_features", query_features, persistent=False)
-        self.register_load_state_dict_post_hook(_expect_no_clip_weights)
+        self.register_buffer("template_query_features", query_features, persistent=False)
+        self.register_load_state_dict_post_hook(_expect_no_frozen_weights)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -59,6 +59,22 @@ class CLIPSegmentor(LanguageSegmentor):
     def size_divisibility(self) -> int:
         return self.backbone.size_divisibility
 
+    @property
+    def query_features(self) -> Tensor:
+        """Query text features W_q ``(C, D)``, the segmentation head: those of the templates, fixed."""
+        return self.template_query_features
+
+    def segment(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Image features Z ``(B, D, h, w)`` and mask logits M_o ``(B, C, h, w)`` of normalised, padded images."""
+        raise NotImplementedError
+
+    def mask_logits(self, images: Tensor) -> Tensor:
+        return self.segment(images)[1]
+
+    def pixel_embedding(self, images: Tensor) -> Tensor:
+        """What a linear probe reads of normalised, padded images: the image features Z ``(B, D, h, w)``."""
+        return self.segment(images)[0]
+
     def identity(self) -> dict[str, Any]:
         return checkpoint_identity(self.backbone, self.class_names, self.templates, getattr(self, "bias_head", None))
 
@@ -66,9 +82,11 @@ class CLIPSegmentor(LanguageSegmentor):
 def checkpoint_identity(
     backbone: DenseCLIP, class_names: list[list[str]], templates: str, bias_head: nn.Module | None = None
 ) -> dict[str, Any]:
-    """What a checkpoint belongs to: the frozen CLIP, the class list, and where they are not the usual ones, the changes
-    of the image tower and the text and norm of the Reference prompt (none of which the weights show)."""
+    """What a checkpoint belongs to: the pretrained CLIP, the class list, and where they are not the usual ones, the
+    changes of the image tower, whether it is trained, and the text and norm of the Reference prompt."""
     changed = {} if backbone.image_tower == OWN_IMAGE_TOWER else {"image_tower": backbone.image_tower}
+    if backbone.fine_tune:
+        changed["MODEL.CLIP.FINE_TUNE"] = True
     identity = {
         "clip": backbone.name,
         **changed,
@@ -87,7 +105,12 @@ def checkpoint_identity(
     return identity
 
 
-def _expect_no_clip_weights(module: nn.Module, incompatible_keys: Any) -> None:
-    """Load-state-dict hook: the frozen CLIP's weights are not missing from a checkpoint, they are not in any."""
-    keys = incompatible_keys.missing_keys
-    keys[:] = [key for key in keys if not key.startswith("backbone.") and ".backbone." not in key]
+def _expect_no_frozen_weights(module: CLIPSegmentor, incompatible_keys: Any) -> None:
+    """Load-state-dict hook: the CLIP's frozen weights are not missing from a checkpoint, they are not in any."""
+    trained = module.backbone.state_dict()
+
+    def frozen(key: str) -> bool:
+        _, found, name = f".{key}".rpartition(".backbone.")
+        return bool(found) and name not in trained
+
+    incompatible_keys.missing_keys[:] = [key for key in incompatible_keys.missing_keys if not frozen(key)]

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.engine import DefaultTrainer
@@ -11,6 +13,7 @@ from detectron2.engine import DefaultTrainer
 import reclip_d2.data.datasets  # noqa: F401  (registers the data sets)
 from reclip_d2.config import load_config
 from reclip_d2.data.dataset_mapper import build_test_augmentations, build_train_augmentations
+from reclip_d2.modeling import Student
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 # Epochs, training images, batch, crop, t.
@@ -21,6 +24,17 @@ RECIPES = {
     "cityscapes19": (200, 2975, 8, 512, 0.07),
     "coco_stuff27": (20, 118287, 8, 512, 0.0),
 }
+DISTILLATION_EPOCHS = {"voc20": 100, "context59": 50, "ade150": 20, "cityscapes19": 100, "coco_stuff27": 3}
+# Of whole images, for ReCLIP.
+IMAGE_THRESHOLDS = {"voc20": 0.23, "context59": 0.2, "ade150": 0.21, "cityscapes19": 0.215, "coco_stuff27": 0.2}
+
+
+def leaves(cfg: CfgNode, prefix: str = "") -> dict[str, object]:
+    """Values by their full key."""
+    values = {}
+    for key, value in cfg.items():
+        values |= leaves(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else {f"{prefix}{key}": value}
+    return values
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -48,9 +62,123 @@ def test_iterations_are_computed_in_the_file(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
+def test_reclip_differs_from_reclippp_in_the_model_and_the_hypotheses_only(name):
+    cfg = load_config(str(CONFIGS / name / "reclip_rectify.yaml"))
+    assert cfg.MODEL.META_ARCHITECTURE == "RectifiedCLIP" and cfg.MODEL.BIAS_HEAD.NAME == "ReCLIPBiasHead"
+    assert cfg.MODEL.MASK_DECODER.ENABLED is False
+    assert (cfg.HYPOTHESIS.METHOD, cfg.HYPOTHESIS.THRESHOLD) == ("image", IMAGE_THRESHOLDS[name])
+    assert cfg.OUTPUT_DIR == f"output/{name}/reclip_rectify"
+    plus = load_config(str(CONFIGS / name / "reclippp_rectify.yaml"))
+    differ = {key for key, value in leaves(cfg).items() if leaves(plus)[key] != value}
+    assert differ == {
+        "MODEL.BIAS_HEAD.NAME",
+        "MODEL.BIAS_HEAD.REFERENCE_NORM",
+        "MODEL.MASK_DECODER.ENABLED",
+        "MODEL.GUMBEL.TAU",
+        "HYPOTHESIS.METHOD",
+        "HYPOTHESIS.THRESHOLD",
+        "OUTPUT_DIR",
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_maskclip(name):
     cfg = load_config(str(CONFIGS / name / "maskclip.yaml"))
     assert cfg.MODEL.META_ARCHITECTURE == "MaskCLIP" and cfg.DATASETS.TEST == (f"{name}_val",)
+
+
+# ---- distillation -----------------------------------------------------------------------------------------------
+
+STUDENT_KEYS = {
+    "MODEL.META_ARCHITECTURE",
+    "MODEL.STUDENT.WEIGHTS",
+    "SOLVER.MAX_ITER",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "OUTPUT_DIR",
+}
+
+
+def changes(config: CfgNode, base: CfgNode) -> set[str]:
+    return {key for key, value in leaves(config).items() if leaves(base)[key] != value}
+
+
+@pytest.mark.parametrize("model", ["reclippp", "reclip"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_distillation_has_its_teachers_keys(name, model):
+    cfg = load_config(str(CONFIGS / name / f"{model}_distill.yaml"))
+    teacher = load_config(str(CONFIGS / name / f"{model}_rectify.yaml"))
+    assert changes(cfg, teacher) == STUDENT_KEYS | {"MODEL.TEACHER.WEIGHTS"}
+    assert cfg.MODEL.META_ARCHITECTURE == "Distillation"
+    assert cfg.MODEL.TEACHER.META_ARCHITECTURE == "RectifiedCLIP"
+    assert cfg.MODEL.TEACHER.WEIGHTS == f"{teacher.OUTPUT_DIR}/model_final.pth"
+    assert cfg.OUTPUT_DIR == f"output/{name}/{model}_distill"
+    weights = cfg.MODEL.DISTILLATION
+    assert (weights.MASK_WEIGHT, weights.FEATURE_WEIGHT, weights.TEXT_WEIGHT) == (1.0, 0.5, 0.5)
+    assert (weights.FEATURE_SIZE, cfg.MODEL.STUDENT.HEAD) == ("image", "query_bias_decoder")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_maskclip_plus(name):
+    cfg = load_config(str(CONFIGS / name / "maskclip_plus.yaml"))
+    different = changes(cfg, load_config(str(CONFIGS / name / "maskclip.yaml")))
+    # Detectron2's own CHECKPOINT_PERIOD may happen to be ours.
+    assert different | {"SOLVER.CHECKPOINT_PERIOD"} == STUDENT_KEYS | {
+        "MODEL.TEACHER.META_ARCHITECTURE",
+        "MODEL.STUDENT.HEAD",
+        "MODEL.DISTILLATION.FEATURE_WEIGHT",
+        "MODEL.DISTILLATION.TEXT_WEIGHT",
+    }
+    assert (cfg.MODEL.TEACHER.META_ARCHITECTURE, cfg.MODEL.TEACHER.WEIGHTS) == ("MaskCLIP", "")
+    assert cfg.MODEL.STUDENT.HEAD == "query"
+    assert (cfg.MODEL.DISTILLATION.FEATURE_WEIGHT, cfg.MODEL.DISTILLATION.TEXT_WEIGHT) == (0.0, 0.0)
+    assert cfg.MODEL.MASKCLIP.PROMPT_DENOISING == cfg.MODEL.MASKCLIP.KEY_SMOOTHING == 0.0
+    assert cfg.OUTPUT_DIR == f"output/{name}/maskclip_plus"
+
+
+@pytest.mark.parametrize("kind", ["reclippp_distill", "reclip_distill", "maskclip_plus"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_all_students_are_one_network_trained_for_as_long(name, kind):
+    _, images, batch, *_ = RECIPES[name]
+    cfg = load_config(str(CONFIGS / name / f"{kind}.yaml"))
+    epochs = DISTILLATION_EPOCHS[name]
+    assert cfg.SOLVER.IMS_PER_BATCH == batch and abs(cfg.SOLVER.MAX_ITER * batch - epochs * images) < batch
+    assert (
+        f"{epochs} epochs x {images:,} images / {batch} images a batch = "
+        in (CONFIGS / name / "Base-student.yaml").read_text()
+    )
+    assert (cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BASE_LR, cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY) == (
+        "SGD",
+        0.01,
+        0.9,
+        5e-4,
+    )
+    assert cfg.MODEL.STUDENT.WEIGHTS == "torchvision://resnet101/IMAGENET1K_V1"
+    with torch.device("meta"):  # the network alone, of no numbers
+        student = Student(cfg)
+    assert len(student.backbone.res4) == 23 and student.size_divisibility == 8
+    assert student.feature_head.branches[0].weight.shape == (512, 2048, 3, 3)
+    crop = -(-cfg.INPUT.CROP.SIZE[0] // 16)
+    classes = int("".join(filter(str.isdigit, name)))
+    assert student.num_classes == classes
+    bias, decoder = student.inherited.bias_map, student.inherited.mask_decoder
+    assert (bias is None) == (kind == "maskclip_plus") and (decoder is None) == (kind != "reclippp_distill")
+    assert bias is None or bias.shape == (classes, crop, crop)
+
+
+def test_students_of_the_embedded_data_set_differ_in_their_teachers_only():
+    kinds = ("reclippp_distill", "reclip_distill", "maskclip_plus")
+    plus, reclip, maskclip = (load_config(str(CONFIGS / "embedded" / f"{kind}.yaml")) for kind in kinds)
+    rectified = load_config(str(CONFIGS / "embedded" / "reclippp_rectify.yaml"))
+    own = load_config(str(CONFIGS / "embedded" / "reclip_rectify.yaml"))
+    assert changes(reclip, plus) == changes(own, rectified) | {"MODEL.TEACHER.WEIGHTS"}
+    for cfg in (plus, reclip, maskclip):
+        assert cfg.MODEL.META_ARCHITECTURE == "Distillation"
+        for node in ("RESNETS", "BACKBONE"):
+            assert leaves(cfg.MODEL[node]) == leaves(plus.MODEL[node])
+        assert leaves(cfg.SOLVER) == leaves(plus.SOLVER)
+    assert changes(maskclip, plus) >= {"MODEL.TEACHER.META_ARCHITECTURE", "MODEL.STUDENT.HEAD"}
+    assert plus.MODEL.TEACHER.WEIGHTS == f"{rectified.OUTPUT_DIR}/model_final.pth"
+    assert reclip.MODEL.TEACHER.WEIGHTS == f"{own.OUTPUT_DIR}/model_final.pth"
 
 
 @pytest.mark.parametrize("name", RECIPES)

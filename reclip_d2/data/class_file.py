@@ -1,0 +1,173 @@
+"""Class files: the class list of a user's own images, written by hand.
+
+::
+
+    # Street scenes. Everything after a # is a comment.
+    road, street, asphalt      a class; names after the first are synonyms, whose text features are averaged
+    tree
+    person, pedestrian
+    background: sky, wall      optional, one line: what else may be seen
+
+Each background name is a class of its own for the model, since "sky" and "wall" have little in common as text. In masks
+they become one: ignored, or kept as a class called ``background`` after all others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from reclip_d2.errors import ReclipError
+
+BACKGROUND = "background"
+IGNORE_LABEL = 255
+# Ids of an index PNG of 8 bits, 255 apart.
+MAX_CLASSES = IGNORE_LABEL
+
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_COMMENT = re.compile(r"(?:^|\s)#.*")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassList:
+    """What a class file says.
+
+    Attributes:
+        classes: for each class its name and any synonyms.
+        background: names of the background line; empty without one.
+        path: the file, for messages.
+        lines: the line of each class, then that of the background names, from 1.
+    """
+
+    classes: tuple[tuple[str, ...], ...]
+    background: tuple[str, ...] = ()
+    path: str = ""
+    lines: tuple[int, ...] = ()
+
+    @property
+    def model_classes(self) -> list[list[str]]:
+        """The classes that the model tells apart: the file's, then each background name by itself."""
+        return [list(names) for names in self.classes] + [[name] for name in self.background]
+
+    def mask_names(self, keep_background: bool) -> list[str]:
+        """Names of the ids in masks: the classes' first names and, if it is kept, ``background``."""
+        kept = [BACKGROUND] if keep_background and self.background else []
+        return [names[0] for names in self.classes] + kept
+
+    def mask_ids(self, keep_background: bool) -> list[int]:
+        """For each of :attr:`model_classes` its id in masks; :data:`IGNORE_LABEL` for an ignored background."""
+        count = len(self.classes)
+        return [*range(count), *(count if keep_background else IGNORE_LABEL for _ in self.background)]
+
+
+def read_class_file(path: str | os.PathLike[str]) -> ClassList:
+    """Read a class file, UTF-8 with or without a byte order mark, with any line ends.
+
+    Raises:
+        ReclipError: the file is missing or no text, a name is empty or stands twice, there are fewer than two names or
+            more than an index mask can hold. The message names the line.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ReclipError(f"class file {path} cannot be read ({error.strerror}): check --classes") from error
+    return parse_classes(_decode(data, path), str(path))
+
+
+def _decode(data: bytes, path: Path) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
+        raise ReclipError(f"class file {path} is no UTF-8 text (line 1): save it as UTF-8, a class a line")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = len(_LINE_END.split(data[: error.start].decode("utf-8-sig")))
+        raise ReclipError(f"class file {path}, line {line}: no UTF-8 text: save the file as UTF-8") from error
+
+
+def parse_classes(text: str, path: str) -> ClassList:
+    """Read the text of a class file; see :func:`read_class_file`.
+
+    Args:
+        path: for messages.
+    """
+    classes: list[tuple[str, ...]] = []
+    background: tuple[str, ...] = ()
+    lines: list[int] = []
+    background_line = 0
+    seen: dict[str, int] = {}
+    for number, raw in enumerate(_LINE_END.split(text), start=1):
+        line = _COMMENT.sub("", raw).strip()
+        if not line:
+            continue
+        where = f"class file {path}, line {number}"
+        key, colon, rest = line.partition(":")
+        if colon and key.strip().lower() != BACKGROUND:
+            raise ReclipError(f"{where}: {key.strip()[:40]!r}: has no meaning; only {BACKGROUND}: may begin a line")
+        if colon and background_line:
+            raise ReclipError(f"{where}: a second {BACKGROUND}: line after line {background_line}: put all into one")
+        names = tuple(" ".join(name.split()) for name in (rest if colon else line).split(","))
+        for name in names:
+            _check_name(name, number, seen, where)
+        if colon:
+            background, background_line = names, number
+        else:
+            classes.append(names)
+            lines.append(number)
+    result = ClassList(tuple(classes), background, path, (*lines, *(background_line for _ in background)))
+    _check_count(result, seen.get(BACKGROUND))
+    return result
+
+
+def _check_name(name: str, line: int, seen: dict[str, int], where: str) -> None:
+    if not name:
+        raise ReclipError(f"{where}: an empty name: remove the comma, or write a name")
+    if not name.isprintable():
+        raise ReclipError(f"{where}: the name {name!r} holds control characters: write it anew")
+    if name.casefold() in seen:
+        raise ReclipError(f"{where}: {name!r} stands in line {seen[name.casefold()]} already: a name is of one class")
+    seen[name.casefold()] = line
+
+
+def _check_count(classes: ClassList, named_background: int | None) -> None:
+    path = classes.path
+    if not classes.classes:
+        raise ReclipError(f"class file {path} names no class: write a class a line")
+    if len(classes.model_classes) < 2:
+        raise ReclipError(
+            f"class file {path} names a single class, which every pixel would get: add others, or a {BACKGROUND}: line"
+        )
+    if classes.background and named_background is not None:
+        raise ReclipError(
+            f"class file {path}, line {named_background}: a class cannot be called {BACKGROUND} beside a"
+            f" {BACKGROUND}: line: rename it"
+        )
+    room = MAX_CLASSES - bool(classes.background)
+    if len(classes.classes) > room:
+        raise ReclipError(
+            f"class file {path}, line {classes.lines[room]}: more than {MAX_CLASSES} classes, which index masks"
+            " of 8 bits cannot hold: shorten the list"
+        )
+
+
+def check_name_lengths(classes: ClassList, count_tokens: Callable[[str], int], limit: int) -> None:
+    """Raise :class:`ReclipError`, with its line, for a name that has no tokens or more than the text encoder takes.
+
+    Args:
+        count_tokens: tokens of a name, start and end not counted.
+        limit: tokens that the context leaves to a name beside the longest prompt template.
+    """
+    for names, line in zip(classes.model_classes, classes.lines, strict=True):
+        for name in names:
+            tokens = count_tokens(name)
+            where = f"class file {classes.path}, line {line}"
+            if not tokens:
+                raise ReclipError(f"{where}: CLIP's tokenizer finds nothing in the name {name!r}: write it in letters")
+            if tokens > limit:
+                raise ReclipError(
+                    f"{where}: the name {name[:30]!r}... has {tokens} tokens, more than the {limit} that CLIP's text"
+                    " encoder takes beside a prompt: shorten it"
+                )

@@ -1,0 +1,89 @@
+"""A user's own images as the data set ``custom``: images and a class file, no labels.
+
+``DATASETS.CUSTOM.IMAGES`` and ``DATASETS.CUSTOM.CLASSES`` say what it is, so it is registered for a config
+(:func:`register_custom`), not when the package is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import open_clip
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from reclip_d2.clip.embedded import register_embedded_config
+from reclip_d2.clip.prompts import get_templates
+from reclip_d2.data.class_file import ClassList, check_name_lengths, read_class_file
+from reclip_d2.data.image_folder import find_images
+from reclip_d2.errors import ReclipError
+from reclip_d2.visualization.labels import class_colors
+
+CUSTOM = "custom"
+
+
+def register_custom(cfg: CfgNode) -> None:
+    """Register ``custom`` if the config names it; the images are listed when the records are asked for.
+
+    Raises:
+        ReclipError: a key is empty, or the class file is wrong.
+    """
+    if CUSTOM not in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        return
+    keys = cfg.DATASETS.CUSTOM
+    if not keys.IMAGES or not keys.CLASSES:
+        raise ReclipError(
+            "DATASETS.CUSTOM.IMAGES or DATASETS.CUSTOM.CLASSES is empty: name your images (a folder, an image, a glob"
+            " or a .txt list) and your class file"
+        )
+    classes = read_class_file(keys.CLASSES)
+    check_names_fit(classes, cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.TEMPLATES)
+    register_images([], classes)
+    DatasetCatalog.remove(CUSTOM)
+    DatasetCatalog.register(CUSTOM, lambda: _records_of(keys.IMAGES))
+
+
+def register_images(records: Sequence[dict[str, Any]], classes: ClassList) -> None:
+    """Register records (``file_name`` and ``image_id``) and classes as ``custom``; those before them are forgotten."""
+    if CUSTOM in DatasetCatalog.list():
+        DatasetCatalog.remove(CUSTOM)
+    if CUSTOM in MetadataCatalog.list():
+        MetadataCatalog.remove(CUSTOM)
+    names = classes.model_classes
+    DatasetCatalog.register(CUSTOM, lambda: [dict(record) for record in records])
+    MetadataCatalog.get(CUSTOM).set(
+        stuff_classes=[synonyms[0] for synonyms in names],
+        stuff_class_synonyms=names,
+        stuff_colors=class_colors(len(names)).tolist(),
+        ignore_label=255,
+        evaluator_type="sem_seg",
+        reclip_protocol=f"custom: own images, {len(names)} classes, no labels",
+    )
+
+
+def _records_of(images: str) -> list[dict[str, Any]]:
+    return [{"file_name": str(image.path), "image_id": str(image.name)} for image in find_images([images])]
+
+
+def check_names_fit(classes: ClassList, clip_name: str, templates: str) -> None:
+    """Raise :class:`ReclipError`, naming the line, for a class name that CLIP's text encoder cannot take.
+
+    No weights are needed: tokenizer and context length follow from the model's name.
+
+    Args:
+        clip_name: open_clip's; one that it does not know is left to the model's builder, which says so.
+        templates: name of the template set.
+    """
+    register_embedded_config()
+    config = open_clip.get_model_config(clip_name)
+    if config is None or "hf_tokenizer_name" in config["text_cfg"]:
+        return
+    tokenizer = open_clip.get_tokenizer(clip_name)
+
+    def count_tokens(text: str) -> int:
+        return len(tokenizer.encode(text))
+
+    longest = max(count_tokens(template.format("")) for template in get_templates(templates))
+    room = config["text_cfg"].get("context_length", 77) - 2  # start and end
+    check_name_lengths(classes, count_tokens, room - longest)

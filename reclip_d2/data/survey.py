@@ -1,0 +1,146 @@
+"""A first look at all of a user's images: which can be read, how large they are, and what to train on.
+
+Every image is decoded once, so that a broken file is known before hours of training and not after. What was found is
+kept in a JSON Lines file, a line an image, and is believed as long as the image's signature stays the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from reclip_d2.data.image_folder import ImageFile
+from reclip_d2.data.images import peek_pixels, read_image
+from reclip_d2.data.working_files import WorkingFiles, check_shape
+from reclip_d2.errors import ReclipError
+
+# What a signature reads at each end of a file.
+_END = 1 << 16
+# Images of more pixels are decoded one at a time, others in threads.
+_LARGE = 50_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class SurveyedImage:
+    """What is known of an image.
+
+    Attributes:
+        file: the image.
+        size: (H, W), upright; (0, 0) if it is broken.
+        problem: why it cannot be used, one line; "" if it can.
+        training_files: what stands for it in training: itself, or a smaller copy, or tiles.
+    """
+
+    file: ImageFile
+    size: tuple[int, int]
+    problem: str
+    training_files: tuple[Path, ...]
+
+
+def file_signature(path: str | os.PathLike[str]) -> str:
+    """Size and a hash of both ends of a file: changes when an image is edited, not when it is copied or touched.
+
+    A missing or unreadable file has the signature "".
+    """
+    try:
+        with open(path, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            digest = hashlib.sha256(stream.read(_END))
+            stream.seek(max(0, size - _END))
+            digest.update(stream.read())
+    except OSError:
+        return ""
+    return f"{size}-{digest.hexdigest()[:16]}"
+
+
+def survey_images(
+    images: Sequence[ImageFile],
+    signatures: dict[str, str],
+    record: Path,
+    working_files: WorkingFiles,
+    threads: int = 4,
+) -> list[SurveyedImage]:
+    """Look at all images that ``record`` does not know yet.
+
+    Args:
+        signatures: of each image, by its id.
+        record: JSON Lines file; a line is added for each image when it and its working files are done.
+        working_files: makes what stands for large images in training.
+        threads: images decoded at a time.
+
+    Returns:
+        all images, in order.
+    """
+    rule = repr(dataclasses.astuple(working_files)[1:])  # which images get working files, and which
+    current = {key: f"{signature} {rule}" for key, signature in signatures.items()}
+    known = {key: line for key, line in _read(record).items() if line["signature"] == current.get(key)}
+    missing = [image for image in images if not _is_complete(known.get(image.image_id), working_files)]
+    record.parent.mkdir(parents=True, exist_ok=True)
+
+    def look(image: ImageFile) -> dict[str, Any]:
+        return {**_look(image, working_files), "signature": current[image.image_id]}
+
+    with (
+        open(record, "a", encoding="utf-8") as stream,
+        tqdm(total=len(missing), desc="images", unit="image") as bar,
+        contextlib.closing(_in_threads(look, missing, threads)) as lines,
+    ):
+        for line in lines:
+            # Appended, not rewritten. The line end in front ends a line that a kill has cut short: _read leaves it out.
+            stream.write("\n" + json.dumps(line))
+            stream.flush()
+            known[line["image_id"]] = line
+            bar.update()
+    return [_surveyed(image, known[image.image_id], working_files.folder) for image in images]
+
+
+def _look(image: ImageFile, working_files: WorkingFiles) -> dict[str, Any]:
+    """Decode an image and make its working files; the line of the record, without the signature."""
+    line: dict[str, Any] = {"image_id": image.image_id, "size": [0, 0], "problem": "", "working": []}
+    try:
+        pixels = read_image(image.path)
+        check_shape(image.path, pixels.shape[:2], working_files.tiling)
+    except ReclipError as error:
+        return {**line, "problem": str(error)}
+    return {**line, "size": list(pixels.shape[:2]), "working": working_files.make(pixels, image.image_id)}
+
+
+def _in_threads(
+    look: Callable[[ImageFile], dict[str, Any]], images: Sequence[ImageFile], threads: int
+) -> Iterator[Any]:
+    """Results of ``look``, large images one at a time and last."""
+    large = {image.image_id for image in images if peek_pixels(image.path) > _LARGE}
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(look, [image for image in images if image.image_id not in large])
+    yield from map(look, [image for image in images if image.image_id in large])
+
+
+def _is_complete(line: dict[str, Any] | None, working_files: WorkingFiles) -> bool:
+    return line is not None and all((working_files.folder / name).exists() for name in line["working"])
+
+
+def _surveyed(image: ImageFile, line: dict[str, Any], folder: Path) -> SurveyedImage:
+    files = tuple(folder / name for name in line["working"]) or (image.path,)
+    return SurveyedImage(image, (line["size"][0], line["size"][1]), line["problem"], files)
+
+
+def _read(record: Path) -> dict[str, dict[str, Any]]:
+    """Lines of the record by image id, the last of each; lines that are no whole JSON are left out."""
+    lines = {}
+    if record.exists():
+        for text in record.read_text(encoding="utf-8").split("\n"):
+            try:
+                line = json.loads(text)
+                lines[line["image_id"]] = line
+            except (ValueError, TypeError, KeyError):
+                continue
+    return lines

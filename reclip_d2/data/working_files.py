@@ -1,0 +1,99 @@
+"""What is trained on in place of an image that is too large to be read again and again: a smaller copy, or tiles."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from detectron2.config import CfgNode
+from PIL import Image
+
+from reclip_d2.errors import ReclipError
+from reclip_d2.inference.predictor import Tiling
+from reclip_d2.io import atomic_write
+from reclip_d2.modeling.postprocessing import window_starts
+
+# An image with a longer side than so many times its shorter one has no patch left when it is resized.
+MAX_ASPECT = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkingFiles:
+    """Makes the files that stand for large images in hypotheses and training.
+
+    Attributes:
+        folder: where they are kept.
+        tiling: ``INPUT.TILES``: which images are cut, and the tiles' size.
+        copy_from: ``INPUT.COPIES``: an image of more pixels that is not cut is trained on as a copy.
+        copy_side: short side of a copy, in pixels.
+    """
+
+    folder: Path
+    tiling: Tiling
+    copy_from: int
+    copy_side: int
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, folder: Path) -> WorkingFiles:
+        """By the keys ``INPUT.TILES`` and ``INPUT.COPIES``."""
+        copies = cfg.INPUT.COPIES
+        return cls(folder, Tiling.from_config(cfg), copies.FROM_PIXELS, copies.SHORT_SIDE)
+
+    def make(self, image: np.ndarray, image_id: str) -> list[str]:
+        """Write the files of an image ``(H, W, 3)`` uint8: JPEGs of quality 95.
+
+        Returns:
+            their paths below :attr:`folder`; empty if the image itself will do.
+        """
+        height, width = image.shape[:2]
+        if self.tiling.applies_to((height, width)):
+            return self._cut(image, image_id)
+        if height * width <= self.copy_from:
+            return []
+        scale = self.copy_side / min(height, width)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        if scale >= 1:
+            return []
+        name = f"{image_id}.jpg"
+        with atomic_write(self.folder / name) as temporary:
+            _save(Image.fromarray(image).resize(size, Image.Resampling.BOX, reducing_gap=2.0), temporary)
+        return [name]
+
+    def _cut(self, image: np.ndarray, image_id: str) -> list[str]:
+        """Tiles that cover the image; the last of a row or column overlaps the one before it."""
+        side = self.tiling.size
+        target = self.folder / f"{image_id}.tiles"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        names = []
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tiles.") as scratch:
+            fresh = Path(scratch) / "fresh"
+            fresh.mkdir()
+            for top in window_starts(image.shape[0], side, side):
+                for left in window_starts(image.shape[1], side, side):
+                    name = f"{top:06d}_{left:06d}.jpg"
+                    tile = np.ascontiguousarray(image[top : top + side, left : left + side])
+                    _save(Image.fromarray(tile), fresh / name)
+                    names.append(f"{target.name}/{name}")
+            shutil.rmtree(target, ignore_errors=True)
+            fresh.rename(target)
+        parent = PurePosixPath(image_id).parent
+        return [str(parent / name) for name in names]
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    image.save(path, "JPEG", quality=95, subsampling=0)
+
+
+def check_shape(path: Path, size: tuple[int, int], tiling: Tiling) -> None:
+    """Raise :class:`ReclipError` for an image that is too thin to be looked at.
+
+    Args:
+        size: (H, W).
+    """
+    if not tiling.applies_to(size) and max(size) > MAX_ASPECT * min(size):
+        raise ReclipError(
+            f"image {path} has {size[1]} x {size[0]} pixels, one side more than {MAX_ASPECT} times the other: cut it"
+        )

@@ -1,0 +1,120 @@
+"""The training loop: one optimizer step an iteration, with mixed precision and gradient accumulation."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import SimpleTrainer
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from reclip_d2.errors import ReclipError
+
+logger = logging.getLogger(__name__)
+
+Batch = list[dict[str, Any]]
+
+
+class TrainLoop(SimpleTrainer):
+    """Detectron2's ``SimpleTrainer`` with ``SOLVER.AMP`` on any device and ``SOLVER.ACCUMULATE_STEPS``.
+
+    An iteration draws one batch and makes one optimizer step, however many parts the batch is split into; so learning
+    rate, checkpoints and sampling know nothing of the parts. The gradient is the sum of the parts' gradients, each
+    weighted by its share of the images: that of the whole batch where the loss is a mean over the images (or over their
+    pixels, if all images are of one size) and there is no batch norm, whose statistics are a part's own.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: DataLoader,
+        optimizer: torch.optim.Optimizer,
+        *,
+        accumulate_steps: int = 1,
+        amp_dtype: torch.dtype | None = None,
+    ) -> None:
+        """
+        Args:
+            model: maps a list of inputs to a dict of losses, in training mode.
+            data_loader: endless, of lists of inputs.
+            accumulate_steps: parts of a batch that go through the model one after the other.
+            amp_dtype: run the forward pass under autocast with this dtype; the gradients of float16 are scaled.
+        """
+        # Without the loader: older versions of Detectron2 would start its workers here, before a resume replaces it.
+        super().__init__(model, (), optimizer)
+        self.data_loader = data_loader
+        self.accumulate_steps = accumulate_steps
+        self.amp_dtype = amp_dtype
+        self.device_type = next(model.parameters()).device.type
+        self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype is torch.float16)
+        self._batches: Iterator[Batch] | None = None
+
+    def reset_data_loader(self, data_loader_builder: Callable[[], DataLoader]) -> None:
+        """Go on with the loader that the function makes."""
+        self.data_loader = data_loader_builder()
+        self._batches = None
+
+    def run_step(self) -> None:
+        """One iteration."""
+        assert self.model.training, "the model was changed to eval mode"
+        start = time.perf_counter()
+        if self._batches is None:
+            # A loader draws its workers' seed: not from the numbers that this iteration's noise is made of.
+            with torch.random.fork_rng(devices=[]):
+                self._batches = iter(self.data_loader)
+        batch = next(self._batches)
+        data_time = time.perf_counter() - start
+
+        self.optimizer.zero_grad()
+        totals: dict[str, Tensor] = {}
+        parts = split_batch(batch, self.accumulate_steps)
+        for number, part in enumerate(parts, start=1):
+            share = len(part) / len(batch)
+            with self._exchange_gradients(number == len(parts)):
+                with torch.autocast(self.device_type, self.amp_dtype, enabled=self.amp_dtype is not None):
+                    losses = self.model(part)
+                self.grad_scaler.scale(sum(losses.values()) * share).backward()
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0) + value.detach() * share
+
+        self._write_metrics(totals, data_time)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def _exchange_gradients(self, last: bool) -> contextlib.AbstractContextManager:
+        """Several processes average their gradients once an iteration: with the last part."""
+        if last or not isinstance(self.model, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.model.no_sync()
+
+
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """Split a list into consecutive parts whose lengths differ by one at most.
+
+    Raises:
+        ReclipError: there are fewer images than parts.
+    """
+    if parts > len(batch):
+        raise ReclipError(
+            f"SOLVER.ACCUMULATE_STEPS {parts} is more than the {len(batch)} images that a process has in an iteration:"
+            " lower it, or raise SOLVER.IMS_PER_BATCH"
+        )
+    bounds = [len(batch) * number // parts for number in range(parts + 1)]
+    return [batch[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+
+
+def amp_dtype_of(cfg: CfgNode) -> torch.dtype | None:
+    """Autocast dtype of ``SOLVER.AMP``; None if it is off. On the CPU float16 gives way to bfloat16."""
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    if cfg.MODEL.DEVICE.startswith("cpu") and cfg.SOLVER.AMP.DTYPE == "float16":
+        logger.info("SOLVER.AMP.DTYPE is bfloat16 instead of float16: that is what CPUs are made for")
+        return torch.bfloat16
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16}[cfg.SOLVER.AMP.DTYPE]

@@ -1,0 +1,94 @@
+"""What the evaluators of the two biases share: labels by image, predictions as label maps, gathering.
+
+Shape letters: C classes, (H, W) size in pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from reclip_d2.evaluation.label_maps import read_label_file
+from reclip_d2.io import atomic_write
+
+
+class LabelEvaluator(DatasetEvaluator):
+    """Base of evaluators that compare a predicted label map with a label file, image by image.
+
+    It takes what ``LabelMapEvaluator`` takes, so the two serve side by side in ``DatasetEvaluators``, in one pass.
+    Subclasses define :meth:`reset`, :meth:`count` and :meth:`evaluate`.
+    """
+
+    def __init__(self, dataset_name: str, distributed: bool = True, output_dir: str | None = None) -> None:
+        """
+        Args:
+            dataset_name: registered, its records labelled (``sem_seg_file_name``).
+            distributed: gather the counts of all processes; the main process alone then has results.
+            output_dir: where :meth:`write` puts the result's details; None for nowhere.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        self.dataset_name = dataset_name
+        self.distributed = distributed
+        self.output_dir = output_dir
+        self.class_names: list[str] = list(metadata.stuff_classes)
+        self.num_classes = len(self.class_names)
+        self.ignore_label: int = metadata.ignore_label
+        self._records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
+        self.reset()
+
+    def count(self, prediction: np.ndarray, labels: np.ndarray, record: dict[str, Any]) -> None:
+        """Count one image.
+
+        Args:
+            prediction, labels: ``(H, W)`` int64 class ids; labels may hold ``ignore_label``.
+            record: of the data set.
+        """
+        raise NotImplementedError
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Count one batch; see Detectron2's ``DatasetEvaluator``.
+
+        Args:
+            inputs: with ``file_name``.
+            outputs: with ``sem_seg``, a label map ``(H, W)`` or logits ``(C, H, W)``.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            record = self._records[image["file_name"]]
+            sem_seg = output["sem_seg"]
+            prediction = (sem_seg if sem_seg.ndim == 2 else sem_seg.argmax(dim=0)).cpu().numpy().astype(np.int64)
+            labels = read_label_file(record["sem_seg_file_name"], self.num_classes, self.ignore_label, prediction.shape)
+            self.count(prediction, labels.astype(np.int64), record)
+
+    def gather(self, counts: Any) -> list[Any] | None:
+        """The counts of all processes, on the main process; None on the others."""
+        if not self.distributed:
+            return [counts]
+        comm.synchronize()
+        gathered = comm.gather(counts)
+        return gathered if comm.is_main_process() else None
+
+    def write(self, name: str, details: dict[str, Any]) -> None:
+        """Write details to ``<data set>_<name>.json`` in ``output_dir``, if there is one."""
+        if self.output_dir:
+            with atomic_write(os.path.join(self.output_dir, f"{self.dataset_name}_{name}.json")) as temporary:
+                temporary.write_text(json.dumps(plain_json(details), indent=1) + "\n")
+
+
+def plain_json(value: Any) -> Any:  # noqa: ANN401
+    """Arrays as lists and NaN as None, which JSON has no word for, at any depth."""
+    if isinstance(value, dict):
+        return {str(key): plain_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return plain_json(value.tolist())
+    if isinstance(value, np.generic):
+        return plain_json(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

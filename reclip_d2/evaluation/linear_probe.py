@@ -1,0 +1,140 @@
+"""Linear probing (Table I): how much of the classes a linear map finds in a model's fixed pixel embeddings.
+
+**This is the one place of the project where labels train anything.** The classifier learns from the labels of a
+training split, so its mIoU is no result of unsupervised segmentation and never stands beside one without a word.
+Nothing of the unsupervised path imports this module; ``tools/linear_probe.py`` does.
+
+What is probed is ``pixel_embedding`` of a model: MaskCLIP's image features Z; a rectified CLIP's Z and mask logits M_o,
+one behind the other, since its Z is the same frozen CLIP's and what rectification has learnt stands in M_o; a student's
+own features.
+
+Shape letters: B images, F width of the embedding, C classes, (h, w) grid of the embedding, (H, W) size in pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
+
+SUPERVISION = "labels (linear probe)"
+UNLABELLED = -1  # in the targets, whatever the data set's own ignore label
+
+
+class LinearProbe(LanguageSegmentor):
+    """A frozen model and a linear classifier of its pixel embeddings, trained with cross-entropy on labels.
+
+    The embeddings are standardised first, by a batch norm without weights: at test time that is a part of the linear
+    map. Logits are resized bilinearly to the pixels, in training as in the test. The state holds the norm and the
+    classifier; :meth:`identity` names the model that they belong to.
+    """
+
+    def __init__(self, model: LanguageSegmentor, *, batch_norm: bool = True) -> None:
+        """
+        Args:
+            model: has ``pixel_embedding(images) -> (B, F, h, w)`` of normalised, padded images. It gets no gradient,
+                stays in eval mode, and always runs in its own precision, never under a trainer's autocast.
+            batch_norm: standardise the embeddings.
+        """
+        super().__init__(
+            model.class_names,
+            templates=model.templates,
+            pixel_mean=model.pixel_mean.flatten().tolist(),
+            pixel_std=model.pixel_std.flatten().tolist(),
+            sliding_window=model.sliding_window,
+            label_maps=model.label_maps,
+            kernels=model.kernels,
+        )
+        self.model = model.requires_grad_(False).eval()
+        self.model_digest = weights_digest(model)
+        side = 4 * model.size_divisibility
+        width = self.pixel_embedding(torch.zeros(1, 3, side, side, device=model.device)).shape[1]
+        # The embeddings do not change: the mean over all batches serves better than one over the last few.
+        norm = nn.BatchNorm2d(width, affine=False, momentum=None)
+        self.norm = norm.to(model.device) if batch_norm else nn.Identity()
+        self.classifier = nn.Conv2d(width, model.num_classes, kernel_size=1, device=model.device)
+        nn.init.zeros_(self.classifier.weight)  # the problem is convex: no luck is needed
+        nn.init.zeros_(self.classifier.bias)
+        self.register_state_dict_post_hook(_leave_out_model)
+        self.register_load_state_dict_post_hook(_expect_no_model)
+
+    @property
+    def embedding_width(self) -> int:
+        """F."""
+        return self.classifier.in_channels
+
+    @property
+    def size_divisibility(self) -> int:
+        return self.model.size_divisibility
+
+    def identity(self) -> dict[str, Any]:
+        return {**self.model.identity(), "probed model": self.model_digest}
+
+    def train(self, mode: bool = True) -> LinearProbe:
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def normalize(self, image: Tensor) -> Tensor:
+        return self.model.normalize(image)
+
+    @torch.no_grad()
+    def pixel_embedding(self, images: Tensor) -> Tensor:
+        """Fixed pixel embeddings ``(B, F, h, w)`` of normalised, padded images ``(B, 3, H, W)``."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.model.pixel_embedding(images)
+
+    def mask_logits(self, images: Tensor) -> Tensor:
+        """The classifier's logits ``(B, C, h, w)``."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.classifier(self.norm(self.pixel_embedding(images)))
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]] | dict[str, Tensor]:
+        """Training: the loss of inputs with ``sem_seg`` ``(H, W)`` int64 beside the image, -1 where there is no label.
+        Inference: as every model's."""
+        if not self.training:
+            return super().forward(batched_inputs)
+        images = self.preprocess_image(batched_inputs).tensor
+        labels = torch.full((len(images), *images.shape[-2:]), UNLABELLED, dtype=torch.int64, device=images.device)
+        for target, record in zip(labels, batched_inputs, strict=True):
+            height, width = record["sem_seg"].shape
+            target[:height, :width] = record["sem_seg"]
+        return {"loss_linear_probe": probe_loss(self.mask_logits(images), labels)}
+
+
+def probe_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the labelled pixels; 0 if there are none.
+
+    Args:
+        logits: ``(B, C, h, w)``, resized bilinearly to the labels.
+        labels: ``(B, H, W)`` int64, -1 where there is none.
+    """
+    logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
+    return total / (labels != UNLABELLED).sum().clamp(min=1)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Hash of a model's state: two models of one identity give different embeddings if their weights differ."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _leave_out_model(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any]) -> None:
+    """State-dict hook: the probed model has a checkpoint of its own."""
+    for key in [key for key in state if key.startswith(f"{prefix}model.")]:
+        del state[key]
+
+
+def _expect_no_model(module: nn.Module, incompatible_keys: Any) -> None:
+    """Load-state-dict hook: the probed model's weights are not missing."""
+    keys = incompatible_keys.missing_keys
+    keys[:] = [key for key in keys if not key.startswith("model.") and ".model." not in key]

@@ -1,0 +1,233 @@
+"""Space-preference bias, measured (supplement of ReCLIP, section 6.2; ReCLIP++, section IV-D, Fig. 1(a), Table VII).
+
+The papers average the IoU of objects over bins of their distance from the image's centre, and the slopes of that curve
+between neighbouring bins. What they leave open is decided here:
+
+- *objects*: connected regions of a class, or instances; see :func:`~reclip_d2.evaluation.objects.find_objects`;
+- *IoU of an object*: see :func:`~reclip_d2.evaluation.objects.object_ious`;
+- *unit of the slope*. Table VII has -0.50 for MaskCLIP on VOC and names none. VOC's images are about 500 x 375 px, and
+  centroids lie up to some 200 px from the centre. In IoU a pixel, or in percent a pixel, -0.50 would take 100 points or
+  more off within that range, which is more than there is; in percent a bin of 40 px it would take off 2.5. In IoU
+  (0 to 1) per half image diagonal (312 px) it takes off 32 points: this is the unit of the score, and it compares data
+  sets of different resolution. It is an inference, not a statement of the paper. The slope in percent a pixel is given
+  beside it.
+
+Between bins of one width without a gap the mean slope is that of the line through the first and the last bin: their
+few objects decide it. So bins of few objects stay out of the score (not out of the curve), the score comes with a
+standard error, and a straight line fitted to all objects (ours) stands beside it. Small and cut-off objects lie further
+out, and are harder for any model: compare models by the score, on one data set; a score below 0 alone proves no bias.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from reclip_d2.errors import ReclipError
+from reclip_d2.evaluation.label_evaluator import LabelEvaluator
+from reclip_d2.evaluation.objects import centroid_distances, find_objects, object_areas, object_ious
+
+
+class DistanceCurve(NamedTuple):
+    """IoU of objects by the distance of their centroid from the image's: one entry a bin, empty bins included."""
+
+    edges: np.ndarray
+    """``(bins + 1,)``, in pixels: bin b holds ``edges[b] <= distance < edges[b + 1]``."""
+    counts: np.ndarray
+    """``(bins,)`` int64: objects in the bin."""
+    ious: np.ndarray
+    """``(bins,)``: mean IoU of the objects, 0 to 1; NaN in an empty bin."""
+    standard_errors: np.ndarray
+    """``(bins,)``: of the mean, objects taken as independent; NaN below two objects."""
+
+    @property
+    def centres(self) -> np.ndarray:
+        """``(bins,)``: middle of each bin, in pixels."""
+        return (self.edges[:-1] + self.edges[1:]) / 2
+
+
+def distance_curve(distances: np.ndarray, ious: np.ndarray, bin_width: float) -> DistanceCurve:
+    """Mean IoU of the objects in bins of their distance: [0, width), [width, 2 width), ... up to the furthest object.
+
+    Args:
+        distances: ``(N,)`` in pixels.
+        ious: ``(N,)`` in [0, 1].
+        bin_width: in pixels.
+    """
+    index = np.floor_divide(distances, bin_width).astype(np.int64)
+    bins = int(index.max(initial=-1)) + 1
+    counts = np.bincount(index, minlength=bins)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = np.bincount(index, weights=ious, minlength=bins) / counts
+        squares = np.bincount(index, weights=(ious - means[index]) ** 2, minlength=bins)
+        errors = np.where(counts > 1, np.sqrt(squares / (counts - 1) / counts), np.nan)
+    return DistanceCurve(np.arange(bins + 1) * float(bin_width), counts, means, errors)
+
+
+def mean_slope(curve: DistanceCurve, min_objects: int = 1) -> tuple[float, float]:
+    """Mean of the slopes between neighbouring bins (section IV-D); a bin of too few objects is stepped over.
+
+    Args:
+        min_objects: a bin with fewer is left out; 1 leaves out empty bins only.
+
+    Returns:
+        slope in IoU (0 to 1) a pixel, and its standard error; NaN with fewer than two bins.
+    """
+    used = curve.counts >= max(min_objects, 1)
+    if used.sum() < 2:
+        return math.nan, math.nan
+    # The mean slope is linear in the bins' means: gather each one's weight, for the error's sake.
+    steps = 1 / np.diff(curve.centres[used]) / (used.sum() - 1)
+    weights = np.append(0, steps) - np.append(steps, 0)
+    error = np.sqrt(((weights * curve.standard_errors[used]) ** 2).sum())
+    return float(weights @ curve.ious[used]), float(error)
+
+
+def fitted_slope(distances: np.ndarray, ious: np.ndarray) -> tuple[float, float]:
+    """Slope of the least-squares line through all objects, and its standard error; NaN where there is no such line.
+
+    Args:
+        distances: ``(N,)`` in pixels.
+        ious: ``(N,)`` in [0, 1].
+
+    Returns:
+        both in IoU (0 to 1) a pixel.
+    """
+    if len(distances) < 3 or np.ptp(distances) == 0:
+        return math.nan, math.nan
+    x = distances - distances.mean()
+    slope = x @ ious / (x @ x)
+    residuals = ious - ious.mean() - slope * x
+    return float(slope), float(np.sqrt(residuals @ residuals / (len(x) - 2) / (x @ x)))
+
+
+def compare_slopes(
+    distances: np.ndarray, before: np.ndarray, after: np.ndarray, bin_width: float, min_objects: int = 1
+) -> tuple[float, float]:
+    """Difference of two models' mean slopes on the same objects, ``after - before``, and its standard error.
+
+    The slope is linear in the objects' IoUs: the difference is the slope of the differences, and since most of what an
+    object's IoU depends on is common to both models, its error is smaller than those of the two slopes.
+
+    Args:
+        distances, before, after: ``(N,)`` of the same objects in the same order.
+    """
+    return mean_slope(distance_curve(distances, after - before, bin_width), min_objects)
+
+
+class SpacePreferenceEvaluator(LabelEvaluator):
+    """Space-preference score of a model's predictions: see the module.
+
+    A record with ``instance_file_name`` (PNG of instance ids, 0 for none, of the label's size) has instances for
+    objects. After :meth:`evaluate`, on the main process, ``curve`` holds the :class:`DistanceCurve`, ``distances`` and
+    ``ious`` ``(N,)`` all objects, and ``half_diagonal`` the mean over the images, in pixels.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        bin_width: float = 40,
+        min_object_area: int = 100,
+        min_bin_objects: int = 20,
+    ) -> None:
+        """
+        Args:
+            dataset_name, distributed, output_dir: see :class:`LabelEvaluator`.
+            bin_width: in pixels of the label files.
+            min_object_area: in pixels; smaller objects do not count.
+            min_bin_objects: a bin with fewer objects is not in the score.
+        """
+        super().__init__(dataset_name, distributed, output_dir)
+        self.bin_width = bin_width
+        self.min_object_area = min_object_area
+        self.min_bin_objects = min_bin_objects
+
+    def reset(self) -> None:
+        """Forget all objects."""
+        self.curve: DistanceCurve | None = None
+        self.distances = self.ious = np.zeros(0)
+        self.half_diagonal = math.nan
+        self._distances: list[np.ndarray] = []
+        self._ious: list[np.ndarray] = []
+        self._half_diagonals: list[float] = []
+
+    def count(self, prediction: np.ndarray, labels: np.ndarray, record: dict[str, Any]) -> None:
+        instance_file = record.get("instance_file_name")
+        instances = read_instance_file(instance_file, labels.shape) if instance_file else None
+        objects = find_objects(labels, self.ignore_label, instances)
+        large = object_areas(objects) >= self.min_object_area
+        self._distances.append(centroid_distances(objects)[large])
+        self._ious.append(object_ious(objects, prediction, labels, self.ignore_label)[large])
+        self._half_diagonals.append(math.hypot(*labels.shape) / 2)
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """Score and curve; on the main process only.
+
+        Returns:
+            ``{"space_preference": ...}`` with ``score`` and ``standard_error`` (IoU, 0 to 1, per half image diagonal),
+            ``fitted_score`` and ``fitted_standard_error`` (the same unit), ``slope_percent_per_pixel``, ``objects``
+            (how many), and for each bin with objects ``IoU-<from>-<to>px`` in percent and ``objects-<from>-<to>px``.
+        """
+        gathered = self.gather((self._distances, self._ious, self._half_diagonals))
+        if gathered is None:
+            return None
+        self.distances, self.ious = (
+            np.concatenate([np.zeros(0), *(part for parts in gathered for part in parts[i])]) for i in (0, 1)
+        )
+        diagonals = [value for parts in gathered for value in parts[2]]
+        self.half_diagonal = half_diagonal = float(np.mean(diagonals)) if diagonals else math.nan
+        self.curve = curve = distance_curve(self.distances, self.ious, self.bin_width)
+        slope, error = mean_slope(curve, self.min_bin_objects)
+        fitted, fitted_error = fitted_slope(self.distances, self.ious)
+        result: dict[str, float] = {
+            "score": slope * half_diagonal,
+            "standard_error": error * half_diagonal,
+            "fitted_score": fitted * half_diagonal,
+            "fitted_standard_error": fitted_error * half_diagonal,
+            "slope_percent_per_pixel": 100 * slope,
+            "objects": float(len(self.distances)),
+        }
+        for low, high, objects, iou in zip(curve.edges, curve.edges[1:], curve.counts, curve.ious, strict=False):
+            if objects:
+                result[f"IoU-{low:g}-{high:g}px"] = 100 * float(iou)
+                result[f"objects-{low:g}-{high:g}px"] = float(objects)
+        self.write(
+            "space_preference",
+            {
+                **{key: value for key, value in result.items() if "-" not in key},
+                "half_diagonal_pixels": half_diagonal,
+                "min_object_area": self.min_object_area,
+                "min_bin_objects": self.min_bin_objects,
+                "curve": curve._asdict(),
+            },
+        )
+        return OrderedDict(space_preference=result)
+
+
+def read_instance_file(path: str, size: tuple[int, int]) -> np.ndarray:
+    """Instance ids ``(H, W)`` int64; 255 is no instance in an 8-bit file (VOC's border).
+
+    Raises:
+        ReclipError: the file is missing, no single-channel index image, or not of the label's size.
+    """
+    try:
+        with Image.open(path) as image:
+            mode, instances = image.mode, np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ReclipError(f"instances {path} cannot be read ({error}): prepare the data set again") from error
+    if instances.ndim != 2 or mode not in ("L", "P", "I", "I;16"):
+        raise ReclipError(f"instances {path} is a {mode} image: write a single-channel PNG of instance ids")
+    if instances.shape != size:
+        raise ReclipError(
+            f"instances {path} has size {instances.shape[1]}x{instances.shape[0]}, its label {size[1]}x{size[0]}:"
+            " they must be the same"
+        )
+    ids = instances.astype(np.int64)
+    return np.where(ids == 255, 0, ids) if instances.dtype == np.uint8 else ids

@@ -1,0 +1,287 @@
+"""The distillation stage: a frozen teacher teaches a student (section III-E, Fig. 2b).
+
+Shape letters: B images, n = h*w positions of the student's grid, C classes, D width of the joint embedding, (H, W)
+size of the padded batch in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from reclip_d2.engine.checkpoint import ReclipCheckpointer, training_resolution
+from reclip_d2.errors import ReclipError
+from reclip_d2.layers import rectify_and_pool, upsample_argmax, use_kernels
+from reclip_d2.modeling.distillation_losses import (
+    IGNORE_LABEL,
+    distillation_losses,
+    feature_guided_loss,
+    mask_guided_loss,
+    valid_pixels,
+)
+from reclip_d2.modeling.losses import contrastive_loss
+from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP, pack_hypotheses
+from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
+from reclip_d2.modeling.meta_arch.student import Student, bias_grid
+from reclip_d2.modeling.postprocessing import valid_patches
+from reclip_d2.modeling.student.inherited import InheritedHead
+from reclip_d2.modeling.student.weights import load_backbone_weights
+from reclip_d2.visualization import label_panel
+
+
+@META_ARCH_REGISTRY.register()
+class Distillation(nn.Module):
+    """Trains the student on the teacher's masks (Eq. 8) and features (Eq. 9) and on the class names (Eq. 7).
+
+    Its state, identity and inference are the student's: a checkpoint of this is one of :class:`Student`. The teacher
+    needs no gradient, stays in eval mode whatever a trainer calls, and sees images normalised for CLIP; the student
+    sees them as its backbone expects.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        teacher: CLIPSegmentor,
+        student: Student,
+        mask_weight: float = 1.0,
+        feature_weight: float = 0.5,
+        text_weight: float = 0.5,
+        feature_size: str = "image",
+        gumbel_tau: float = 0.0,
+        gumbel_hard: bool = True,
+        loss_tau: float = 0.0,
+        vis_period: int = 0,
+    ) -> None:
+        """
+        Args:
+            mask_weight, feature_weight, text_weight: of Eq. (10); a loss of weight 0 is not computed.
+            feature_size: ``image`` or ``grid``, where Eq. (9) compares the features.
+            gumbel_tau: tau_1 of the student's masks; 0 for the inverse of CLIP's logit scale. It is meant for the mask
+                logits of the teacher: a student that leaves the teacher's decoder out takes the inverse scale.
+            gumbel_hard: one-hot masks with the straight-through gradient.
+            loss_tau: tau of Eq. (7); 0 for the inverse of CLIP's logit scale.
+            vis_period: iterations between pictures in TensorBoard; 0 for none.
+        """
+        super().__init__()
+        if student.inherited.classifier is not None and not (mask_weight or text_weight):
+            raise ReclipError(
+                "MODEL.STUDENT.HEAD original learns its classifier from the mask- and the text-guided loss:"
+                " MODEL.DISTILLATION.MASK_WEIGHT and TEXT_WEIGHT are both 0"
+            )
+        self.teacher = teacher.requires_grad_(False)
+        if teacher.training:  # else left alone: eval() makes a teacher forget what it has computed
+            teacher.eval()
+        self.student = student
+        self.weights = {"mask_weight": mask_weight, "alpha": feature_weight, "beta": text_weight}
+        self.feature_size = feature_size
+        scale = teacher.backbone.logit_scale
+        self.gumbel_tau = gumbel_tau or 1 / scale
+        if student.inherited.gives_cosines:  # times the scale, which tau_1 is to undo
+            has_decoder = getattr(teacher, "mask_decoder", None) is not None
+            self.gumbel_tau = 1.0 if has_decoder else self.gumbel_tau * scale
+        self.gumbel_hard = gumbel_hard
+        self.loss_tau = loss_tau or 1 / scale
+        self.vis_period = vis_period
+        self.divisibility = math.lcm(teacher.size_divisibility, student.size_divisibility)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        teacher = build_teacher(cfg)
+        student = Student(cfg)
+        if cfg.MODEL.STUDENT.WEIGHTS:
+            load_backbone_weights(student.backbone, cfg.MODEL.STUDENT.WEIGHTS)
+        inherited = inherit(teacher, cfg.MODEL.STUDENT.HEAD, bias_grid(cfg))
+        student.inherited.load_state_dict({**student.inherited.state_dict(), **inherited})
+        return {
+            "teacher": teacher,
+            "student": student,
+            "mask_weight": cfg.MODEL.DISTILLATION.MASK_WEIGHT,
+            "feature_weight": cfg.MODEL.DISTILLATION.FEATURE_WEIGHT,
+            "text_weight": cfg.MODEL.DISTILLATION.TEXT_WEIGHT,
+            "feature_size": cfg.MODEL.DISTILLATION.FEATURE_SIZE,
+            "gumbel_tau": cfg.MODEL.GUMBEL.TAU,
+            "gumbel_hard": cfg.MODEL.GUMBEL.HARD,
+            "loss_tau": cfg.MODEL.LOSS.TAU,
+            "vis_period": cfg.VIS_PERIOD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.student.device
+
+    def train(self, mode: bool = True) -> Distillation:
+        """The student's mode. The teacher is left alone: in eval mode, with what it has computed once."""
+        self.training = mode
+        self.student.train(mode)
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        return self.student.identity()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The student's."""
+        return self.student.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Into the student."""
+        return self.student.load_state_dict(state_dict, *args, **kwargs)
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]] | dict[str, Tensor]:
+        """Training: a dict of losses, of inputs as for :class:`RectifiedCLIP`; inference: the student's."""
+        if not self.training:
+            return self.student(batched_inputs)
+        with use_kernels(self.student.kernels):
+            return self.losses(batched_inputs)
+
+    @torch.no_grad()
+    def teach(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        """Features Z ``(B, D, h', w')`` of the teacher and its pseudo labels ``(B, H, W)`` int64, -1 on padding.
+
+        One forward pass gives both. What does not depend on the images (text features, bias logits) is kept by the
+        teacher from one call to the next.
+        """
+        images = self.teacher.preprocess_image(batched_inputs, self.divisibility)
+        size = (images.tensor.shape[-2], images.tensor.shape[-1])
+        features, logits = self.teacher.segment(images.tensor)
+        labels = upsample_argmax(logits, size)
+        return features, labels.masked_fill(~valid_pixels(images.image_sizes, size, self.device), IGNORE_LABEL)
+
+    def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Weighted losses of a batch, whose sum is Eq. (10)."""
+        teacher_features, pseudo_labels = self.teach(batched_inputs)
+        images = self.student.preprocess_image(batched_inputs, self.divisibility)
+        features, logits = self.student.segment(images.tensor)
+        terms = {}
+        if self.weights["mask_weight"]:
+            terms["mask"] = mask_guided_loss(logits, pseudo_labels)
+        if self.weights["alpha"]:
+            terms["feature"] = self._feature_loss(features, teacher_features, images.image_sizes, pseudo_labels.shape)
+        if self.weights["beta"]:
+            terms["text"] = self._text_loss(features, logits, images.image_sizes, batched_inputs)
+        losses = distillation_losses(terms, **self.weights)
+        for name, value in losses.items():
+            if not torch.isfinite(value):
+                files = ", ".join(str(x.get("file_name", "?")) for x in batched_inputs)
+                raise ReclipError(f"{name} is not finite on {files}: lower SOLVER.BASE_LR or check the images")
+        if self.vis_period and get_event_storage().iter % self.vis_period == 0:
+            self.visualize(batched_inputs[0], logits[0], pseudo_labels[0])
+        return losses
+
+    def _feature_loss(
+        self, features: Tensor, teacher_features: Tensor, sizes: list[tuple[int, int]], padded: torch.Size
+    ) -> Tensor:
+        """Eq. (9) at the image's size or on the student's grid."""
+        if self.feature_size == "image":
+            size = (padded[-2], padded[-1])
+            valid = valid_pixels(sizes, size, self.device)
+        else:
+            size = (features.shape[-2], features.shape[-1])
+            valid = valid_patches(sizes, size, self.student.output_stride, self.device).unflatten(1, size)
+        return feature_guided_loss(features, teacher_features, valid, size)
+
+    def _text_loss(
+        self, features: Tensor, logits: Tensor, sizes: list[tuple[int, int]], batched_inputs: list[dict[str, Any]]
+    ) -> Tensor:
+        """Eq. (7) on the student's features and the student's masks."""
+        class_ids, offsets = pack_hypotheses([x["hypothesis"] for x in batched_inputs])
+        size = (features.shape[-2], features.shape[-1])
+        valid = valid_patches(sizes, size, self.student.output_stride, self.device)
+        patch_features = features.flatten(2).transpose(1, 2)
+        if not bool(valid.all()):  # padding has no part in a mask's mean
+            patch_features = patch_features * valid[..., None]
+        pooled, area = rectify_and_pool(
+            logits.float().flatten(2).transpose(1, 2),
+            None,
+            patch_features.contiguous(),
+            class_ids,
+            offsets,
+            self.gumbel_tau,
+            self.gumbel_hard,
+        )
+        ids, bounds = class_ids.to(self.device), offsets.to(self.device)
+        return contrastive_loss(pooled, area, self.student.inherited.query_features, ids, bounds, self.loss_tau)
+
+    @torch.no_grad()
+    def visualize(self, record: dict[str, Any], logits: Tensor, pseudo_labels: Tensor) -> None:
+        """Put input, prediction and pseudo labels of one training image into the event storage (TensorBoard)."""
+        height, width = record["image"].shape[-2:]
+        size = (pseudo_labels.shape[-2], pseudo_labels.shape[-1])
+        prediction = upsample_argmax(logits[None].float(), size)[0]
+        panel = label_panel(
+            record["image"], [x[:height, :width] for x in (prediction, pseudo_labels)], self.student.num_classes
+        )
+        get_event_storage().put_image("image | student | teacher", panel)
+
+
+def build_teacher(cfg: CfgNode) -> CLIPSegmentor:
+    """The teacher with its checkpoint, on ``MODEL.DEVICE``.
+
+    Raises:
+        ReclipError: there is no checkpoint, or it is of another class list, CLIP or training resolution.
+    """
+    keys = cfg.MODEL.TEACHER
+    architecture = META_ARCH_REGISTRY.get(keys.META_ARCHITECTURE)
+    if not (isinstance(architecture, type) and issubclass(architecture, CLIPSegmentor)):
+        raise ReclipError(
+            f"MODEL.TEACHER.META_ARCHITECTURE {keys.META_ARCHITECTURE!r} is no teacher: take RectifiedCLIP or MaskCLIP"
+        )
+    rectified = issubclass(architecture, RectifiedCLIP)
+    if keys.WEIGHTS and not rectified:
+        raise ReclipError(f"MODEL.TEACHER.WEIGHTS is {keys.WEIGHTS}, but {keys.META_ARCHITECTURE} has no weights")
+    if not rectified and cfg.MODEL.MASKCLIP.CALIBRATION != "none":
+        raise ReclipError("MODEL.MASKCLIP.CALIBRATION is a control of the evaluation: a teacher takes none")
+    if rectified and not keys.WEIGHTS:
+        raise ReclipError(
+            "MODEL.TEACHER.WEIGHTS is empty: train the rectification stage first and give its model_final.pth"
+        )
+    if rectified and "://" not in keys.WEIGHTS and not Path(keys.WEIGHTS).is_file():
+        raise ReclipError(
+            f"MODEL.TEACHER.WEIGHTS {keys.WEIGHTS} does not exist: train the rectification stage, or check the path"
+        )
+    teacher = architecture(cfg).to(cfg.MODEL.DEVICE).eval()
+    if not rectified:
+        return teacher
+    found = ReclipCheckpointer(teacher).load(keys.WEIGHTS).get("resolution", "")
+    expected = training_resolution(cfg)
+    if found and found != expected:
+        raise ReclipError(
+            f"the teacher {keys.WEIGHTS} was trained at another resolution: {found} instead of {expected};"
+            " use the INPUT keys that it was trained with"
+        )
+    return teacher
+
+
+@torch.no_grad()
+def inherit(teacher: CLIPSegmentor, head: str, grid: tuple[int, int]) -> dict[str, Tensor]:
+    """State of the :class:`InheritedHead` that a student gets from this teacher."""
+    scale = teacher.backbone.logit_scale
+    inherited = InheritedHead(teacher.query_features, head=head, logit_scale=scale)
+    if isinstance(teacher, RectifiedCLIP):
+        inherited = _rectified_head(teacher, head, grid)
+    # A classifier of the student's own ("original") is not inherited.
+    return {key: value for key, value in inherited.state_dict().items() if not key.startswith("classifier.")}
+
+
+def _rectified_head(teacher: RectifiedCLIP, head: str, grid: tuple[int, int]) -> InheritedHead:
+    scale, bias_head = teacher.backbone.logit_scale, teacher.bias_head
+    # A bias head is affine in the features: without any, it gives the map. The teacher keeps what it computes here, in
+    # full precision, for its own use.
+    nothing = teacher.query_features.new_zeros(1, teacher.query_features.shape[1], *grid)
+    bias = teacher.bias_logits(grid, nothing)
+    return InheritedHead(
+        teacher.query_features,
+        head=head,
+        bias_map=bias.reshape(-1, bias.shape[-1]).T.unflatten(1, grid),
+        class_bias=bias_head.reference_features(teacher.backbone) if bias_head.image_dependent else None,
+        mask_decoder=teacher.mask_decoder,
+        rectification=teacher.rectification,
+        logit_scale=scale,
+    )

@@ -1,0 +1,117 @@
+"""The bias head of ReCLIP, the conference model (CVPR 2024), which ReCLIP++ compares itself with (section III-B).
+
+Shape letters: B images, (h, w) patch grid, n = h*w patches, C classes, D width of the joint embedding, E width of the
+image transformer.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+
+from reclip_d2.clip.dense import DenseCLIP
+from reclip_d2.clip.reference import ReferencePrompt
+from reclip_d2.modeling.bias_head import BIAS_HEAD_REGISTRY, BiasHead, build_reference_prompt, query_logits
+from reclip_d2.modeling.norm import build_norm
+
+
+class SpaceProjection(nn.Module):
+    """Space-preference bias of ReCLIP: 3x3 convolutions take the positional embedding to a logit for each class.
+
+    Norm and ReLU follow every convolution, the last one too, so that the logits are never below 0. The convolutions pad
+    with zeros, as the public code does; the border may well be felt here, where only the place has a say.
+
+    PE is one map for the whole batch, so a batch norm takes its statistics over the positions of that map. They depend
+    on weights and resolution alone, never on images. Evaluation uses the running statistics: those of the resolutions
+    that were trained on, lagging behind the weights by some ten iterations, which comes to nothing as the learning rate
+    falls. At another resolution they still serve, since the embedding is resized and hardly changes its distribution,
+    and a place has one bias whatever the size of the image.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_classes: int,
+        channels: Sequence[int] = (512, 256),
+        *,
+        norm: str = "BN",
+        init: str = "default",
+    ) -> None:
+        """
+        Args:
+            width: E.
+            num_classes: C.
+            channels: of the hidden layers.
+            norm: a name that Detectron2's ``get_norm`` knows, or "".
+            init: ``default`` (the public code's), or ``zero``: before training no class is preferred anywhere. All
+                logits are then 1, which masks do not feel; at 0 the ReLU would pass no gradient.
+        """
+        super().__init__()
+        widths = [width, *channels, num_classes]
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, kernel_size=3, padding=1) for a, b in itertools.pairwise(widths))
+        self.norms = nn.ModuleList(build_norm(norm, b, "MODEL.BIAS_HEAD.NORM") for b in widths[1:])
+        for conv in self.convs:
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        if init == "zero":
+            last = self.norms[-1]
+            if not isinstance(getattr(last, "weight", None), nn.Parameter):  # no norm, or one that does not train
+                last = self.convs[-1]
+            nn.init.zeros_(last.weight)
+            nn.init.ones_(last.bias)
+
+    def forward(self, positional_embedding: Tensor) -> Tensor:
+        """Logits ``(n, C)`` of a positional embedding ``(E, h, w)``."""
+        x = positional_embedding[None]
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = conv(x)
+            # Statistics and P in float32 under autocast too.
+            x = F.relu(norm(x.to(torch.promote_types(x.dtype, torch.float32))))
+        return x.flatten(2)[0].T
+
+
+@BIAS_HEAD_REGISTRY.register()
+class ReCLIPBiasHead(BiasHead):
+    """Bias head of ReCLIP: ``M_b = Z W_r^T + P``.
+
+    The class preference is the similarity of the image features and the Reference features, the space preference P a
+    projection of the positional embedding. Z knows about places too, CLIP having read PE: the two biases are not kept
+    apart, which is what ReCLIP++ mends. M_b differs from image to image.
+    """
+
+    image_dependent = True
+
+    @configurable
+    def __init__(
+        self, reference_prompt: ReferencePrompt, space_projection: SpaceProjection, *, reference_norm: str = "row"
+    ) -> None:
+        """
+        Args:
+            reference_norm: ``row`` or ``matrix``, see :func:`~reclip_d2.clip.reference.normalize_reference`.
+        """
+        super().__init__(reference_prompt, reference_norm)
+        self.space_projection = space_projection
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, backbone: DenseCLIP, class_names: Sequence[str]) -> dict[str, object]:
+        keys = cfg.MODEL.BIAS_HEAD
+        width = backbone.positional_embedding((1, 1)).shape[0]
+        return {
+            "reference_prompt": build_reference_prompt(cfg, backbone, class_names),
+            "space_projection": SpaceProjection(
+                width, len(class_names), keys.SPACE_CHANNELS, norm=keys.NORM, init=keys.PROJECTION_INIT
+            ),
+            "reference_norm": keys.REFERENCE_NORM,
+        }
+
+    def shared_bias(self, positional_embedding: Tensor, reference_features: Tensor) -> Tensor:
+        """P ``(n, C)``."""
+        return self.space_projection(positional_embedding)
+
+    def image_bias(self, reference_features: Tensor, features: Tensor) -> Tensor:
+        """``Z W_r^T`` ``(B, n, C)``."""
+        return query_logits(features, reference_features).flatten(2).transpose(1, 2)

@@ -1,0 +1,97 @@
+"""What the student inherits from its teacher and keeps frozen: Query head, bias logits, mask decoder (section III-E).
+
+Shape letters: B images, (h, w) grid of the student's features, C classes, D width of the joint embedding.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reclip_d2.modeling.bias_head import query_logits, rectified_logits
+from reclip_d2.modeling.mask_decoder import MaskDecoder
+
+# Table IX, each with one component more than the one before. "original" learns a classifier instead.
+HEADS = ("original", "query", "query_bias", "query_bias_decoder")
+
+
+class InheritedHead(nn.Module):
+    """From features to mask logits as the teacher does it, on tensors of its own: no CLIP is needed.
+
+    A bias head is affine in the features: ``M_b = A + Z B^T``. The map A (of the positional embedding; for ReCLIP++ all
+    there is) is kept on one grid and resized bicubically to the student's, as the positional embedding would be. B is 0
+    for ReCLIP++ and W_r for ReCLIP.
+    """
+
+    def __init__(
+        self,
+        query_features: Tensor,
+        *,
+        head: str = "query_bias_decoder",
+        bias_map: Tensor | None = None,
+        class_bias: Tensor | None = None,
+        mask_decoder: MaskDecoder | None = None,
+        rectification: str = "subtract",
+        logit_scale: float = 1.0,
+    ) -> None:
+        """
+        Args:
+            query_features: W_q ``(C, D)``.
+            head: one of :data:`HEADS`. ``original`` is a learnable 1x1 convolution in the place of all this; the
+                others use the components that they name and that the teacher has.
+            bias_map: A ``(C, gh, gw)``; None without bias.
+            class_bias: B ``(C, D)``; None where the bias is the same for all images.
+            mask_decoder: the teacher's, copied; None without.
+            rectification: ``subtract``, ``add`` or ``none``.
+            logit_scale: CLIP's factor on cosine similarities, for mask logits that are such (no decoder).
+        """
+        super().__init__()
+        use_bias = head in ("query_bias", "query_bias_decoder") and rectification != "none"
+        self.register_buffer("query_features", query_features.detach().clone())
+        self.register_buffer("bias_map", bias_map.detach().clone() if use_bias and bias_map is not None else None)
+        self.register_buffer("class_bias", class_bias.detach().clone() if use_bias and class_bias is not None else None)
+        self.rectification = rectification if self.bias_map is not None else "none"
+        decoder = mask_decoder if head == "query_bias_decoder" else None
+        self.mask_decoder = copy.deepcopy(decoder).requires_grad_(False).eval() if decoder is not None else None
+        self.classifier = nn.Conv2d(query_features.shape[1], len(query_features), 1) if head == "original" else None
+        self.register_buffer("logit_scale", torch.tensor(float(logit_scale)))
+
+    def train(self, mode: bool = True) -> InheritedHead:
+        """Only a classifier of the student's own trains; the inherited decoder keeps its batch statistics."""
+        super().train(mode)
+        if self.mask_decoder is not None:
+            self.mask_decoder.eval()
+        return self
+
+    @property
+    def gives_cosines(self) -> bool:
+        """Whether the mask logits are (differences of) cosine similarities, times CLIP's scale."""
+        return self.classifier is None and self.mask_decoder is None
+
+    def bias_logits(self, features: Tensor) -> Tensor | None:
+        """M_b ``(n, C)``, or ``(B, n, C)`` where it depends on the image, of features ``(B, D, h, w)``."""
+        if self.bias_map is None:
+            return None
+        size = (features.shape[-2], features.shape[-1])
+        bias_map = self.bias_map[None]
+        if bias_map.shape[-2:] != size:
+            bias_map = F.interpolate(bias_map, size=size, mode="bicubic", align_corners=False)
+        bias = bias_map[0].flatten(1).T
+        if self.class_bias is None:
+            return bias
+        return bias + torch.einsum("bdhw,cd->bhwc", features, self.class_bias).flatten(1, 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Mask logits of the student M^D ``(B, C, h, w)`` of features ``(B, D, h, w)``, each of length 1; a classifier
+        of the student's own reads features of any length, as DeepLab's does."""
+        if self.classifier is not None:
+            return self.classifier(features)
+        logits = rectified_logits(
+            query_logits(features, self.query_features), self.bias_logits(features), self.rectification
+        )
+        if self.mask_decoder is not None:
+            return self.mask_decoder(logits, features)
+        return logits * self.logit_scale

@@ -1,0 +1,156 @@
+"""Initial weights of the student's ResNet: Detectron2's model zoo, torchvision, or a local file."""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+import torchvision
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
+
+from reclip_d2.errors import ReclipError
+
+logger = logging.getLogger(__name__)
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads pickles of NumPy arrays and plain containers; anything else in the file is refused, not executed."""
+
+    _ALLOWED = frozenset(
+        {
+            ("collections", "OrderedDict"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+            *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self._ALLOWED:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is no array")
+
+
+def load_backbone_weights(backbone: nn.Module, source: str) -> None:
+    """Load ``MODEL.STUDENT.WEIGHTS`` into a ResNet of Detectron2's names.
+
+    Args:
+        backbone: built by :func:`~reclip_d2.modeling.student.resnet.build_dilated_resnet_backbone`.
+        source: ``detectron2://ImageNetPretrained/...``, ``torchvision://resnet50`` (or ``/IMAGENET1K_V1`` behind it),
+            or a file: Detectron2's ``.pkl``, torchvision's state dict (``.pth``), or ``.safetensors`` with either's
+            names. Only tensors are read.
+
+    Raises:
+        ReclipError: the file cannot be had or read, or it is of another network.
+    """
+    weights = _detectron2_names(read_backbone_weights(_local_path(source), source), backbone)
+    own = backbone.state_dict()
+    missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
+    if missing:
+        raise ReclipError(
+            f"MODEL.STUDENT.WEIGHTS {source} is of another backbone: {missing[0]} is missing"
+            f"{f' (and {len(missing) - 1} more)' if len(missing) > 1 else ''};"
+            " check MODEL.RESNETS: DEPTH, NORM, RES2_OUT_CHANNELS (64 below depth 50, else 256)"
+        )
+    for key, value in own.items():
+        if key in weights and weights[key].shape != value.shape:
+            raise ReclipError(
+                f"MODEL.STUDENT.WEIGHTS {source} is of another backbone: {key} has shape {tuple(weights[key].shape)}"
+                f" instead of {tuple(value.shape)};"
+                " check MODEL.RESNETS: DEPTH, NORM, RES2_OUT_CHANNELS (64 below depth 50, else 256)"
+            )
+    backbone.load_state_dict({key: weights.get(key, value) for key, value in own.items()})
+    logger.info("Backbone weights from %s", source)
+
+
+def _local_path(source: str) -> str:
+    """The file of a source, fetched if it has to be."""
+    url = source
+    if source.startswith("torchvision://"):
+        name, _, tag = source.removeprefix("torchvision://").partition("/")
+        try:
+            choices = torchvision.models.get_model_weights(name)
+            url = (choices[tag] if tag else choices.DEFAULT).url
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ReclipError(
+                f"MODEL.STUDENT.WEIGHTS {source!r} is not known to torchvision: take for example"
+                " torchvision://resnet50 or torchvision://resnet50/IMAGENET1K_V1"
+            ) from error
+    elif "://" not in source:
+        if not Path(source).is_file():
+            raise ReclipError(f"MODEL.STUDENT.WEIGHTS {source} does not exist: check the path")
+        return source
+    try:
+        path = PathManager.get_local_path(url)
+    except (KeyError, RuntimeError) as error:
+        raise ReclipError(f"MODEL.STUDENT.WEIGHTS {source!r} is not in Detectron2's model zoo") from error
+    except Exception as error:  # no network: each client has errors of its own
+        raise ReclipError(
+            f"MODEL.STUDENT.WEIGHTS {source} cannot be fetched ({type(error).__name__}): get it where there is a"
+            " network, copy the file to this machine and give its path"
+        ) from error
+    if not Path(path).is_file():  # of a scheme that it does not know Detectron2 gives the name itself
+        raise ReclipError(
+            f"MODEL.STUDENT.WEIGHTS {source!r} names no source that is known: take detectron2://..., torchvision://...,"
+            " https://... or a local file"
+        )
+    return path
+
+
+def read_backbone_weights(path: str, source: str) -> dict[str, Tensor]:
+    """Tensors of a weight file, by the names in it.
+
+    Raises:
+        ReclipError: the file is damaged, holds code, or no weights.
+    """
+    try:
+        if path.endswith(".safetensors"):
+            return safetensors.torch.load_file(path)
+        if path.endswith(".pkl"):
+            loaded = _ArrayUnpickler(io.BytesIO(Path(path).read_bytes()), encoding="latin1").load()
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        for key in ("model", "state_dict", "blobs"):
+            if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+                loaded = loaded[key]
+        entries = loaded.items() if isinstance(loaded, dict) else ()
+        tensors = {str(k): torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for k, v in entries}
+    except Exception as error:  # reading rubbish as a pickle may raise nearly anything
+        raise ReclipError(
+            f"MODEL.STUDENT.WEIGHTS {source} cannot be read as tensors: it is damaged, or holds code"
+        ) from error
+    tensors = {key.removeprefix("module."): value for key, value in tensors.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ReclipError(f"MODEL.STUDENT.WEIGHTS {source} holds no weights")
+    return tensors
+
+
+def _detectron2_names(weights: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    """The weights by the names of Detectron2's ResNet, whose own, torchvision's and Caffe2's are understood."""
+    if any(key.startswith("layer1.") for key in weights):
+        return {name: value for key, value in weights.items() if (name := _torchvision_name(key)) is not None}
+    if any(key.startswith("res2_0_branch") for key in weights):
+        return align_and_update_state_dicts(backbone.state_dict(), weights, c2_conversion=True)
+    return {key.removeprefix("backbone.").removeprefix("bottom_up."): value for key, value in weights.items()}
+
+
+def _torchvision_name(key: str) -> str | None:
+    """Detectron2's name of a tensor of torchvision's ResNet; None for the classifier."""
+    if key.startswith("fc."):
+        return None
+    key = re.sub(r"^conv1\.", "stem.conv1.", key)
+    key = re.sub(r"^bn1\.", "stem.conv1.norm.", key)
+    key = re.sub(r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}.", key)
+    key = re.sub(r"\.bn(\d)\.", r".conv\1.norm.", key)
+    return key.replace(".downsample.0.", ".shortcut.").replace(".downsample.1.", ".shortcut.norm.")

@@ -1,0 +1,141 @@
+"""Own images as the data set ``custom``, and ``train_net.py`` on them."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+import train_net
+from reclip_d2.config import load_config
+from reclip_d2.data.class_file import parse_classes
+from reclip_d2.data.classes import class_names_of
+from reclip_d2.data.datasets.custom import CUSTOM, check_names_fit, register_custom, register_images
+from reclip_d2.errors import ReclipError
+from tests.helpers import write_scenes
+from tests.test_train_net import fresh_logging
+
+__all__ = ["fresh_logging"]
+
+CONFIGS = Path(__file__).parents[3] / "configs" / "custom"
+
+
+@pytest.fixture(autouse=True)
+def forget_custom():
+    yield
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        if CUSTOM in catalog.list():
+            catalog.remove(CUSTOM)
+
+
+@pytest.fixture
+def inputs(tmp_path) -> tuple[str, str]:
+    write_scenes(tmp_path / "scenes", 5, size=(96, 96))
+    (tmp_path / "classes.txt").write_text("sky, heaven\nwood\nbackground: fire\n")
+    return str(tmp_path / "scenes" / "images"), str(tmp_path / "classes.txt")
+
+
+def config(inputs: tuple[str, str], *keys: str):
+    images, classes = inputs
+    return load_config(
+        str(CONFIGS / "reclippp_rectify.yaml"),
+        ["DATASETS.CUSTOM.IMAGES", images, "DATASETS.CUSTOM.CLASSES", classes, *keys],
+    )
+
+
+def test_records_and_metadata(inputs):
+    register_custom(config(inputs))
+    records = DatasetCatalog.get(CUSTOM)
+    assert [record["image_id"] for record in records] == [f"{i:03d}.jpg" for i in range(5)]
+    assert all(set(record) == {"file_name", "image_id"} and Path(record["file_name"]).exists() for record in records)
+    assert class_names_of(CUSTOM) == [["sky", "heaven"], ["wood"], ["fire"]]
+    metadata = MetadataCatalog.get(CUSTOM)
+    assert metadata.stuff_classes == ["sky", "wood", "fire"] and len(metadata.stuff_colors) == 3
+
+
+def test_registered_again_it_is_the_new_one(inputs, tmp_path):
+    register_custom(config(inputs))
+    (tmp_path / "classes.txt").write_text("road\nsnow\n")
+    register_custom(config(inputs))
+    assert class_names_of(CUSTOM) == [["road"], ["snow"]]
+    register_images([{"file_name": "a", "image_id": "b"}], parse_classes("a\nb", "c"))
+    assert DatasetCatalog.get(CUSTOM) == [{"file_name": "a", "image_id": "b"}]
+
+
+def test_other_configs_are_left_alone():
+    register_custom(load_config(""))
+    assert CUSTOM not in DatasetCatalog.list()
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_both_keys_are_needed(inputs, missing):
+    keys = list(inputs)
+    keys[missing] = ""
+    with pytest.raises(ReclipError, match=r"DATASETS\.CUSTOM\.CLASSES is empty"):
+        register_custom(config(tuple(keys)))
+
+
+def test_names_beyond_the_context():
+    # The longest template of "photo", "a photo of a .", has 5 tokens beside the name; start and end are 2 of 77.
+    check_names_fit(parse_classes("a\n" + "b " * 70, "c.txt"), "ViT-B-16-quickgelu", "photo")
+    with pytest.raises(ReclipError, match=r"line 2: the name .* has 71 tokens, more than the 70"):
+        check_names_fit(parse_classes("a\n" + "b " * 71, "c.txt"), "ViT-B-16-quickgelu", "photo")
+    with pytest.raises(ReclipError, match=r"line 2"):  # longer templates
+        check_names_fit(parse_classes("a\n" + "b " * 70, "c.txt"), "ViT-B-16-quickgelu", "imagenet_scene")
+    check_names_fit(parse_classes("a\n" + "b " * 71, "c.txt"), "unknown to open_clip", "photo")
+
+
+def run(inputs: tuple[str, str], output: Path, *arguments: str, config_file: str = "reclippp_rectify.yaml"):
+    flags = [a for a in arguments if a.startswith("--")]
+    keys = [a for a in arguments if not a.startswith("--")]
+    images, classes = inputs
+    args = train_net.argument_parser().parse_args([
+        "--config-file", str(CONFIGS / "reclip-embedded" / config_file), *flags,
+        "DATASETS.CUSTOM.IMAGES", images, "DATASETS.CUSTOM.CLASSES", classes, "OUTPUT_DIR", str(output),
+        "MODEL.DEVICE", "cpu", "MODEL.CLIP.TEMPLATES", "photo", "HYPOTHESIS.WINDOW_RATIO", "0.5",
+        "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.CHECKPOINT_PERIOD", "2", *keys,
+    ])  # fmt: skip
+    return train_net.main(args)
+
+
+def test_train_net_trains_and_resumes_on_own_images(inputs, tmp_path, monkeypatch):
+    run(inputs, tmp_path / "whole", "SOLVER.MAX_ITER", "4")
+    log = (tmp_path / "whole" / "log.txt").read_text()
+    assert "5 training images" in log
+    assert "DATASETS.TEST is empty: without labels there is nothing to evaluate" in log
+
+    def stop(self: object) -> None:
+        if self.iter == 3:
+            raise KeyboardInterrupt
+        step(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        step = train_net.Trainer.run_step
+        patch.setattr(train_net.Trainer, "run_step", stop)
+        run(inputs, tmp_path / "broken", "SOLVER.MAX_ITER", "4")
+    run(inputs, tmp_path / "broken", "--resume", "SOLVER.MAX_ITER", "4")
+    weights = [
+        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"] for name in ("whole", "broken")
+    ]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+def test_evaluation_without_labels_is_one_line(inputs, tmp_path, capsys, caplog):
+    with caplog.at_level(logging.INFO):
+        assert not run(inputs, tmp_path / "out", "--eval-only", config_file="maskclip.yaml")
+    with pytest.raises(SystemExit):
+        run(inputs, tmp_path / "out", "--eval-only", "DATASETS.TEST", "('custom',)", config_file="maskclip.yaml")
+    assert "data set 'custom' has no labels to evaluate with" in capsys.readouterr().err
+
+
+def test_wrong_inputs_are_one_line(inputs, tmp_path, capsys):
+    for pair in ((str(tmp_path / "none"), inputs[1]), (inputs[0], str(tmp_path / "none.txt")), ("", "")):
+        with pytest.raises(SystemExit):
+            run(pair, tmp_path / "out")
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+    Path(inputs[1]).write_text("sky\nsky\n")
+    with pytest.raises(SystemExit):
+        run(inputs, tmp_path / "out")
+    assert "line 2" in capsys.readouterr().err

@@ -1,0 +1,119 @@
+"""Class files written by hand, the odd ones too."""
+
+import pytest
+
+from reclip_d2.data.class_file import ClassList, check_name_lengths, parse_classes, read_class_file
+from reclip_d2.errors import ReclipError
+
+
+def message_of(text: str) -> str:
+    with pytest.raises(ReclipError) as caught:
+        parse_classes(text, "c.txt")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("class file c.txt")
+    return str(caught.value)
+
+
+def test_classes_synonyms_comments_and_background():
+    text = "# streets\nroad, street ,  asphalt\n\n tall   tree # an oak\nc#\nBackground: sky, brick wall\nperson"
+    classes = parse_classes(text, "c.txt")
+    assert classes.classes == (("road", "street", "asphalt"), ("tall tree",), ("c#",), ("person",))
+    assert classes.background == ("sky", "brick wall")
+    assert classes.lines == (2, 4, 5, 7, 6, 6)
+    assert classes.model_classes == [
+        ["road", "street", "asphalt"], ["tall tree"], ["c#"], ["person"], ["sky"], ["brick wall"],
+    ]  # fmt: skip
+
+
+def test_background_in_masks():
+    classes = parse_classes("a\nb\nbackground: sky, wall", "c.txt")
+    assert classes.mask_names(keep_background=False) == ["a", "b"]
+    assert classes.mask_ids(keep_background=False) == [0, 1, 255, 255]
+    assert classes.mask_names(keep_background=True) == ["a", "b", "background"]
+    assert classes.mask_ids(keep_background=True) == [0, 1, 2, 2]
+
+
+def test_without_a_background_line_there_is_none_to_keep():
+    classes = parse_classes("a\nbackground", "c.txt")  # here a class as any other
+    assert classes.mask_names(keep_background=True) == ["a", "background"]
+    assert classes.mask_ids(keep_background=True) == [0, 1]
+
+
+def test_one_class_beside_the_background():
+    assert parse_classes("cat\nbackground: sky", "c.txt").model_classes == [["cat"], ["sky"]]
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_line_ends_and_byte_order_mark(tmp_path, ends, mark):
+    path = tmp_path / "classes.txt"
+    path.write_bytes((mark + ends.join(["straße", "tree", ""])).encode())
+    assert read_class_file(path) == ClassList((("straße",), ("tree",)), (), str(path), (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("road\ntree\nRoad", 3, "line 1 already"),
+        ("road, street\ntree, Street", 2, "line 1 already"),
+        ("road, road\ntree", 1, "line 1 already"),
+        ("road\ntree\nbackground: sky, tree", 3, "line 2 already"),
+        ("road\ntree,", 2, "empty name"),
+        ("road\n, tree", 2, "empty name"),
+        ("road\na,,b", 2, "empty name"),
+        ("road\nbackground:\n", 2, "empty name"),
+        ("road\nbackground: a\nbackground: b", 3, "second"),
+        ("road\n1: tree", 2, "no meaning"),
+        ("road\ntr\x07ee", 2, "control"),
+        ("background\nroad\nbackground: sky", 1, "rename"),
+        ("\n".join(f"class {i}" for i in range(256)), 256, "more than 255"),
+    ],
+)
+def test_what_is_refused_with_its_line(text, line, words):
+    message = message_of(text)
+    assert f"line {line}" in message and words in message
+
+
+@pytest.mark.parametrize(("text", "words"), [("", "no class"), ("# a\n\n", "no class"), ("cat", "single class")])
+def test_too_few_classes(text, words):
+    assert words in message_of(text)
+
+
+def test_only_a_background():
+    assert "names no class" in message_of("background: sky, wall")
+
+
+def test_the_most_classes_that_a_mask_can_hold():
+    assert len(parse_classes("\n".join(f"c{i}" for i in range(255)), "c.txt").classes) == 255
+    names = "\n".join(f"c{i}" for i in range(255))
+    assert "more than 255" in message_of(names + "\nbackground: sky")
+
+
+def test_bad_encoding_names_the_line(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_bytes("road\ntree\nstraße\n".encode("latin-1"))
+    with pytest.raises(ReclipError, match=r"line 3: no UTF-8"):
+        read_class_file(path)
+    path.write_text("road\ntree\n", encoding="utf-16")
+    with pytest.raises(ReclipError, match="save it as UTF-8"):
+        read_class_file(path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ReclipError, match=r"none\.txt cannot be read \(No such file"):
+        read_class_file(tmp_path / "none.txt")
+    with pytest.raises(ReclipError, match="cannot be read"):
+        read_class_file(tmp_path)
+
+
+def test_name_lengths():
+    classes = parse_classes("a b, a b c\nd\nbackground: e, f g h i", "c.txt")
+
+    def words(name: str) -> int:
+        return len(name.split())
+
+    check_name_lengths(classes, words, 4)
+    with pytest.raises(ReclipError, match=r"line 3: the name 'f g h i'\.\.\. has 4 tokens, more than the 3"):
+        check_name_lengths(classes, words, 3)
+    with pytest.raises(ReclipError, match=r"line 1: .*finds nothing in the name 'a b'"):
+        check_name_lengths(classes, lambda name: 0, 3)

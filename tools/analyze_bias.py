@@ -1,0 +1,237 @@
+#!/usr/bin/env python
+"""Measure and draw the two biases of CLIP before and after rectification: one web page, PNGs and the numbers.
+
+    python tools/analyze_bias.py --config-file configs/embedded/reclippp_rectify.yaml \\
+        --weights output/embedded/reclippp_rectify/model_final.pth --output-dir output/bias \\
+        --compare extended=configs/embedded/reclippp_ext.yaml:output/embedded/reclippp_ext/model_final.pth
+
+MaskCLIP of the same config is always among the models. Labels are read to measure, and nothing else; without labels all
+is drawn that needs none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from detectron2.config import CfgNode  # noqa: E402
+from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
+
+from reclip_d2.config import load_config  # noqa: E402
+from reclip_d2.data.classes import check_registered, class_names_from_config, class_names_of  # noqa: E402
+from reclip_d2.data.datasets.custom import register_custom  # noqa: E402
+from reclip_d2.data.images import read_image  # noqa: E402
+from reclip_d2.engine.logs import quiet_logging  # noqa: E402
+from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
+from reclip_d2.evaluation.label_maps import read_label_file  # noqa: E402
+from reclip_d2.evaluation.model_analysis import (  # noqa: E402
+    ModelAnalysis,
+    evaluate_bias,
+    find_preference,
+    is_labelled,
+    look_at_scenes,
+)
+from reclip_d2.evaluation.preferences import spread_records  # noqa: E402
+from reclip_d2.modeling.build import check_registered_parts  # noqa: E402
+from reclip_d2.visualization.bias_report import BiasReport  # noqa: E402
+from reclip_d2.visualization.labels import class_colors  # noqa: E402
+from reclip_d2.visualization.report_folder import check_output_dir, remove_report  # noqa: E402
+from reclip_d2.visualization.report_subject import ReportSubject, Scene  # noqa: E402
+from train_net import build_evaluation_model  # noqa: E402
+
+
+class NamedModel(NamedTuple):
+    """One model to analyse."""
+
+    name: str
+    cfg: CfgNode
+    source: str
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Arguments of the program."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config-file", required=True, help="of the model of interest")
+    parser.add_argument("--weights", default="", help="its checkpoint; by default the config's MODEL.WEIGHTS")
+    parser.add_argument("--name", default="", help="its name in the report; by default the config file's")
+    parser.add_argument(
+        "--compare", nargs="+", action="extend", default=[], metavar="NAME=CONFIG[:WEIGHTS]", help="further models"
+    )
+    parser.add_argument("--dataset", default="", help="registered data set; by default the config's first for the test")
+    parser.add_argument("--output-dir", type=Path, default=Path("output/bias"))
+    parser.add_argument("--overwrite", action="store_true", help="replace a report that stands in --output-dir")
+    parser.add_argument("--scenes", type=int, default=4, help="scenes to draw, spread evenly over the data set")
+    parser.add_argument(
+        "--preference-images", type=int, default=300, help="images at most for the maps of what CLIP prefers"
+    )
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides, for all models")
+    return parser
+
+
+def parse_comparison(text: str) -> tuple[str, str, str]:
+    """``NAME=CONFIG[:WEIGHTS]`` as (name, config file, weights or "")."""
+    name, equals, files = text.partition("=")
+    config, _, weights = files.partition(":")
+    if not (name.strip() and equals and config):
+        raise ReclipError(f"--compare {text!r}: write NAME=config.yaml:weights.pth, or NAME=config.yaml for MaskCLIP")
+    return name.strip(), config, weights
+
+
+def model_config(config_file: str, weights: str, dataset: str, opts: list[str]) -> CfgNode:
+    """Config of one model, to be analysed on ``dataset`` (by default its own, for the test or else the training)."""
+    cfg = load_config(config_file, opts)
+    own = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    if not (dataset or own):
+        raise ReclipError(f"config file {config_file} names no data set: name one with --dataset")
+    cfg.DATASETS.TEST = (dataset or own[0],)
+    register_custom(cfg)
+    check_registered(cfg.DATASETS.TEST[0])
+    check_registered_parts(cfg)
+    if weights:
+        cfg.MODEL.WEIGHTS = weights
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.TEST.LABEL_MAPS = True
+    return cfg
+
+
+def maskclip_config(cfg: CfgNode) -> CfgNode:
+    """MaskCLIP as it is, without options and controls, with the CLIP and the inputs of another config."""
+    cfg = cfg.clone()
+    cfg.MODEL.META_ARCHITECTURE = "MaskCLIP"
+    cfg.MODEL.MASKCLIP = load_config("").MODEL.MASKCLIP
+    cfg.MODEL.CLIP.LEARNABLE_QUERY = cfg.MODEL.CLIP.FINE_TUNE = False  # what training changes
+    return cfg
+
+
+def list_models(args: argparse.Namespace) -> list[NamedModel]:
+    """MaskCLIP, those to compare, and last the model of interest."""
+    main = model_config(args.config_file, args.weights, args.dataset, args.opts)
+    dataset = main.DATASETS.TEST[0]
+    maskclip = maskclip_config(main)
+    models = [NamedModel("MaskCLIP", maskclip, f"{args.config_file}, CLIP's own segmentation")]
+    for text in args.compare:
+        name, config_file, weights = parse_comparison(text)
+        cfg = model_config(config_file, weights, dataset, args.opts)
+        models.append(NamedModel(name, cfg, ", ".join(filter(None, (config_file, cfg.MODEL.WEIGHTS)))))
+    if main.MODEL.META_ARCHITECTURE != "MaskCLIP" or main.MODEL.MASKCLIP != maskclip.MODEL.MASKCLIP:
+        name = args.name or Path(args.config_file).stem
+        models.append(NamedModel(name, main, ", ".join(filter(None, (args.config_file, main.MODEL.WEIGHTS)))))
+    names = [model.name for model in models]
+    check_checkpoints(models)
+    for name in names:
+        if names.count(name) > 1:
+            raise ReclipError(f"two models are named {name!r}: choose another name (--name, or NAME= in --compare)")
+    for model in models:
+        if class_names_from_config(model.cfg) != class_names_of(dataset):
+            raise ReclipError(f"{model.name} has another class list than data set {dataset!r}: compare like with like")
+    return models
+
+
+def check_checkpoints(models: list[NamedModel]) -> None:
+    """Raise :class:`ReclipError` for a model without its checkpoint, before the first one is evaluated."""
+    for model in models:
+        weights = model.cfg.MODEL.WEIGHTS
+        if model.cfg.MODEL.META_ARCHITECTURE == "MaskCLIP":
+            continue
+        if not weights:
+            raise ReclipError(f"{model.name} has no checkpoint: give --weights, or NAME=config.yaml:weights.pth")
+        if "://" not in weights and not Path(weights).is_file():
+            raise ReclipError(f"checkpoint {weights} of {model.name} does not exist")
+
+
+def load_scenes(dataset: str, count: int, labelled: bool) -> tuple[list[dict], list[Scene]]:
+    """Records and pixels of the scenes to draw."""
+    records = spread_records(DatasetCatalog.get(dataset), count)
+    metadata = MetadataCatalog.get(dataset)
+    scenes = []
+    for record in records:
+        image = read_image(record["file_name"])
+        truth = None
+        if labelled:
+            labels = read_label_file(
+                record["sem_seg_file_name"], len(metadata.stuff_classes), metadata.ignore_label, image.shape[:2]
+            )
+            truth = labels.astype(np.int64)
+        scenes.append(Scene(str(record.get("image_id", Path(record["file_name"]).stem)), image, truth))
+    return records, scenes
+
+
+def describe_subject(cfg: CfgNode, scenes: list[Scene], labelled: bool) -> ReportSubject:
+    """What the report is about."""
+    dataset = cfg.DATASETS.TEST[0]
+    metadata = MetadataCatalog.get(dataset)
+    names = [names[0] for names in class_names_of(dataset)]
+    colors = metadata.get("stuff_colors") or class_colors(len(names))
+    return ReportSubject(
+        dataset=dataset,
+        protocol=metadata.get("reclip_protocol", f"{dataset}, label {metadata.get('ignore_label', 255)} ignored"),
+        images=len(DatasetCatalog.get(dataset)),
+        class_names=names,
+        colors=np.array(colors, dtype=np.uint8),
+        ignore_label=metadata.get("ignore_label", 255),
+        labelled=labelled,
+        bin_width=cfg.TEST.BIAS.BIN_WIDTH,
+        min_object_area=cfg.TEST.BIAS.MIN_OBJECT_AREA,
+        min_bin_objects=cfg.TEST.BIAS.MIN_BIN_OBJECTS,
+        scenes=scenes,
+    )
+
+
+def analyze(model: NamedModel, bias: CfgNode, records: list[dict], labelled: bool, max_images: int) -> ModelAnalysis:
+    """Everything about one model; the model itself is gone afterwards."""
+    dataset = model.cfg.DATASETS.TEST[0]
+    analysis = ModelAnalysis(model.name, model.source)
+    network = build_evaluation_model(model.cfg, resume=False)
+    if labelled:
+        evaluate_bias(model.cfg, network, dataset, bias, analysis)
+    analysis.preference = find_preference(model.cfg, network, DatasetCatalog.get(dataset), max_images)
+    look_at_scenes(model.cfg, network, records, analysis)
+    return analysis
+
+
+@exit_on_error
+def main(arguments: list[str] | None = None) -> None:
+    """See the module."""
+    args = argument_parser().parse_args(arguments)
+    if args.scenes < 0 or args.preference_images < 1:
+        raise ReclipError("--scenes must be 0 or above, --preference-images above 0")
+    models = list_models(args)
+    main_cfg = models[-1].cfg
+    dataset = main_cfg.DATASETS.TEST[0]
+    if not DatasetCatalog.get(dataset):
+        raise ReclipError(f"data set {dataset!r} has no images: check its folder")
+    check_output_dir(args.output_dir, args.overwrite)
+    quiet_logging(args.output_dir)
+    labelled = is_labelled(dataset)
+    if not labelled:
+        print(f"{dataset} has no labels: scores, Fig. 1 and IoU by class are left out")
+    records, scenes = load_scenes(dataset, args.scenes, labelled)
+    analyses = []
+    for model in models:
+        print(f"{model.name} on {dataset}")
+        analyses.append(analyze(model, main_cfg.TEST.BIAS, records, labelled, args.preference_images))
+        if labelled:
+            results = analyses[-1].results
+            space = results["space_preference"]
+            print(
+                f"  mIoU {results['sem_seg']['mIoU']:.1f} %, class preference"
+                f" {results['class_preference']['score']:.3f}, space preference {space['score']:.2f} ±"
+                f" {space['standard_error']:.2f} ({space['objects']:.0f} objects)"
+            )
+    remove_report(args.output_dir)
+    page = BiasReport(args.output_dir, describe_subject(main_cfg, scenes, labelled), analyses).write()
+    print(f"Written: {page}, with PNGs and bias.json beside it")
+
+
+if __name__ == "__main__":
+    logging.captureWarnings(True)
+    main()

@@ -1,0 +1,104 @@
+#!/usr/bin/env python
+"""Linear probing (Table I): train a linear classifier of a model's fixed pixel embeddings, WITH LABELS; evaluate it.
+
+    python tools/linear_probe.py --config-file configs/embedded/maskclip.yaml
+    python tools/linear_probe.py --config-file configs/embedded/reclippp_rectify.yaml    # after train_net.py
+
+Probed is the last checkpoint in the config's OUTPUT_DIR, or LINEAR_PROBE.WEIGHTS; its weights stay as they are. The
+classifier learns from the labels of LINEAR_PROBE.DATASETS; all else in this project learns without any. The results
+stand apart, in OUTPUT_DIR/linear_probe/linear_probe.json, and say so there. --resume, --overwrite, --eval-only,
+--num-gpus and KEY VALUE overrides are as for train_net.py; see LINEAR_PROBE in reclip_d2/config/keys.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from detectron2.config import CfgNode  # noqa: E402
+from detectron2.data import MetadataCatalog  # noqa: E402
+from detectron2.engine import HookBase  # noqa: E402
+from detectron2.engine.hooks import EvalHook  # noqa: E402
+from detectron2.utils import comm  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
+
+from reclip_d2.config import load_config  # noqa: E402
+from reclip_d2.data.classes import class_names_from_config  # noqa: E402
+from reclip_d2.data.sampling import build_train_loader  # noqa: E402
+from reclip_d2.engine.checkpoint import ReclipCheckpointer  # noqa: E402
+from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
+from reclip_d2.evaluation.labelled_data import (  # noqa: E402
+    LabelledDatasetMapper,
+    labelled_records,
+    probe_datasets,
+)
+from reclip_d2.evaluation.linear_probe import LinearProbe  # noqa: E402
+from reclip_d2.evaluation.linear_probe_run import probe_overrides, write_results  # noqa: E402
+from train_net import Trainer, build_evaluation_model, run_program, setup  # noqa: E402
+
+
+class ProbeTrainer(Trainer):
+    """Trains the classifier of a :class:`LinearProbe`; its data loader is the one that reads labels."""
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> LinearProbe:
+        probed = cfg.clone()
+        probed.defrost()
+        probed.MODEL.WEIGHTS = cfg.LINEAR_PROBE.WEIGHTS
+        return LinearProbe(build_evaluation_model(probed, resume=False), batch_norm=cfg.LINEAR_PROBE.BATCH_NORM)
+
+    def build_hooks(self) -> list[HookBase]:
+        # Without the evaluation at the end: metrics.json holds no mIoU that could be taken for an unsupervised one.
+        return [hook for hook in super().build_hooks() if not isinstance(hook, EvalHook)]
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0) -> DataLoader:
+        class_names, datasets = class_names_from_config(cfg), probe_datasets(cfg)
+        records = labelled_records(datasets, class_names)
+        ignored = {MetadataCatalog.get(name).get("ignore_label", 255) for name in datasets}
+        if len(ignored) > 1:
+            raise ReclipError(f"{', '.join(datasets)} have different ignore labels: probe with one of them")
+        return build_train_loader(
+            records,
+            LabelledDatasetMapper(cfg, len(class_names), ignored.pop()),
+            total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+            start_iter=start_iter,
+        )
+
+
+@exit_on_error
+def main(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Train the classifier, evaluate it on ``DATASETS.TEST``, write the results; they are returned by data set."""
+    overrides = probe_overrides(load_config(args.config_file, args.opts))
+    folder = overrides[overrides.index("OUTPUT_DIR") + 1]
+    exists = ReclipCheckpointer(None, folder).has_checkpoint()
+    if exists and not (args.resume or args.overwrite or args.eval_only):
+        raise ReclipError(f"{folder} holds a linear probe: add --resume, --overwrite, or another OUTPUT_DIR")
+    if args.eval_only and not exists:
+        raise ReclipError(f"{folder} holds no linear probe to evaluate: leave --eval-only out")
+    args.opts = [*args.opts, *overrides]
+    cfg = setup(args)
+    trainer = ProbeTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume or args.eval_only)
+    if not args.eval_only:
+        trainer.train()
+    model = trainer.checkpointer.model
+    results = ProbeTrainer.test(cfg, model.eval())
+    results = {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
+    if not comm.is_main_process():
+        return None
+    path = write_results(cfg, model, results)
+    for name, result in results.items():
+        print(f"linear probe, trained with labels: mIoU {result['sem_seg']['mIoU']:.1f} on {name} (all: {path})")
+    return results
+
+
+if __name__ == "__main__":
+    run_program(main)
