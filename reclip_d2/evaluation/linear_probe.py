@@ -6,7 +6,7 @@ Nothing of the unsupervised path imports this module; ``tools/linear_probe.py`` 
 
 What is probed is ``pixel_embedding`` of a model: MaskCLIP's image features Z; a rectified CLIP's Z and mask logits M_o,
 one behind the other, since its Z is the same frozen CLIP's and what rectification has learnt stands in M_o; a student's
-own features.
+Z^ and M^D likewise.
 
 Shape letters: B images, F width of the embedding, C classes, (h, w) grid of the embedding, (H, W) size in pixels.
 """

@@ -29,7 +29,7 @@ class MaskDecoder(nn.Module):
     """Eq. (4): ``M_o = F_dec(M, Z)``, a convolution of ``concat(Z, M)`` and a batch norm.
 
     A convolution is linear, so ``conv(concat(Z, M)) = conv_Z(Z) + conv_M(M)``: the two parts are computed apart.
-    No gradient to the frozen Z is needed, and none is computed.
+    A frozen Z needs no gradient, and none is computed.
     """
 
     @configurable

@@ -71,7 +71,7 @@ def test_features_are_of_length_1_and_read_by_the_head():
     raw = student.feature_head(student.backbone(images)["res5"])
     torch.testing.assert_close(features, F.normalize(raw, dim=1))
     torch.testing.assert_close(logits, student.inherited(features))
-    torch.testing.assert_close(student.pixel_embedding(images), features)
+    torch.testing.assert_close(student.pixel_embedding(images), torch.cat([features, logits], dim=1))
     torch.testing.assert_close(student.mask_logits(images), logits)
 
 
@@ -110,7 +110,10 @@ def test_predictions_of_any_size(stride, size):
         expected = F.interpolate(expected, padded, mode="bilinear")[..., : size[0], : size[1]]
     torch.testing.assert_close(logits, F.interpolate(expected, (21, 30), mode="bilinear")[0], rtol=1e-4, atol=1e-5)
     student.label_maps = True
-    assert torch.equal(student([record])[0]["sem_seg"], logits.argmax(0))
+    best = logits.topk(2, dim=0).values
+    clear = best[0] - best[1] > 1e-5  # both ways round differently
+    assert clear.float().mean() > 0.9
+    assert torch.equal(student([record])[0]["sem_seg"][clear], logits.argmax(0)[clear])
 
 
 def test_it_does_not_train_alone():

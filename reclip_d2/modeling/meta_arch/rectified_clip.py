@@ -76,6 +76,8 @@ class RectifiedCLIP(CLIPSegmentor):
         """
         super().__init__(**segmentor)
         self.bias_head = bias_head
+        if rectification == "none":  # a parameter that no loss reaches would stop a run on several GPUs
+            self.bias_head.requires_grad_(False)
         self.mask_decoder = mask_decoder
         self.query_head = query_head
         self.rectification = rectification

@@ -136,8 +136,8 @@ class Student(LanguageSegmentor):
         return self.segment(images)[1]
 
     def pixel_embedding(self, images: Tensor) -> Tensor:
-        """What a linear probe reads: the student's features ``(B, D, h, w)``."""
-        return self.features(images)
+        """What a linear probe reads, as of a rectified model: concat(Z^, M^D) ``(B, D + C, h, w)``."""
+        return torch.cat(self.segment(images), dim=1)
 
 
 def bias_grid(cfg: CfgNode) -> tuple[int, int]:
