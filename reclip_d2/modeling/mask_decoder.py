@@ -8,21 +8,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import get_norm
 from torch import Tensor, nn
 
-from reclip_d2.errors import ReclipError
+from reclip_d2.modeling.norm import build_norm
 
 INITS = ("default", "identity")
-
-
-def _build_norm(name: str, num_classes: int) -> nn.Module:
-    try:
-        return get_norm(name, num_classes) or nn.Identity()
-    except (KeyError, ValueError) as error:
-        raise ReclipError(
-            f"MODEL.MASK_DECODER.NORM {name!r} does not work for {num_classes} classes: take BN"
-        ) from error
 
 
 class MaskDecoder(nn.Module):
@@ -59,7 +49,7 @@ class MaskDecoder(nn.Module):
         self.padding = kernel_size // 2
         self.padding_mode = padding_mode
         self.conv = nn.Conv2d(embed_dim + num_classes, num_classes, kernel_size)
-        self.norm = _build_norm(norm, num_classes)
+        self.norm = build_norm(norm, num_classes, "MODEL.MASK_DECODER.NORM")
         if init == "identity":
             with torch.no_grad():
                 self.conv.weight.zero_()

@@ -57,9 +57,8 @@ class Student(LanguageSegmentor):
             base: arguments of :class:`LanguageSegmentor`; the pixel statistics are the backbone's.
         """
         super().__init__(**base)
-        # This layout is the faster one for convolutions: 1.2 times on a CPU; GPUs have it for their tensor cores.
-        self.backbone = backbone.to(memory_format=torch.channels_last)
-        self.feature_head = feature_head.to(memory_format=torch.channels_last)
+        self.backbone = backbone
+        self.feature_head = feature_head
         self.inherited = inherited
         self.clip_name = clip_name
         self.head = head
