@@ -27,8 +27,8 @@ _REMEDIES = {
     "reclip_d2.hypothesis": "lower HYPOTHESIS.BATCH_SIZE",
     "reclip_d2.data.datasets.preparation": "lower --workers",
     "reclip_d2.engine.calibration": "lower INPUT.MIN_SIZE_TEST",
+    "reclip_d2.inference": "lower INPUT.MIN_SIZE_TEST or TEST.BAND_MEMORY",
     "detectron2.evaluation": _LARGE_IMAGES,
-    "reclip_d2.inference": _LARGE_IMAGES,
     "detectron2.engine.train_loop": "lower SOLVER.IMS_PER_BATCH or INPUT.CROP.SIZE",
 }
 _ANY_REMEDY = (

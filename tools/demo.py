@@ -34,8 +34,8 @@ from reclip_d2.engine.logs import quiet_logging  # noqa: E402
 from reclip_d2.errors import exit_on_error  # noqa: E402
 from reclip_d2.evaluation.hypothesis import hypothesis_precision_recall  # noqa: E402
 from reclip_d2.io import atomic_write  # noqa: E402
+from reclip_d2.reproduction import execute  # noqa: E402
 from reclip_d2.visualization.report import draw_report  # noqa: E402
-from train_net import Trainer, build_evaluation_model  # noqa: E402
 
 CONFIGS = ROOT / "configs" / "embedded"
 # Row of the table: title, key in report.json, config file, overrides.
@@ -49,15 +49,6 @@ CONTROLS = (
         ("MODEL.MASKCLIP.CALIBRATION", "position_class"),
     ),
 )
-
-
-def iou_scores(results: dict[str, Any]) -> dict[str, Any]:
-    """``{"mIoU": ..., "IoU": {class: ...}}`` of SemSegEvaluator's results, in percent."""
-    scores = results["sem_seg"]
-    return {
-        "mIoU": float(scores["mIoU"]),
-        "IoU": {key[4:]: float(value) for key, value in scores.items() if key.startswith("IoU-")},
-    }
 
 
 class Demo:
@@ -79,26 +70,16 @@ class Demo:
 
     def evaluate(self, title: str, cfg: CfgNode) -> tuple[dict[str, Any], nn.Module]:
         """Evaluate a model that needs no training; add its row."""
-        start = time.perf_counter()
-        model = build_evaluation_model(cfg, resume=False)
-        scores = iou_scores(Trainer.test(cfg, model))
-        self.rows.append((title, scores["mIoU"], time.perf_counter() - start))
+        scores, model, seconds = execute.evaluate(cfg)
+        self.rows.append((title, scores["mIoU"], seconds))
         return scores, model
 
     def train(self, title: str, cfg: CfgNode) -> tuple[dict[str, Any], nn.Module]:
         """Train, then evaluate; add the row. The seconds of training do not count the evaluation."""
-        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(self.seed)
-        start = time.perf_counter()
-        cfg.TEST.EVAL_PERIOD = 0
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=False)
-        trainer.train()
-        seconds = time.perf_counter() - start
-        model = trainer.model.eval()
-        scores = {**iou_scores(Trainer.test(cfg, model)), "train_seconds": seconds}
-        self.rows.append((title, scores["mIoU"], seconds))
-        return scores, model
+        trained = execute.train(cfg)
+        scores = {**execute.evaluate(cfg, trained.model).scores, "train_seconds": trained.seconds}
+        self.rows.append((title, scores["mIoU"], trained.seconds))
+        return scores, trained.model
 
 
 def hypothesis_quality(cfg: CfgNode) -> dict[str, float]:

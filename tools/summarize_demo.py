@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,12 +16,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import detectron2  # noqa: E402
-import open_clip  # noqa: E402
-import torch  # noqa: E402
-
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
 from reclip_d2.io import atomic_write  # noqa: E402
+from reclip_d2.reproduction.machine import machine, versions  # noqa: E402
+from reclip_d2.reproduction.verdicts import spread  # noqa: E402
 
 # Row of the table: title, path in report.json.
 ROWS = (
@@ -45,14 +40,6 @@ def read_report(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "report.json").read_text())
     except (OSError, ValueError) as error:
         raise ReclipError(f"{folder}/report.json cannot be read ({error}): run tools/demo.py first") from error
-
-
-def spread(values: list[float]) -> str:
-    """``mean ± standard deviation``; the mean alone where all seeds agree (no training, no seed)."""
-    mean = statistics.mean(values)
-    if len(values) < 2 or max(values) == min(values):
-        return f"{mean:.1f}"
-    return f"{mean:.1f} ± {statistics.stdev(values):.1f}"
 
 
 def value(report: dict[str, Any], path: tuple[str, str]) -> float:
@@ -104,8 +91,7 @@ def markdown(reports: list[dict[str, Any]], folders: list[Path]) -> str:
         f"python tools/summarize_demo.py {names} --output docs/results.md",
         "```",
         "",
-        f"Machine: {os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}, torch"
-        f" {torch.__version__}, open_clip {open_clip.__version__}, detectron2 {detectron2.__version__}.",
+        f"Machine: {machine('cpu')}, {', '.join(f'{name} {version}' for name, version in versions().items())}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,0 +1,140 @@
+#!/usr/bin/env python
+"""Draw a model's prediction on images, as Detectron2's demo does.
+
+    python demo/demo.py --config-file configs/embedded/reclippp_rectify.yaml --input photos a.jpg --output pictures \\
+        --opts MODEL.WEIGHTS output/embedded/reclippp_rectify/model_final.pth
+
+The model is any that ``train_net.py --eval-only`` takes; MaskCLIP needs no weights. Pictures are Detectron2's own
+(``Visualizer.draw_sem_seg``), with names and colours of the config's data set. No window is opened: without --output
+the pictures go to the folder ``demo`` in the config's OUTPUT_DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from detectron2.config import CfgNode  # noqa: E402
+from detectron2.data import Metadata, MetadataCatalog  # noqa: E402
+from detectron2.utils.visualizer import Visualizer  # noqa: E402
+
+from reclip_d2.config import load_config  # noqa: E402
+from reclip_d2.data.classes import class_names_from_config  # noqa: E402
+from reclip_d2.data.datasets.custom import register_custom  # noqa: E402
+from reclip_d2.data.image_folder import ImageFile, find_images  # noqa: E402
+from reclip_d2.data.images import read_image  # noqa: E402
+from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
+from reclip_d2.inference import ImagePredictor  # noqa: E402
+from reclip_d2.io import atomic_write  # noqa: E402
+from reclip_d2.modeling.build import check_registered_parts  # noqa: E402
+from train_net import build_evaluation_model  # noqa: E402
+
+# Files of --output; anything else names a folder.
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Arguments of the program: those of Detectron2's demo, as far as they concern images."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--input", nargs="+", required=True, metavar="IMAGES", help="images, folders, globs or .txt lists of these"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER|FILE",
+        help="where pictures go; a file for one image (default: demo in the config's OUTPUT_DIR)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace pictures that are there")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides; must come last"
+    )
+    return parser
+
+
+def load(args: argparse.Namespace) -> CfgNode:
+    """Config of the command line; its data set is registered."""
+    cfg = load_config(args.config_file, args.opts)
+    if not cfg.DATASETS.CUSTOM.IMAGES:  # own images are only looked at here: the class file is what counts
+        cfg.DATASETS.CUSTOM.IMAGES = args.input[0]
+    register_custom(cfg)
+    check_registered_parts(cfg)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        print(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but there is no GPU: using the CPU")
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def picture_paths(images: Sequence[ImageFile], output: Path, overwrite: bool) -> list[Path]:
+    """The picture of each image: below a folder its own path, as PNG.
+
+    Raises:
+        ReclipError: ``output`` is one file for several images, or a picture is there already.
+    """
+    if output.suffix.lower() in PICTURES and not output.is_dir():
+        if len(images) > 1:
+            raise ReclipError(f"--output {output} is one file, and there are {len(images)} images: name a folder")
+        paths = [output]
+    elif output.is_file():
+        raise ReclipError(f"--output {output} is no picture ({', '.join(PICTURES)}) and no folder: name another")
+    else:
+        paths = [output / image.name.with_suffix(".png") for image in images]
+    if not overwrite and (there := [path for path in paths if path.exists()]):
+        raise ReclipError(f"{there[0]} exists: give --overwrite, or another --output")
+    return paths
+
+
+def draw(image: np.ndarray, labels: np.ndarray, metadata: Metadata, path: Path) -> None:
+    """Write Detectron2's picture of a prediction.
+
+    Args:
+        image: ``(H, W, 3)`` uint8, RGB.
+        labels: ``(H, W)``.
+        metadata: of the data set: ``stuff_classes`` and ``stuff_colors``.
+    """
+    picture = Visualizer(image, metadata).draw_sem_seg(labels)
+    with atomic_write(path) as temporary:
+        picture.save(str(temporary))
+
+
+@exit_on_error
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Predict and draw; images that cannot be read are listed, and make the exit status 1."""
+    args = argument_parser().parse_args(arguments)
+    cfg = load(args)
+    output = Path(args.output if args.output is not None else Path(cfg.OUTPUT_DIR) / "demo").expanduser()
+    images = find_images(args.input, exclude=[output])
+    paths = picture_paths(images, output, args.overwrite)
+    if args.output is None:
+        print(f"no --output: the pictures go to {output}")
+    class_names_from_config(cfg)  # refuses data sets of different classes
+    metadata = MetadataCatalog.get([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST][0])
+    predictor = ImagePredictor.from_config(build_evaluation_model(cfg, resume=False), cfg)
+
+    problems = []
+    for image, path in zip(images, paths, strict=True):
+        start = time.perf_counter()
+        try:
+            pixels = read_image(image.path)
+        except ReclipError as error:
+            problems.append(str(error))
+            print(f"skipped: {error}")
+            continue
+        labels = predictor.labels(pixels)
+        names = [metadata.stuff_classes[label] for label in np.unique(labels)]
+        draw(pixels, labels, metadata, path)
+        print(f"{image.path}: {', '.join(names)} ({time.perf_counter() - start:.2f} s) -> {path}", flush=True)
+    if problems:
+        raise ReclipError(f"{len(problems)} of {len(images)} images cannot be read (listed above)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""``reclip doctor``: what is installed, what is missing, and where CLIP's weights go."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from reclip_d2 import __version__
+from reclip_d2.cli import options
+from reclip_d2.cli.clip_weights import find_weights
+from reclip_d2.clip.build import build_clip
+from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
+from reclip_d2.errors import ReclipError
+from reclip_d2.io import atomic_write, cache_dir
+from reclip_d2.layers import kernels_available
+
+DESCRIPTION = """\
+Say what is installed and what is missing. The exit status is 0 if `reclip segment`
+can run with this --clip and these --pretrained weights, and 1 if it cannot."""
+
+_PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "Pillow", "safetensors", "fvcore")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    options.add_clip_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    checks: tuple[tuple[str, Callable[[], Iterator[str]]], ...] = (
+        ("reclip_d2", _own),
+        ("packages", _packages),
+        ("detectron2", _detectron2),
+        ("extension", _extension),
+        ("devices", _devices),
+        ("cache", _cache),
+        ("CLIP", lambda: _clip(args.clip, args.pretrained)),
+    )
+    problems = []
+    for title, check in checks:
+        lines = []
+        try:
+            lines += check()
+        except ReclipError as error:
+            lines.append(f"PROBLEM: {error}")
+            problems.append(title)
+        for number, line in enumerate(lines):
+            print(f"{title if number == 0 else '':<11}{line}")
+    if problems:
+        raise ReclipError(f"reclip segment cannot run yet: see {', '.join(problems)} above")
+    print("ready      reclip segment IMAGES --classes FILE --output FOLDER")
+    return 0
+
+
+def _own() -> Iterator[str]:
+    yield f"{__version__}, {Path(__file__).resolve().parents[1]}"
+    yield f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+
+
+def _packages() -> Iterator[str]:
+    missing = []
+    found = []
+    for name in _PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    yield ", ".join(found)
+    if missing:
+        raise ReclipError(f"{', '.join(missing)} not installed: pip install {' '.join(missing)}")
+
+
+def _detectron2() -> Iterator[str]:
+    module = importlib.import_module("detectron2")
+    path = Path(module.__file__).resolve().parent
+    compiled = importlib.import_module("detectron2._C").__file__ or ""
+    kind = "mended for this project by tools/install_detectron2.py" if compiled.endswith(".py") else "as it was built"
+    yield f"{module.__version__}, {kind}, {path}"
+
+
+def _extension() -> Iterator[str]:
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    served = [device for device in devices if kernels_available(device)]
+    if served:
+        yield f"kernels for {' and '.join(served)}"
+    if served != devices:
+        lacking = " and ".join(device for device in devices if device not in served)
+        yield f"none for {lacking}: plain PyTorch serves, slower (pip install -e . --no-build-isolation builds them)"
+
+
+def _devices() -> Iterator[str]:
+    yield f"cpu: {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    if not torch.cuda.is_available():
+        why = "this torch is a build without CUDA" if torch.version.cuda is None else "no GPU, or no driver for it"
+        yield f"cuda: none ({why}); training with a real CLIP takes hours to days on a CPU, --fast does not"
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield f"cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+
+
+def _cache() -> Iterator[str]:
+    folder = cache_dir()
+    try:
+        with atomic_write(folder / ".probe") as temporary:
+            temporary.write_text("")
+        (folder / ".probe").unlink()
+    except OSError as error:
+        raise ReclipError(f"{folder} cannot be written ({error.strerror}): set RECLIP_CACHE to another") from error
+    yield f"{folder} (text features; RECLIP_CACHE sets another folder)"
+
+
+def _clip(name: str, pretrained: str) -> Iterator[str]:
+    """The weights, read as a run would read them; those that are not here must be to be had."""
+    if name == EMBEDDED_MODEL_NAME:
+        build_clip(name, "")
+        yield f"{name}: ships with the package; a toy that knows 12 materials"
+        return
+    found = find_weights(name, pretrained)
+    if isinstance(found, Path):
+        build_clip(name, str(found))
+        yield f"{name}: {found.resolve()}"
+    else:
+        yield f"{name}, weights {pretrained}: not here yet; the first run fetches {found}"
+        yield "without a network: get that file elsewhere, and name it with --pretrained FILE"

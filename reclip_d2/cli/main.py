@@ -1,0 +1,88 @@
+"""The command ``reclip`` and its subcommands."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from reclip_d2.errors import ReclipError, exit_on_error
+
+# Subcommand: its module, which has DESCRIPTION, add_arguments(parser) and run(args), and its line in the help. The
+# module of a subcommand is imported when that is called, or its help is asked for.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "segment": ("reclip_d2.cli.segment", "train on a folder of your images, and write their masks"),
+    "predict": ("reclip_d2.cli.predict", "write the masks of further images, with a model that segment has trained"),
+    "export": ("reclip_d2.cli.export", "write a trained model to an ONNX or TorchScript file"),
+    "doctor": ("reclip_d2.cli.doctor", "say what is installed, what is missing, and where CLIP's weights go"),
+}
+
+# Messages of the library name keys of configs; who uses this command knows its options.
+_OPTIONS = {
+    "MODEL.CLIP.PRETRAINED": "--pretrained",
+    "MODEL.CLIP.NAME": "--clip",
+    "MODEL.STUDENT.WEIGHTS": "--student-weights",
+    "MODEL.DEVICE": "--device",
+    "SOLVER.MAX_ITER": "--iterations",
+    "DATASETS.CUSTOM.IMAGES": "IMAGES",
+    "DATASETS.CUSTOM.CLASSES": "--classes",
+}
+
+
+def in_options(message: str) -> str:
+    """A message of the library, with this command's options in place of the keys that they set."""
+    for key, option in _OPTIONS.items():
+        message = message.replace(key, option)
+    return message
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser; only ``command`` has its arguments, since the modules of the others are not imported."""
+    parser = argparse.ArgumentParser(
+        prog="reclip",
+        description="Semantic segmentation of your own images from class names alone, without labels.",
+        epilog="reclip COMMAND --help says more about a command.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, line) in COMMANDS.items():
+        sub = commands.add_parser(name, help=line, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name == command:
+            implementation = importlib.import_module(module)
+            sub.description = implementation.DESCRIPTION
+            implementation.add_arguments(sub)
+            sub.set_defaults(run=implementation.run)
+    return parser
+
+
+def _run(arguments: Sequence[str]) -> int:
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
+    args: Any = build_parser(command).parse_args(arguments)
+    try:
+        return args.run(args)
+    except ReclipError as error:
+        raise ReclipError(in_options(str(error))) from error
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk, a folder that cannot be written
+        if error.strerror is None:
+            raise
+        raise ReclipError(f"{error.filename or 'a file'}: {error.strerror}") from error
+
+
+@exit_on_error
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; its exit status is 0, 1 after an error that the user can mend, or 130 when interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
+    try:
+        status = _run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on from here", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `reclip doctor | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)

@@ -1,0 +1,81 @@
+"""``reclip predict``: masks of further images, with a model that ``reclip segment`` has trained."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+
+from reclip_d2.cli import options
+from reclip_d2.cli.logs import logging_to
+from reclip_d2.cli.results import Request, write_results
+from reclip_d2.cli.run_folder import RunFolder, RunState, check_same_inputs
+from reclip_d2.cli.trained_model import TrainedModel
+from reclip_d2.data.datasets.custom import register_images
+from reclip_d2.data.image_folder import ImageFile, find_images
+from reclip_d2.data.survey import file_signature
+from reclip_d2.errors import ReclipError
+
+DESCRIPTION = """\
+Write the masks of images with a model that `reclip segment` has trained.
+
+Masks and formats are as there, below FOLDER. Masks that are there already are
+kept, so the same command goes on after a stop, and serves a growing folder."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    options.add_image_arguments(parser)
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="--output of the run of reclip segment")
+    options.add_output_arguments(parser)
+    parser.add_argument(
+        "--use", choices=list(options.TITLES), help="which of its models (default: the last that it has trained)"
+    )
+    options.add_background_argument(parser)
+    parser.add_argument(
+        "--pretrained", metavar="FILE|TAG", help="CLIP's weights, if the file is no longer where it was at the training"
+    )
+    options.add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    folder = RunFolder(args.output)
+    if folder.path == RunFolder(args.model).path:
+        raise ReclipError(f"--output {args.output} is the model's own folder: name another")
+    model = TrainedModel.find(args.model, args.use, args.pretrained)
+    cfg = model.config(["MODEL.DEVICE", options.resolve_device(args.device), *args.opts])
+    kind, trained = model.kind, model.state
+
+    images = find_images(args.images, exclude=[folder.path])
+    classes = trained.classes
+    request = Request(kind, classes, background=args.background, formats=args.formats, skip_broken=args.skip_broken)
+    request.check(images)
+    settings = {**options.settings_of(cfg), "the checkpoint": file_signature(model.weights)}
+    wanted = dataclasses.replace(trained, settings={kind: settings}, results={}, entries=[])
+    folder.read()  # a folder of other things is left alone
+    with folder.lock(), contextlib.ExitStack() as stack:
+        if args.overwrite:
+            folder.clear()
+        state = _remember(folder, args.overwrite, wanted, images)
+        stack.enter_context(logging_to(folder.run))
+        print(f"images    {len(images):,}")
+        print(f"model     {options.TITLES[kind]}, {model.folder.path}")
+        print(f"device    {cfg.MODEL.DEVICE}")
+        print(f"output    {folder.path}", flush=True)
+        register_images([], classes)
+        return write_results(folder, state, request, images, {}, cfg, model.weights)
+
+
+def _remember(folder: RunFolder, overwrite: bool, wanted: RunState, images: Sequence[ImageFile]) -> RunState:
+    """The folder's state with this run in it; refuses a folder of another model, or of other images."""
+    known = None if overwrite else folder.read()
+    if known is not None:
+        check_same_inputs(folder, known, wanted)
+        settings = {**known.settings, **wanted.settings}
+        wanted = dataclasses.replace(wanted, settings=settings, results=known.results, entries=known.entries)
+    signatures = folder.check_images(images, trained=False)
+    folder.write(wanted)
+    folder.remember_images(signatures)
+    return wanted

@@ -1,0 +1,291 @@
+"""The output folder: what is in it, what it was made with, and whether a run may go on in it.
+
+::
+
+    masks/            index PNGs, mirroring the images' folders, and classes.json
+    overlay/, ...     other formats
+    summary.json      what the summary says
+    reclip.json       what all this was made with
+    run/              what it was made from: hypotheses, trained models, logs; segment goes on with it, predict needs it
+    previous-*/       results of another kind of model that stood here before
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reclip_d2.data.class_file import ClassList
+from reclip_d2.data.image_folder import RESULTS_MARKER, ImageFile
+from reclip_d2.data.survey import file_signature
+from reclip_d2.errors import ReclipError
+from reclip_d2.io import atomic_write
+
+FORMAT = "reclip_d2 run 1"
+MASKS, SUMMARY, RUN = "masks", "summary.json", "run"
+ANEW = "give --overwrite to start anew, or another --output"
+
+
+@dataclasses.dataclass
+class RunState:
+    """What ``reclip.json`` holds.
+
+    Attributes:
+        classes: the class list.
+        clip: open_clip's name.
+        pretrained: tag or file of its weights.
+        weights: what these are: the tag, or the file's signature, which stays when the file moves.
+        settings: for each kind of model the keys that it was made with.
+        results: kind of model and background of the masks that stand there; empty before there are any.
+        entries: files and folders of these results.
+    """
+
+    classes: ClassList
+    clip: str
+    pretrained: str
+    weights: str
+    settings: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    results: dict[str, str] = dataclasses.field(default_factory=dict)
+    entries: list[str] = dataclasses.field(default_factory=list)
+
+
+class RunFolder:
+    """Paths of an output folder, and its memory."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser().absolute()
+        self.marker = self.path / RESULTS_MARKER
+        self.run = self.path / RUN
+        self.masks = self.path / MASKS
+        self.summary = self.path / SUMMARY
+        self.hypotheses = self.run / "hypotheses.jsonl"
+        self.survey = self.run / "survey.jsonl"
+        self.working_files = self.run / "working"
+        self._images = self.run / "images.json"
+
+    def model(self, kind: str) -> Path:
+        """Folder of a kind of model: ``maskclip``, ``rectified`` or ``student``."""
+        return self.run / kind
+
+    def config(self, kind: str) -> Path:
+        """Config of a kind of model."""
+        return self.model(kind) / "config.yaml"
+
+    def weights(self, kind: str) -> Path:
+        """Checkpoint of a trained model."""
+        return self.model(kind) / "model_final.pth"
+
+    def is_begun(self, kind: str, state: RunState) -> bool:
+        """Whether there is anything that a kind of model has made: a checkpoint, or masks."""
+        return (
+            (self.model(kind) / "last_checkpoint").exists()
+            or state.results.get("model") == kind
+            or any(self.path.glob(f"previous-{kind}-*"))
+        )
+
+    # ---- state ------------------------------------------------------------------------------------------------
+
+    def read(self) -> RunState | None:
+        """The state, or None in a folder that is new or empty.
+
+        Raises:
+            ReclipError: the folder holds other things, or a damaged ``reclip.json``.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ReclipError(f"{self.path} is a file: name a folder")
+        if not self.marker.exists():
+            if self.path.exists() and any(self.path.iterdir()):
+                raise ReclipError(f"{self.path} holds other files: name a new or empty folder")
+            return None
+        try:
+            content = json.loads(self.marker.read_text(encoding="utf-8"))
+            if content.pop("format") != FORMAT:
+                raise ValueError(f"not {FORMAT}")
+            classes = content.pop("classes")
+            names = tuple(tuple(map(str, entry)) for entry in classes["classes"])
+            background = tuple(map(str, classes["background"]))
+            return RunState(ClassList(names, background, str(self.marker)), **content)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ReclipError(f"{self.marker} cannot be read ({error}): {ANEW}") from error
+
+    def write(self, state: RunState) -> None:
+        """Keep the state."""
+        content = dataclasses.asdict(state)
+        content["classes"] = {"classes": state.classes.classes, "background": state.classes.background}
+        with atomic_write(self.marker) as temporary:
+            text = json.dumps({"format": FORMAT, **content}, indent=1, ensure_ascii=False) + "\n"
+            temporary.write_text(text, encoding="utf-8")
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Make the folder, and keep other runs out of it; the lock goes with the process, however that ends."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise ReclipError(f"another run works in {self.path}: wait for it, or name another --output") from error
+        except OSError:  # a file system without locks: two runs at once are the user's to avoid
+            pass
+        try:
+            yield
+        finally:
+            os.close(handle)
+
+    def clear(self) -> None:
+        """Remove what earlier runs have left, and nothing else."""
+        state = self.read()
+        if state is None:
+            return
+        for name in [*state.entries, RUN, *(folder.name for folder in self.path.glob("previous-*"))]:
+            target = self.path / name
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        self.marker.unlink()
+
+    # ---- images -----------------------------------------------------------------------------------------------
+
+    def check_images(self, images: Sequence[ImageFile], trained: bool) -> dict[str, str]:
+        """Signatures of the images by id; refuses other images than those that the folder was made with.
+
+        An image that was broken may have been replaced: it was not trained on, and only lacks its mask.
+
+        Args:
+            trained: a model was trained on the images, so none may be new or missing.
+        """
+        signatures = {image.image_id: file_signature(image.path) for image in images}
+        known, broken = self._read_images() if self._images.exists() else (signatures, [])
+        added = [key for key in signatures if key not in known] if trained else []
+        removed = [key for key in known if key not in signatures] if trained else []
+        changed = [k for k, v in signatures.items() if k in known and known[k] != v and k not in broken]
+        counts = [(len(added), "new"), (len(removed), "missing"), (len(changed), "changed")]
+        if words := ", ".join(f"{count} {word}" for count, word in counts if count):
+            first = (added or removed or changed)[0]
+            raise ReclipError(
+                f"IMAGES are not those that {self.path} was made with ({words}, such as {first!r}): {ANEW}"
+                + (f"; for further images: reclip predict --model {self.path}" if added else "")
+            )
+        return signatures
+
+    def remember_images(self, signatures: Mapping[str, str]) -> None:
+        """Keep the images' signatures, for :meth:`check_images`."""
+        known, broken = self._read_images() if self._images.exists() else ({}, [])
+        self._write_images(known | signatures, broken)
+
+    def missing_masks(self, images: Sequence[ImageFile], results: Mapping[str, str]) -> list[ImageFile]:
+        """Images that lack a mask of these results (see :attr:`RunState.results`)."""
+        state = self.read()
+        if state is None or state.results != results:
+            return list(images)
+        return [image for image in images if not (self.masks / image.name.with_suffix(".png")).exists()]
+
+    @property
+    def broken(self) -> set[str]:
+        """Ids of the images that were broken when they were first looked at: they have no part in the training."""
+        return set(self._read_images()[1]) if self._images.exists() else set()
+
+    def mark_broken(self, image_ids: Sequence[str], anew: bool = False) -> None:
+        """Remember broken images; with ``anew`` forget those before."""
+        signatures, broken = self._read_images()
+        self._write_images(signatures, sorted({*([] if anew else broken), *image_ids}))
+
+    def _read_images(self) -> tuple[dict[str, str], list[str]]:
+        try:
+            content = json.loads(self._images.read_text(encoding="utf-8"))
+            return dict(content["signatures"]), list(content["broken"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ReclipError(f"{self._images} cannot be read ({error}): {ANEW}") from error
+
+    def _write_images(self, signatures: Mapping[str, str], broken: Sequence[str]) -> None:
+        with atomic_write(self._images) as temporary:
+            temporary.write_text(json.dumps({"signatures": signatures, "broken": broken}), encoding="utf-8")
+
+
+# Keys that hypotheses depend on; the others of a training may change until it begins.
+_HYPOTHESIS_KEYS = (
+    "HYPOTHESIS.METHOD", "HYPOTHESIS.WINDOW_RATIO", "INPUT.COPIES", "INPUT.TILES", "MODEL.CLIP",
+)  # fmt: skip
+
+
+def check_same_inputs(folder: RunFolder, known: RunState, wanted: RunState) -> None:
+    """Raise :class:`ReclipError` if a run would go on with other inputs than those that something was made with.
+
+    Args:
+        known: of the folder.
+        wanted: of the command line.
+    """
+    begun = {kind for kind in known.settings if folder.is_begun(kind, known)}
+    if not begun and not folder.hypotheses.exists():
+        return
+    for what, theirs, ours in (
+        ("--classes", known.classes.classes, wanted.classes.classes),
+        ("background names", known.classes.background, wanted.classes.background),
+        ("--clip", known.clip, wanted.clip),
+        ("CLIP weights", known.weights, wanted.weights),
+    ):
+        if theirs != ours:
+            raise ReclipError(f"{folder.path} was made with other {what}{_difference(theirs, ours)}: {ANEW}")
+    for kind, settings in wanted.settings.items():
+        before = known.settings.get(kind, {})
+        for key in sorted(before.keys() & settings.keys()):  # keys come and go with versions of the package
+            matters = kind in begun or (kind == "rectified" and key.startswith(_HYPOTHESIS_KEYS))
+            if matters and before[key] != settings[key]:
+                raise ReclipError(
+                    f"{folder.path} was made with {key} {before[key]} instead of {settings[key]} ({kind}): {ANEW}"
+                )
+
+
+def _difference(theirs: Any, ours: Any) -> str:
+    if isinstance(theirs, str):
+        return f" ({theirs})"
+    if len(theirs) != len(ours):
+        return f" ({len(theirs)} instead of {len(ours)})"
+    index = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+    return f" (number {index + 1} was {_words(theirs[index])} and is {_words(ours[index])})"
+
+
+def _words(names: str | tuple[str, ...]) -> str:
+    return names if isinstance(names, str) else ", ".join(names)
+
+
+def begin_results(folder: RunFolder, state: RunState, wanted: Mapping[str, str], entries: Sequence[str]) -> None:
+    """Make room for the masks of a kind of model; those of another are moved aside, and come back when asked for.
+
+    Args:
+        wanted: see :attr:`RunState.results`.
+        entries: files and folders that the results will have.
+    """
+    if state.results and state.results != wanted:
+        aside = _aside(folder, state.results)
+        _move(folder.path, aside, state.entries)
+        state.entries = []
+        print(f"  the results of {' '.join(state.results.values())} that were there: {aside}")
+    back = _aside(folder, wanted)
+    returned = [entry.name for entry in back.iterdir()] if back.is_dir() else []
+    state.results = dict(wanted)
+    state.entries = sorted({*state.entries, *entries, *returned})
+    folder.write(state)
+    if back.is_dir():
+        _move(back, folder.path, returned)
+        back.rmdir()
+
+
+def _aside(folder: RunFolder, results: Mapping[str, str]) -> Path:
+    return folder.path / f"previous-{results['model']}-{results['background']}"
+
+
+def _move(source: Path, target: Path, names: Sequence[str]) -> None:
+    target.mkdir(exist_ok=True)
+    for name in names:
+        if not (source / name).exists():
+            continue
+        if (target / name).is_dir():  # of a run that was killed on the way
+            shutil.rmtree(target / name)
+        (source / name).rename(target / name)

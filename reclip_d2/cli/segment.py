@@ -1,0 +1,244 @@
+"""``reclip segment``: from a folder of unlabelled images and a class file to masks and a trained model."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from reclip_d2.cli import options, training
+from reclip_d2.cli.clip_weights import find_weights
+from reclip_d2.cli.estimate import announce_duration
+from reclip_d2.cli.logs import logging_to
+from reclip_d2.cli.results import Request, write_results
+from reclip_d2.cli.run_folder import RunFolder, RunState, check_same_inputs
+from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
+from reclip_d2.data.class_file import read_class_file
+from reclip_d2.data.datasets.custom import check_names_fit, register_images
+from reclip_d2.data.image_folder import find_images
+from reclip_d2.data.survey import SurveyedImage, file_signature, survey_images
+from reclip_d2.data.working_files import WorkingFiles
+from reclip_d2.errors import ReclipError
+from reclip_d2.io import atomic_write
+
+DESCRIPTION = """\
+Train on your own images, without labels, and write a mask for each.
+
+The class file has a class a line. Names after the first, separated by commas, are
+synonyms; # begins a comment. A line `background: sky, wall` names what else may be
+seen: in the masks it is ignored (255), or one class with --background keep.
+
+Masks are index PNGs below FOLDER/masks, in the folders of the images: 0 is the
+first class of the file, 255 is ignored. A run that was stopped goes on when the
+same command is given again."""
+
+STEPS = {
+    "maskclip": "masks by MaskCLIP, no training",
+    "rectified": "hypotheses, rectification (ReCLIP++), masks",
+    "student": "hypotheses, rectification (ReCLIP++), distillation, masks by the student",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    options.add_image_arguments(parser)
+    parser.add_argument("--classes", required=True, metavar="FILE", help="class file")
+    options.add_output_arguments(parser)
+    depth = parser.add_mutually_exclusive_group()
+    depth.add_argument("--fast", action="store_true", help="no training: CLIP's own masks (MaskCLIP)")
+    depth.add_argument("--student", action="store_true", help="distil a small model, and predict with it")
+    options.add_background_argument(parser)
+    options.add_clip_arguments(parser)
+    parser.add_argument("--iterations", type=int, metavar="N", help="of the rectification (default: the config's)")
+    parser.add_argument("--student-iterations", type=int, metavar="N", help="of the distillation")
+    parser.add_argument(
+        "--student-weights",
+        metavar="FILE|NAME",
+        help="initial weights of the student's backbone (default: the config's)",
+    )
+    parser.add_argument("--tile", type=int, metavar="PIXELS", help="cut all images with a longer side into such tiles")
+    options.add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    return SegmentRun(args).execute()
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A step before the masks.
+
+    Attributes:
+        name: in messages.
+        is_done: whether an earlier run has finished it.
+        run: does what is missing of it.
+    """
+
+    name: str
+    is_done: Callable[[], bool]
+    run: Callable[[], None]
+
+
+class SegmentRun:
+    """One call of the command. What can be wrong with the arguments is found before anything is written."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.folder = RunFolder(args.output)
+        self.classes = read_class_file(args.classes)
+        self.images = find_images(args.images, exclude=[self.folder.path])
+        self.kinds = ["maskclip"] if args.fast else ["rectified", "student"] if args.student else ["rectified"]
+        self.pretrained = options.resolve_pretrained(args.pretrained)
+        if args.clip != EMBEDDED_MODEL_NAME:
+            find_weights(args.clip, args.pretrained)
+        self.configs = {kind: self._config(kind) for kind in self.kinds}
+        for cfg in self.configs.values():
+            check_names_fit(self.classes, cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.TEMPLATES)
+        self.request = Request(
+            self.kinds[-1],
+            self.classes,
+            background=args.background,
+            formats=args.formats,
+            skip_broken=args.skip_broken,
+        )
+        self.request.check(self.images)
+        if args.student:
+            training.check_student_weights(self.configs["student"])
+
+    def _config(self, kind: str) -> CfgNode:
+        args, folder = self.args, self.folder
+        iterations = args.student_iterations if kind == "student" else args.iterations
+        for name, value in (("iterations", iterations), ("tile", args.tile)):
+            if value is not None and value < 1:
+                raise ReclipError(f"--{name} {value}: give a number above 0")
+        pairs = {
+            "MODEL.DEVICE": options.resolve_device(args.device),
+            "MODEL.CLIP.PRETRAINED": self.pretrained,
+            "DATASETS.CUSTOM.CLASSES": str(Path(args.classes).absolute()),
+            "HYPOTHESIS.FILE": str(folder.hypotheses),
+            "OUTPUT_DIR": str(folder.model(kind)),
+        }
+        if kind == "student":
+            pairs["MODEL.TEACHER.WEIGHTS"] = str(folder.weights("rectified"))
+            if args.student_weights is not None:
+                pairs["MODEL.STUDENT.WEIGHTS"] = options.resolve_pretrained(args.student_weights)
+        if iterations is not None:
+            pairs["SOLVER.MAX_ITER"] = str(iterations)
+        if args.tile is not None:
+            pairs |= {"INPUT.TILES.FROM_SIDE": str(args.tile), "INPUT.TILES.SIZE": str(args.tile)}
+        return options.stage_config(kind, args.clip, [part for pair in pairs.items() for part in pair] + args.opts)
+
+    def execute(self) -> int:
+        """All steps; returns the exit status."""
+        folder, kind = self.folder, self.request.kind
+        folder.read()  # a folder of other things is left alone
+        with folder.lock(), contextlib.ExitStack() as stack:
+            if self.args.overwrite:
+                folder.clear()
+            state = self._remember()
+            stack.enter_context(logging_to(folder.run))
+            self._announce()
+            surveyed: list[SurveyedImage] = []
+            if self.args.fast:
+                register_images([], self.classes)
+            else:
+                surveyed = self._survey()
+            problems = {image.file.image_id: image.problem for image in surveyed if image.problem}
+            usable = [image for image in self.images if image.image_id not in problems]
+            announce_duration(
+                self.configs[self.kinds[0]],
+                folder,
+                folder.missing_masks(usable, self.request.results),
+                [image for image in surveyed if not image.problem],
+                self.args.student and not folder.weights("student").exists(),
+            )
+            for stage in self.stages():
+                if stage.is_done():
+                    print(f"{stage.name}: done before")
+                else:
+                    print(f"{stage.name} ...", flush=True)
+                    stage.run()
+            status = write_results(
+                folder, state, self.request, self.images, problems, self.configs[kind], folder.weights(kind)
+            )
+            if not self.args.fast:
+                print(f"model     {folder.path}: reclip predict IMAGES --model {folder.path} --output FOLDER")
+            return status
+
+    def _remember(self) -> RunState:
+        """The folder's state with this run in it; refuses a folder of other inputs."""
+        wanted = RunState(
+            classes=self.classes,
+            clip=self.args.clip,
+            pretrained=self.pretrained,
+            weights=file_signature(self.pretrained) or self.pretrained,
+            settings={kind: options.settings_of(cfg) for kind, cfg in self.configs.items()},
+        )
+        known = None if self.args.overwrite else self.folder.read()  # clear() has looked
+        if known is not None:
+            check_same_inputs(self.folder, known, wanted)
+            settings = {**known.settings, **wanted.settings}
+            wanted = dataclasses.replace(wanted, settings=settings, results=known.results, entries=known.entries)
+        trained = self.folder.hypotheses.exists() and not self.args.fast
+        signatures = self.folder.check_images(self.images, trained)
+        self.folder.write(wanted)
+        self.folder.remember_images(signatures)
+        for kind, cfg in self.configs.items():
+            with atomic_write(self.folder.config(kind)) as temporary:
+                temporary.write_text(cfg.dump(), encoding="utf-8")
+        return wanted
+
+    def stages(self) -> list[Stage]:
+        """What comes before the masks."""
+        if self.args.fast:
+            return []
+        folder, rectified = self.folder, self.configs["rectified"]
+        stages = [
+            Stage("hypotheses", folder.hypotheses.exists, lambda: training.make_hypotheses(rectified)),
+            Stage("rectification", folder.weights("rectified").exists, lambda: training.train(rectified)),
+        ]
+        if self.args.student:
+            student = self.configs["student"]
+            stages.append(Stage("distillation", folder.weights("student").exists, lambda: training.train(student)))
+        return stages
+
+    def _announce(self) -> None:
+        """Say what will be done."""
+        args, names = self.args, self.request.table.mask_classes.names
+        print(f"images    {len(self.images):,}")
+        print(f"classes   {len(self.classes.classes)}: {_shorten(', '.join(names))}")
+        if self.classes.background:
+            word = "a class of its own" if args.background == "keep" else "ignored"
+            print(f"          {word}: {_shorten(', '.join(self.classes.background))}")
+        print(f"CLIP      {args.clip}{'' if args.clip == EMBEDDED_MODEL_NAME else f', weights {args.pretrained}'}")
+        print(f"device    {self.configs[self.kinds[0]].MODEL.DEVICE}")
+        print(f"steps     {STEPS[self.request.kind]}")
+        print(f"output    {self.folder.path}", flush=True)
+
+    def _survey(self) -> list[SurveyedImage]:
+        """Decode all images once: find the broken ones, and register the others for the training."""
+        folder = self.folder
+        working = WorkingFiles.from_config(self.configs["rectified"], folder.working_files)
+        signatures = {image.image_id: file_signature(image.path) for image in self.images}
+        surveyed = survey_images(self.images, signatures, folder.survey, working)
+        broken = [image.file.image_id for image in surveyed if image.problem]
+        if not folder.hypotheses.exists():
+            folder.mark_broken(broken, anew=True)
+        trained = [image for image in surveyed if not image.problem and image.file.image_id not in folder.broken]
+        if not trained:
+            raise ReclipError(f"no image can be used; the first: {surveyed[0].problem}")
+        count = training.register_training_images(trained, self.classes)
+        if broken:
+            print(f"  {len(broken)} of {len(surveyed)} images cannot be used: they are listed at the end")
+        if count != len(trained):
+            print(f"  trained on as {count:,} files, since very large images are cut into tiles")
+        return surveyed
+
+
+def _shorten(text: str, length: int = 90) -> str:
+    return text if len(text) <= length else f"{text[: length - 4].rsplit(', ', 1)[0]}, ..."

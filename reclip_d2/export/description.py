@@ -1,0 +1,116 @@
+"""What a user of an exported file must know: ``classes.json`` beside it, and inside it.
+
+The file is that of index masks (:mod:`reclip_d2.formats.classes`) with one more key, ``files``::
+
+    {"ignore_label": 255, "background": null, "classes": [{"id": 0, "name": "sky", "color": [..]}, ...],
+     "files": {"student.onnx": {"format": "onnx", "model": "student", "input": {...}, "output": {...}}}}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from reclip_d2.errors import ReclipError
+from reclip_d2.export.export import ExportOptions
+from reclip_d2.export.onnx_file import INPUT, output_name
+from reclip_d2.formats import MaskClasses
+from reclip_d2.formats.classes import CLASSES_FILE
+from reclip_d2.io import atomic_write
+
+
+@dataclasses.dataclass(frozen=True)
+class DescribedFile:
+    """An exported file and what ``classes.json`` says of it.
+
+    Attributes:
+        path: of the exported file.
+        classes: what the ids in labels mean.
+        channels: the id of each channel of the logits (of each class of the model); classes that are ignored have the
+            ignore label, and background names may share an id.
+        model: kind of model.
+        options: how it is exported.
+        short_side, long_side: in pixels, to which the model's own prediction resizes an image before it goes in: the
+            short side, and what the long side is at most then; 0 for images as they are.
+    """
+
+    path: Path
+    classes: MaskClasses
+    channels: Sequence[int]
+    model: str
+    options: ExportOptions
+    short_side: int = 0
+    long_side: int = 0
+
+    def content(self) -> dict[str, Any]:
+        """``classes.json`` for this file alone."""
+        options = self.options
+        sides: list[Any] = ["height", "width"] if options.size is None else list(options.size)
+        ids = {"channels": list(self.channels)}
+        wide = max(self.channels) > 255
+        entry = {
+            "format": options.format,
+            "model": self.model,
+            "input": {
+                "name": INPUT,
+                "type": options.input_type if options.format == "onnx" else "uint8 or float32",
+                "shape": [1, 3, *sides],
+                "pixels": "RGB, 0 to 255, upright; normalisation and padding are in the graph",
+                "resize_short_side_to": self.short_side or None,
+                "long_side_at_most": (self.long_side or None) if self.short_side else None,
+            },
+            "output": {
+                "name": output_name(options.labels),
+                "type": ("int32" if wide else "uint8") if options.labels else "float32",
+                "shape": [1, *sides] if options.labels else [1, len(self.channels), *sides],
+                **({} if options.labels else ids),
+            },
+        }
+        return {**json.loads(self.classes.to_json()), "files": {self.path.name: entry}}
+
+    def text(self) -> str:
+        """:meth:`content` as JSON."""
+        return json.dumps(self.content(), indent=1, ensure_ascii=False) + "\n"
+
+    def check(self, overwrite: bool) -> None:
+        """Raise :class:`ReclipError` if the file or ``classes.json`` must not be written where they would go."""
+        if self.path.is_dir():
+            raise ReclipError(f"{self.path} is a folder: name a file, or another folder")
+        if self.path.exists() and not overwrite:
+            raise ReclipError(f"{self.path} exists: give --overwrite, or another --output")
+        self._others(overwrite)
+
+    def write(self, overwrite: bool) -> Path:
+        """Write ``classes.json``, or add this file to one of the same classes that is there; returns its path."""
+        others = self._others(overwrite)
+        content = self.content()
+        content["files"] = {**others, **content["files"]}
+        path = self.path.parent / CLASSES_FILE
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+    def _others(self, overwrite: bool) -> dict[str, Any]:
+        """Other exported files that ``classes.json`` describes; refuses one of other classes.
+
+        Only that of an export whose files are all replaced may be of other classes: masks would lose their meaning.
+        """
+        path = self.path.parent / CLASSES_FILE
+        if not path.exists():
+            return {}
+        try:
+            content = dict(json.loads(path.read_text(encoding="utf-8")))
+            files = content.pop("files", None)
+            if not content or files is not None and not isinstance(files, dict):
+                raise ValueError("it is no such file")
+        except (OSError, ValueError, TypeError) as error:
+            raise ReclipError(f"{path} cannot be read ({error}): remove it, or give another --output") from error
+        others = {name: entry for name, entry in (files or {}).items() if name != self.path.name}
+        if content == json.loads(self.classes.to_json()):
+            return others
+        if not overwrite or files is None or others:
+            raise ReclipError(f"{path} is of other classes: give an --output in another folder")
+        return {}

@@ -1,0 +1,124 @@
+"""Export a model: trace it, write the file, check the file, and only then give it its name."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from reclip_d2.errors import ReclipError
+from reclip_d2.export import onnx_file, torchscript_file
+from reclip_d2.export.module import ExportModule, maps_on_grid, trace_size
+from reclip_d2.export.parity import Agreement, agreement, check_image, check_sizes, reference_logits
+from reclip_d2.io import atomic_write
+from reclip_d2.layers import use_kernels
+from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
+
+FORMATS: dict[str, ModuleType] = {"onnx": onnx_file, "torchscript": torchscript_file}
+INPUT_TYPES = {"uint8": torch.uint8, "float32": torch.float32}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """How a model is exported.
+
+    Attributes:
+        format: a key of :data:`FORMATS`.
+        size: (H, W) of all images; None for any.
+        labels: give labels instead of logits.
+        label_ids: the id of each class in the labels; by default 0 to C - 1.
+        input_type: a key of :data:`INPUT_TYPES`: of the image that the file takes. TorchScript takes either.
+        tolerance: the largest difference of logits, as part of their span.
+    """
+
+    format: str = "onnx"
+    size: tuple[int, int] | None = None
+    labels: bool = False
+    label_ids: Sequence[int] | None = None
+    input_type: str = "uint8"
+    tolerance: float = 1e-3
+
+    def check(self) -> None:
+        """Raise :class:`ReclipError` for a format that needs other packages, or values that make no sense."""
+        if missing := FORMATS[self.format].missing_packages():
+            raise ReclipError(f"{self.format} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+        if self.size is not None and min(self.size) < 1:
+            raise ReclipError(f"size {self.size[0]}x{self.size[1]}: height and width must be at least 1")
+        if not self.tolerance > 0:
+            raise ReclipError(f"tolerance {self.tolerance}: give a number above 0")
+
+
+def export_model(
+    model: LanguageSegmentor,
+    path: str | Path,
+    options: ExportOptions,
+    description: str = "",
+    report: Callable[[Agreement], None] = lambda _: None,
+) -> list[Agreement]:
+    """Write a model to a file that runs without this package.
+
+    The file takes an image ``(1, 3, H, W)``, RGB in [0, 255], and gives what :meth:`ExportModule.forward` says. It is
+    checked against the model on two images, for any size on two sizes that the trace has not seen.
+
+    Args:
+        model: on the CPU, in eval mode and float32.
+        path: is written whole or not at all; what stands there is replaced.
+        description: text to keep in the file.
+        report: called with each comparison, as it comes.
+
+    Raises:
+        ReclipError: a package is missing, or the file does not compute what the model does.
+    """
+    options.check()
+    path = Path(path)
+    target = FORMATS[options.format]
+    sizes = check_sizes(model) if options.size is None else [options.size] * 2
+    # Before anything is traced: the model as it is.
+    images = [check_image(seed, size).to(INPUT_TYPES[options.input_type]) for seed, size in enumerate(sizes)]
+    references = [reference_logits(model, image) for image in images]
+    example = torch.zeros(1, 3, *(options.size or trace_size(model)), dtype=INPUT_TYPES[options.input_type])
+    module = ExportModule(model, size=options.size, labels=options.labels, label_ids=options.label_ids).eval()
+    results = []
+    with atomic_write(path) as temporary:
+        with torch.no_grad(), _public_operators(), maps_on_grid(model, options.size):
+            target.write(module, example, temporary, description)
+        run = target.load(temporary)
+        for image, reference in zip(images, references, strict=True):
+            results.append(agreement(reference, _run(run, image), options.label_ids))
+            report(results[-1])
+        if wrong := [result for result in results if not result.within(options.tolerance)]:
+            raise ReclipError(
+                f"the {options.format} file does not compute what the model does, and is not kept ({wrong[0]}):"
+                f" the tolerance is {options.tolerance:g} of the span"
+            )
+    return results
+
+
+@contextlib.contextmanager
+def _public_operators() -> Iterator[None]:
+    """Inside, neither our kernels nor the fast path of PyTorch's attention are used: that is a private operator, which
+    ONNX does not know, and another PyTorch may not."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with use_kernels(False):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@torch.no_grad()
+def _run(run: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    """The file's output for an image ``(3, H, W)``, without its first axis."""
+    try:
+        return run(image[None])[0]
+    except Exception as error:  # runtimes have errors of their own
+        cause = " ".join(str(error).split())[:200]
+        raise ReclipError(
+            f"the file cannot be run on an image of {image.shape[-2]} x {image.shape[-1]}, and is not kept ({cause})"
+        ) from error

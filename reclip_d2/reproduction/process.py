@@ -1,0 +1,157 @@
+"""Call functions in processes of their own, which start in no time.
+
+A run leaves much behind in its process: handlers of Detectron2's loggers, registered and cached things, memory that the
+allocators keep. A fresh Python for every run would cost some seconds of imports, over a hundred times. So a server
+process (``multiprocessing``'s fork server) imports the program once, and each call is a fork of it: a copy that has
+computed nothing yet, and that leaves nothing behind but its result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from reclip_d2.errors import ReclipError, out_of_memory_message
+
+_SECONDS_TO_STOP = 20.0
+
+
+class Processes:
+    """Calls functions in processes of their own, and ends them all when it must. Threads may share one."""
+
+    def __init__(self, threads: int = 0) -> None:
+        """
+        Args:
+            threads: PyTorch's threads in each process; 0 leaves them as they are.
+        """
+        self._threads = threads
+        self._context = multiprocessing.get_context("forkserver")
+        self._lock = threading.Lock()
+        self._alive: set[BaseProcess] = set()
+        self._stopped = False
+
+    def call(self, function: Callable[[Any], Any], argument: Any, output: Path) -> Any:
+        """``function(argument)`` in a process of its own.
+
+        Args:
+            function: of a module that can be imported, or of the program itself.
+            output: file to whose end all goes that it prints.
+
+        Raises:
+            ReclipError: the function raised one, ran out of memory, or its process was killed.
+            RuntimeError: the function raised something else; the message is its traceback.
+        """
+        receiver, sender = self._context.Pipe(duplex=False)
+        setting = _Setting(output, dict(os.environ), multiprocessing.get_start_method(), self._threads)
+        process = self._context.Process(target=_serve, args=(sender, function, argument, setting))
+        with receiver:
+            with self._lock, sender:  # with this end open here the end of the process would go unseen
+                if self._stopped:
+                    raise ReclipError("stopped")
+                process.start()
+                self._alive.add(process)
+            try:
+                outcome, value = receiver.recv()
+            except EOFError:
+                outcome, value = "mistake", ""
+            process.join()
+        with self._lock:
+            self._alive.discard(process)
+        if outcome == "mistake":
+            raise ReclipError(value or _why_it_ended(process.exitcode, output))
+        if outcome == "error":
+            raise RuntimeError(f"\n{value}")
+        return value
+
+    def stop(self) -> None:
+        """End all processes, and start no more: politely, so that they remove their temporary files; then for certain.
+
+        The calls end with an error.
+        """
+        with self._lock:
+            self._stopped = True
+            processes = list(self._alive)
+        for process in processes:  # Ctrl-C in a terminal has reached them by itself; twice does no harm
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGINT)
+        wait_until = time.monotonic() + _SECONDS_TO_STOP
+        while processes and time.monotonic() < wait_until:
+            wait([process.sentinel for process in processes], timeout=1)
+            processes = [process for process in processes if process.is_alive()]
+        for process in processes:
+            process.kill()
+
+
+def mistake_of(error: BaseException) -> str | None:
+    """The line for a user's mistake, or for memory that ran out; None for any other error."""
+    if isinstance(error, ReclipError):
+        lines = str(error).strip().splitlines() or ["no message"]
+        # A data-loading worker's error comes with the worker's traceback in front.
+        return lines[-1].removeprefix(f"{ReclipError.__module__}.{ReclipError.__qualname__}: ")
+    return out_of_memory_message(error)
+
+
+class _Setting(NamedTuple):
+    """What a new process does not have of the caller's, or should not have of the server's."""
+
+    output: Path
+    environment: dict[str, str]
+    start_method: str
+    threads: int
+
+    def enter(self) -> None:
+        """Make it that of this process."""
+        os.environ.update(self.environment)
+        # Or data-loading workers would start by a server of their own, which imports everything anew.
+        multiprocessing.set_start_method(self.start_method, force=True)
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.output, "ab", buffering=0) as file:
+            os.dup2(file.fileno(), sys.stdout.fileno())
+            os.dup2(file.fileno(), sys.stderr.fileno())
+        if self.threads:
+            torch.set_num_threads(self.threads)
+
+
+def _serve(sender: Connection, function: Callable[[Any], Any], argument: Any, setting: _Setting) -> None:
+    """In the new process: call, and send ``(outcome, value)``."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        setting.enter()
+        answer = "result", function(argument)
+    except KeyboardInterrupt:
+        return  # without an answer
+    except BaseException as error:
+        traceback.print_exc()
+        mistake = mistake_of(error)
+        answer = ("error", traceback.format_exc()) if mistake is None else ("mistake", mistake)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sender.send(answer)
+
+
+def _end_with_parent() -> None:
+    """Do not outlive the program: a second one would meet this run at work in its folder."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _why_it_ended(code: int | None, output: Path) -> str:
+    if code is not None and code < 0:
+        hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+        return f"its process was killed by signal {-code} ({signal.Signals(-code).name}){hint}: see {output}"
+    return f"its process ended with status {code}: see {output}"

@@ -1,0 +1,89 @@
+"""``reclip doctor``."""
+
+import open_clip
+import pytest
+import torch
+
+from reclip_d2.cli import clip_weights, doctor
+from tests.helpers import register_tiny_model, tiny_clip
+
+
+@pytest.fixture(autouse=True)
+def no_weights(tmp_path, monkeypatch):
+    """A machine without weights and without a network."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def test_ready(reclip, isolated_cache):
+    outcome = reclip("doctor", "--clip", "reclip-embedded")
+    assert outcome.status == 0 and outcome.err == ""
+    for words in ("reclip_d2", "Python 3.", f"torch {torch.__version__.split('+')[0]}", "detectron2", "extension",
+                  "cpu: ", str(isolated_cache), "ships with the package", "ready"):  # fmt: skip
+        assert words in outcome.out
+    assert not list(isolated_cache.iterdir())  # the probe of the cache is gone
+
+
+def test_weights_that_are_not_here(reclip):
+    outcome = reclip("doctor")
+    assert "see CLIP above" in outcome.error
+    assert "PROBLEM" in outcome.out and "--pretrained FILE" in outcome.out and "ViT-B-16-quickgelu" in outcome.out
+
+
+def test_weights_that_can_be_fetched(reclip, monkeypatch):
+    asked = []
+    monkeypatch.setattr(clip_weights, "_is_reachable", lambda address: asked.append(address) or True)
+    outcome = reclip("doctor")
+    assert outcome.status == 0
+    assert asked[0].startswith("https://") and asked[0] in outcome.out and "the first run fetches" in outcome.out
+
+
+def test_weights_in_a_file(reclip, tmp_path):
+    name = register_tiny_model(tmp_path)
+    model = open_clip.create_model(name, pretrained=None)
+    torch.save(model.state_dict(), tmp_path / "clip.pt")
+    outcome = reclip("doctor", "--clip", name, "--pretrained", tmp_path / "clip.pt")
+    assert outcome.status == 0, outcome.out
+    assert str(tmp_path / "clip.pt") in outcome.out
+
+    torch.save(tiny_clip(layers=2).state_dict(), tmp_path / "other.pt")
+    outcome = reclip("doctor", "--clip", name, "--pretrained", tmp_path / "other.pt")
+    assert outcome.status == 1 and "is of another model than" in outcome.out
+
+
+def test_weights_in_the_hubs_cache(monkeypatch, tmp_path):
+    """A cached file is found where the hub's client itself would look."""
+    config = {"hf_hub": "owner/name/"}
+    folder = tmp_path / "hub" / "models--owner--name"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    assert clip_weights._cached(config) is None
+    file = folder / "snapshots" / "abc" / "open_clip_model.safetensors"
+    file.write_bytes(b"")
+    assert clip_weights._cached(config) == file
+    other = {"url": "https://example.org/x/ViT.pt"}
+    assert clip_weights._cached(other) is None
+    (tmp_path / ".cache" / "clip").mkdir(parents=True)
+    (tmp_path / ".cache" / "clip" / "ViT.pt").write_bytes(b"")
+    assert clip_weights._cached(other) == tmp_path / ".cache" / "clip" / "ViT.pt"
+
+
+def test_a_cache_that_cannot_be_written(reclip, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RECLIP_CACHE", str(tmp_path / "file"))
+    outcome = reclip("doctor", "--clip", "reclip-embedded")
+    assert outcome.status == 1 and "set RECLIP_CACHE to another" in outcome.out
+
+
+def test_a_machine_without_kernels(reclip, monkeypatch):
+    monkeypatch.setattr(doctor, "kernels_available", lambda device: False)
+    outcome = reclip("doctor", "--clip", "reclip-embedded")
+    assert outcome.status == 0 and "none for cpu: plain PyTorch serves" in outcome.out
+
+
+def test_a_missing_package(reclip, monkeypatch):
+    monkeypatch.setattr(doctor, "_PACKAGES", ("torch", "no-such-package"))
+    outcome = reclip("doctor", "--clip", "reclip-embedded")
+    assert outcome.status == 1 and "pip install no-such-package" in outcome.out

@@ -1,0 +1,63 @@
+"""The command itself: help, statuses, and the words of its errors."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reclip_d2.cli.estimate import in_words
+from reclip_d2.cli.main import COMMANDS, in_options, main
+from reclip_d2.cli.training import training_program
+
+
+def test_help_names_all_commands(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert f"usage: reclip {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["train"], ["segment"], ["segment", "--fast", "--student"]])
+def test_usage_errors(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2 and "usage: reclip" in capsys.readouterr().err
+
+
+def test_module():
+    result = subprocess.run(
+        [sys.executable, "-m", "reclip_d2", "predict", "none", "--model", "none", "--output", "other"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.startswith("error: --model none is no output") and result.stderr.count("\n") == 1
+
+
+def test_keys_become_options():
+    message = "MODEL.CLIP.PRETRAINED x is of another model: set MODEL.CLIP.NAME"
+    assert in_options(message) == "--pretrained x is of another model: set --clip"
+
+
+def test_durations_in_words():
+    words = {0: "1 s", 40.4: "40 s", 89: "89 s", 95: "2 min", 60 * 75: "75 min", 3600 * 3 + 60 * 21: "3 h 20 min",
+             3600 * 5: "5 h", 3600 * 52: "2 days 4 h", 3600 * 48: "2 days"}  # fmt: skip
+    assert {seconds: in_words(seconds) for seconds in words} == words
+
+
+def test_training_is_that_of_train_net():
+    program = training_program()
+    assert program is training_program()
+    assert Path(program.__file__).name == "train_net.py" and hasattr(program.Trainer, "resume_or_load")

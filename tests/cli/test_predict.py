@@ -1,0 +1,113 @@
+"""``reclip predict``: further images with a trained model."""
+
+import numpy as np
+from PIL import Image
+
+from tests.cli.conftest import all_files, picture, read_mask
+
+
+def test_predict(reclip, model, photos, tmp_path):
+    # The images of the training get the masks of the training.
+    same = reclip("predict", "photos", "--model", "out", "--output", "same", "--device", "cpu")
+    assert same.status == 0, same.err
+    assert all_files(tmp_path / "same" / "masks") == all_files(model / "masks")
+    assert "ReCLIP++, rectified" in same.out
+
+    # Others, and one more later: only that is made.
+    more = tmp_path / "more photos"
+    more.mkdir()
+    Image.fromarray(picture(30, 50, 70)).save(more / "a.webp")
+    call = ("predict", more, "--model", "out", "--output", "more", "--formats", "palette", "--device", "cpu")
+    assert reclip(*call).status == 0
+    assert read_mask(tmp_path / "more" / "masks" / "a.png").shape == (50, 70)
+    assert (tmp_path / "more" / "palette" / "a.png").exists()
+    Image.fromarray(picture(31)).save(more / "b.bmp")
+    grown = reclip(*call)
+    assert grown.status == 0 and "2 masks" in grown.out and "1 of them made now" in grown.out
+
+    # An image that was changed is noticed.
+    Image.fromarray(picture(32)).save(more / "a.webp")
+    assert "1 changed, such as 'a'" in reclip(*call).error
+    assert reclip(*call, "--overwrite").status == 0
+    assert read_mask(tmp_path / "more" / "masks" / "a.png").shape == (96, 96)
+
+
+def test_use(reclip, segment, model, tmp_path):
+    result = reclip("predict", "photos", "--model", "out", "--output", "clip", "--use", "maskclip", "--device", "cpu",
+                    "--opts", "MODEL.CLIP.TEMPLATES", "photo")  # fmt: skip
+    assert result.status == 0, result.err
+    assert "MaskCLIP" in result.out
+    assert segment("--fast", output="fast").status == 0
+    assert all_files(tmp_path / "clip" / "masks") == all_files(tmp_path / "fast" / "masks")
+    assert (
+        "no finished model (student)"
+        in reclip("predict", "photos", "--model", "out", "--output", "x", "--use", "student").error
+    )
+
+
+def test_student(reclip, segment, model, tmp_path):
+    rectified = all_files(model / "masks")
+    result = segment("--student", "--student-iterations", "3")
+    assert result.status == 0, result.err
+    for words in ("rectification: done before", "distillation ...", "6 masks by ReCLIP++, distilled student"):
+        assert words in result.out
+    assert all_files(model / "previous-rectified-ignore" / "masks") == rectified
+    again = segment("--student", "--student-iterations", "3")
+    assert "distillation: done before" in again.out and "0 of them made now" in again.out
+    # The last model is the student; it needs neither CLIP nor teacher.
+    (model / "run" / "rectified" / "model_final.pth").unlink()
+    more = reclip("predict", "photos", "--model", "out", "--output", "more", "--device", "cpu")
+    assert more.status == 0, more.err
+    assert all_files(tmp_path / "more" / "masks") == all_files(model / "masks")
+
+
+def test_background(reclip, model, tmp_path):
+    for choice, value in (("ignore", 255), ("keep", 3)):
+        call = ("predict", "photos", "--model", "out", "--output", "bg", "--background", choice, "--device", "cpu")
+        assert reclip(*call).status == 0
+        masks = [read_mask(path) for path in sorted((tmp_path / "bg" / "masks").rglob("*.png"))]
+        assert {value} == set(np.unique(np.concatenate([mask.ravel() for mask in masks]))) - {0, 1, 2}
+
+
+def test_broken_images(reclip, model, photos):
+    (photos / "bad.png").write_bytes(b"")
+    call = ("predict", "photos", "--model", "out", "--output", "more", "--device", "cpu")
+    assert "1 of 7 images have no mask" in reclip(*call).error
+    assert reclip(*call, "--skip-broken").status == 0
+
+
+def test_a_model_that_was_trained_anew_is_another(reclip, segment, model):
+    call = ("predict", "photos", "--model", "out", "--output", "more", "--device", "cpu")
+    assert reclip(*call).status == 0
+    assert segment("--overwrite", keys=("SEED", "1")).status == 0
+    assert "SEED 0 instead of 1" in reclip(*call).error
+    assert reclip(*call, "--opts", "SEED", "0").error.count("was made with the checkpoint")
+    assert reclip(*call, "--overwrite").status == 0
+
+
+def test_wrong_models(reclip, segment, tmp_path):
+    for wrong in ("none", "photos", "classes.txt"):
+        assert "is no output of reclip segment" in reclip("predict", "photos", "--model", wrong, "--output", "x").error
+    assert segment("--fast").status == 0
+    assert "is the model's own folder" in reclip("predict", "photos", "--model", "out", "--output", "out").error
+    assert not (tmp_path / "x").exists()
+    assert reclip("predict", "photos", "--model", "out", "--output", "x", "--device", "cpu").status == 0  # MaskCLIP
+
+
+def test_an_unfinished_training(reclip, segment, model):
+    (model / "run" / "rectified" / "model_final.pth").unlink()
+    error = reclip("predict", "photos", "--model", "out", "--output", "x").error
+    assert "no finished model" in error and "run its reclip segment to the end" in error
+
+
+def test_a_damaged_memory(reclip, segment, model):
+    (model / "reclip.json").write_text("{")
+    assert "reclip.json cannot be read" in reclip("predict", "photos", "--model", "out", "--output", "x").error
+    assert "reclip.json cannot be read" in segment().error
+
+
+def test_a_damaged_checkpoint(reclip, model, tmp_path):
+    (model / "run" / "rectified" / "model_final.pth").write_bytes(b"nothing")
+    error = reclip("predict", "photos", "--model", "out", "--output", "x", "--device", "cpu").error
+    assert "model_final.pth cannot be read as tensors" in error
+    assert not list((tmp_path / "x" / "masks").glob("*.png"))

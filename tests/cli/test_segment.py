@@ -1,0 +1,287 @@
+"""``reclip segment`` from a folder to masks, and what a second call does."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from PIL import Image
+
+from reclip_d2.cli import training
+from tests.cli.conftest import CLASSES, all_files, picture, read_mask
+
+MASKS = ["0", "1", "2", "3", "in/4", "in/5"]
+SIZES = {"0": (96, 96), "1": (96, 128), "2": (70, 60), "3": (200, 150), "in/4": (96, 96), "in/5": (96, 96)}
+
+
+def test_a_whole_run(segment, tmp_path):
+    first = segment("--formats", "overlay", "coco")
+    assert first.status == 0, first.err
+    out = tmp_path / "out"
+    for name in MASKS:
+        mask = read_mask(out / "masks" / f"{name}.png")
+        assert mask.shape == SIZES[name]
+        assert set(np.unique(mask)) <= {0, 1, 2, 255}
+        assert (out / "overlay" / f"{name}.jpg").exists()
+    ids = json.loads((out / "masks" / "classes.json").read_text())
+    assert [entry["name"] for entry in ids["classes"]] == ["sky", "wood", "fire"] and ids["background"] is None
+    assert json.loads((out / "coco" / "annotations" / "instances_default.json").read_text())["images"]
+
+    # What it says: what it will do, how long that takes, what came out, and where.
+    for words in (
+        "images    6", "classes   3: sky, wood, fire", "ignored: road, snow", "reclip-embedded",
+        "steps     hypotheses, rectification (ReCLIP++), masks", "they suggest about", "6 of them made now",
+        str(out / "masks"), str(out / "overlay"), "reclip predict IMAGES --model",
+    ):  # fmt: skip
+        assert words in first.out
+    assert "hypotheses" in first.err and "training" in first.err  # progress bars
+
+    # The summary is of the masks that are there.
+    summary = json.loads((out / "summary.json").read_text())
+    masks = np.concatenate([read_mask(out / "masks" / f"{name}.png").ravel() for name in MASKS])
+    assert summary["pixels"] == masks.size and summary["masks"] == summary["images"] == 6
+    for row in summary["classes"]:
+        assert row["pixels"] == (masks == row["id"]).sum()
+        assert row["images"] == sum((read_mask(out / "masks" / f"{name}.png") == row["id"]).any() for name in MASKS)
+
+    names = {path.name for path in (out / "run" / "rectified").iterdir()}
+    assert {"config.yaml", "model_final.pth", "metrics.json"} <= names
+    assert not any(name.startswith("model_0") for name in names)  # only the last checkpoint is left
+    model = torch.load(out / "run" / "rectified" / "model_final.pth", weights_only=True)
+    assert model["iteration"] == 5
+
+    # What was trained on are images and nothing else: no record names a label.
+    assert all(set(record) == {"file_name", "image_id"} for record in DatasetCatalog.get("custom"))
+
+    # The same again: nothing is made, nothing changes.
+    before = all_files(out / "masks")
+    second = segment("--formats", "overlay", "coco")
+    assert second.status == 0
+    for stage in ("hypotheses", "rectification", "masks"):
+        assert f"{stage}: done before" in second.out
+    assert "they suggest" not in second.out and "0 of them made now" in second.out
+    assert all_files(out / "masks") == before
+
+    # A lost mask is made again, with no training.
+    (out / "masks" / "in" / "4.png").unlink()
+    third = segment()
+    assert "rectification: done before" in third.out and "1 of them made now" in third.out
+    assert all_files(out / "masks") == before
+
+
+def test_fast_then_trained_then_fast(segment, tmp_path):
+    out = tmp_path / "out"
+    fast = segment("--fast")
+    assert fast.status == 0, fast.err
+    assert "6 masks by MaskCLIP" in fast.out and "steps     masks by MaskCLIP" in fast.out
+    assert "reclip predict" not in fast.out
+    assert not (out / "run" / "hypotheses.jsonl").exists()
+    maskclip = all_files(out / "masks")
+
+    trained = segment()
+    assert trained.status == 0, trained.err
+    aside = out / "previous-maskclip-ignore"
+    assert str(aside) in trained.out
+    assert all_files(aside / "masks") == maskclip
+    rectified = all_files(out / "masks")
+    assert rectified != maskclip
+
+    again = segment("--fast")
+    assert "masks: done before" in again.out
+    assert all_files(out / "masks") == maskclip and not aside.exists()
+    assert all_files(out / "previous-rectified-ignore" / "masks") == rectified
+
+
+def test_background_kept(segment, tmp_path):
+    ignored = segment("--fast")
+    assert ignored.status == 0
+    before = {name: read_mask(tmp_path / "out" / "masks" / f"{name}.png") for name in MASKS}
+    kept = segment("--fast", "--background", "keep")
+    assert kept.status == 0 and "a class of its own: road, snow" in kept.out
+    for name, labels in before.items():
+        assert (read_mask(tmp_path / "out" / "masks" / f"{name}.png") == np.where(labels == 255, 3, labels)).all()
+    ids = json.loads((tmp_path / "out" / "masks" / "classes.json").read_text())
+    assert ids["background"] == 3 and ids["classes"][3]["name"] == "background"
+    assert "background" in kept.out
+
+
+def test_scores(segment, tmp_path):
+    assert segment("--fast", "--background", "keep", "--formats", "scores,index").status == 0
+    for name in MASKS:
+        with np.load(tmp_path / "out" / "scores" / f"{name}.npz") as file:
+            scores = file["scores"]
+        assert scores.dtype == np.float16 and scores.shape == (4, *SIZES[name])
+        labels = read_mask(tmp_path / "out" / "masks" / f"{name}.png")
+        best = scores.astype(np.float32).max(0)
+        chosen = np.take_along_axis(scores.astype(np.float32), labels[None].astype(int), 0)[0]
+        assert (best - chosen).max() < 1e-3  # the best but for rounding to 16 bits
+
+
+def test_orientation_is_the_same_for_image_mask_and_overlay(segment, photos, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = picture(9, 96, 160)
+    stored = np.rot90(upright)  # orientation 6 turns it back
+    Image.fromarray(upright).save(photos / "upright.png")
+    Image.fromarray(stored).save(photos / "turned.png", exif=exif)
+    assert segment("--fast", "--formats", "overlay").status == 0
+    out = tmp_path / "out"
+    mask = read_mask(out / "masks" / "turned.png")
+    assert mask.shape == (96, 160)
+    assert (mask == read_mask(out / "masks" / "upright.png")).all()
+    assert (out / "overlay" / "turned.jpg").read_bytes() == (out / "overlay" / "upright.jpg").read_bytes()
+
+
+def test_tiles(segment, photos, tmp_path):
+    Image.fromarray(picture(9, 150, 400)).save(photos / "scan.png")
+    result = segment("--tile", "100", images=("photos/scan.png", "photos/0.jpg"))
+    assert result.status == 0, result.err
+    # 2 x 4 tiles, and the image that is smaller than a tile.
+    assert "trained on as 9 files" in result.out
+    tiles = tmp_path / "out" / "run" / "working" / "scan.tiles"
+    assert len(list(tiles.iterdir())) == 8
+    assert read_mask(tmp_path / "out" / "masks" / "scan.png").shape == (150, 400)
+    assert read_mask(tmp_path / "out" / "masks" / "0.png").shape == (96, 96)
+
+
+def test_output_among_the_images(segment, photos):
+    assert segment("--fast", "--formats", "overlay", output="photos/out").status == 0
+    again = segment("--fast", output="photos/out")
+    assert again.status == 0 and "images    6" in again.out
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_broken_images(segment, photos, tmp_path, training):
+    flags = () if training else ("--fast",)
+    (photos / "bad.jpg").write_bytes((photos / "0.jpg").read_bytes()[:900])
+    result = segment(*flags)
+    assert "1 of 7 images have no mask" in result.error and "--skip-broken" in result.error
+    assert "no mask of bad" in result.out and "bad.jpg cannot be read" in result.out
+    before = all_files(tmp_path / "out" / "masks")
+    assert len(before) == 7  # six masks and classes.json
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["problems"].keys() == {"bad"}
+
+    skipped = segment(*flags, "--skip-broken")
+    assert skipped.status == 0 and "no mask of bad" in skipped.out
+
+    # A broken image that has been replaced gets its mask, and nothing is trained anew.
+    Image.fromarray(picture(8)).save(photos / "bad.jpg")
+    mended = segment(*flags)
+    assert mended.status == 0, mended.err
+    assert "1 of them made now" in mended.out
+    after = all_files(tmp_path / "out" / "masks")
+    assert after.keys() - before.keys() == {"bad.png"} and before.items() <= after.items()
+
+
+def test_only_broken_images(segment, photos):
+    for path in photos.rglob("*.*"):
+        path.write_bytes(b"nothing")
+    assert "no image can be used" in segment().error
+    assert "6 of 6 images have no mask" in segment("--fast", output="other").error
+
+
+# ---- other inputs in the same folder --------------------------------------------------------------------------
+
+
+def test_other_inputs_are_refused(model, segment, photos, classes, tmp_path):
+    before = all_files(tmp_path / "out")
+
+    def refused(words: str, *arguments: object, **options: object) -> None:
+        error = segment(*arguments, **options).error
+        assert words in error and "--overwrite" in error
+        assert all_files(tmp_path / "out") == before
+
+    classes.write_text(CLASSES.replace("fire", "flames"))
+    refused("other --classes (number 3 was fire and is flames)")
+    classes.write_text(CLASSES + "sand\n")
+    refused("other --classes (3 instead of 4)")
+    classes.write_text(CLASSES.replace("snow", "ice"))
+    refused("background names")
+    classes.write_text(CLASSES)
+    refused("--iterations 6 instead of 8 (rectified)", "--iterations", "8")
+    refused("SOLVER.BASE_LR", keys=("SOLVER.BASE_LR", "0.02"))
+
+    content = (photos / "2.jpg").read_bytes()
+    Image.fromarray(picture(20)).save(photos / "2.jpg")
+    refused("1 changed, such as '2'")
+    (photos / "2.jpg").write_bytes(content)
+    Image.fromarray(picture(21)).save(photos / "new.jpg")
+    refused("1 new, such as 'new'")
+    (photos / "new.jpg").unlink()
+    (photos / "in" / "4.png").rename(tmp_path / "4.png")
+    refused("1 missing, such as 'in/4'")
+    (tmp_path / "4.png").rename(photos / "in" / "4.png")
+    assert segment().status == 0
+
+
+def test_before_anything_is_made_all_may_change(segment, classes, monkeypatch):
+    """A run that was stopped to mend an argument goes on without --overwrite."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "make_hypotheses", interrupt)
+        assert segment().status == 130
+    classes.write_text("road\nsnow\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train", interrupt)
+        assert segment().status == 130  # now there are hypotheses, of these classes
+    assert segment("--iterations", "2", keys=("SOLVER.BASE_LR", "0.02")).status == 0
+    assert "SOLVER.BASE_LR 0.02" in segment("--iterations", "2").error
+
+
+def test_after_the_hypotheses_what_they_depend_on_is_fixed(segment, classes, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupt)
+    assert segment().status == 130
+    assert "HYPOTHESIS.WINDOW_RATIO 0.5 instead of 0.25" in segment(keys=("HYPOTHESIS.WINDOW_RATIO", "0.25")).error
+    classes.write_text("road\nsnow\n")
+    assert "other --classes" in segment().error
+
+
+def test_overwrite(segment, classes, tmp_path):
+    assert segment("--fast").status == 0
+    assert segment("--fast", "--background", "keep").status == 0
+    classes.write_text("sky\nwood\n")
+    (tmp_path / "out" / "mine.txt").write_text("not ours")
+    assert segment("--fast", "--overwrite").status == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "masks", "run", "reclip.json", "summary.json", "mine.txt",
+    }  # fmt: skip
+    assert set(np.unique(read_mask(tmp_path / "out" / "masks" / "0.png"))) <= {0, 1}
+
+
+def test_a_folder_of_other_things_is_left_alone(segment, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    for flags in ((), ("--overwrite",)):
+        assert "holds other files" in segment("--fast", *flags).error
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_harmless_settings_may_change(segment):
+    assert segment("--fast").status == 0
+    assert segment("--fast", keys=("TEST.BAND_MEMORY", "1", "HYPOTHESIS.BATCH_SIZE", "7")).status == 0
+
+
+def test_touched_and_moved_images_are_the_same(model, segment, photos, tmp_path):
+    photos.rename(tmp_path / "moved")
+    for path in (tmp_path / "moved").rglob("*.*"):
+        path.touch()
+    result = segment(images=("moved",))
+    assert result.status == 0 and "rectification: done before" in result.out
+
+
+@pytest.mark.cuda
+def test_a_run_on_a_gpu(segment, reclip, tmp_path):
+    result = segment("--student", "--student-iterations", "2", "--background", "keep", "--device", "cuda",
+                     "--formats", "scores")  # fmt: skip
+    assert result.status == 0, result.err
+    assert "device    cuda" in result.out
+    assert {read_mask(tmp_path / "out" / "masks" / f"{name}.png").shape for name in MASKS} == set(SIZES.values())
+    assert reclip("predict", "photos", "--model", "out", "--output", "more", "--use", "rectified").status == 0

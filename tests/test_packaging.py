@@ -1,0 +1,65 @@
+"""What an installed package has: the configs and the trainer that the command ``reclip`` needs, and the command."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_the_wheel_has_what_the_command_needs(tmp_path):
+    checkout = tmp_path / "checkout"
+    for name in ("reclip_d2", "configs", "csrc"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "train_net.py"):
+        shutil.copy(ROOT / name, checkout / name)
+    pip = [sys.executable, "-m", "pip"]
+    environment = {**os.environ, "NO_EXTENSION": "1"}
+    subprocess.run(
+        [*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", str(tmp_path), str(checkout)],
+        check=True,
+        capture_output=True,
+        env=environment,
+    )
+    (wheel,) = tmp_path.glob("reclip_d2-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {
+        "reclip_d2/train_net.py",
+        "reclip_d2/configs/Base-ReCLIP.yaml",
+        "reclip_d2/configs/custom/reclippp_rectify.yaml",
+        "reclip_d2/configs/custom/reclip-embedded/Base-input.yaml",
+        "reclip_d2/cli/main.py",
+        "reclip_d2/clip/assets/reclip-embedded.safetensors",
+    } <= names
+
+    site = tmp_path / "site"
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, capture_output=True)
+    lines = (
+        "import reclip_d2, reclip_d2.cli.training as training, reclip_d2.cli.options as options\n"
+        "print(reclip_d2.__file__, training.training_program().__file__, options.configs_folder())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", lines],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(site)},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert all(Path(path).is_relative_to(site) for path in result.stdout.split())
+    program = subprocess.run(
+        [str(site / "bin" / "reclip"), "--help"],
+        capture_output=True,
+        text=True,
+        env={**environment, "PYTHONPATH": str(site)},
+        check=True,
+    )
+    assert "segment" in program.stdout and "doctor" in program.stdout

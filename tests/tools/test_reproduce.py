@@ -1,0 +1,169 @@
+"""``tools/reproduce.py`` from a suite file to a report, on a data set of a few files."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import datasets, isolated_cache
+from tests.test_train_net import fresh_logging, metrics, run, scene
+
+__all__ = ["datasets", "fresh_logging", "isolated_cache", "scene"]
+
+ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location("reproduce_program", ROOT / "tools" / "reproduce.py")
+program = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(program)
+
+SUITE = """
+suites: {tiny: {configs: ., paper: [VOC]}}
+common: {TEST.BIAS.ENABLED: true}
+experiments:
+  maskclip:
+    title: MaskCLIP
+    kind: evaluate
+    config: config.yaml
+    overrides: {MODEL.META_ARCHITECTURE: MaskCLIP}
+    seeded: false
+  model: {title: ReCLIP++ (rec.), kind: train, config: config.yaml}
+  probe:
+    title: ReCLIP++ (rec., LP)
+    kind: probe
+    teacher: model
+    overrides:
+      LINEAR_PROBE.DATASETS: [reclip_test_train]
+      LINEAR_PROBE.MAX_ITER: 4
+      LINEAR_PROBE.IMS_PER_BATCH: 2
+tables:
+  II:
+    title: "Table II: models"
+    main: true
+    chart: true
+    rows: [{experiment: maskclip, paper: {VOC: 49.5}}, {experiment: model, paper: {VOC: 73.5}}]
+    claims: [{better: model, worse: maskclip, source: Table II}]
+  I: {title: "Table I: linear probing", rows: [{experiment: probe}]}
+"""
+
+
+class SameProcess:
+    """Stands in for ``Processes``: its processes would not know the test's data sets."""
+
+    def __init__(self, threads: int = 0) -> None:
+        self.stopped = False
+
+    def call(self, function, argument, output):
+        return function(argument)
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+@pytest.fixture
+def reproduce(scene, monkeypatch):
+    """``reproduce(*arguments)`` runs the program on the tiny suite."""
+    (scene / "suite.yaml").write_text(SUITE)
+    monkeypatch.setattr(program, "Processes", SameProcess)
+
+    def call(*arguments: str) -> None:
+        command = ["reproduce.py", "--suite", "tiny", "--out", str(scene / "out"), "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", [*command, "--suite-file", str(scene / "suite.yaml"), *arguments])
+        program.main()
+
+    return call
+
+
+def mistake(capsys, reproduce, *arguments: str) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        reproduce(*arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 1
+    *before, line = error.splitlines()
+    assert line.startswith("error: ") and all(not x or "image/s" in x for x in before)  # bars
+    return line
+
+
+def test_a_suite_from_files_to_a_report(scene, reproduce, capsys):
+    reproduce("--seeds", "0", "1")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[:5]] == [
+        "maskclip:", "model-seed0:", "model-seed1:", "probe-seed0:", "probe-seed1:",
+    ]  # fmt: skip
+    assert lines[5] == f"Written: {scene}/out/REPORT.md and 2 pictures in {scene}/out/images"
+
+    result = json.loads((scene / "out" / "runs" / "model-seed1" / "result.json").read_text())
+    run(scene, "by_hand", "SEED", "1", "TEST.EVAL_PERIOD", "6")
+    assert result["metrics"]["mIoU"] == metrics(scene, "by_hand")["sem_seg/mIoU"]
+    assert -1 <= result["metrics"]["class_preference"]["score"] <= 1
+    probe = json.loads((scene / "out" / "runs" / "probe-seed1" / "result.json").read_text())
+    assert probe["supervision"] == "labels (linear probe)" and result["supervision"] == "none"
+    assert probe["training"]["iterations"] == 4 and probe["teacher"] == "model-seed1"
+    own = json.loads((scene / "out" / "runs" / "probe-seed1" / "linear_probe" / "linear_probe.json").read_text())
+    assert own["probed"]["weights"] == f"{scene}/out/runs/model-seed1/model_final.pth"
+    assert own["results"]["reclip_test_val"]["mIoU"] == probe["metrics"]["mIoU"]
+
+    page = (scene / "out" / "REPORT.md").read_text()
+    assert "on `reclip_test_val`" in page and "Model" not in page.splitlines()[0]
+    assert "| maskclip" not in page.partition("## The runs")[0] and "| MaskCLIP |" in page
+    assert f"--seeds 0 1 --out {scene}/out" in page
+    # Once more: all is there.
+    capsys.readouterr()
+    reproduce("--seeds", "0", "1")
+    assert capsys.readouterr().out.splitlines() == lines[5:]
+
+
+def test_list_and_report_only(scene, reproduce, capsys):
+    reproduce("--list", "--seeds", "3", "4")
+    out = capsys.readouterr().out
+    assert "model     0/2 done  train     ReCLIP++ (rec.)  [II]" in out and out.endswith("5 runs, 0 of them done\n")
+    assert not (scene / "out").exists()
+    reproduce("--report-only", "--tables", "I", "--report", str(scene / "page.md"))
+    page = (scene / "page.md").read_text()
+    assert "| ReCLIP++ (rec., LP) | not run |" in page and "Table II" not in page
+    assert "--tables I" in page and not (scene / "out").exists()
+
+
+def test_mistakes(scene, reproduce, capsys):
+    assert "--suite 'small' is not in" in mistake(capsys, reproduce, "--suite", "small")
+    assert "no table 'III'" in mistake(capsys, reproduce, "--tables", "III")
+    assert "no experiment 'probes': see --list" in mistake(capsys, reproduce, "--experiments", "probes")
+    assert "'nowhere'" in mistake(capsys, reproduce, "--dataset", "nowhere")
+    assert "--jobs 0" in mistake(capsys, reproduce, "--jobs", "0")
+    assert "experiment maskclip of suite tiny: command line: " in mistake(capsys, reproduce, "--opts", "NO.KEY", "1")
+    for name in ("000", "001", "002"):
+        (scene / "val" / "annotations_detectron2" / f"{name}.png").unlink()
+    line = mistake(capsys, reproduce, "--seeds", "0")
+    assert "run maskclip: label" in line and "does not exist" in line
+
+
+def test_changes_are_refused_or_overwritten(scene, reproduce, capsys):
+    few = ("--seeds", "0", "--experiments", "model", "--opts", "SOLVER.MAX_ITER")
+    reproduce(*few, "1")
+    line = mistake(capsys, reproduce, *few, "2")
+    assert "run model-seed0 in" in line and "SOLVER.MAX_ITER is 2 now and was 1" in line
+    reproduce(*few, "2", "--overwrite")
+    file = scene / "out" / "runs" / "model-seed0" / "result.json"
+    assert json.loads(file.read_text())["training"]["iterations"] == 2
+    assert "--opts SOLVER.MAX_ITER 2" in (scene / "out" / "REPORT.md").read_text()
+
+
+def test_a_failed_run_is_told_at_the_end(scene, reproduce, capsys, monkeypatch):
+    def fail(job):
+        raise program.ReclipError("no labels to probe with")
+
+    monkeypatch.setattr(program, "perform_probe", fail)
+    line = mistake(capsys, reproduce, "--seeds", "0", "--opts", "SOLVER.MAX_ITER", "1")
+    assert "1 run failed" in line and "probe-seed0: failed: no labels to probe with" in line
+    assert "| ReCLIP++ (rec., LP) | failed |" in (scene / "out" / "REPORT.md").read_text()
+
+
+def test_ctrl_c(scene, reproduce, capsys, monkeypatch):
+    def interrupt(self, function, argument, output):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SameProcess, "call", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        reproduce("--seeds", "0")
+    assert stop.value.code == 130 and capsys.readouterr().err == "\nstopped: the same command goes on\n"

@@ -1,0 +1,185 @@
+#!/usr/bin/env python
+"""The papers' tables and figures on one data set: all runs, then a report with a verdict on each claimed ordering.
+
+    python tools/reproduce.py --suite embedded --seeds 0 1 2 --out output/reproduce
+    python tools/reproduce.py --suite voc20 --tables II V --out output/reproduce_voc20    # real data and weights
+
+The runs are listed in configs/ablations/paper.yaml, the papers' numbers with them. Each is done once and kept in
+DIR/runs; what was stopped goes on with the same command. DIR/REPORT.md is written at the end, and at any time from what
+is there by --report-only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import importlib.util
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from reclip_d2.cli.logs import logging_to  # noqa: E402
+from reclip_d2.config import load_config  # noqa: E402
+from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
+from reclip_d2.reproduction import execute  # noqa: E402
+from reclip_d2.reproduction.measurements import Measurements  # noqa: E402
+from reclip_d2.reproduction.process import Processes  # noqa: E402
+from reclip_d2.reproduction.report import write_report  # noqa: E402
+from reclip_d2.reproduction.runner import run_pending  # noqa: E402
+from reclip_d2.reproduction.runs import Job, Runs, Settings  # noqa: E402
+from reclip_d2.reproduction.suite_file import load_suite, suite_names  # noqa: E402
+
+with contextlib.suppress(ImportError):  # here once, and not in every run: runs are copies of a process that has it
+    importlib.import_module("torch.utils.tensorboard")
+
+SUITE_FILE = ROOT / "configs" / "ablations" / "paper.yaml"
+REPORT = "REPORT.md"
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Arguments of the program."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", required=True, help="data set: a suite of the suite file, such as embedded or voc20")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the training runs")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the runs and the report")
+    parser.add_argument("--tables", nargs="+", metavar="KEY", help="tables to run and report, such as II IX Fig3")
+    parser.add_argument("--experiments", nargs="+", default=[], metavar="KEY", help="run these only, see --list")
+    parser.add_argument("--dataset", default="", help="where to evaluate; by default the configs' own DATASETS.TEST")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its part of the CPU's cores")
+    parser.add_argument("--list", action="store_true", help="list experiments and what is done of them; run nothing")
+    parser.add_argument("--report-only", action="store_true", help="write the report from what is done; run nothing")
+    parser.add_argument("--report", type=Path, metavar="FILE", help=f"the report; by default DIR/{REPORT}")
+    parser.add_argument("--overwrite", action="store_true", help="run again what was made with another config")
+    parser.add_argument(
+        "--drop-checkpoints", action="store_true", help="remove the weights of finished runs that no other run needs"
+    )
+    parser.add_argument("--suite-file", type=Path, default=SUITE_FILE, metavar="FILE", help="another suite file")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides of all runs")
+    return parser
+
+
+def probe_program() -> ModuleType:
+    """``tools/linear_probe.py``, the one program that trains with labels."""
+    name = "reclip_d2_linear_probe"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / "linear_probe.py")
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+def perform_probe(job: Job) -> dict[str, Any]:
+    """Train and evaluate a linear probe, with labels; its own file of results is written too."""
+    start = time.perf_counter()
+    with logging_to(job.folder):
+        program = probe_program()
+        overrides = program.probe_overrides(load_config(job.config_file, job.options))
+        cfg = load_config(job.config_file, [*job.options, *overrides])
+        trained = execute.train(cfg, resume=True, trainer_class=program.ProbeTrainer)
+        results = program.ProbeTrainer.test(cfg, trained.model)
+        file = program.write_results(cfg, trained.model, {cfg.DATASETS.TEST[0]: results})
+        supervision = json.loads(file.read_text())["supervision"]
+        training, seconds = execute.training_of(cfg, trained), time.perf_counter() - start
+        return execute.result_of(cfg, execute.scores_of(results), training, seconds, supervision)
+
+
+def perform(job: Job) -> dict[str, Any]:
+    """Do one run in this process."""
+    return perform_probe(job) if job.kind == "probe" else execute.perform(job)
+
+
+def print_list(runs: Runs) -> None:
+    """What there is to run, and what is done."""
+    suite = runs.suite
+    tables: dict[str, list[str]] = {}
+    for table in suite.tables:
+        for row in table.rows:
+            tables.setdefault(row.experiment, []).append(table.key)
+    keys = list(dict.fromkeys(planned.run.experiment.key for planned in runs.selected))
+    width = max(map(len, keys))
+    for key in keys:
+        experiment = suite.experiments[key]
+        own = [planned for planned in runs.planned if planned.run.experiment is experiment]
+        done = sum(planned.folder.result is not None for planned in own)
+        print(
+            f"{key:<{width}}  {done}/{len(own)} done  {experiment.kind:<8}  {experiment.title}"
+            f"  [{', '.join(tables.get(key, ['needed by others']))}]"
+        )
+    done = sum(planned.folder.result is not None for planned in runs.selected)
+    print(f"{len(runs.selected)} runs, {done} of them done")
+
+
+def report_command(args: argparse.Namespace) -> list[str]:
+    """The command that makes the runs of a report."""
+    command = ["python", "tools/reproduce.py", "--suite", args.suite, "--seeds", *map(str, args.seeds)]
+    command += ["--out", str(args.out)]
+    for name in ("tables", "experiments", "opts"):
+        if getattr(args, name):
+            command += [f"--{name}", *getattr(args, name)]
+    if args.dataset:
+        command += ["--dataset", args.dataset]
+    return command
+
+
+@exit_on_error
+def main() -> None:
+    """See the module."""
+    args = argument_parser().parse_args()
+    names = suite_names(args.suite_file)
+    if args.suite not in names:
+        raise ReclipError(f"--suite {args.suite!r} is not in {args.suite_file}: choose one of {', '.join(names)}")
+    suite = load_suite(args.suite_file, args.suite, args.tables)
+    if args.jobs < 1:
+        raise ReclipError(f"--jobs {args.jobs}: give 1 or more")
+    settings = Settings(
+        args.out,
+        tuple(dict.fromkeys(args.seeds)),
+        args.device,
+        args.dataset,
+        tuple(args.opts),
+        tuple(args.experiments),
+    )
+    runs = Runs(suite, settings)
+    planned = {planned.run.experiment.key for planned in runs.planned}
+    if unknown := [key for key in args.experiments if key not in planned]:
+        raise ReclipError(f"the tables have no experiment {unknown[0]!r}: see --list")
+    if args.list:
+        print_list(runs)
+        return
+    failed: list[str] = []
+    if not args.report_only:
+        with runs.lock():
+            runs.check_changes(args.overwrite)
+            runs.check_datasets()
+            processes = Processes(threads=max(1, (os.cpu_count() or 1) // args.jobs) if args.jobs > 1 else 0)
+            try:
+                failed = run_pending(
+                    runs,
+                    functools.partial(processes.call, perform),
+                    jobs=args.jobs,
+                    stop=processes.stop,
+                    drop_checkpoints=args.drop_checkpoints,
+                )
+            except KeyboardInterrupt:
+                print("\nstopped: the same command goes on", file=sys.stderr)
+                sys.exit(130)
+    report, *pictures = write_report(Measurements.of(runs), args.report or args.out / REPORT, report_command(args))
+    print(f"Written: {report}" + (f" and {len(pictures)} pictures in {pictures[0].parent}" if pictures else ""))
+    if failed:
+        count = f"{len(failed)} runs" if len(failed) > 1 else "1 run"
+        raise ReclipError(f"{count} failed; the same command tries again; first {failed[0]}")
+
+
+if __name__ == "__main__":
+    main()
