@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 
+import pytest
 import torch
 
 from reclip_d2.cli import masks
@@ -56,6 +57,16 @@ def run_killed(arguments: list[str], arrange: Callable[[], None]) -> None:
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
 
 
+@pytest.fixture
+def one_thread():
+    """As in the processes that are killed: sums over another number of threads differ in their last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_killed_at_every_stage(reclip, photos, classes, tmp_path, monkeypatch):
     def arguments(output: str) -> list[str]:
         return segment_arguments("--iterations", "7", *FORMATS, output=output)
