@@ -12,13 +12,11 @@ is there by --report-only.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import importlib.util
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,11 +37,9 @@ from reclip_d2.reproduction.runner import run_pending  # noqa: E402
 from reclip_d2.reproduction.runs import Job, Runs, Settings  # noqa: E402
 from reclip_d2.reproduction.suite_file import load_suite, suite_names  # noqa: E402
 
-with contextlib.suppress(ImportError):  # here once, and not in every run: runs are copies of a process that has it
-    importlib.import_module("torch.utils.tensorboard")
-
 SUITE_FILE = ROOT / "configs" / "ablations" / "paper.yaml"
 REPORT = "REPORT.md"
+PRELOAD = ("reclip_d2.reproduction.execute", "torch.utils.tensorboard")
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -56,7 +52,12 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--experiments", nargs="+", default=[], metavar="KEY", help="run these only, see --list")
     parser.add_argument("--dataset", default="", help="where to evaluate; by default the configs' own DATASETS.TEST")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its part of the CPU's cores")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="runs at a time, each with its part of the CPU's cores; by default on a GPU 1, on a CPU 4"
+        " or as many as it has cores",
+    )
     parser.add_argument("--list", action="store_true", help="list experiments and what is done of them; run nothing")
     parser.add_argument("--report-only", action="store_true", help="write the report from what is done; run nothing")
     parser.add_argument("--report", type=Path, metavar="FILE", help=f"the report; by default DIR/{REPORT}")
@@ -81,7 +82,6 @@ def probe_program() -> ModuleType:
 
 def perform_probe(job: Job) -> dict[str, Any]:
     """Train and evaluate a linear probe, with labels; its own file of results is written too."""
-    start = time.perf_counter()
     with logging_to(job.folder):
         program = probe_program()
         overrides = program.probe_overrides(load_config(job.config_file, job.options))
@@ -90,8 +90,7 @@ def perform_probe(job: Job) -> dict[str, Any]:
         results = program.ProbeTrainer.test(cfg, trained.model)
         file = program.write_results(cfg, trained.model, {cfg.DATASETS.TEST[0]: results})
         supervision = json.loads(file.read_text())["supervision"]
-        training, seconds = execute.training_of(cfg, trained), time.perf_counter() - start
-        return execute.result_of(cfg, execute.scores_of(results), training, seconds, supervision)
+        return execute.result_of(cfg, execute.scores_of(results), execute.training_of(cfg, trained), supervision)
 
 
 def perform(job: Job) -> dict[str, Any]:
@@ -127,8 +126,9 @@ def report_command(args: argparse.Namespace) -> list[str]:
     for name in ("tables", "experiments", "opts"):
         if getattr(args, name):
             command += [f"--{name}", *getattr(args, name)]
-    if args.dataset:
-        command += ["--dataset", args.dataset]
+    for name in ("dataset", "jobs"):
+        if getattr(args, name):
+            command += [f"--{name}", str(getattr(args, name))]
     return command
 
 
@@ -140,8 +140,11 @@ def main() -> None:
     if args.suite not in names:
         raise ReclipError(f"--suite {args.suite!r} is not in {args.suite_file}: choose one of {', '.join(names)}")
     suite = load_suite(args.suite_file, args.suite, args.tables)
-    if args.jobs < 1:
-        raise ReclipError(f"--jobs {args.jobs}: give 1 or more")
+    cores = os.cpu_count() or 1
+    # These models are small: two runs with a thread each are much faster than one after the other with two.
+    jobs = (1 if args.device.startswith("cuda") else min(4, cores)) if args.jobs is None else args.jobs
+    if jobs < 1:
+        raise ReclipError(f"--jobs {jobs}: give 1 or more")
     settings = Settings(
         args.out,
         tuple(dict.fromkeys(args.seeds)),
@@ -162,12 +165,12 @@ def main() -> None:
         with runs.lock():
             runs.check_changes(args.overwrite)
             runs.check_datasets()
-            processes = Processes(threads=max(1, (os.cpu_count() or 1) // args.jobs) if args.jobs > 1 else 0)
+            processes = Processes(max(1, cores // jobs) if jobs > 1 else 0, PRELOAD)
             try:
                 failed = run_pending(
                     runs,
                     functools.partial(processes.call, perform),
-                    jobs=args.jobs,
+                    jobs=jobs,
                     stop=processes.stop,
                     drop_checkpoints=args.drop_checkpoints,
                 )

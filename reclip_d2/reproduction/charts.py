@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from reclip_d2.reproduction.measurements import Measurements
 from reclip_d2.reproduction.suite import METRICS, Table
-from reclip_d2.reproduction.verdicts import FAILS, HOLDS, NOISE
+from reclip_d2.reproduction.verdicts import CONFIDENCE, FAILS, HOLDS, NOISE
 from reclip_d2.visualization.figures import MODEL_COLORS
 
 BLUE, ORANGE, GREEN, RED = MODEL_COLORS[:4]
@@ -42,7 +42,7 @@ def table_chart(measurements: Measurements, table: Table) -> Figure | None:
         bar = {"xerr": error, "error_kw": {"capsize": 3, "linewidth": 1}} if error else {}
         axes.barh(place, mean, 0.7, color=GROUP_COLORS[group], alpha=0.85, **bar)
         if len(values) > 1:
-            axes.plot(values, [place] * len(values), "o", markersize=3, color="0.15")
+            axes.plot(values, [place] * len(values), "o", markersize=2.5, color="0.2")
         ends.append(max([mean + error, *values]))
     span = max(ends)
     for place, (row, end) in enumerate(zip(rows, ends, strict=True)):
@@ -84,7 +84,7 @@ def curve_chart(measurements: Measurements, table: Table, values: Mapping[str, S
                 spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
                 points.append((x, statistics.mean(scores), spread))
         xs, ys, errors = zip(*points, strict=True)
-        axes.errorbar(xs, ys, errors, color=BLUE, marker="o", capsize=3, linewidth=1.8, label="Eq. (6): crops")
+        axes.errorbar(xs, ys, errors, color=BLUE, marker="o", capsize=3, linewidth=1.8, label=curve.label)
         line = list(measurements.scores(curve.line, metric).values()) if curve.line else []
         if line:
             mean = statistics.mean(line)
@@ -100,7 +100,8 @@ def curve_chart(measurements: Measurements, table: Table, values: Mapping[str, S
         axes.set_axisbelow(True)
         axes.margins(y=0.15)
     panels[0].set_ylabel(METRICS[metric])
-    panels[0].legend(fontsize=9, loc="best")
+    if curves[0].label:
+        panels[0].legend(fontsize=9, loc="best")
     return figure
 
 
@@ -121,8 +122,8 @@ def claim_chart(measurements: Measurements) -> Figure | None:
     labels = []
     for item in shown:
         titles = [experiments[key].title for key in (item.claim.better, item.claim.worse)]
-        labels.append(f"{item.table.title.partition(':')[0]}: {titles[0]} > {titles[1]}")
-    figure = Figure(figsize=(10.5, 1.4 + 0.25 * len(shown)), layout="constrained")
+        labels.append(f"{item.table.short_title}: {titles[0]} > {titles[1]}")
+    figure = Figure(figsize=(11, 1.4 + 0.25 * len(shown)), layout="constrained")
     axes = figure.subplots()
     for place, item in enumerate(shown):
         difference, color = item.verdict.difference, VERDICT_COLORS[item.verdict.word]
@@ -136,7 +137,7 @@ def claim_chart(measurements: Measurements) -> Figure | None:
     limit = 1.5 * max(1.0, *(abs(item.verdict.difference.mean) for item in shown))
     low, high = axes.get_xlim()
     axes.set_xlim(max(low, -limit), min(high, limit))
-    axes.set_xlabel("difference in mIoU (points), with its 95 % confidence interval")
+    axes.set_xlabel(f"difference in mIoU, {100 * CONFIDENCE:.0f} % interval", fontsize=9)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     words = [word for word in VERDICT_COLORS if any(item.verdict.word == word for item in shown)]

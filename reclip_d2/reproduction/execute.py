@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import math
 import time
@@ -94,7 +95,7 @@ def train(cfg: CfgNode, resume: bool = False, trainer_class: type[Trainer] = _Tr
     """
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     seed_all_rng(cfg.SEED if cfg.SEED >= 0 else None)
-    with _one_at_a_time():
+    with _hypothesis_lock(cfg):
         trainer = trainer_class(cfg)
     trainer.resume_or_load(resume=resume)
     first, start = trainer.start_iter, time.perf_counter()
@@ -104,11 +105,13 @@ def train(cfg: CfgNode, resume: bool = False, trainer_class: type[Trainer] = _Tr
 
 
 @contextlib.contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Keep other runs of this machine waiting: a trainer makes the hypotheses that are missing, which are kept in files
-    that runs share."""
+def _hypothesis_lock(cfg: CfgNode) -> Iterator[None]:
+    """Keep other runs waiting that need the same hypotheses: a trainer makes them if they are missing, and runs share
+    the file."""
+    keys = (*cfg.DATASETS.TRAIN, cfg.MODEL.CLIP.NAME, cfg.HYPOTHESIS.METHOD, cfg.HYPOTHESIS.WINDOW_RATIO)
+    name = hashlib.sha256(repr(keys).encode()).hexdigest()[:16]
     cache_dir().mkdir(parents=True, exist_ok=True)
-    with open(cache_dir() / ".suite.lock", "w") as handle:
+    with open(cache_dir() / f".hypotheses-{name}.lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
@@ -119,30 +122,27 @@ def perform(job: Job) -> dict[str, Any]:
     Returns:
         see :func:`result_of`.
     """
-    start = time.perf_counter()
     with logging_to(job.folder):
         cfg = load_config(job.config_file, job.options)
         check_registered_parts(cfg)
         if job.kind == "evaluate":
-            return result_of(cfg, evaluate(cfg).scores, None, time.perf_counter() - start)
+            return result_of(cfg, evaluate(cfg).scores, None)
         trained = train(cfg, resume=True)
-        scores = evaluate(cfg, trained.model).scores
-        return result_of(cfg, scores, training_of(cfg, trained), time.perf_counter() - start)
+        return result_of(cfg, evaluate(cfg, trained.model).scores, training_of(cfg, trained))
 
 
 def result_of(
-    cfg: CfgNode, scores: dict[str, Any], training: dict[str, Any] | None, seconds: float, supervision: str = "none"
+    cfg: CfgNode, scores: dict[str, Any], training: dict[str, Any] | None, supervision: str = "none"
 ) -> dict[str, Any]:
     """The result of a run, fit for JSON; the config is written to its folder.
 
     Args:
         scores: see :class:`Evaluated`.
         training: see :func:`training_of`; None where nothing trains.
-        seconds: of the whole run.
         supervision: what it was trained with besides images and class names.
 
     Returns:
-        ``metrics``, ``training``, ``dataset``, ``protocol``, ``supervision``, ``seconds``, ``versions``, ``machine``.
+        ``metrics``, ``training``, ``dataset``, ``protocol``, ``supervision``, ``versions``, ``machine``.
     """
     with atomic_write(Path(cfg.OUTPUT_DIR) / "config.yaml") as temporary:
         temporary.write_text(cfg.dump(), encoding="utf-8")
@@ -154,7 +154,6 @@ def result_of(
             "supervision": supervision,
             "metrics": scores,
             "training": training,
-            "seconds": seconds,
             "versions": versions(),
             "machine": machine(cfg.MODEL.DEVICE),
         }

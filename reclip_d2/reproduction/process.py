@@ -2,7 +2,7 @@
 
 A run leaves much behind in its process: handlers of Detectron2's loggers, registered and cached things, memory that the
 allocators keep. A fresh Python for every run would cost some seconds of imports, over a hundred times. So a server
-process (``multiprocessing``'s fork server) imports the program once, and each call is a fork of it: a copy that has
+process (``multiprocessing``'s fork server) imports the modules once, and each call is a fork of it: a copy that has
 computed nothing yet, and that leaves nothing behind but its result.
 """
 
@@ -16,7 +16,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,13 +33,16 @@ _SECONDS_TO_STOP = 20.0
 class Processes:
     """Calls functions in processes of their own, and ends them all when it must. Threads may share one."""
 
-    def __init__(self, threads: int = 0) -> None:
+    def __init__(self, threads: int = 0, preload: Sequence[str] = ()) -> None:
         """
         Args:
             threads: PyTorch's threads in each process; 0 leaves them as they are.
+            preload: modules that the server imports, for all processes; one that is missing is left out.
         """
         self._threads = threads
         self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(list(preload))
+        _start_server()
         self._lock = threading.Lock()
         self._alive: set[BaseProcess] = set()
         self._stopped = False
@@ -95,6 +99,22 @@ class Processes:
             process.kill()
 
 
+def _start_server() -> None:
+    """Start the fork server, if there is none, so that it finds the modules where this process does.
+
+    Several versions of Python hand it neither the path nor, against their documentation, the main program.
+    """
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
 def mistake_of(error: BaseException) -> str | None:
     """The line for a user's mistake, or for memory that ran out; None for any other error."""
     if isinstance(error, ReclipError):
@@ -114,6 +134,7 @@ class _Setting(NamedTuple):
 
     def enter(self) -> None:
         """Make it that of this process."""
+        os.environ.clear()
         os.environ.update(self.environment)
         # Or data-loading workers would start by a server of their own, which imports everything anew.
         multiprocessing.set_start_method(self.start_method, force=True)

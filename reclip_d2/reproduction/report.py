@@ -117,10 +117,9 @@ def _summary(measurements: Measurements, pictures: dict[str, str]) -> list[str]:
     lines += ["", *_picture(pictures, "claims", "Differences of the claimed orderings with their intervals")]
     open_claims = [item for item in judged if item.verdict.word in (FAILS, NOISE) and item.claim.source != "ours"]
     if open_claims:
-        lines += ["Claims of the papers that do not hold, or not clearly, each explained at its table:", ""]
+        lines += ["Claims of the papers that do not hold, or not clearly; more at their tables:", ""]
         lines += [
-            f"- {item.table.title.partition(':')[0]}: {_ordering(measurements, item)}: {item.verdict.word}"
-            for item in open_claims
+            f"- {item.table.short_title}: {_ordering(measurements, item)}: {item.verdict.word}" for item in open_claims
         ]
         lines.append("")
     return lines
@@ -207,14 +206,23 @@ def _runs(measurements: Measurements) -> list[str]:
     return [*lines, ""]
 
 
+def busy_seconds(intervals: Sequence[tuple[float, float]]) -> float:
+    """Length of the union of intervals ``(start, end)``: how long runs were at work, some of them at a time."""
+    total, until = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
+
+
 def _foot(measurements: Measurements, command: Sequence[str]) -> list[str]:
     results = measurements.all_results()
     machines = sorted({result["machine"] for result in results})
     versions = sorted({", ".join(f"{k} {v}" for k, v in result["versions"].items()) for result in results})
-    total = duration_text(sum(result["seconds"] for result in results))
+    total = duration_text(busy_seconds([(r["started"], r["started"] + r["seconds"]) for r in results]))
     resumed = sum(bool((result["training"] or {}).get("first_iteration")) for result in results)
     lines = ["## How this was measured", "", "```", shlex.join(command), "```", ""]
-    lines.append(f"{len(results)} runs, {total} all together.")
+    lines.append(f"{len(results)} runs in {total}.")
     if resumed:
         lines.append(f"{resumed} of them were stopped and went on; their time before the stop is not counted.")
     lines += [f"Machine: {'; '.join(machines)}.", f"Versions: {'; '.join(versions)}."] if results else []

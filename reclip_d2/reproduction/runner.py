@@ -41,7 +41,7 @@ def run_pending(
     """
     queue = _Queue(runs, jobs, drop_checkpoints, say)
     with ThreadPoolExecutor(jobs) as pool:
-        working: dict[Future[tuple[dict[str, Any], float]], Planned] = {}
+        working: dict[Future[dict[str, Any]], Planned] = {}
         try:
             while True:
                 while len(working) < jobs and (planned := queue.next()) is not None:
@@ -56,10 +56,11 @@ def run_pending(
             raise
 
 
-def _timed(perform: Perform, planned: Planned) -> tuple[dict[str, Any], float]:
-    """The result of a run, and its seconds."""
-    start = time.perf_counter()
-    return perform(planned.job, planned.folder.path / "output.txt"), time.perf_counter() - start
+def _timed(perform: Perform, planned: Planned) -> dict[str, Any]:
+    """The result of a run, with when it ``started`` (seconds since 1970) and the ``seconds`` that it took."""
+    started, start = time.time(), time.perf_counter()
+    result = perform(planned.job, planned.folder.path / "output.txt")
+    return {**result, "started": started, "seconds": time.perf_counter() - start}
 
 
 class _Queue:
@@ -90,11 +91,11 @@ class _Queue:
                 return planned
         return None
 
-    def take_in(self, planned: Planned, future: Future[tuple[dict[str, Any], float]]) -> None:
+    def take_in(self, planned: Planned, future: Future[dict[str, Any]]) -> None:
         """Keep the result of a run, or why it failed."""
         self.unfinished.discard(planned.name)
         try:
-            result, seconds = future.result()
+            result = future.result()
         except ReclipError as error:
             planned.folder.fail(str(error))
             if not self.succeeded:
@@ -110,8 +111,10 @@ class _Queue:
         else:
             self.succeeded = True
             planned.folder.finish({**describe(self.runs, planned), **result})
-            self.durations.add(planned, seconds)
-            self._end(planned, f"mIoU {result['metrics']['mIoU']:.1f} in {seconds:.0f} s; {self._remaining()}")
+            self.durations.add(planned, result["seconds"])
+            self._end(
+                planned, f"mIoU {result['metrics']['mIoU']:.1f} in {result['seconds']:.0f} s; {self._remaining()}"
+            )
             if self.drop_checkpoints:
                 self._drop_unneeded()
 

@@ -74,6 +74,7 @@ class Curve:
     symbol: str
     points: tuple[str, ...]
     """Experiments, in the order of the key's values."""
+    label: str = ""
     line: str = ""
     """Experiment drawn as a horizontal line."""
     line_title: str = ""
@@ -93,6 +94,11 @@ class Table:
     chart: bool = False
     main: bool = False
     """Its runs come first, over all seeds."""
+
+    @property
+    def short_title(self) -> str:
+        """``Table II`` of ``Table II: comparison``."""
+        return self.title.partition(":")[0]
 
 
 @dataclass(frozen=True)

@@ -227,14 +227,14 @@ def _table(
             rows.append(Row(name, item.get("title", experiments[name].title), paper))
     curves = []
     for item in value.get("curves", []):
-        item = reader.entry(item, where, "line line_title", "sweep")
+        item = reader.entry(item, where, "label line line_title", "sweep")
         if item["sweep"] not in sweeps:
             raise reader.error(where, f"{item['sweep']!r} is no sweep")
         sweep = sweeps[item["sweep"]]
         line = item.get("line", "")
         if line and not here(line):
             line = ""
-        curves.append(Curve(*sweep, line, item.get("line_title", "")))
+        curves.append(Curve(*sweep, item.get("label", ""), line, item.get("line_title", "")))
         shown = {row.experiment for row in rows}
         rows += [Row(name, experiments[name].title) for name in (line, *sweep.points) if name and name not in shown]
     claims = []

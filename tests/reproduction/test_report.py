@@ -1,5 +1,6 @@
 """The report's numbers by hand, and that its pictures are whole."""
 
+import json
 import re
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from reclip_d2.errors import ReclipError
 from reclip_d2.reproduction import charts
 from reclip_d2.reproduction.measurements import Measurements
-from reclip_d2.reproduction.report import curve_values, write_report
+from reclip_d2.reproduction.report import busy_seconds, curve_values, write_report
 from reclip_d2.reproduction.runner import run_pending
 from tests.reproduction.tiny_suite import Worker, made_up_result, make_runs
 from tests.visualization.test_bias_figures import assert_whole
@@ -24,9 +25,11 @@ SCORES = {
 
 @pytest.fixture
 def finished(tmp_path):
-    """The small suite's runs, done with three seeds."""
+    """The small suite's runs, done with three seeds, each in 10 s, one after the other."""
     runs = make_runs(tmp_path, seeds=(0, 1, 2))
     run_pending(runs, Worker(SCORES), say=lambda line: None)
+    for index, file in enumerate(sorted((tmp_path / "out" / "runs").glob("*/result.json"))):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "started": 10.0 * index, "seconds": 10.0}))
     return runs
 
 
@@ -116,11 +119,18 @@ def test_the_foot_is_from_the_results(finished, tmp_path):
     page = report_of(finished, tmp_path / "REPORT.md")
     foot = section(page, "How this was measured")
     assert "python tools/reproduce.py --out 'a folder'" in foot
-    assert "19 runs, 3 min all together." in foot  # 10 s each
+    assert "19 runs in 3 min." in foot
     assert "Machine: a machine." in foot and "Versions: Python 3." in foot
     assert "A small world." in page and "(made up)" in page
     assert "| `student` | student.yaml |  | model | 10 |" in page
     assert "| `added` | model.yaml | `MODEL.BIAS_HEAD.RECTIFICATION add` |  | 10 |" in page
+
+
+def test_time_at_work():
+    assert busy_seconds([]) == 0
+    # Two at a time from 2 to 5, none from 6 to 9.
+    assert busy_seconds([(9, 10), (0, 5), (2, 6)]) == 7
+    assert busy_seconds([(0, 10), (1, 2), (3, 4)]) == 10
 
 
 def test_pictures_stand_beside_the_report_and_are_linked(finished, tmp_path):

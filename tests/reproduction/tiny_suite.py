@@ -46,7 +46,7 @@ tables:
         explanation: "Plain has {plain}, the model {model}, {model - plain} more, loss {model: total_loss}."
   curve:
     title: "Curve: t"
-    curves: [{sweep: sweep, line: added, line_title: the line}]
+    curves: [{sweep: sweep, label: points, line: added, line_title: the line}]
     claims:
       - {better: sweep.first, worse: sweep.last, source: Fig. 1}
       - {better: sweep.each, worse: added, source: Fig. 2}
@@ -79,7 +79,7 @@ def make_runs(folder: Path, seeds: tuple[int, ...] = (0, 1), **settings: Any) ->
     return Runs(small_suite(folder, tables), Settings(folder / "out", seeds, "cpu", **settings))
 
 
-def made_up_result(miou: float, seconds: float = 10.0, loss: float | None = None) -> dict[str, Any]:
+def made_up_result(miou: float, loss: float | None = None) -> dict[str, Any]:
     training = None if loss is None else {"iterations": 5, "first_iteration": 0, "seconds": 4.0, "total_loss": loss}
     return {
         "dataset": "embedded_val",
@@ -87,7 +87,6 @@ def made_up_result(miou: float, seconds: float = 10.0, loss: float | None = None
         "supervision": "none",
         "metrics": {"mIoU": miou, "IoU": {}, "class_preference": {"score": miou / 100}},
         "training": training,
-        "seconds": seconds,
         "versions": {"Python": "3"},
         "machine": "a machine",
     }

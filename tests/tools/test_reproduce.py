@@ -50,7 +50,7 @@ tables:
 class SameProcess:
     """Stands in for ``Processes``: its processes would not know the test's data sets."""
 
-    def __init__(self, threads: int = 0) -> None:
+    def __init__(self, threads: int, preload: tuple[str, ...]) -> None:
         self.stopped = False
 
     def call(self, function, argument, output):
@@ -67,7 +67,7 @@ def reproduce(scene, monkeypatch):
     monkeypatch.setattr(program, "Processes", SameProcess)
 
     def call(*arguments: str) -> None:
-        command = ["reproduce.py", "--suite", "tiny", "--out", str(scene / "out"), "--device", "cpu"]
+        command = ["reproduce.py", "--suite", "tiny", "--out", str(scene / "out"), "--device", "cpu", "--jobs", "1"]
         monkeypatch.setattr(sys, "argv", [*command, "--suite-file", str(scene / "suite.yaml"), *arguments])
         program.main()
 
