@@ -148,6 +148,8 @@ class _Setting(NamedTuple):
 
 def _serve(sender: Connection, function: Callable[[Any], Any], argument: Any, setting: _Setting) -> None:
     """In the new process: call, and send ``(outcome, value)``."""
+    # A program that a shell has put in the background ignores interrupts, and so would this: stop() could only kill.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         setting.enter()
