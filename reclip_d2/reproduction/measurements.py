@@ -118,7 +118,7 @@ class Measurements:
         return {}
 
     def fill_in(self, text: str) -> str:
-        """A text with its ``{...}`` filled in; "" if one of them names an experiment that this suite does not have.
+        """A text with its ``{...}`` filled in; "" if one of them was not measured, or is no experiment of this suite.
 
         ``{a}`` is the mIoU of a, ``{a - b}`` the paired difference; ``{...: metric}`` takes another metric.
         """
@@ -129,13 +129,14 @@ class Measurements:
             names, _, metric = (part.strip() for part in match[1].partition(":"))
             metric = metric or "mIoU"
             keys = [key.strip() for key in names.split(" - ")]
-            if metric not in METRICS or len(keys) > 2 or not all(key in self.results for key in keys):
-                missing = True
-                return ""
-            if len(keys) == 1:
+            known = metric in METRICS and len(keys) <= 2 and all(key in self.results for key in keys)
+            scores = [self.scores(key, metric) for key in keys] if known else []
+            if len(scores) == 2 and (difference := paired_difference(*scores)) is not None:
+                return difference_text(difference, metric)
+            if len(scores) == 1 and scores[0]:
                 return self.cell(keys[0], metric)
-            difference = paired_difference(*(self.scores(key, metric) for key in keys))
-            return "not run" if difference is None else difference_text(difference, metric)
+            missing = True
+            return ""
 
         filled = re.sub(r"\{([^{}]+)\}", number, text)
         return "" if missing else filled

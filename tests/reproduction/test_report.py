@@ -86,6 +86,8 @@ def test_explanations_of_another_suite_are_left_out(finished):
     assert measurements.fill_in("{model} and {elsewhere}") == ""
     assert measurements.fill_in("{model: speed}") == ""
     assert measurements.fill_in("nothing to fill in") == "nothing to fill in"
+    measurements.results["added"].clear()  # not run
+    assert measurements.fill_in("{added}") == measurements.fill_in("{model - added}") == ""
 
 
 def test_what_was_not_run(tmp_path):
