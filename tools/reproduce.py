@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from reclip_d2.cli.logs import logging_to  # noqa: E402
 from reclip_d2.config import load_config  # noqa: E402
+from reclip_d2.engine.logs import logging_to  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
 from reclip_d2.reproduction import execute  # noqa: E402
 from reclip_d2.reproduction.measurements import Measurements  # noqa: E402

@@ -8,13 +8,13 @@ import dataclasses
 from collections.abc import Sequence
 
 from reclip_d2.cli import options
-from reclip_d2.cli.logs import logging_to
 from reclip_d2.cli.results import Request, write_results
 from reclip_d2.cli.run_folder import RunFolder, RunState, check_same_inputs
 from reclip_d2.cli.trained_model import TrainedModel
 from reclip_d2.data.datasets.custom import register_images
 from reclip_d2.data.image_folder import ImageFile, find_images
 from reclip_d2.data.survey import file_signature
+from reclip_d2.engine.logs import logging_to
 from reclip_d2.errors import ReclipError
 
 DESCRIPTION = """\

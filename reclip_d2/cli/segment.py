@@ -13,7 +13,6 @@ from detectron2.config import CfgNode
 from reclip_d2.cli import options, training
 from reclip_d2.cli.clip_weights import find_weights
 from reclip_d2.cli.estimate import announce_duration
-from reclip_d2.cli.logs import logging_to
 from reclip_d2.cli.results import Request, write_results
 from reclip_d2.cli.run_folder import RunFolder, RunState, check_same_inputs
 from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
@@ -22,6 +21,7 @@ from reclip_d2.data.datasets.custom import check_names_fit, register_images
 from reclip_d2.data.image_folder import find_images
 from reclip_d2.data.survey import SurveyedImage, file_signature, survey_images
 from reclip_d2.data.working_files import WorkingFiles
+from reclip_d2.engine.logs import logging_to
 from reclip_d2.errors import ReclipError
 from reclip_d2.io import atomic_write
 

@@ -23,8 +23,8 @@ from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.utils.env import seed_all_rng
 from torch import nn
 
-from reclip_d2.cli.logs import logging_to
 from reclip_d2.config import load_config
+from reclip_d2.engine.logs import logging_to
 from reclip_d2.evaluation.label_evaluator import plain_json
 from reclip_d2.io import atomic_write, cache_dir
 from reclip_d2.modeling.build import check_registered_parts
