@@ -25,10 +25,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from detectron2.data import MetadataCatalog  # noqa: E402
 
 from reclip_d2.config import load_config  # noqa: E402
+from reclip_d2.data.classes import class_names_from_config  # noqa: E402
+from reclip_d2.data.training_records import build_training_records  # noqa: E402
 from reclip_d2.engine.logs import logging_to  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
+from reclip_d2.evaluation.hypothesis import hypothesis_precision_recall  # noqa: E402
+from reclip_d2.evaluation.labelled_data import labelled_records, probe_datasets  # noqa: E402
 from reclip_d2.reproduction import execute  # noqa: E402
 from reclip_d2.reproduction.measurements import Measurements  # noqa: E402
 from reclip_d2.reproduction.process import Processes  # noqa: E402
@@ -93,9 +98,27 @@ def perform_probe(job: Job) -> dict[str, Any]:
         return execute.result_of(cfg, execute.scores_of(results), execute.training_of(cfg, trained), supervision)
 
 
+def perform_hypotheses(job: Job) -> dict[str, Any]:
+    """Compare the training images' hypotheses with their labels: an analysis, of which no training knows."""
+    with logging_to(job.folder):
+        cfg = load_config(job.config_file, job.options)
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+        with execute.hypothesis_lock(cfg):
+            hypotheses = {record["file_name"]: record["hypothesis"] for record in build_training_records(cfg)}
+        datasets = probe_datasets(cfg)
+        labels = {
+            r["file_name"]: r["sem_seg_file_name"] for r in labelled_records(datasets, class_names_from_config(cfg))
+        }
+        ignore_label = MetadataCatalog.get(datasets[0]).ignore_label
+        scores = hypothesis_precision_recall(hypotheses, labels, ignore_label)
+        result = execute.result_of(cfg, scores, None, supervision="labels (analysis of the hypotheses)")
+        return {**result, "dataset": ", ".join(datasets)}
+
+
 def perform(job: Job) -> dict[str, Any]:
     """Do one run in this process."""
-    return perform_probe(job) if job.kind == "probe" else execute.perform(job)
+    of_its_own = {"probe": perform_probe, "hypotheses": perform_hypotheses}
+    return of_its_own.get(job.kind, execute.perform)(job)
 
 
 def print_list(runs: Runs) -> None:
@@ -112,7 +135,7 @@ def print_list(runs: Runs) -> None:
         own = [planned for planned in runs.planned if planned.run.experiment is experiment]
         done = sum(planned.folder.result is not None for planned in own)
         print(
-            f"{key:<{width}}  {done}/{len(own)} done  {experiment.kind:<8}  {experiment.title}"
+            f"{key:<{width}}  {done}/{len(own)} done  {experiment.kind:<10}  {experiment.title}"
             f"  [{', '.join(tables.get(key, ['needed by others']))}]"
         )
     done = sum(planned.folder.result is not None for planned in runs.selected)

@@ -95,7 +95,7 @@ def train(cfg: CfgNode, resume: bool = False, trainer_class: type[Trainer] = _Tr
     """
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     seed_all_rng(cfg.SEED if cfg.SEED >= 0 else None)
-    with _hypothesis_lock(cfg):
+    with hypothesis_lock(cfg):
         trainer = trainer_class(cfg)
     trainer.resume_or_load(resume=resume)
     first, start = trainer.start_iter, time.perf_counter()
@@ -105,7 +105,7 @@ def train(cfg: CfgNode, resume: bool = False, trainer_class: type[Trainer] = _Tr
 
 
 @contextlib.contextmanager
-def _hypothesis_lock(cfg: CfgNode) -> Iterator[None]:
+def hypothesis_lock(cfg: CfgNode) -> Iterator[None]:
     """Keep other runs waiting that need the same hypotheses: a trainer makes them if they are missing, and runs share
     the file."""
     keys = (*cfg.DATASETS.TRAIN, cfg.MODEL.CLIP.NAME, cfg.HYPOTHESIS.METHOD, cfg.HYPOTHESIS.WINDOW_RATIO)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from reclip_d2.reproduction.runs import Runs
-from reclip_d2.reproduction.suite import DIGITS, METRICS, Claim, Suite, Table
+from reclip_d2.reproduction.suite import DIGITS, METRICS, SCORES, Claim, Suite, Table
 from reclip_d2.reproduction.verdicts import HOLDS, Difference, Scores, Verdict, judge, paired_difference, spread
 
 
@@ -154,10 +154,10 @@ def difference_text(difference: Difference, metric: str) -> str:
 
 def _value(result: dict[str, Any], metric: str) -> float | None:
     """A result's number; None if it was not measured, or is no number."""
-    if metric == "mIoU":
-        value = result["metrics"]["mIoU"]
-    elif metric == "total_loss":
+    if metric == "total_loss":
         value = (result["training"] or {}).get("total_loss")
-    else:
+    elif metric in SCORES:
         value = result["metrics"].get(metric, {}).get("score")
+    else:
+        value = result["metrics"].get(metric)
     return value if value is not None and math.isfinite(value) else None

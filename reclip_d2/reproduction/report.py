@@ -69,7 +69,7 @@ def curve_values(suite: Suite, table: Table) -> dict[str, list[float]]:
 def _head(measurements: Measurements) -> list[str]:
     suite, seeds = measurements.suite, measurements.seeds
     results = measurements.all_results()
-    datasets = sorted({result["dataset"] for result in results})
+    datasets = sorted({result["dataset"] for result in results if "mIoU" in result["metrics"]})
     protocols = sorted({result["protocol"] for result in results if result["protocol"]})
     papers = " and ".join(f"“paper, {name}”" for name in suite.paper_columns)
     names = f" on {', '.join(f'`{name}`' for name in datasets)}" if datasets else ""
@@ -199,7 +199,7 @@ def _runs(measurements: Measurements) -> list[str]:
         words = " ".join(f"`{name} {value}`" for name, value in overrides.items())
         seconds = [result["seconds"] for result in measurements.results[key].values()]
         mean = f"{sum(seconds) / len(seconds):.0f}" if seconds else "not run"
-        kind = f"{experiment.config} (probe)" if experiment.kind == "probe" else experiment.config
+        kind = experiment.config + (f" ({experiment.kind})" if experiment.kind in ("probe", "hypotheses") else "")
         lines.append(f"| `{key}` | {kind} | {words} | {experiment.teacher} | {mean} |")
     if suite.common:
         lines += ["", "All of them: " + ", ".join(f"`{key} {value}`" for key, value in suite.common.items()) + "."]

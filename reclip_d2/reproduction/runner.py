@@ -112,9 +112,8 @@ class _Queue:
             self.succeeded = True
             planned.folder.finish({**describe(self.runs, planned), **result})
             self.durations.add(planned, result["seconds"])
-            self._end(
-                planned, f"mIoU {result['metrics']['mIoU']:.1f} in {result['seconds']:.0f} s; {self._remaining()}"
-            )
+            score = f"mIoU {result['metrics']['mIoU']:.1f}" if "mIoU" in result["metrics"] else "done"
+            self._end(planned, f"{score} in {result['seconds']:.0f} s; {self._remaining()}")
             if self.drop_checkpoints:
                 self._drop_unneeded()
 

@@ -159,7 +159,9 @@ class Runs:
         pending = self.pending()
         for name in dict.fromkeys(name for planned in pending for name in planned.cfg.DATASETS.TEST):
             check_labelled(name)
-        unlabelled = dict.fromkeys(tuple(p.cfg.DATASETS.TRAIN) for p in pending if p.run.experiment.kind == "train")
+        unlabelled = dict.fromkeys(
+            tuple(p.cfg.DATASETS.TRAIN) for p in pending if p.run.experiment.kind in ("train", "hypotheses")
+        )
         for names in unlabelled:
             unlabelled_records(names)
 

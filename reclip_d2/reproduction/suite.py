@@ -7,17 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-KINDS = ("evaluate", "train", "probe")
+KINDS = ("evaluate", "train", "probe", "hypotheses")
 GROUPS = ("paper", "control", "ours")
 METRICS = {
     "mIoU": "mIoU (%)",
     "class_preference": "class-preference score",
     "space_preference": "space-preference score",
     "total_loss": "training loss at the end",
+    "precision": "precision",
+    "recall": "recall",
+    "classes_in_hypothesis": "classes in a hypothesis",
+    "classes_per_image": "classes in an image",
 }
 """What is measured, and its heading."""
-DIGITS = {"mIoU": 1, "class_preference": 3, "space_preference": 3, "total_loss": 3}
-PAPER_DIGITS = {"mIoU": 1, "class_preference": 2, "space_preference": 2, "total_loss": 2}
+SCORES = ("class_preference", "space_preference")
+"""Those whose result is a mapping with its ``score``."""
+DIGITS = {metric: 3 for metric in METRICS} | {"mIoU": 1, "classes_in_hypothesis": 2, "classes_per_image": 2}
+PAPER_DIGITS = {metric: 2 for metric in METRICS} | {"mIoU": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +33,8 @@ class Experiment:
     key: str
     title: str
     kind: str
-    """``evaluate`` (nothing to train), ``train``, or ``probe`` (linear probing of the teacher, with labels)."""
+    """``evaluate`` (nothing to train), ``train``, ``probe`` (linear probing of the teacher, with labels), or
+    ``hypotheses`` (those of the training images, compared with their labels)."""
     config: str
     """File in the suite's config folder."""
     overrides: Mapping[str, Any] = field(default_factory=dict)

@@ -142,7 +142,7 @@ def test_chosen_tables(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("kind: evaluate", "kind: guess", "experiments: plain: 'guess' is none of evaluate, train, probe"),
+        ("kind: evaluate", "kind: guess", "experiments: plain: 'guess' is none of evaluate, train, probe, hypotheses"),
         ("teacher: model, suites", "teacher: nobody, suites", "student: its teacher 'nobody'"),
         ("seeded: false", "seeds: false", "experiments: plain: unknown key 'seeds'"),
         ("{title: Plain, kind", "{kind", "experiments: plain: no 'title'"),

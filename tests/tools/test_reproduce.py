@@ -5,7 +5,10 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog
+from PIL import Image
 
 from tests.helpers import datasets, isolated_cache
 from tests.test_train_net import fresh_logging, metrics, run, scene
@@ -36,6 +39,12 @@ experiments:
       LINEAR_PROBE.DATASETS: [reclip_test_train]
       LINEAR_PROBE.MAX_ITER: 4
       LINEAR_PROBE.IMS_PER_BATCH: 2
+  hypotheses:
+    title: Hypotheses
+    kind: hypotheses
+    config: config.yaml
+    overrides: {LINEAR_PROBE.DATASETS: [reclip_test_train]}
+    seeded: false
 tables:
   II:
     title: "Table II: models"
@@ -44,6 +53,7 @@ tables:
     rows: [{experiment: maskclip, paper: {VOC: 49.5}}, {experiment: model, paper: {VOC: 73.5}}]
     claims: [{better: model, worse: maskclip, source: Table II}]
   I: {title: "Table I: linear probing", rows: [{experiment: probe}]}
+  H: {title: Hypotheses, metrics: [precision, recall], rows: [{experiment: hypotheses}]}
 """
 
 
@@ -88,10 +98,10 @@ def mistake(capsys, reproduce, *arguments: str) -> str:
 def test_a_suite_from_files_to_a_report(scene, reproduce, capsys):
     reproduce("--seeds", "0", "1")
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines[:5]] == [
-        "maskclip:", "model-seed0:", "model-seed1:", "probe-seed0:", "probe-seed1:",
+    assert [line.split()[1] for line in lines[:6]] == [
+        "maskclip:", "model-seed0:", "model-seed1:", "probe-seed0:", "hypotheses:", "probe-seed1:",
     ]  # fmt: skip
-    assert lines[5] == f"Written: {scene}/out/REPORT.md and 2 pictures in {scene}/out/images"
+    assert lines[6] == f"Written: {scene}/out/REPORT.md and 2 pictures in {scene}/out/images"
 
     result = json.loads((scene / "out" / "runs" / "model-seed1" / "result.json").read_text())
     run(scene, "by_hand", "SEED", "1", "TEST.EVAL_PERIOD", "6")
@@ -103,21 +113,26 @@ def test_a_suite_from_files_to_a_report(scene, reproduce, capsys):
     own = json.loads((scene / "out" / "runs" / "probe-seed1" / "linear_probe" / "linear_probe.json").read_text())
     assert own["probed"]["weights"] == f"{scene}/out/runs/model-seed1/model_final.pth"
     assert own["results"]["reclip_test_val"]["mIoU"] == probe["metrics"]["mIoU"]
+    hypotheses = json.loads((scene / "out" / "runs" / "hypotheses" / "result.json").read_text())
+    assert hypotheses["supervision"] == "labels (analysis of the hypotheses)" and hypotheses["training"] is None
+    records = DatasetCatalog.get("reclip_test_train")
+    seen = [len(set(np.unique(Image.open(record["sem_seg_file_name"]))) - {255}) for record in records]
+    assert hypotheses["metrics"]["classes_per_image"] == np.mean(seen)
 
     page = (scene / "out" / "REPORT.md").read_text()
-    assert "on `reclip_test_val`" in page and "Model" not in page.splitlines()[0]
+    assert "on `reclip_test_val`, by" in page and "Model" not in page.splitlines()[0]
     assert "| maskclip" not in page.partition("## The runs")[0] and "| MaskCLIP |" in page
     assert f"--seeds 0 1 --out {scene}/out" in page
     # Once more: all is there.
     capsys.readouterr()
     reproduce("--seeds", "0", "1")
-    assert capsys.readouterr().out.splitlines() == lines[5:]
+    assert capsys.readouterr().out.splitlines() == lines[6:]
 
 
 def test_list_and_report_only(scene, reproduce, capsys):
     reproduce("--list", "--seeds", "3", "4")
     out = capsys.readouterr().out
-    assert "model     0/2 done  train     ReCLIP++ (rec.)  [II]" in out and out.endswith("5 runs, 0 of them done\n")
+    assert "model       0/2 done  train       ReCLIP++ (rec.)  [II]" in out and out.endswith("6 runs, 0 of them done\n")
     assert not (scene / "out").exists()
     reproduce("--report-only", "--tables", "I", "--report", str(scene / "page.md"))
     page = (scene / "page.md").read_text()
