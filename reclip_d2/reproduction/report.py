@@ -220,9 +220,10 @@ def _foot(measurements: Measurements, command: Sequence[str]) -> list[str]:
     machines = sorted({result["machine"] for result in results})
     versions = sorted({", ".join(f"{k} {v}" for k, v in result["versions"].items()) for result in results})
     total = duration_text(busy_seconds([(r["started"], r["started"] + r["seconds"]) for r in results]))
+    own_times = duration_text(sum(r["seconds"] for r in results))
     resumed = sum(bool((result["training"] or {}).get("first_iteration")) for result in results)
     lines = ["## How this was measured", "", "```", shlex.join(command), "```", ""]
-    lines.append(f"{len(results)} runs in {total}.")
+    lines.append(f"{len(results)} runs in {total}; their own times add up to {own_times}.")
     if resumed:
         lines.append(f"{resumed} of them were stopped and went on; their time before the stop is not counted.")
     lines += [f"Machine: {'; '.join(machines)}.", f"Versions: {'; '.join(versions)}."] if results else []

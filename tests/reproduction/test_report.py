@@ -121,7 +121,7 @@ def test_the_foot_is_from_the_results(finished, tmp_path):
     page = report_of(finished, tmp_path / "REPORT.md")
     foot = section(page, "How this was measured")
     assert "python tools/reproduce.py --out 'a folder'" in foot
-    assert "19 runs in 3 min." in foot
+    assert "19 runs in 3 min; their own times add up to 3 min." in foot
     assert "Machine: a machine." in foot and "Versions: Python 3." in foot
     assert "A small world." in page and "(made up)" in page
     assert "| `student` | student.yaml |  | model | 10 |" in page
