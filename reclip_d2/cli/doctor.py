@@ -25,6 +25,12 @@ DESCRIPTION = """\
 Say what is installed and what is missing. The exit status is 0 if `reclip segment`
 can run with this --clip and these --pretrained weights, and 1 if it cannot."""
 
+# Optional packages: what needs them, and the extra that brings them.
+_OPTIONAL = {
+    "gradio": ("reclip app", "app"),
+    "onnx": ("reclip export --format onnx", "export"),
+    "onnxruntime": ("reclip export --format onnx", "export"),
+}
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "Pillow", "safetensors", "fvcore")
 
 
@@ -38,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     checks: tuple[tuple[str, Callable[[], Iterator[str]]], ...] = (
         ("reclip_d2", _own),
         ("packages", _packages),
+        ("optional", _optional),
         ("detectron2", _detectron2),
         ("extension", _extension),
         ("devices", _devices),
@@ -76,6 +83,14 @@ def _packages() -> Iterator[str]:
     yield ", ".join(found)
     if missing:
         raise ReclipError(f"{', '.join(missing)} not installed: pip install {' '.join(missing)}")
+
+
+def _optional() -> Iterator[str]:
+    for name, (command, extra) in _OPTIONAL.items():
+        try:
+            yield f"{name} {importlib.metadata.version(name)}"
+        except importlib.metadata.PackageNotFoundError:
+            yield f'no {name}: {command} needs it (pip install "reclip_d2[{extra}]")'
 
 
 def _detectron2() -> Iterator[str]:

@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "segment": ("reclip_d2.cli.segment", "train on a folder of your images, and write their masks"),
     "predict": ("reclip_d2.cli.predict", "write the masks of further images, with a model that segment has trained"),
     "export": ("reclip_d2.cli.export", "write a trained model to an ONNX or TorchScript file"),
+    "app": ("reclip_d2.cli.app", "serve a page for the browser: try class names on images, see the bias and the masks"),
     "doctor": ("reclip_d2.cli.doctor", "say what is installed, what is missing, and where CLIP's weights go"),
 }
 

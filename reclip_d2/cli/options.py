@@ -26,6 +26,8 @@ STAGE_CONFIGS = {
 # What a kind of model is called in messages.
 TITLES = {"maskclip": "MaskCLIP", "rectified": "ReCLIP++, rectified", "student": "ReCLIP++, distilled student"}
 
+DEFAULT_CLIP, DEFAULT_PRETRAINED = "ViT-B-16-quickgelu", "openai"
+
 # Keys that change how a run is done and not what comes out of it.
 _HARMLESS = (
     "CUDNN_BENCHMARK", "DATALOADER", "DATASETS.CUSTOM", "HYPOTHESIS.BATCH_SIZE", "HYPOTHESIS.FILE", "MODEL.DEVICE",
@@ -123,20 +125,27 @@ def stage_config(kind: str, clip: str, overrides: Sequence[str]) -> CfgNode:
     return cfg
 
 
-def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which CLIP."""
+def add_clip_arguments(parser: argparse.ArgumentParser, given_by: str | None = None) -> None:
+    """Which CLIP.
+
+    Args:
+        given_by: an option that brings a CLIP of its own; the defaults are then None, so that they can be told from
+            what the user has said, and the command takes :data:`DEFAULT_CLIP` and :data:`DEFAULT_PRETRAINED` itself.
+    """
+    unless = "" if given_by is None else f" unless {given_by} gives it"
     parser.add_argument(
         "--clip",
-        default="ViT-B-16-quickgelu",
+        default=DEFAULT_CLIP if given_by is None else None,
         metavar="NAME",
-        help=f"open_clip's name of the model (default: %(default)s); {EMBEDDED_MODEL_NAME} is a toy that ships with the"
-        " package and knows 12 materials",
+        help=f"open_clip's name of the model (default: {DEFAULT_CLIP}{unless}); {EMBEDDED_MODEL_NAME} is a toy that"
+        " ships with the package and knows 12 materials",
     )
     parser.add_argument(
         "--pretrained",
-        default="openai",
+        default=DEFAULT_PRETRAINED if given_by is None else None,
         metavar="FILE|TAG",
-        help="its weights: a local file, or an open_clip tag, which is downloaded (default: %(default)s)",
+        help="its weights: a local file, or an open_clip tag, which is downloaded"
+        f" (default: {DEFAULT_PRETRAINED}{unless})",
     )
 
 

@@ -87,3 +87,11 @@ def test_a_missing_package(reclip, monkeypatch):
     monkeypatch.setattr(doctor, "_PACKAGES", ("torch", "no-such-package"))
     outcome = reclip("doctor", "--clip", "reclip-embedded")
     assert outcome.status == 1 and "pip install no-such-package" in outcome.out
+
+
+def test_optional_packages(reclip, monkeypatch):
+    monkeypatch.setattr(doctor, "_OPTIONAL", {"torch": ("this", "x"), "no-such-package": ("reclip app", "app")})
+    outcome = reclip("doctor", "--clip", "reclip-embedded")
+    assert outcome.status == 0  # segment runs without them
+    assert f"optional   torch {torch.__version__.split('+')[0]}" in outcome.out
+    assert 'no no-such-package: reclip app needs it (pip install "reclip_d2[app]")' in outcome.out

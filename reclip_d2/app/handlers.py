@@ -1,0 +1,225 @@
+"""What happens on the page when something is uploaded, chosen or pressed."""
+
+from __future__ import annotations
+
+import functools
+import html
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from reclip_d2.app import pictures
+from reclip_d2.app.learning import LearningStopped
+from reclip_d2.app.session import Segmentation, Session, read_classes
+from reclip_d2.cli.estimate import in_words
+from reclip_d2.cli.main import in_options
+from reclip_d2.cli.options import TITLES
+from reclip_d2.data.images import read_image
+from reclip_d2.errors import ReclipError, out_of_memory_message
+from reclip_d2.visualization.scene_figures import telling_classes
+
+# Images from which a bias is learnt without a word of warning.
+_FEW = 100
+
+
+def user_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a handler: what the user can mend becomes a message on the page, without a traceback."""
+
+    @functools.wraps(handler)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return handler(*args, **kwargs)
+        except ReclipError as error:
+            message = in_options(str(error))
+        except (MemoryError, RuntimeError) as error:
+            message = out_of_memory_message(error)
+            if message is None:
+                raise
+        raise gr.Error(html.escape(message, quote=False), duration=15, print_exception=False)
+
+    return wrapper
+
+
+class Handlers:
+    """The page's functions; each returns new values of components, in the order of the page's lists."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    # ---- images -----------------------------------------------------------------------------------------------
+
+    @user_errors
+    def upload(self, files: Sequence[str] | None) -> list[Any]:
+        """Look at the uploaded files.
+
+        Returns:
+            the usable images, the place of the chosen one, their gallery, a suggestion of iterations, then
+            :meth:`nothing`.
+        """
+        paths, shown, problems = [], [], []
+        for file in files or []:
+            path = Path(file)
+            try:
+                shown.append(pictures.thumbnail(read_image(path)))
+            except ReclipError as error:
+                problems.append(str(error).replace(f"{path.parent}/", ""))
+            else:
+                paths.append(path)
+        gallery = gr.update(value=shown, selected_index=0 if len(shown) > 1 else None, visible=len(shown) > 1)
+        status = "".join(f"⚠️ {_plain(problem)}\n\n" for problem in problems)
+        if paths:
+            status += "Press *Segment*."
+        iterations = self.session.suggested_iterations(len(paths))
+        return [paths, 0, gallery, iterations, *self.nothing(status)]
+
+    @staticmethod
+    def choose(event: gr.SelectData) -> int:
+        """The place of the image that was clicked."""
+        return event.index
+
+    # ---- results ----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def nothing(status: str) -> list[Any]:
+        """No result."""
+        empty = gr.update(value=None)
+        return [None, status, empty, "", "", gr.update(value=None, visible=False), gr.update(visible=False),
+                gr.update(choices=[], value=None), "", *[empty] * len(pictures.HEAT_MAPS)]  # fmt: skip
+
+    @user_errors
+    def segment(self, paths: Sequence[Path], chosen: int, text: str) -> list[Any]:
+        """Segment the chosen image.
+
+        Returns:
+            the result, the status, the slider's two pictures, what they are, the legend, the mask's file, whether the
+            bias can be seen, the classes to choose from, and then :meth:`bias` of the first of them.
+        """
+        if not paths:
+            raise ReclipError("there is no image yet: drop one at the top, or take an example")
+        result = self.session.segment(paths[min(chosen, len(paths) - 1)], text)
+        classes = result.table.mask_classes
+        folder = result.mask_file.parent
+        if result.after is None:
+            left = pictures.write_overlay(folder, "image", result.image, None, classes)
+            right = pictures.write_overlay(folder, "before", result.image, result.before, classes)
+            words = ("image", "CLIP's own masks")
+        else:
+            left = pictures.write_overlay(folder, "before", result.image, result.before, classes)
+            right = pictures.write_overlay(folder, "after", result.image, result.after, classes)
+            words = ("before: CLIP's own masks", "after: bias taken off")
+        legend = pictures.legend_html(classes, result.pixels_before, result.pixels_after, result.classes.background)
+        caption = f'<div class="sides"><span>◀ {words[0]}</span><span>{words[1]} ▶</span></div>'
+        names = [names[0] for names in result.classes.model_classes]
+        first = self._telling_class(result)
+        status, bias, can_draw = self._status(result), self._no_bias(), False
+        if result.model is not None:
+            try:
+                bias, can_draw = self._bias(result, first), True
+            except ReclipError as error:  # a model without a bias to draw; its masks are good
+                status += f" The bias is not drawn: {_plain(error)}."
+        return [
+            result,
+            status,
+            (str(left), str(right)),
+            caption,
+            legend,
+            gr.update(value=str(result.mask_file), visible=True),
+            gr.update(visible=can_draw),
+            gr.update(choices=[(name, place) for place, name in enumerate(names)], value=first),
+            *bias,
+        ]
+
+    @user_errors
+    def bias(self, result: Segmentation | None, class_id: int | None) -> list[Any]:
+        """What is said of a class's bias, and its heat maps."""
+        if result is None or class_id is None:
+            return self._no_bias()
+        return self._bias(result, class_id)
+
+    def _bias(self, result: Segmentation, class_id: int) -> list[Any]:
+        parts = self.session.bias_parts(result)
+        image = pictures.heat_image(result.image)
+        maps = pictures.heat_maps(image, parts, class_id)
+        name = result.classes.model_classes[class_id][0]
+        share = 100 * float((maps["bias"] > 0).mean())
+        text = (
+            f"Where the bias is **red** CLIP prefers *{_plain(name)}* whatever is there, and that is taken off; where"
+            f" it is **blue** CLIP neglects it. It is red on {share:.0f} % of this image."
+        )
+        if result.tiled:
+            text += " The image is predicted in tiles; these maps are of the whole at once."
+        drawn = [pictures.draw_heat_map(image, maps[key], title) for key, title in pictures.HEAT_MAPS]
+        return [text, *drawn]
+
+    @staticmethod
+    def _no_bias() -> list[Any]:
+        return ["", *[None] * len(pictures.HEAT_MAPS)]
+
+    @staticmethod
+    def _telling_class(result: Segmentation) -> int:
+        """The class whose pixels change most."""
+        after = result.before if result.after is None else result.after
+        before, count = result.before.astype(np.int64), len(result.table.mask_classes.names)
+        # An ignored background is no class of the masks: of the pixels that it had before only the rest count.
+        before = np.where(before < count, before, after)
+        return next(iter(telling_classes(before, after, count, 1)), 0)
+
+    def _status(self, result: Segmentation) -> str:
+        """One or two sentences on what is shown."""
+        model = result.model
+        if model is not None:
+            trained = model.trained
+            text = f"**After** is by {_plain(TITLES[trained.kind])}"
+            text += f", {_plain(trained.folder.path)}." if trained is self.session.trained else ", learnt on this page."
+            if model.others:
+                text += f" It knows {model.others} further classes; their logits are left out."
+            return text
+        if not self.session.has_models:
+            return "These are CLIP's own masks. *Learn the bias* gives the masks after."
+        return (
+            "These are CLIP's own masks: the bias is learnt for a class list, and no model here has all of these"
+            " classes. *Learn the bias* for them, or type those of the model."
+        )
+
+    # ---- learning ---------------------------------------------------------------------------------------------
+
+    @user_errors
+    def learn(
+        self,
+        paths: Sequence[Path],
+        text: str,
+        iterations: float | None,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> str:
+        """Learn the bias from all images; returns what to say of it."""
+        if iterations is None or iterations < 1:
+            raise ReclipError("the iterations must be a number above 0")
+        read_classes(text)
+        start = time.monotonic()
+        progress(0, desc="starting")
+
+        def report(step: str, done: int, total: int) -> None:
+            progress((done, total) if total else 0, desc=step)
+
+        try:
+            self.session.learn(paths, text, int(iterations), report)
+        except LearningStopped:
+            return "Stopped; nothing was learnt."
+        count = len(paths)
+        few = " From so few images it is a poor estimate." if count < _FEW else ""
+        images = "1 image" if count == 1 else f"{count} images"
+        return f"Learnt from {images} in {in_words(time.monotonic() - start)}.{few}"
+
+    def stop(self) -> None:
+        """Stop the training that is under way."""
+        if not self.session.stop_learning():
+            gr.Info("Nothing is being learnt.", duration=4)
+
+
+def _plain(text: object) -> str:
+    """Text for Markdown as it is: what has a meaning there is escaped."""
+    return "".join(f"&#{ord(letter)};" if letter in "\\`*_{}[]<>()#+!|&$~" else letter for letter in str(text))

@@ -1,0 +1,187 @@
+"""What the page shows: copies of images, overlays, the legend, heat maps.
+
+Shape letters: C classes, (H, W) size of an image in pixels, (h, w) of its reduced copy.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from reclip_d2.evaluation.logit_parts import LogitParts
+from reclip_d2.formats import MaskClasses, Prediction
+from reclip_d2.formats.pictures import OverlayWriter
+from reclip_d2.visualization.figures import hide_ticks
+from reclip_d2.visualization.html import number
+
+LONGEST_SIDE = 1600
+"""Of pictures on the page: what is drawn larger only takes longer."""
+_THUMBNAIL = 192
+_HEAT_SIDE = 480
+_IGNORED = 255
+_SLIDER_RATIO = 1.5  # least width of the slider's pictures, in heights
+_MARGIN = 235
+
+
+def reduced_size(size: tuple[int, int], longest: int = LONGEST_SIDE) -> tuple[int, int]:
+    """(h, w) of a copy of an image of (H, W) pixels whose longer side is at most ``longest``."""
+    scale = min(1.0, longest / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def reduce_image(image: np.ndarray, longest: int = LONGEST_SIDE) -> np.ndarray:
+    """A copy ``(h, w, 3)`` uint8 of an image ``(H, W, 3)`` uint8; see :func:`reduced_size`."""
+    height, width = reduced_size(image.shape[:2], longest)
+    if (height, width) == image.shape[:2]:
+        return image
+    small = Image.fromarray(image).resize((width, height), Image.Resampling.BOX, reducing_gap=2.0)
+    return np.asarray(small)
+
+
+def reduce_labels(labels: np.ndarray) -> np.ndarray:
+    """Labels ``(h, w)`` at the pixels of :func:`reduce_image`'s copy: those at the middle of each."""
+    height, width = reduced_size(labels.shape)
+    if (height, width) == labels.shape:
+        return labels
+    rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(int)
+    return labels[rows[:, None], columns]
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """A small copy of an image ``(H, W, 3)`` uint8."""
+    return reduce_image(image, _THUMBNAIL)
+
+
+def widen(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An image ``(h, w, 3)`` and its labels ``(h, w)`` with margins at the sides, ignored in the labels, if they are
+    narrow: the page's slider goes wrong beside a picture that leaves room there."""
+    height, width = labels.shape
+    missing = max(0, math.ceil(_SLIDER_RATIO * height) - width)
+    left, right = missing // 2, missing - missing // 2
+    return (
+        np.pad(image, ((0, 0), (left, right), (0, 0)), constant_values=_MARGIN),
+        np.pad(labels, ((0, 0), (left, right)), constant_values=_IGNORED),
+    )
+
+
+def write_overlay(folder: Path, name: str, image: np.ndarray, labels: np.ndarray | None, classes: MaskClasses) -> Path:
+    """Write an image ``(h, w, 3)``, widened, with its mask ``(h, w)`` laid over it, or without one.
+
+    Returns:
+        the JPEG.
+    """
+    if labels is None:
+        labels = np.full(image.shape[:2], _IGNORED, np.uint8)
+    image, labels = widen(image, labels)
+    writer = OverlayWriter(folder, classes)
+    path = PurePosixPath(f"{name}.jpg")
+    writer.add(Prediction(path, labels, image=image))
+    return writer.files(path)[0]
+
+
+def legend_html(
+    classes: MaskClasses, before: Mapping[str, int], after: Mapping[str, int] | None, background: Sequence[str]
+) -> str:
+    """Table of the classes: colour, name, share of the pixels before and after, the most frequent first.
+
+    Args:
+        before, after: pixels of each id.
+        background: names whose pixels are ignored.
+    """
+    total = max(sum(before.values()), 1)
+    latest = before if after is None else after
+    order = sorted(range(len(classes.names)), key=lambda k: (-latest.get(str(k), 0), -before.get(str(k), 0), k))
+    rows = [(classes.names[k], "rgb({}, {}, {})".format(*classes.colors[k]), str(k)) for k in order]
+    if background:
+        rows.append((f"background: {', '.join(background)}", "transparent", str(_IGNORED)))
+    columns = [before] if after is None else [before, after]
+    lines = []
+    for name, color, key in rows:
+        shares = [100 * counts.get(key, 0) / total for counts in columns]
+        if after is not None:
+            change = round(shares[1] - shares[0], 1)
+            cells = [number(shares[0]), number(shares[1]), number(change, sign=True) if change else "0.0"]
+        else:
+            cells = [number(shares[0])]
+        faint = "" if any(shares) else ' class="absent"'
+        lines.append(
+            f'<tr{faint}><td><span class="swatch" style="background: {color}"></span>{html.escape(name)}</td>'
+            + "".join(f'<td class="number">{cell}</td>' for cell in cells)
+            + "</tr>"
+        )
+    titles = ["CLIP"] if after is None else ["before", "after", "change"]
+    head = "".join(f'<th class="number">{title}</th>' for title in titles)
+    return (
+        f'<table class="legend"><thead><tr><th>class, % of pixels</th>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table>"
+    )
+
+
+HEAT_MAPS = (
+    ("query", "CLIP's logits"),
+    ("bias", "bias: taken off them"),
+    ("rectified", "rectified logits"),
+)
+"""The parts of the logits that are drawn, and what they are called."""
+
+
+def heat_maps(image: np.ndarray, parts: LogitParts, class_id: int) -> dict[str, np.ndarray]:
+    """Logits of a class at the pixels of an image, minus their mean over the classes at the same place, which no
+    argmax sees.
+
+    Args:
+        image: ``(h, w, 3)``; gives the size alone.
+
+    Returns:
+        for each of :data:`HEAT_MAPS` ``(h, w)`` float32; the bias is positive where CLIP prefers the class.
+    """
+    maps = {}
+    for name, _ in HEAT_MAPS:
+        logits = getattr(parts, name)
+        centred = logits[class_id] - logits.mean(0)
+        maps[name] = parts.at_pixels(centred[None], image.shape[:2])[0].numpy()
+    return maps
+
+
+def draw_heat_map(image: np.ndarray, heat: np.ndarray, title: str) -> np.ndarray:
+    """A heat map ``(h, w)`` over its image ``(h, w, 3)``, grey, with a colour bar: red is above 0, blue below.
+
+    Returns:
+        the picture, ``(., ., 3)`` uint8.
+    """
+    grey = np.asarray(Image.fromarray(image).convert("L"), np.float32) / 255
+    limit = max(float(np.abs(heat).max()), 1e-6)
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(3.6, min(3.6 * height / width, 3.4) + 0.9), dpi=150, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.07)
+    axes = figure.subplots()
+    axes.imshow(0.35 + 0.65 * grey, cmap="gray", vmin=0, vmax=1)
+    picture = axes.imshow(heat, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.7)
+    axes.set_title(title, fontsize=10, loc="left")
+    hide_ticks(axes)
+    bar = figure.colorbar(picture, ax=axes, location="bottom", fraction=0.06, pad=0.03)
+    bar.ax.tick_params(labelsize=9)
+    bar.locator = MaxNLocator(nbins=4, symmetric=True)
+    bar.update_ticks()
+    return _pixels(figure)
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    figure.draw_without_rendering()  # the constrained layout takes a second look
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def heat_image(image: np.ndarray) -> np.ndarray:
+    """The copy of an image that heat maps are drawn on: they are smooth, and small on the page."""
+    return reduce_image(image, _HEAT_SIDE)

@@ -1,0 +1,96 @@
+"""``reclip app``: a page in the browser to try class names on images, and to learn the bias."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+
+from reclip_d2.app.models import ClipChoice
+from reclip_d2.app.server import check_address, check_gradio, is_local, serve, working_folder
+from reclip_d2.app.session import Session
+from reclip_d2.cli import options
+from reclip_d2.cli.clip_weights import find_weights
+from reclip_d2.cli.trained_model import TrainedModel
+from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
+from reclip_d2.errors import ReclipError
+
+DESCRIPTION = """\
+Serve a page for the browser: drop images, type class names, see CLIP's own masks,
+learn the bias from the images, see it, and the masks before and after.
+
+Only this machine can reach the page, unless --host says otherwise; the page fetches
+nothing from elsewhere. Ctrl-C ends it. Needs gradio: pip install "reclip_d2[app]"."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="--output of a run of reclip segment: its model, classes and CLIP"
+    )
+    options.add_clip_arguments(parser, given_by="--model")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="keep what is learnt on the page (default: a folder that goes at the end)"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen at (default: %(default)s)")
+    options.add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    check_gradio()
+    check_address(args.host, args.port)
+    clip, trained = choose_models(args)
+    output = None if args.output is None else Path(args.output).expanduser().absolute()
+    _stop_on_signals()
+    try:
+        with working_folder(output) as folder:
+            session = Session(clip, trained, Path(folder))
+            print(f"model     {session.description}", flush=True)
+            with serve(session, args.host, args.port) as address:
+                print(f"page      {address} (Ctrl-C ends it)", flush=True)
+                if not is_local(args.host):
+                    print(f"          anyone who can reach {args.host} can use it", flush=True)
+                threading.Event().wait()
+    except KeyboardInterrupt:
+        print("\nstopped", flush=True)
+    return 0
+
+
+def choose_models(args: argparse.Namespace) -> tuple[ClipChoice, TrainedModel | None]:
+    """The CLIP and the trained model that the arguments name.
+
+    Raises:
+        ReclipError: ``--model`` is none, or CLIP's weights are not to be had.
+    """
+    device, opts = options.resolve_device(args.device), tuple(args.opts)
+    if args.model is not None:
+        if args.clip is not None:
+            raise ReclipError(f"--clip {args.clip} beside --model: the model brings its own CLIP; leave --clip out")
+        trained = TrainedModel.find(args.model, None, args.pretrained)
+        name, pretrained = trained.state.clip, trained.pretrained
+    else:
+        trained = None
+        name = options.DEFAULT_CLIP if args.clip is None else args.clip
+        pretrained = options.resolve_pretrained(
+            options.DEFAULT_PRETRAINED if args.pretrained is None else args.pretrained
+        )
+    if name != EMBEDDED_MODEL_NAME:
+        find_weights(name, pretrained)
+    return ClipChoice(name, pretrained, device, opts), trained
+
+
+def _stop_on_signals() -> None:
+    """SIGTERM ends the command as Ctrl-C does, also where a background shell has turned that off; the second time at
+    once."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for known in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(known, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
