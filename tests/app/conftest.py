@@ -66,7 +66,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         check_gradio()
         session = Session(TINY, None, folder / "work")
         with serve(session, "127.0.0.1", free_port()) as address:
-            client = Client(address, verbose=False, httpx_kwargs={"timeout": 300})
+            downloads = str(folder / "downloads")
+            client = Client(address, verbose=False, download_files=downloads, httpx_kwargs={"timeout": 300})
             names = ("0.jpg", "1.jpg", "broken.jpg", "in/0.jpg", "in/4.png")
             client.predict([handle_file(str(photos / name)) for name in names], api_name="/upload")
             learnt = client.predict(CLASSES, 4, api_name="/learn")
