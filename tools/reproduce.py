@@ -32,8 +32,6 @@ from reclip_d2.data.classes import class_names_from_config  # noqa: E402
 from reclip_d2.data.training_records import build_training_records  # noqa: E402
 from reclip_d2.engine.logs import logging_to  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
-from reclip_d2.evaluation.hypothesis import hypothesis_precision_recall  # noqa: E402
-from reclip_d2.evaluation.labelled_data import labelled_records, probe_datasets  # noqa: E402
 from reclip_d2.reproduction import execute  # noqa: E402
 from reclip_d2.reproduction.measurements import Measurements  # noqa: E402
 from reclip_d2.reproduction.process import Processes  # noqa: E402
@@ -100,6 +98,11 @@ def perform_probe(job: Job) -> dict[str, Any]:
 
 def perform_hypotheses(job: Job) -> dict[str, Any]:
     """Compare the training images' hypotheses with their labels: an analysis, of which no training knows."""
+    # Here and not at the top: every run is a process that loads this file, and those that train load nothing that
+    # reads the training images' labels.
+    from reclip_d2.evaluation.hypothesis import hypothesis_precision_recall
+    from reclip_d2.evaluation.labelled_data import labelled_records, probe_datasets
+
     with logging_to(job.folder):
         cfg = load_config(job.config_file, job.options)
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
