@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -34,7 +35,14 @@ class DeepLabV2Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in_channels, h, w)`` to ``(B, D, h, w)``, not normalised."""
-        total = self.branches[0](x)
+        total = self._branch(self.branches[0], x)
         for branch in self.branches[1:]:  # not stacked: at stride 8 each is as large as all of the features
-            total = total + branch(x)
+            total = total + self._branch(branch, x)
         return total
+
+    def _branch(self, branch: nn.Conv2d, x: Tensor) -> Tensor:
+        # On a grid no larger than the dilation the outer taps meet nothing but padding: the centre alone gives the same
+        # output and gradients with a ninth of the work. In training only, so that an export stays open in its sizes.
+        if self.training and max(x.shape[-2:]) <= branch.dilation[0]:
+            return F.conv2d(x, branch.weight[..., 1:2, 1:2], branch.bias)
+        return branch(x)

@@ -3,6 +3,7 @@
 Shape letters: B images, (h, w) grid, D width of the joint embedding.
 """
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -35,3 +36,17 @@ def test_other_dilations_and_a_gradient_for_every_branch():
     assert out.shape == (1, 5, 7, 9) and out.min() < 0 < out.max()  # of both signs, as CLIP's features
     out.square().sum().backward()
     assert all(branch.weight.grad.abs().max() > 0 for branch in head.branches)
+
+
+@pytest.mark.parametrize("size", [(6, 6), (7, 3), (1, 1), (12, 5), (13, 13)])  # dilations 6 and 12 on and off the edge
+def test_small_grids_train_as_by_the_whole_kernels(size):
+    head = DeepLabV2Head(3, 4).double().train()
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(2, 4, *size, dtype=torch.float64)
+    parameters = [x, *head.parameters()]
+    whole = sum(F.conv2d(x, b.weight, b.bias, padding=b.dilation, dilation=b.dilation) for b in head.branches)
+    torch.testing.assert_close(head(x), whole)
+    found = torch.autograd.grad(head(x), parameters, upstream)
+    expected = torch.autograd.grad(whole, parameters, upstream)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(head.eval()(x), whole)
