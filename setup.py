@@ -5,7 +5,7 @@ reclip_d2._C from csrc, for the CPU and, where nvcc and a CUDA build of torch ar
 
     FORCE_CPU=1           build for the CPU only
     FORCE_CUDA=1          building for CUDA is a must: an error instead of a CPU-only extension
-    TORCH_CUDA_ARCH_LIST  GPU architectures, "8.0;9.0+PTX" if it is not set
+    TORCH_CUDA_ARCH_LIST  GPU architectures, "7.5;8.0;9.0+PTX" if it is not set
     MAX_JOBS              compilers at a time, torch's own setting
     NO_EXTENSION=1        no extension at all: plain PyTorch serves, slower
 
@@ -24,7 +24,7 @@ from setuptools import Command, Extension, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
+DEFAULT_ARCHITECTURES = "7.5;8.0;9.0+PTX"
 
 
 class Develop(Command):

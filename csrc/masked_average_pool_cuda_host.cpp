@@ -24,6 +24,7 @@ std::tuple<at::Tensor, at::Tensor> masked_average_pool(const at::Tensor& feature
                                                        const at::Tensor& class_ids, const at::Tensor& offsets) {
   const Hypothesis h = check(features, masks, class_ids, offsets);
   const c10::cuda::CUDAGuard guard(features.device());
+  check_not_captured(kOp);
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const auto options = features.options().dtype(accumulate_type(features.scalar_type()));
   const bool is_double = options.dtype() == at::kDouble;
@@ -54,6 +55,7 @@ std::tuple<at::Tensor, at::Tensor> masked_average_pool_backward(const at::Tensor
   check_saved(kOp, "pooled", pooled, {h.rows, width}, type, features);
   check_saved(kOp, "area", area, {h.rows}, type, features);
   const c10::cuda::CUDAGuard guard(features.device());
+  check_not_captured(kOp);
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const auto options = pooled.options();
   at::Tensor grad_features = at::empty(need_features ? features.sizes() : c10::IntArrayRef({0}), features.options());

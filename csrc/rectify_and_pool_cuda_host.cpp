@@ -30,6 +30,7 @@ std::tuple<at::Tensor, at::Tensor> rectify_and_pool(const at::Tensor& logits, co
   const Hypothesis h = check(logits, bias, features, class_ids, offsets, tau);
   const ScoreInputs in = score_inputs(logits, bias, read_seed(kOp, seed), tau);
   const c10::cuda::CUDAGuard guard(logits.device());
+  check_not_captured(kOp);
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const auto options = logits.options().dtype(accumulate_type(logits.scalar_type()));
   const bool is_double = options.dtype() == at::kDouble;
@@ -72,6 +73,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> rectify_and_pool_backward(
   check_saved(kOp, "area", area, {h.rows}, type, logits);
   need_bias = need_bias && bias.has_value();
   const c10::cuda::CUDAGuard guard(logits.device());
+  check_not_captured(kOp);
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const auto options = pooled.options();
   at::Tensor grad_logits = need_logits ? at::empty_like(logits) : at::empty({0}, logits.options());

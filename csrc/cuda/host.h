@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -13,6 +14,12 @@
 #include "launch.h"
 
 namespace reclip::cuda {
+
+// Seed and hypothesis are read on the host: a CUDA graph would replay those of its capture, without a word.
+inline void check_not_captured(const char* op) {
+  TORCH_CHECK(c10::cuda::currentStreamCaptureStatusMayInitCtx() == c10::cuda::CaptureStatus::None, op,
+              ": cannot be part of a CUDA graph, which would repeat the noise and the hypotheses of its capture");
+}
 
 inline ElementType element_type(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {

@@ -192,8 +192,10 @@ __device__ __forceinline__ void softmax_backward(const PatchSoftmax<S, Stored>& 
   });
 }
 
-// Blocks that keep at most this much fit several times on a multiprocessor.
-constexpr int64_t kKeptLimit = 64 * 1024;
+// What the kernels below share among their warps besides, at most; it counts against the same limits.
+constexpr int64_t kSharedLimit = kWarps * kPatches * sizeof(double);
+// Blocks that keep at most this much fit several times on a multiprocessor, and once on the smallest (64 KiB, sm_75).
+constexpr int64_t kKeptLimit = 64 * 1024 - kSharedLimit;
 
 template <typename T>
 int64_t kept_bytes(int64_t classes) {
@@ -204,8 +206,9 @@ int64_t kept_bytes(int64_t classes) {
 template <typename Kernel, typename... Args>
 cudaError_t launch_tiles(Kernel kernel, int64_t tasks, int64_t bytes, cudaStream_t stream, Args... args) {
   if (tasks == 0) return cudaSuccess;
-  if (bytes > 48 * 1024) {
-    const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (bytes + kSharedLimit > 48 * 1024) {
+    // The same value in every call: two threads that launch the same kernel cannot lower it for one another.
+    const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kKeptLimit));
     if (status != cudaSuccess) return status;
   }
   kernel<<<static_cast<unsigned>(tasks), dim3(kPatches, kWarps), static_cast<size_t>(bytes), stream>>>(args...);

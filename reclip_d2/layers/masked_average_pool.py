@@ -49,7 +49,7 @@ def masked_average_pool(features: Tensor, masks: Tensor, class_ids: Tensor, offs
     if features.shape[:2] != masks.shape[:2]:
         raise ValueError(f"{op}: `features` {tuple(features.shape)} and `masks` {tuple(masks.shape)} differ in (B,n)")
     check_index_tensors(op, class_ids, offsets, features.shape[0])
-    class_ids, offsets = class_ids.cpu(), offsets.cpu()
+    class_ids, offsets = class_ids.cpu().contiguous(), offsets.cpu().contiguous()
     if kernels_enabled(features.device.type):
         return torch.ops.reclip_d2.masked_average_pool(features, masks, class_ids, offsets)
     check_hypothesis(op, class_ids, offsets, masks.shape[2])

@@ -77,7 +77,7 @@ def rectify_and_pool(
         bias = bias.to(accumulate_dtype(bias.dtype))
     check_index_tensors(op, class_ids, offsets, logits.shape[0])
     tau = check_tau(op, tau)
-    class_ids, offsets = class_ids.cpu(), offsets.cpu()
+    class_ids, offsets = class_ids.cpu().contiguous(), offsets.cpu().contiguous()
     seed = draw_seed() if seed is None else check_seed(op, seed)
     if kernels_enabled(logits.device.type):
         return torch.ops.reclip_d2.rectify_and_pool(logits, bias, features, class_ids, offsets, seed, tau, hard)

@@ -8,6 +8,8 @@ from scipy import stats
 
 from reclip_d2.layers import gumbel_noise, gumbel_softmax, use_kernels
 
+# About what a CUDA block can keep in shared memory without and with asking; see test_rectify_and_pool.
+KEPT = [(384, 33), (192, 33), (250, 31), (500, 31)]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
@@ -21,7 +23,7 @@ def run(logits, hard, tau, seed):
 
 @pytest.mark.parametrize("hard", [True, False])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize(("classes", "patches"), [(1, 1), (2, 1025), (19, 63), (20, 441), (150, 63), (1000, 65)])
+@pytest.mark.parametrize(("classes", "patches"), [(1, 1), (2, 1025), (19, 63), (20, 441), (150, 63), (1000, 65), *KEPT])
 def test_kernels_equal_the_twin(make_sample, kernels, classes, patches, dtype, hard):
     sample = make_sample(classes, patches, 1, 0, dtype)
     actual = run(sample.logits, hard, 0.5, sample.seed)
@@ -60,6 +62,14 @@ def test_classes_are_sampled_from_the_softmax(implementation, device, tau):
 def test_gradcheck_of_soft_masks(implementation, device):
     logits = torch.randn(2, 3, 5, dtype=torch.float64, device=device).transpose(1, 2).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: gumbel_softmax(x, 0.6, False, torch.tensor([1, 2])), logits)
+
+
+@pytest.mark.cuda
+def test_a_cuda_graph_is_refused():
+    logits, seed = torch.randn(1, 4, 3, device="cuda"), torch.tensor([1, 2])
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="cannot be part of a CUDA graph"), torch.cuda.graph(graph):
+        gumbel_softmax(logits, 0.5, True, seed)
 
 
 def test_hard_gradient_is_the_soft_one(implementation, device):

@@ -44,6 +44,14 @@ def test_kernels_equal_the_twin(make_sample, kernels, classes, patches, width, r
         assert error < TOLERANCE[dtype]
 
 
+def test_strided_class_ids(implementation, device):
+    features, masks = torch.randn(1, 4, 3, device=device), torch.rand(1, 4, 2, device=device)
+    pairs = torch.tensor([[1, 7], [0, 8]])
+    got = masked_average_pool(features, masks, pairs[:, 0], torch.tensor([0, 9, 2])[::2])
+    want = masked_average_pool(features, masks, torch.tensor([1, 0]), torch.tensor([0, 2]))
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
 def test_gradcheck(make_sample, implementation):
     sample = make_sample(4, 6, 3, 2, torch.float64, images=2)
     inputs = (
