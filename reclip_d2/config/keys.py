@@ -92,6 +92,7 @@ def add_reclip_config(cfg: CfgNode) -> None:
     cfg.MODEL.MASK_DECODER = CfgNode()
     # Without the decoder M_o = M (Table III).
     cfg.MODEL.MASK_DECODER.ENABLED = True
+    # Of its one convolution; odd.
     cfg.MODEL.MASK_DECODER.KERNEL_SIZE = 5
     # A name of Detectron2's get_norm: BN, SyncBN, FrozenBN, GN, or "" for none.
     cfg.MODEL.MASK_DECODER.NORM = "BN"
@@ -177,9 +178,10 @@ def add_reclip_config(cfg: CfgNode) -> None:
     # Crops that are encoded together (121 an image for r = 1/6): raise it on a GPU.
     cfg.HYPOTHESIS.BATCH_SIZE = 121
 
-    # ---- linear probing (Table I): tools/linear_probe.py, the one program that trains with labels ------------------
+    # ---- linear probing (Table I): tools/linear_probe.py, which trains with labels ---------------------------------
     cfg.LINEAR_PROBE = CfgNode()
-    # Registered data sets with labels; (): the labelled twins of DATASETS.TRAIN, such as voc20_train_labelled.
+    # Registered data sets with labels; (): the labelled twins of DATASETS.TRAIN, such as voc20_train_labelled (splits
+    # named train alone have one).
     cfg.LINEAR_PROBE.DATASETS = ()
     # Checkpoint of the model that is probed; "": the last one in OUTPUT_DIR. MaskCLIP has none.
     cfg.LINEAR_PROBE.WEIGHTS = ""
@@ -206,9 +208,10 @@ def add_reclip_config(cfg: CfgNode) -> None:
     cfg.DATASETS.CUSTOM.IMAGES = ""
     # Class file: a class a line, synonyms after commas (reclip_d2/data/class_file.py).
     cfg.DATASETS.CUSTOM.CLASSES = ""
-    # The next two nodes and TEST.BAND_MEMORY are of `reclip`, which prepares images and predicts in a way of its own.
+    # The next two nodes and TEST.BAND_MEMORY are of `reclip` and demo/demo.py, which predict in a way of their own.
     cfg.INPUT.COPIES = CfgNode()
-    # An image of more pixels is trained on as a copy whose short side is this: six windows of CLIP's 224 px.
+    # Of `reclip segment`: an image of more pixels is trained on as a copy whose short side is this, six windows of
+    # CLIP's 224 px.
     cfg.INPUT.COPIES.FROM_PIXELS = 16_000_000
     cfg.INPUT.COPIES.SHORT_SIDE = 1344
     cfg.INPUT.TILES = CfgNode()

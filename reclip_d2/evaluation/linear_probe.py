@@ -1,8 +1,9 @@
 """Linear probing (Table I): how much of the classes a linear map finds in a model's fixed pixel embeddings.
 
-**This is the one place of the project where labels train anything.** The classifier learns from the labels of a
-training split, so its mIoU is no result of unsupervised segmentation and never stands beside one without a word.
-Nothing of the unsupervised path imports this module; ``tools/linear_probe.py`` does.
+**Labels train the classifier**, and nothing else but the embedded data set's stand-in CLIP. It learns from the labels
+of a training split, so its mIoU is no result of unsupervised segmentation and never stands beside one without a word.
+Nothing of the unsupervised path imports this module; ``tools/linear_probe.py`` does, and the probes of
+``tools/reproduce.py`` through it.
 
 What is probed is ``pixel_embedding`` of a model: MaskCLIP's image features Z; a rectified CLIP's Z and mask logits M_o,
 one behind the other, since its Z is the same frozen CLIP's and what rectification has learnt stands in M_o; a student's

@@ -86,7 +86,7 @@ def _head(measurements: Measurements) -> list[str]:
     if papers:
         lines += [
             f"The columns {papers} are copied from the papers; `{NOT_LEGIBLE}` is a number of theirs that was not"
-            " legible in the text at hand. Rows called *control* are no models of the papers: what they gain too"
+            " legible in our copies. Rows called *control* are no models of the papers: what they gain too"
             " is not the method's. Rows called *ours* are extensions of this project.",
             "",
         ]
