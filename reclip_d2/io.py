@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
+
+# Bytes of a file's name that its temporary name repeats: a name may have 255 bytes in all, on some file systems fewer.
+_PREFIX_BYTES = 100
 
 
 @contextlib.contextmanager
@@ -18,18 +21,24 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=f".tmp{path.suffix}")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _make_beside(path)
     try:
         yield temporary
-        # mkstemp makes the file private; give it the permissions that a plain open() would have given.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _make_beside(path: Path) -> Path:
+    """Make an empty file of a new name, with the permissions that a plain open() would give."""
+    # Not by mkstemp: its files are private, and the umask that they lack can be read only by changing it, which in
+    # another thread would take effect.
+    prefix = path.name.encode("utf-8", "surrogateescape")[:_PREFIX_BYTES].decode("utf-8", "ignore")
+    while True:
+        temporary = path.with_name(f".{prefix}.{secrets.token_hex(4)}.tmp{path.suffix}")
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            return temporary
 
 
 def cache_dir() -> Path:
