@@ -6,6 +6,8 @@ Shape letters: (H, W) size in pixels of the upright image.
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +16,8 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from reclip_d2.errors import ReclipError
+
+logger = logging.getLogger(__name__)
 
 # Pillow refuses images from 179 million pixels on. Scans and aerial images have more: 20,000 x 20,000 is 400 million.
 # This limit is ours: an image of it takes 7 GB while it is decoded.
@@ -63,7 +67,8 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Read an image as 8-bit RGB, upright (EXIF orientation applied).
 
     Grey, palette and CMYK images are converted, an alpha channel is dropped, 16 bits are scaled to 8. Of a file with
-    several pictures (TIFF pages, animations) the first is read.
+    several pictures (TIFF pages, animations) the first is read. A damaged EXIF block is passed over, with a warning in
+    the log.
 
     Returns:
         ``(H, W, 3)`` uint8, contiguous.
@@ -82,7 +87,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
             if image.mode == "F":
                 raise ReclipError(f"image {path} holds floating-point pixels: convert it to 8-bit RGB")
             image.load()  # of a TIFF this applies the orientation, and takes the tag away
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            orientation = _orientation(image, path)
             pixels = _rgb(image)
     except (ReclipError, MemoryError):
         raise
@@ -93,6 +98,22 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         raise ReclipError(f"image {path} cannot be read ({cause}): replace or remove the file") from error
     upright = _UPRIGHT.get(orientation)
     return pixels if upright is None else np.ascontiguousarray(upright(pixels))
+
+
+def _orientation(image: Image.Image, path: str | os.PathLike[str]) -> object:
+    """The EXIF orientation of a decoded image, 1 where there is none. Its pixels are sound without it."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except MemoryError:
+        raise
+    except Exception as error:  # as of damaged pixels
+        _warn_of_exif(os.fspath(path), " ".join(str(error).split()) or type(error).__name__)
+        return 1
+
+
+@functools.cache  # once a file: training reads it many times
+def _warn_of_exif(path: str, cause: str) -> None:
+    logger.warning("the EXIF block of image %s cannot be read (%s): it is taken as it is stored", path, cause)
 
 
 def peek_size(path: str | os.PathLike[str]) -> tuple[int, int]:

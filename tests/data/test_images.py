@@ -1,5 +1,6 @@
 """Reading images of all kinds."""
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -52,6 +53,21 @@ def test_exif_orientation(tmp_path, orientation):
     expected = UPRIGHT[orientation](corners()).astype(int)
     assert image.shape == expected.shape
     assert np.abs(image - expected).mean() < 4
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+@pytest.mark.parametrize("block", [b"Exif\0\0nonsense", b"Exif\0\0MM\0*"])
+def test_a_damaged_exif_block_is_passed_over(tmp_path, caplog, name, block):
+    """The pixels are sound. The log names the file, once."""
+    path = tmp_path / name
+    # With a resolution: without one Pillow itself looks into a JPEG's EXIF block for it, and forgives the damage.
+    options = {"quality": 100, "subsampling": 0, "dpi": (72, 72)} if name == "a.jpg" else {"lossless": True}
+    Image.fromarray(corners()).save(path, exif=block, **options)
+    with caplog.at_level(logging.WARNING, images.__name__):
+        for _ in range(3):
+            assert np.abs(read_image(path).astype(int) - corners()).mean() < 4
+    (message,) = [record.getMessage() for record in caplog.records if record.name == images.__name__]
+    assert str(path) in message
 
 
 def test_grey(tmp_path):
