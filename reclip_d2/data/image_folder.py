@@ -57,7 +57,7 @@ def find_images(sources: Sequence[str | os.PathLike[str]], exclude: Sequence[Pat
     files: dict[Path, None] = {}  # a set that keeps the order
     bases = []
     for source in sources:
-        found, base = _resolve(os.fspath(source), skipped, f"IMAGES {source}")
+        found, base = _resolve(os.fspath(source), Path.cwd(), skipped, f"IMAGES {source}")
         bases.append(base)
         files.update(dict.fromkeys(found))
     if not files:
@@ -79,15 +79,18 @@ def _check_ids(images: Iterable[ImageFile]) -> None:
             )
 
 
-def _absolute(path: str | Path) -> Path:
-    """Absolute and without ``..``, but with links as they are: the user's names count."""
-    return Path(os.path.abspath(Path(path).expanduser()))
+def _resolve(source: str, start: Path, skipped: set[Path], where: str) -> tuple[list[Path], Path]:
+    """Images of one source, and the deepest folder that holds all that it names.
 
-
-def _resolve(source: str, skipped: set[Path], where: str) -> tuple[list[Path], Path]:
-    """Images of one source, and the deepest folder that holds all that it names."""
-    path = _absolute(source)
+    Args:
+        start: folder that a relative source begins at.
+    """
+    # Without ``..``, but with links as they are: the user's names count.
+    source = os.path.normpath(os.path.expanduser(source))
+    path = Path(os.path.normpath(start / source))
     if path.is_dir():
+        if path.resolve() in skipped:
+            raise ReclipError(f"{where} is the folder that the results go to: name another --output")
         return _scan(path, skipped, where), path
     if path.is_file():
         if path.suffix.lower() == LIST_EXTENSION:
@@ -95,7 +98,7 @@ def _resolve(source: str, skipped: set[Path], where: str) -> tuple[list[Path], P
         _check_extension(path, where)
         return [path], path.parent
     if glob.has_magic(source):
-        return _expand(source, skipped, where)
+        return _expand(source, start, skipped, where)
     raise ReclipError(f"{where} does not exist: give a folder, an image, a glob or a .txt list")
 
 
@@ -144,21 +147,21 @@ def _walk(folder: Path, skipped: set[Path]) -> Iterator[tuple[Path, list[str]]]:
         yield Path(parent), sorted(filter(_visible, names))
 
 
-def _expand(pattern: str, skipped: set[Path], where: str) -> tuple[list[Path], Path]:
-    """Files that a glob names, and its part before the first wild card."""
-    absolute = os.path.abspath(os.path.expanduser(pattern))
-    parts = Path(absolute).parts
+def _expand(pattern: str, start: Path, skipped: set[Path], where: str) -> tuple[list[Path], Path]:
+    """Files that a glob names, and its part before the first wild card. Brackets in ``start`` are no wild cards."""
+    parts = Path(pattern).parts
     fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    matches = [Path(name) for name in sorted(glob.glob(absolute, recursive=True)) if os.path.isfile(name)]
-    images = [
-        path
-        for path in matches
-        if path.suffix.lower() in EXTENSIONS and not any(parent.resolve() in skipped for parent in path.parents)
-    ]
+    folder = Path(os.path.normpath(start.joinpath(*parts[:fixed])))
+    names = sorted(glob.glob(os.path.join(*parts[fixed:]), root_dir=folder, recursive=True))
+    matches = [folder / name for name in names if (folder / name).is_file()]
+    named = [path for path in matches if path.suffix.lower() in EXTENSIONS]
+    images = [path for path in named if not any(parent.resolve() in skipped for parent in path.parents)]
+    if named and not images:
+        raise ReclipError(f"{where} matches only files in the folder that the results go to: name another --output")
     if not images:
         what = f"matches {len(matches)} files, but no images ({' '.join(EXTENSIONS)})" if matches else "matches nothing"
         raise ReclipError(f"{where} {what}: check the pattern")
-    return images, Path(*parts[:fixed])
+    return images, folder
 
 
 def _read_list(path: Path, skipped: set[Path]) -> tuple[list[Path], Path]:
@@ -176,7 +179,7 @@ def _read_list(path: Path, skipped: set[Path]) -> tuple[list[Path], Path]:
         where = f"image list {path}, line {number}: {entry}"
         if entry.lower().endswith(LIST_EXTENSION):
             raise ReclipError(f"{where} is itself a list: lists name images, folders and globs")
-        found, base = _resolve(os.path.join(path.parent, os.path.expanduser(entry)), skipped, where)
+        found, base = _resolve(entry, path.parent, skipped, where)
         images += found
         bases.append(base)
     if not images:

@@ -67,6 +67,21 @@ def test_a_name_with_wild_cards_that_exists_is_a_name(tmp_path):
     assert ids(tmp_path / "photo [1].jpg") == ["photo [1]"]
 
 
+def test_brackets_in_the_folder_that_a_glob_begins_at(tmp_path, monkeypatch):
+    """They are no wild cards: the user has not typed them."""
+    folder = tmp_path / "trip [1]"
+    (folder / "in").mkdir(parents=True)
+    (folder / "in" / "a.jpg").touch()
+    (tmp_path / "b.jpg").touch()
+    listing = folder / "list.txt"
+    listing.write_text("in/*.jpg\n../*.jpg\n")
+    assert ids(listing) == ["b", "trip [1]/in/a"]
+    monkeypatch.chdir(folder)
+    assert ids("**/*.jpg") == ["in/a"]
+    assert ids("in/*") == ids("in/../in/*.jpg") == ["a"]
+    assert "does not exist" in message_of("*/../none.jpg")
+
+
 def test_list(tree):
     listing = tree.parent / "list.txt"
     listing.write_text(f"\ufeff# mine\r\nphotos/b.JPG\r\n\r\n{tree}/in/c.png\r\nphotos/in/deep\r\n", encoding="utf-8")
@@ -90,6 +105,13 @@ def test_folders_that_are_left_out(tree):
     (tree / "in" / "reclip.json").touch()  # results of ours
     assert ids(tree) == ["a", "b"]
     assert ids(tree / "in") == ["c", "deep/d", "e", "f"]  # named by itself, it is meant
+
+
+def test_images_in_the_folder_of_the_results(tree):
+    for source in (tree, tree / "in/..", f"{tree}/*", f"{tree}/in/*.bmp"):
+        with pytest.raises(ReclipError, match=r"the folder that the results go to: name another --output"):
+            ids(source, exclude=[tree])
+    assert ids(tree / "in", exclude=[tree]) == ["c", "deep/d", "e", "f"]
 
 
 def test_links_are_followed_once(tree):
