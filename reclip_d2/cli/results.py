@@ -15,9 +15,10 @@ from reclip_d2.cli.options import TITLES
 from reclip_d2.cli.run_folder import MASKS, SUMMARY, RunFolder, RunState, begin_results
 from reclip_d2.data.class_file import ClassList
 from reclip_d2.data.image_folder import ImageFile
+from reclip_d2.data.images import peek_size
 from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from reclip_d2.errors import ReclipError
-from reclip_d2.formats import check_formats, check_paths, write_formats
+from reclip_d2.formats import check_formats, check_jpeg_size, check_names, write_formats
 from reclip_d2.inference import ImagePredictor
 from reclip_d2.io import atomic_write
 
@@ -54,9 +55,12 @@ class Request:
         return {"model": self.kind, "background": self.background}
 
     def check(self, images: Sequence[ImageFile]) -> None:
-        """Raise :class:`ReclipError` for a format or a file name that would fail at the end."""
+        """Raise :class:`ReclipError` for a format, a file name or an image's size that would fail at the end."""
         check_formats(self.formats, self.table.mask_classes)
-        check_paths(image.name for image in images)
+        check_names(self.formats, [image.name for image in images])
+        if "overlay" in self.formats:
+            for image in images:
+                check_jpeg_size(image.name, peek_size(image.path))
 
 
 def load_predictor(cfg: CfgNode, kind: str, weights: Path) -> ImagePredictor:

@@ -27,7 +27,7 @@ then make all other formats from the masks::
 
     classes = MaskClasses.make(["road", "tree", "background"], background=2)
     check_formats(["index", "scores", "cvat", "yolo"], classes)
-    check_paths(images)  # {PurePosixPath("street/a.jpg"): Path("/photos/street/a.jpg"), ...}
+    check_names(["cvat", "yolo"], images)  # {PurePosixPath("street/a.jpg"): Path("/photos/street/a.jpg"), ...}
     with IndexWriter(out / "index", classes) as index, ScoresWriter(out / "scores", classes) as scores:
         for path in images:
             if index.is_done(path) and scores.is_done(path):
@@ -39,11 +39,11 @@ then make all other formats from the masks::
 """
 
 from reclip_d2.formats.classes import MaskClasses
-from reclip_d2.formats.pictures import IndexWriter, ScoresWriter
+from reclip_d2.formats.pictures import IndexWriter, ScoresWriter, check_jpeg_size
 from reclip_d2.formats.png import read_index
 from reclip_d2.formats.prediction import Prediction, check_paths
 from reclip_d2.formats.rebuild import remove_leftovers, write_formats
-from reclip_d2.formats.registry import FORMATS, check_formats
+from reclip_d2.formats.registry import FORMATS, check_formats, check_names
 from reclip_d2.formats.writer import Writer
 
 __all__ = [
@@ -54,6 +54,8 @@ __all__ = [
     "ScoresWriter",
     "Writer",
     "check_formats",
+    "check_jpeg_size",
+    "check_names",
     "check_paths",
     "read_index",
     "remove_leftovers",

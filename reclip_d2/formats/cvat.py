@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 import numpy as np
@@ -52,6 +52,16 @@ class CvatWriter(Writer):
                     " comment: rename the class, or leave out the format cvat"
                 )
 
+    @classmethod
+    def check_path(cls, path: PurePosixPath) -> None:
+        """Raise :class:`ReclipError` for names that would break ``default.txt``, a name without extension a line."""
+        name = str(path.with_suffix(""))
+        if name.startswith("#") or name != name.strip():  # spaces of all kinds, as the reader cuts them
+            raise ReclipError(
+                f"image name {str(path)!r} cannot stand in CVAT's image list, where '#' begins a comment and spaces at"
+                " the ends are cut: rename the image, or leave out the format cvat"
+            )
+
     def close(self) -> None:
         """Free the spools."""
         for spool in self._pngs.values():
@@ -59,11 +69,6 @@ class CvatWriter(Writer):
 
     def _add(self, prediction: Prediction) -> None:
         path = prediction.path
-        if str(path).startswith(("#", " ")) or path.stem.endswith(" "):
-            raise ReclipError(
-                f"image name {str(path)!r} cannot stand in CVAT's image list, where '#' begins a comment and spaces at"
-                " the ends are cut: rename the image, or leave out the format cvat"
-            )
         present = [s.label for s in prediction.segments if s.label in self._colors]
         if len(present) > _MAX_INSTANCES:
             raise ReclipError(f"image {path} has {len(present)} classes, CVAT takes {_MAX_INSTANCES}: leave out cvat")

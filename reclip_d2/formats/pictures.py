@@ -95,8 +95,8 @@ class OverlayWriter(Writer):
 
     def _add(self, prediction: Prediction) -> None:
         path = self.files(prediction.path)[0]
-        if self._suffix == ".jpg" and max(prediction.size) > JPEG_MAX_SIDE:
-            raise ReclipError(f"overlay {path} would be too large for JPEG: write overlays as .png")
+        if self._suffix == ".jpg":
+            check_jpeg_size(prediction.path, prediction.size)
         picture = Image.fromarray(self._blend(prediction.image, prediction.labels))
         with atomic_write(path) as temporary:
             if self._suffix == ".jpg":
@@ -112,6 +112,20 @@ class OverlayWriter(Writer):
             mixed = (pixels * (256 - self._weight) + colors * self._weight + 128) >> 8
             blended[rows] = np.where(self._painted[labels[rows]][..., None], mixed, pixels)
         return blended
+
+
+def check_jpeg_size(path: PurePosixPath, size: tuple[int, int]) -> None:
+    """Raise :class:`ReclipError` for an image whose overlay no JPEG can hold.
+
+    Args:
+        path: of the image.
+        size: (H, W).
+    """
+    if max(size) > JPEG_MAX_SIDE:
+        raise ReclipError(
+            f"the overlay of {path}, {size[1]} x {size[0]} pixels, is too large for JPEG ({JPEG_MAX_SIDE} a side):"
+            " leave out the format overlay, or write it from Python, as .png"
+        )
 
 
 class ScoresWriter(Writer):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -14,6 +15,10 @@ import numpy as np
 
 from reclip_d2.errors import ReclipError
 from reclip_d2.formats.rle import Segment, segments
+
+# Unicode categories that no name may hold: control characters, surrogates (of names that are no UTF-8), and the ends
+# of lines and paragraphs. Spaces of all kinds are common: macOS puts U+202F into the names of screenshots.
+_REFUSED = ("Cc", "Cs", "Zl", "Zp")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,7 +74,7 @@ def check_path(path: PurePosixPath) -> None:
     if path.is_absolute() or ".." in path.parts or not path.name:
         raise ReclipError(f"image path {path} leaves the output folder: give it relative to the images' folder")
     text = str(path)
-    if not text.isprintable():  # surrogates of names that are no UTF-8 among them
+    if any(unicodedata.category(letter) in _REFUSED for letter in text):
         raise ReclipError(f"image name {text!r} holds control characters or is no UTF-8: rename the file")
 
 

@@ -15,8 +15,8 @@ from reclip_d2.data.images import read_image
 from reclip_d2.errors import ReclipError
 from reclip_d2.formats.classes import MaskClasses
 from reclip_d2.formats.png import read_index
-from reclip_d2.formats.prediction import Prediction, check_paths
-from reclip_d2.formats.registry import FORMATS, check_formats
+from reclip_d2.formats.prediction import Prediction
+from reclip_d2.formats.registry import FORMATS, check_formats, check_names
 from reclip_d2.formats.writer import Writer
 
 # What atomic_write and place_image call a file that is not yet whole.
@@ -55,13 +55,13 @@ def write_formats(
         the folder of each format.
 
     Raises:
-        ReclipError: an index mask is missing or damaged, a format is unknown or cannot hold a class name, two images
-            have the same stem, scores are missing, or an image's size is not its mask's.
+        ReclipError: an index mask is missing or damaged, a format is unknown or cannot hold the name of a class or an
+            image, two images have the same stem, scores are missing, or an image's size is not its mask's.
     """
     classes = MaskClasses.read(index_folder)
     names = list(dict.fromkeys(formats))
     check_formats(names, classes)
-    check_paths(images)
+    check_names(names, images)
     made = [name for name in names if name != "index"]
     with contextlib.ExitStack() as stack:
         writers = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import PurePosixPath
 
 from reclip_d2.errors import ReclipError
 from reclip_d2.formats.classes import MaskClasses
@@ -12,6 +13,7 @@ from reclip_d2.formats.datumaro import DatumaroWriter
 from reclip_d2.formats.fiftyone import FiftyOneWriter
 from reclip_d2.formats.label_studio import LabelStudioWriter
 from reclip_d2.formats.pictures import IndexWriter, OverlayWriter, PaletteWriter, ScoresWriter
+from reclip_d2.formats.prediction import check_paths
 from reclip_d2.formats.writer import Writer
 from reclip_d2.formats.yolo import YoloWriter
 
@@ -39,3 +41,18 @@ def check_formats(names: Iterable[str], classes: MaskClasses) -> None:
         if name not in FORMATS:
             raise ReclipError(f"format {name!r} is unknown: choose from {', '.join(FORMATS)}")
         FORMATS[name].check_classes(classes)
+
+
+def check_names(formats: Iterable[str], paths: Iterable[PurePosixPath]) -> None:
+    """Raise :class:`ReclipError` if the name of an image cannot be written, in one of these formats or in any.
+
+    For the start of a run, as :func:`check_formats`, which knows the formats.
+
+    Args:
+        paths: of all images, relative; see :func:`check_paths`.
+    """
+    paths = list(paths)
+    check_paths(paths)
+    for name in formats:
+        for path in paths:
+            FORMATS[name].check_path(path)

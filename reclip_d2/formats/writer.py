@@ -49,6 +49,10 @@ class Writer(abc.ABC):
     def check_classes(cls, classes: MaskClasses) -> None:
         """Raise :class:`ReclipError` if the format cannot hold a class name."""
 
+    @classmethod  # noqa: B027
+    def check_path(cls, path: PurePosixPath) -> None:
+        """Raise :class:`ReclipError` if the format cannot hold an image's name that others can."""
+
     def files(self, path: PurePosixPath) -> list[Path]:
         """Files that ``add`` writes for the image ``path`` and no other image."""
         return []
@@ -70,12 +74,14 @@ class Writer(abc.ABC):
         """Write one image's prediction, or note it for ``finish``.
 
         Raises:
-            ReclipError: another image has the same path but for the extension, or an id is no class.
+            ReclipError: another image has the same path but for the extension, the format cannot hold the image's
+                name, or an id is no class.
             ValueError: the picture or the scores are missing that the format needs.
         """
         for needed, given in ((self.needs_image, prediction.image), (self.needs_scores, prediction.scores)):
             if needed and given is None:
                 raise ValueError(f"{type(self).__name__} needs image or scores of {prediction.path}")
+        self.check_path(prediction.path)
         self._stems.claim(prediction.path)
         labels = self.classes.checked(prediction.labels, str(prediction.path))
         if labels is not prediction.labels:

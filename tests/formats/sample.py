@@ -38,7 +38,7 @@ def sample_labels() -> dict[PurePosixPath, np.ndarray]:
         PurePosixPath("two.png"): np.full((10, 11), 1, dtype=np.uint8),
         PurePosixPath("a b/one.jpg"): parts(),
         PurePosixPath("deep/er/three.1.webp"): np.full((11, 13), IGNORE, dtype=np.uint8),
-        PurePosixPath("vier é雲.jpg"): rng.choice([0, 1, 2, 3, IGNORE], (14, 10)).astype(np.uint8),
+        PurePosixPath("vier é\u202f雲.jpg"): rng.choice([0, 1, 2, 3, IGNORE], (14, 10)).astype(np.uint8),
     }
 
 

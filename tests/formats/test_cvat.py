@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from reclip_d2.errors import ReclipError
-from reclip_d2.formats import MaskClasses, Prediction
+from reclip_d2.formats import MaskClasses, Prediction, check_names
 from reclip_d2.formats.cvat import CvatWriter, voc_color
 from tests.formats.sample import COLORS, IGNORE, NAMES, sample_labels, write_sample
 
@@ -90,11 +90,15 @@ def test_class_names_that_break_the_label_map(name):
         CvatWriter.check_classes(MaskClasses.make([name]))
 
 
-@pytest.mark.parametrize("path", ["#a.jpg", " a.jpg", "b/a .jpg"])
+@pytest.mark.parametrize("path", ["#a.jpg", " a.jpg", "b/a .jpg", "\u3000a.jpg", "a\u202f.jpg", "b/a\xa0.jpg"])
 def test_image_names_that_break_the_image_list(tmp_path, path):
+    """Of which the reader cuts the spaces at the ends, those of all scripts. They are refused beforehand too."""
     classes = MaskClasses.make(["tree"])
     with pytest.raises(ReclipError, match="cannot stand in CVAT's image list"):
         write(tmp_path, classes, {path: np.zeros((1, 1), np.uint8)})
+    check_names(["index", "coco"], [PurePosixPath(path)])
+    with pytest.raises(ReclipError, match="cannot stand in CVAT's image list"):
+        check_names(["index", "cvat"], [PurePosixPath(path)])
 
 
 def test_more_objects_than_colours(tmp_path):

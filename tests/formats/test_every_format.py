@@ -56,6 +56,17 @@ def test_odd_label_maps_are_written_the_same_in_any_order(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", FORMATS)
+def test_spaces_and_marks_of_all_scripts_in_names(tmp_path, name):
+    """U+202F as in macOS's screenshots, a no-break space, an ideographic one, a mark of direction, joined letters."""
+    images = ["Screen Shot at 9.41.00\u202fAM", "a\xa0b", "雲\u3000雲", "a\u200eb", "👩\u200d🌾", "a#'\"b"]
+    labels = np.array([[0, 1], [2, IGNORE]], np.uint8)
+    items = predictions({f"in {stem}/{stem}.jpg": labels for stem in images}, len(CLASSES.names))
+    write(tmp_path, name, CLASSES, items)
+    with FORMATS[name](tmp_path, CLASSES) as writer:
+        assert all(file.exists() for item in items for file in writer.files(item.path))
+
+
+@pytest.mark.parametrize("name", FORMATS)
 def test_no_image_at_all(tmp_path, name):
     write(tmp_path, name, CLASSES, [])
 

@@ -12,7 +12,10 @@ from tests.formats.sample import CLASSES
 LABELS = np.zeros((2, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("path", ["/a.jpg", "../a.jpg", "b/../../a.jpg", ".", "a\nb.jpg", "b\udcff.jpg"])
+@pytest.mark.parametrize(
+    "path",
+    ["/a.jpg", "../a.jpg", "b/../../a.jpg", ".", "a\nb.jpg", "a\x85b.jpg", "a\u2028.jpg", "a\u2029.jpg", "b\udcff.jpg"],
+)
 def test_paths_that_are_refused(path):
     with pytest.raises(ReclipError) as info:
         Prediction(PurePosixPath(path), LABELS)
