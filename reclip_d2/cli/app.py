@@ -11,7 +11,7 @@ from types import FrameType
 from reclip_d2.app.models import ClipChoice
 from reclip_d2.app.server import check_address, check_gradio, is_local, serve, working_folder
 from reclip_d2.app.session import Session
-from reclip_d2.cli import options
+from reclip_d2.cli import clip_options, options
 from reclip_d2.cli.clip_weights import find_weights
 from reclip_d2.cli.trained_model import TrainedModel
 from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="FOLDER", help="--output of a run of reclip segment: its model, classes and CLIP"
     )
-    options.add_clip_arguments(parser, given_by="--model")
+    clip_options.add_clip_arguments(parser, given_by="--model")
     parser.add_argument(
         "--output", metavar="FOLDER", help="keep what is learnt on the page (default: a folder that goes at the end)"
     )
@@ -74,9 +74,9 @@ def choose_models(args: argparse.Namespace) -> tuple[ClipChoice, TrainedModel | 
         name, pretrained = trained.state.clip, trained.pretrained
     else:
         trained = None
-        name = options.DEFAULT_CLIP if args.clip is None else args.clip
+        name = clip_options.DEFAULT_CLIP if args.clip is None else args.clip
         pretrained = options.resolve_pretrained(
-            options.DEFAULT_PRETRAINED if args.pretrained is None else args.pretrained
+            clip_options.DEFAULT_PRETRAINED if args.pretrained is None else args.pretrained
         )
     if name != EMBEDDED_MODEL_NAME:
         find_weights(name, pretrained)

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from reclip_d2 import __version__
-from reclip_d2.cli import options
+from reclip_d2.cli import clip_options
 from reclip_d2.cli.clip_weights import find_weights
+from reclip_d2.cli.main import INSTALL_DETECTRON2, missing_package
 from reclip_d2.clip.build import build_clip
 from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
 from reclip_d2.errors import ReclipError
@@ -36,7 +37,7 @@ _PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "Pillow", "safe
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    options.add_clip_arguments(parser)
+    clip_options.add_clip_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,9 +95,17 @@ def _optional() -> Iterator[str]:
 
 
 def _detectron2() -> Iterator[str]:
-    module = importlib.import_module("detectron2")
+    try:
+        module = importlib.import_module("detectron2")
+        compiled = importlib.import_module("detectron2._C").__file__ or ""
+    except ModuleNotFoundError as error:
+        raise missing_package(error) from error
+    except ImportError as error:
+        raise ReclipError(
+            f"it cannot be imported ({error}): build it anew for this torch, or uninstall it and run"
+            f" {INSTALL_DETECTRON2}"
+        ) from error
     path = Path(module.__file__).resolve().parent
-    compiled = importlib.import_module("detectron2._C").__file__ or ""
     kind = "mended for this project by tools/install_detectron2.py" if compiled.endswith(".py") else "as it was built"
     yield f"{module.__version__}, {kind}, {path}"
 

@@ -21,6 +21,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("reclip_d2.cli.doctor", "say what is installed, what is missing, and where CLIP's weights go"),
 }
 
+# PyPI has no release of Detectron2 under its own name.
+INSTALL_DETECTRON2 = "python tools/install_detectron2.py (in the source tree of reclip_d2)"
+
 # Messages of the library name keys of configs; who uses this command knows its options.
 _OPTIONS = {
     "MODEL.CLIP.PRETRAINED": "--pretrained",
@@ -40,6 +43,18 @@ def in_options(message: str) -> str:
     return message
 
 
+def missing_package(error: ModuleNotFoundError) -> ReclipError:
+    """The line for an import that failed since a package is not installed; an error of our own modules is a bug."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "reclip_d2"):
+        raise error
+    if package == "detectron2":
+        return ReclipError(f"{error.name} is not installed: {INSTALL_DETECTRON2} installs it")
+    return ReclipError(
+        f"the Python module {package} is not installed: install reclip_d2 anew with pip, which brings it"
+    )
+
+
 def build_parser(command: str | None) -> argparse.ArgumentParser:
     """The parser; only ``command`` has its arguments, since the modules of the others are not imported."""
     parser = argparse.ArgumentParser(
@@ -51,7 +66,10 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     for name, (module, line) in COMMANDS.items():
         sub = commands.add_parser(name, help=line, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name == command:
-            implementation = importlib.import_module(module)
+            try:
+                implementation = importlib.import_module(module)
+            except ModuleNotFoundError as error:
+                raise missing_package(error) from error
             sub.description = implementation.DESCRIPTION
             implementation.add_arguments(sub)
             sub.set_defaults(run=implementation.run)

@@ -12,7 +12,6 @@ from detectron2.config import CfgNode
 
 import reclip_d2.modeling.meta_arch.distillation
 import reclip_d2.modeling.meta_arch.student  # noqa: F401  (both register their models)
-from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
 from reclip_d2.config import load_config
 from reclip_d2.errors import ReclipError
 from reclip_d2.formats import FORMATS
@@ -25,8 +24,6 @@ STAGE_CONFIGS = {
 }
 # What a kind of model is called in messages.
 TITLES = {"maskclip": "MaskCLIP", "rectified": "ReCLIP++, rectified", "student": "ReCLIP++, distilled student"}
-
-DEFAULT_CLIP, DEFAULT_PRETRAINED = "ViT-B-16-quickgelu", "openai"
 
 # Keys that change how a run is done and not what comes out of it.
 _HARMLESS = (
@@ -123,30 +120,6 @@ def stage_config(kind: str, clip: str, overrides: Sequence[str]) -> CfgNode:
     )
     cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
     return cfg
-
-
-def add_clip_arguments(parser: argparse.ArgumentParser, given_by: str | None = None) -> None:
-    """Which CLIP.
-
-    Args:
-        given_by: an option that brings a CLIP of its own; the defaults are then None, so that they can be told from
-            what the user has said, and the command takes :data:`DEFAULT_CLIP` and :data:`DEFAULT_PRETRAINED` itself.
-    """
-    unless = "" if given_by is None else f" unless {given_by} gives it"
-    parser.add_argument(
-        "--clip",
-        default=DEFAULT_CLIP if given_by is None else None,
-        metavar="NAME",
-        help=f"open_clip's name of the model (default: {DEFAULT_CLIP}{unless}); {EMBEDDED_MODEL_NAME} is a toy that"
-        " ships with the package and knows 12 materials",
-    )
-    parser.add_argument(
-        "--pretrained",
-        default=DEFAULT_PRETRAINED if given_by is None else None,
-        metavar="FILE|TAG",
-        help="its weights: a local file, or an open_clip tag, which is downloaded"
-        f" (default: {DEFAULT_PRETRAINED}{unless})",
-    )
 
 
 def settings_of(cfg: CfgNode) -> dict[str, str]:

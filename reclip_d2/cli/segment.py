@@ -10,7 +10,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from reclip_d2.cli import options, training
+from reclip_d2.cli import clip_options, options, training
 from reclip_d2.cli.clip_weights import find_weights
 from reclip_d2.cli.estimate import announce_duration
 from reclip_d2.cli.results import Request, write_results
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     depth.add_argument("--fast", action="store_true", help="no training: CLIP's own masks (MaskCLIP)")
     depth.add_argument("--student", action="store_true", help="distil a small model, and predict with it")
     options.add_background_argument(parser)
-    options.add_clip_arguments(parser)
+    clip_options.add_clip_arguments(parser)
     parser.add_argument("--iterations", type=int, metavar="N", help="of the rectification (default: the config's)")
     parser.add_argument("--student-iterations", type=int, metavar="N", help="of the distillation")
     parser.add_argument(

@@ -1,10 +1,15 @@
 """``reclip doctor``."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import open_clip
 import pytest
 import torch
 
 from reclip_d2.cli import clip_weights, doctor
+from reclip_d2.errors import ReclipError
 from tests.helpers import register_tiny_model, tiny_clip
 
 
@@ -23,6 +28,38 @@ def test_ready(reclip, isolated_cache):
                   "cpu: ", str(isolated_cache), "ships with the package", "ready"):  # fmt: skip
         assert words in outcome.out
     assert not list(isolated_cache.iterdir())  # the probe of the cache is gone
+
+
+def without_detectron2(*arguments: str) -> subprocess.CompletedProcess:
+    """The command in a process where detectron2 cannot be imported."""
+    program = f"import sys; sys.modules['detectron2'] = None; from reclip_d2.cli.main import main; main({arguments!r})"
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False
+    )
+
+
+def test_without_detectron2(isolated_cache):
+    """It is what the user runs to learn what is missing."""
+    outcome = without_detectron2("doctor", "--clip", "reclip-embedded")
+    assert outcome.returncode == 1 and "Traceback" not in outcome.stderr
+    assert "detectron2 PROBLEM: detectron2 is not installed: python tools/install_detectron2.py" in outcome.stdout
+    assert "ships with the package" in outcome.stdout and "see detectron2 above" in outcome.stderr
+
+
+@pytest.mark.parametrize("command", ["segment", "predict", "export"])
+def test_other_commands_without_detectron2(command):
+    outcome = without_detectron2(command, "--help")
+    assert outcome.returncode == 1 and outcome.stderr.count("\n") == 1
+    assert outcome.stderr.startswith("error: detectron2 is not installed: python tools/install_detectron2.py")
+
+
+def test_a_detectron2_that_is_broken(monkeypatch):
+    def fail(name: str) -> object:
+        raise ImportError("undefined symbol")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", fail)
+    with pytest.raises(ReclipError, match=r"cannot be imported \(undefined symbol\): build it anew"):
+        list(doctor._detectron2())
 
 
 def test_weights_that_are_not_here(reclip):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reclip_d2.cli.estimate import in_words
-from reclip_d2.cli.main import COMMANDS, in_options, main
+from reclip_d2.cli.main import COMMANDS, in_options, main, missing_package
 from reclip_d2.cli.training import training_program
 
 
@@ -49,6 +49,16 @@ def test_module():
 def test_keys_become_options():
     message = "MODEL.CLIP.PRETRAINED x is of another model: set MODEL.CLIP.NAME"
     assert in_options(message) == "--pretrained x is of another model: set --clip"
+
+
+def test_packages_that_are_missing():
+    assert "module tqdm is not installed" in str(missing_package(ModuleNotFoundError("none", name="tqdm.auto")))
+    assert "detectron2._C is not installed" in str(missing_package(ModuleNotFoundError("none", name="detectron2._C")))
+    for name in ("reclip_d2.no_such_module", None):  # a bug of ours
+        error = ModuleNotFoundError("none", name=name)
+        with pytest.raises(ModuleNotFoundError) as caught:
+            missing_package(error)
+        assert caught.value is error
 
 
 def test_durations_in_words():
