@@ -23,6 +23,7 @@ _BAR = re.compile(r"(\w+)[^:|]*:\s+\d+%\|[^|]*\|\s*(\d+)/(\d+)")
 _STEP = re.compile(r"(\w[\w ]*) \.\.\.$")
 _ERROR = "error: "
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+_BAR_INTERVAL = "0.5"  # seconds between two lines of a progress bar
 _PATIENCE = 10  # seconds from the request to end to the end by force
 
 
@@ -56,6 +57,7 @@ class Learning:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("TQDM_")}
         paths = [str(_PACKAGE_PARENT), *filter(None, [environment.get("PYTHONPATH")])]
         environment |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8:backslashreplace"}
+        environment["TQDM_MININTERVAL"] = _BAR_INTERVAL  # without it the command, into a pipe, sends a line every 30 s
         with self._lock:
             if self._stopped.is_set():
                 raise LearningStopped("stopped")

@@ -152,7 +152,7 @@ def _examples(session: Session, inputs: list[gr.components.Component]) -> None:
     """Example scenes, for the tiny CLIP alone: others know nothing of its world."""
     if session.clip.name != EMBEDDED_MODEL_NAME:
         return
-    scenes: list[Path] = write_example_scenes(session.folder / "examples", _EXAMPLES)
+    scenes: list[Path] = write_example_scenes(session.own_folder() / "examples", _EXAMPLES)
     files = [str(path) for path in scenes]
     gr.Examples(
         [[files[:1], EXAMPLE_CLASSES], [files, EXAMPLE_CLASSES]],

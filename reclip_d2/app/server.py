@@ -81,35 +81,36 @@ def serve(session: Session, host: str, port: int) -> Iterator[str]:
     Raises:
         ReclipError: the server cannot start.
     """
-    os.environ["GRADIO_TEMP_DIR"] = str(session.folder / "uploads")
+    os.environ["GRADIO_TEMP_DIR"] = str(session.own_folder() / "uploads")
     _reach_local_without_proxy(host)
     from starlette.middleware import Middleware
 
     from reclip_d2.app.page import CSS, build_page, theme
 
-    page = build_page(session)
-    try:
-        _, address, _ = page.launch(
-            server_name=f"[{host}]" if ":" in host else host,
-            server_port=port,
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            inbrowser=False,
-            ssr_mode=False,
-            show_error=True,
-            footer_links=[],
-            theme=theme(),
-            css=CSS,
-            app_kwargs={"middleware": [Middleware(ContentPolicy)], "docs_url": None, "redoc_url": None},
-        )
-    except OSError as error:
-        raise ReclipError(f"--host {host} --port {port} cannot be used ({error}): give another --port") from error
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(session.close)  # last: then nothing is written any more
+        page = build_page(session)
+        try:
+            _, address, _ = page.launch(
+                server_name=f"[{host}]" if ":" in host else host,
+                server_port=port,
+                prevent_thread_lock=True,
+                quiet=True,
+                share=False,
+                inbrowser=False,
+                ssr_mode=False,
+                show_error=True,
+                allowed_paths=[str(session.masks)],  # of itself gradio takes files below the working folder and /tmp
+                footer_links=[],
+                theme=theme(),
+                css=CSS,
+                app_kwargs={"middleware": [Middleware(ContentPolicy)], "docs_url": None, "redoc_url": None},
+            )
+        except OSError as error:
+            raise ReclipError(f"--host {host} --port {port} cannot be used ({error}): give another --port") from error
+        stack.callback(page.close, verbose=False)
+        stack.callback(session.stop_learning)
         yield address
-    finally:
-        session.close()
-        page.close(verbose=False)
 
 
 def _reach_local_without_proxy(host: str) -> None:

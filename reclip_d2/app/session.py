@@ -5,7 +5,6 @@ Shape letters: C classes of the model, (H, W) size of the image in pixels, (h, w
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import shutil
@@ -32,6 +31,7 @@ from reclip_d2.formats.png import write_png
 from reclip_d2.inference import ImagePredictor
 
 _CLASS_FILE = "PAGE"  # stands for the file's path in the parser's messages
+_IMAGES = "images"  # copies of what was learnt from, beside its output
 # Epochs of the papers on VOC, see configs/custom/reclippp_rectify.yaml.
 _EPOCHS = 200
 _FEWEST_ITERATIONS = 50
@@ -113,7 +113,7 @@ class Session:
         Args:
             clip: the CLIP; that of ``trained`` if that is given.
             trained: model that is there from the start.
-            folder: for what is learnt and written.
+            folder: for what is learnt, which stays there, and what is written, which goes with :meth:`close`.
         """
         self.clip = clip
         self.trained = trained
@@ -121,10 +121,28 @@ class Session:
         self.models = Models(clip)
         self.default_iterations = clip.config("rectified").SOLVER.MAX_ITER
         self._batch = clip.config("rectified").SOLVER.IMS_PER_BATCH
+        self._own_folder: Path | None = None
         self._learnt: list[TrainedModel] = []
         self._learning: Learning | None = None
+        self._folder_lock = threading.Lock()
         self._models_lock = threading.Lock()
         self._learning_lock = threading.Lock()
+
+    def own_folder(self) -> Path:
+        """Folder of this session alone, made when it is first asked for; uploads, examples and masks go there.
+
+        Not ``folder`` itself, which may hold files of the user's, or of another session.
+        """
+        with self._folder_lock:
+            if self._own_folder is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._own_folder = Path(tempfile.mkdtemp(dir=self.folder, prefix="page-")).absolute()
+            return self._own_folder
+
+    @property
+    def masks(self) -> Path:
+        """Folder of the masks and overlays."""
+        return self.own_folder() / "masks"
 
     # ---- models -----------------------------------------------------------------------------------------------
 
@@ -175,9 +193,8 @@ class Session:
                 predictor = self.models.trained(model.trained)
                 chosen = SomeClasses(predictor, model.places)
                 after = self._labels(chosen, table, image)
-        masks = self.folder / "masks"
-        masks.mkdir(parents=True, exist_ok=True)
-        mask_file = Path(tempfile.mkdtemp(dir=masks)) / f"{path.stem}.png"
+        self.masks.mkdir(exist_ok=True)
+        mask_file = Path(tempfile.mkdtemp(dir=self.masks)) / f"{path.stem}.png"
         write_png(mask_file, before if after is None else after)
         return Segmentation(
             path=path,
@@ -260,7 +277,7 @@ class Session:
 
     def _run(self, folder: Path, paths: Sequence[Path], classes: ClassList, iterations: int, report: Report) -> None:
         """One run of ``reclip segment``, with copies of the images: two uploads may have one name."""
-        images = folder / "images"
+        images = folder / _IMAGES
         images.mkdir()
         for number, path in enumerate(paths, start=1):
             shutil.copyfile(path, images / f"{number:04d} {path.name}")
@@ -283,10 +300,13 @@ class Session:
         return learning is not None
 
     def close(self) -> None:
-        """End what is under way."""
+        """End what is under way, and remove the images and masks; what was learnt stays."""
         self.stop_learning()
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.folder / "masks")
+        folders = [] if self._own_folder is None else [self._own_folder]
+        for trained in self._learnt:
+            folders += [trained.folder.path.parent / _IMAGES, trained.folder.working_files]
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def description(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
             patch.setenv(name, "")  # given back at the end
         patch.setenv("RECLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        # gradio sends files below the working directory and the temporary folder unasked: ours shall lie elsewhere.
+        (folder / "temporary").mkdir()
+        patch.setattr(tempfile, "tempdir", str(folder / "temporary"))
         check_gradio()
         session = Session(TINY, None, folder / "work")
         with serve(session, "127.0.0.1", free_port()) as address:

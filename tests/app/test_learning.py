@@ -41,6 +41,19 @@ for _ in tqdm(range(40), desc="training", mininterval=0): pass
     assert all(0 <= done <= total for _, done, total in reports)
 
 
+def test_progress_is_told_each_half_second():
+    """Importing the command asks tqdm for a line every 30 s where nobody watches; here somebody does."""
+    program = """
+import sys
+import reclip_d2.cli
+from tqdm import tqdm
+with tqdm(total=1) as bar: interval = bar.mininterval
+sys.exit(f"error: {interval} s")
+"""
+    with pytest.raises(ReclipError, match=r"^0\.5 s$"):
+        learning(program).run(lambda *_: None)
+
+
 @pytest.mark.parametrize(
     ("program", "words"),
     [

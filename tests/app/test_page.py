@@ -7,16 +7,17 @@ import gradio as gr
 import httpx
 import numpy as np
 import pytest
-from gradio_client import handle_file
+from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
 from reclip_d2.app.examples import EXAMPLE_CLASSES, write_example_scenes
 from reclip_d2.app.handlers import Handlers, _plain
 from reclip_d2.app.page import build_page
+from reclip_d2.app.server import serve
 from reclip_d2.app.session import Session
 from reclip_d2.errors import ReclipError
-from tests.app.conftest import CLASSES, TINY
+from tests.app.conftest import CLASSES, TINY, free_port
 from tests.cli.conftest import read_mask
 
 # Of gradio's own use of pandas.
@@ -107,6 +108,33 @@ def test_nothing_is_fetched_from_elsewhere(served):
     assert "fonts.googleapis" not in reply.text
 
 
+def test_what_the_page_serves(served):
+    """Its own pictures, and nothing else of the folder that it works in."""
+    learnt = served.session._learnt[0].folder.path.parent
+    for file, status in ((learnt / "classes.txt", 403), (learnt / "images" / "0001 0.jpg", 403),
+                         (served.session.segment(served.photos / "0.jpg", CLASSES).mask_file, 200)):  # fmt: skip
+        assert file.is_file()
+        assert httpx.get(f"{served.address}gradio_api/file={file}", timeout=300).status_code == status
+
+
+def test_at_its_end_no_image_is_left(served, tmp_path, monkeypatch):
+    """Neither uploads nor masks nor examples; what lay in the folder before stays."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # given back at the end
+    work = tmp_path / "work"
+    for name in ("masks/mine.png", "uploads/mine.jpg"):
+        (work / name).parent.mkdir(parents=True)
+        (work / name).touch()
+    session = Session(TINY, None, work)
+    with serve(session, "127.0.0.1", free_port()) as address:
+        client = Client(address, verbose=False, download_files=str(tmp_path), httpx_kwargs={"timeout": 300})
+        client.predict([handle_file(str(served.photos / "0.jpg"))], api_name="/upload")
+        client.predict(CLASSES, api_name="/segment")
+        own = {path.relative_to(session.own_folder()).parts[0] for path in session.own_folder().rglob("*.*")}
+        assert own == {"uploads", "masks", "examples"}
+    assert sorted(str(path.relative_to(work)) for path in work.rglob("*.*")) == ["masks/mine.png", "uploads/mine.jpg"]
+    assert {path.name for path in work.iterdir()} == {"masks", "uploads"}
+
+
 def test_examples_are_of_the_tiny_clip(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     scenes = write_example_scenes(tmp_path, 2)
@@ -114,7 +142,7 @@ def test_examples_are_of_the_tiny_clip(tmp_path, monkeypatch):
     assert [p.shape for p in pixels] == [(96, 96, 3)] * 2 and (pixels[0] != pixels[1]).any()
     assert len(EXAMPLE_CLASSES.split("\n")) == 12
     page = build_page(Session(TINY, None, tmp_path / "work"))
-    assert len(list((tmp_path / "work" / "examples").iterdir())) == 24
+    assert len(list((tmp_path / "work").glob("page-*/examples/*.jpg"))) == 24
     labels = {getattr(block, "label", None) for block in page.blocks.values()}
     assert {"Images", "Classes", "Bias of the class", "Iterations"} <= labels
 

@@ -1,5 +1,6 @@
 """Sessions: masks before and after, parts of the logits, learning."""
 
+import shutil
 import threading
 
 import numpy as np
@@ -124,6 +125,22 @@ def test_what_was_learnt_from(session, served):
     assert (images / "0003 0.jpg").read_bytes() == (served.photos / "1.jpg").read_bytes()
     assert torch.load(trained.weights, weights_only=True)["iteration"] == 3
     assert trained.state.classes.classes == read_classes(CLASSES).classes
+
+
+def test_at_the_end_only_what_was_learnt_is_left(session, served, tmp_path):
+    """The copies of the images go; the model still works."""
+    learnt = session.model_for(read_classes(CLASSES)).trained.folder.path.parent
+    copy = tmp_path / learnt.name
+    shutil.copytree(learnt, copy)
+    (copy / "out" / "run" / "working").mkdir(exist_ok=True)
+    (copy / "out" / "run" / "working" / "large.png").touch()
+    other = Session(TINY, None, tmp_path)
+    other._learnt.append(TrainedModel.find(str(copy / "out"), None, None))
+    other.segment(served.photos / "0.jpg", CLASSES)
+    other.close()
+    assert {path.name for path in tmp_path.iterdir()} == {copy.name}
+    assert {path.name for path in copy.iterdir()} == {"classes.txt", "out"}
+    assert not list(copy.rglob("large.png")) and other._learnt[0].weights.exists()
 
 
 def test_one_training_at_a_time(session, served, tmp_path, monkeypatch):
