@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from reclip_d2.cli import options
 from reclip_d2.cli.results import Request, write_results
-from reclip_d2.cli.run_folder import RunFolder, RunState, check_same_inputs
+from reclip_d2.cli.run_folder import CHECKPOINT, RunFolder, RunState, check_same_inputs
 from reclip_d2.cli.trained_model import TrainedModel
 from reclip_d2.data.datasets.custom import register_images
 from reclip_d2.data.image_folder import ImageFile, find_images
@@ -52,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
     classes = trained.classes
     request = Request(kind, classes, background=args.background, formats=args.formats, skip_broken=args.skip_broken)
     request.check(images)
-    settings = {**options.settings_of(cfg), "the checkpoint": file_signature(model.weights)}
+    settings = {**options.settings_of(cfg), CHECKPOINT: file_signature(model.weights)}
     wanted = dataclasses.replace(trained, settings={kind: settings}, results={}, entries=[])
-    folder.read()  # a folder of other things is left alone
+    folder.is_used()  # a folder of other things is left alone
     with folder.lock(), contextlib.ExitStack() as stack:
         if args.overwrite:
             folder.clear()

@@ -110,7 +110,6 @@ def write_results(
         usable = [image for image in usable if image.image_id not in problems]
     else:
         print("masks: done before")
-    folder.mark_broken(sorted(problems))
     if request.formats and usable:
         print(f"formats ({', '.join(request.formats)}) ...", flush=True)
         with tqdm(total=len(usable), desc="formats", unit="image") as bar:

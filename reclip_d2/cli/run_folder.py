@@ -19,18 +19,21 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from reclip_d2.data.class_file import ClassList
 from reclip_d2.data.image_folder import RESULTS_MARKER, ImageFile
 from reclip_d2.data.survey import file_signature
 from reclip_d2.errors import ReclipError
+from reclip_d2.formats import FORMATS
 from reclip_d2.io import atomic_write
 
 FORMAT = "reclip_d2 run 1"
 MASKS, SUMMARY, RUN = "masks", "summary.json", "run"
 ANEW = "give --overwrite to start anew, or another --output"
+# The setting that says which trained model a kind's masks are by, where another folder's was used.
+CHECKPOINT = "the checkpoint"
 
 
 @dataclasses.dataclass
@@ -92,17 +95,27 @@ class RunFolder:
 
     # ---- state ------------------------------------------------------------------------------------------------
 
+    def is_used(self) -> bool:
+        """Whether a run has begun in the folder; False for one that is new or empty.
+
+        Raises:
+            ReclipError: the folder holds other things.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ReclipError(f"{self.path} is a file: name a folder")
+        if self.marker.exists():
+            return True
+        if self.path.exists() and any(self.path.iterdir()):
+            raise ReclipError(f"{self.path} holds other files: name a new or empty folder")
+        return False
+
     def read(self) -> RunState | None:
         """The state, or None in a folder that is new or empty.
 
         Raises:
             ReclipError: the folder holds other things, or a damaged ``reclip.json``.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ReclipError(f"{self.path} is a file: name a folder")
-        if not self.marker.exists():
-            if self.path.exists() and any(self.path.iterdir()):
-                raise ReclipError(f"{self.path} holds other files: name a new or empty folder")
+        if not self.is_used():
             return None
         try:
             content = json.loads(self.marker.read_text(encoding="utf-8"))
@@ -112,7 +125,7 @@ class RunFolder:
             names = tuple(tuple(map(str, entry)) for entry in classes["classes"])
             background = tuple(map(str, classes["background"]))
             return RunState(ClassList(names, background, str(self.marker)), **content)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ReclipError(f"{self.marker} cannot be read ({error}): {ANEW}") from error
 
     def write(self, state: RunState) -> None:
@@ -141,11 +154,15 @@ class RunFolder:
             os.close(handle)
 
     def clear(self) -> None:
-        """Remove what earlier runs have left, and nothing else."""
-        state = self.read()
-        if state is None:
+        """Remove what earlier runs have left, and nothing else; where ``reclip.json`` cannot be read, all that runs
+        may have left."""
+        if not self.is_used():
             return
-        for name in [*state.entries, RUN, *(folder.name for folder in self.path.glob("previous-*"))]:
+        try:
+            entries = self.read().entries
+        except ReclipError:  # damaged, or of another version: what was written is known by its name
+            entries = [MASKS, SUMMARY, *(name for name in FORMATS if name != "index")]
+        for name in [*entries, RUN, *(folder.name for folder in self.path.glob("previous-*"))]:
             target = self.path / name
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
         self.marker.unlink()
@@ -155,16 +172,17 @@ class RunFolder:
     def check_images(self, images: Sequence[ImageFile], trained: bool) -> dict[str, str]:
         """Signatures of the images by id; refuses other images than those that the folder was made with.
 
-        An image that was broken may have been replaced: it was not trained on, and only lacks its mask.
+        An image without a mask, such as one that was broken, may have been replaced if it was not trained on.
 
         Args:
             trained: a model was trained on the images, so none may be new or missing.
         """
         signatures = {image.image_id: file_signature(image.path) for image in images}
-        known, broken = self._read_images() if self._images.exists() else (signatures, [])
+        known = self._read_images()[0] if self._images.exists() else signatures
         added = [key for key in signatures if key not in known] if trained else []
         removed = [key for key in known if key not in signatures] if trained else []
-        changed = [k for k, v in signatures.items() if k in known and known[k] != v and k not in broken]
+        names = {image.image_id: image.name for image in images}
+        changed = [k for k, v in signatures.items() if known.get(k, v) != v and not self._may_change(k, names[k])]
         counts = [(len(added), "new"), (len(removed), "missing"), (len(changed), "changed")]
         if words := ", ".join(f"{count} {word}" for count, word in counts if count):
             first = (added or removed or changed)[0]
@@ -173,6 +191,13 @@ class RunFolder:
                 + (f"; for further images: reclip predict --model {self.path}" if added else "")
             )
         return signatures
+
+    def _may_change(self, image_id: str, name: PurePosixPath) -> bool:
+        """Whether nothing was made from an image: it was not trained on, and has no mask."""
+        if self.hypotheses.exists() and image_id not in self.broken:
+            return False
+        folders = [self.masks, *self.path.glob(f"previous-*/{MASKS}")]
+        return not any((folder / name.with_suffix(".png")).exists() for folder in folders)
 
     def remember_images(self, signatures: Mapping[str, str]) -> None:
         """Keep the images' signatures, for :meth:`check_images`."""
@@ -191,10 +216,9 @@ class RunFolder:
         """Ids of the images that were broken when they were first looked at: they have no part in the training."""
         return set(self._read_images()[1]) if self._images.exists() else set()
 
-    def mark_broken(self, image_ids: Sequence[str], anew: bool = False) -> None:
-        """Remember broken images; with ``anew`` forget those before."""
-        signatures, broken = self._read_images()
-        self._write_images(signatures, sorted({*([] if anew else broken), *image_ids}))
+    def mark_broken(self, image_ids: Sequence[str]) -> None:
+        """Remember which images have no part in the training."""
+        self._write_images(self._read_images()[0], sorted(image_ids))
 
     def _read_images(self) -> tuple[dict[str, str], list[str]]:
         try:
@@ -240,6 +264,9 @@ def check_same_inputs(folder: RunFolder, known: RunState, wanted: RunState) -> N
                 raise ReclipError(
                     f"{folder.path} was made with {key} {before[key]} instead of {settings[key]} ({kind}): {ANEW}"
                 )
+        # A model that was trained here has no such setting, nor has MaskCLIP.
+        if kind in begun and (before.get(CHECKPOINT) or "") != (settings.get(CHECKPOINT) or ""):
+            raise ReclipError(f"{folder.path} was made with another trained model ({kind}): {ANEW}")
 
 
 def _difference(theirs: Any, ours: Any) -> str:

@@ -136,7 +136,7 @@ class SegmentRun:
     def execute(self) -> int:
         """All steps; returns the exit status."""
         folder, kind = self.folder, self.request.kind
-        folder.read()  # a folder of other things is left alone
+        folder.is_used()  # a folder of other things is left alone
         with folder.lock(), contextlib.ExitStack() as stack:
             if self.args.overwrite:
                 folder.clear()
@@ -228,7 +228,7 @@ class SegmentRun:
         surveyed = survey_images(self.images, signatures, folder.survey, working)
         broken = [image.file.image_id for image in surveyed if image.problem]
         if not folder.hypotheses.exists():
-            folder.mark_broken(broken, anew=True)
+            folder.mark_broken(broken)
         trained = [image for image in surveyed if not image.problem and image.file.image_id not in folder.broken]
         if not trained:
             raise ReclipError(f"no image can be used; the first: {surveyed[0].problem}")

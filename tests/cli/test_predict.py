@@ -1,9 +1,11 @@
 """``reclip predict``: further images with a trained model."""
 
+import shutil
+
 import numpy as np
 from PIL import Image
 
-from tests.cli.conftest import all_files, picture, read_mask
+from tests.cli.conftest import FAST_KEYS, all_files, picture, read_mask
 
 
 def test_predict(reclip, model, photos, tmp_path):
@@ -85,6 +87,21 @@ def test_a_model_that_was_trained_anew_is_another(reclip, segment, model):
     assert reclip(*call, "--overwrite").status == 0
 
 
+def test_masks_of_two_models_do_not_mix(reclip, segment, model, tmp_path):
+    """A run that trains, and a prediction with the same settings by another folder's model."""
+    shutil.copytree(model, tmp_path / "second")
+    call = ("predict", "photos", "--model", "out", "--device", "cpu", "--output")
+    assert reclip(*call, "more").status == 0
+    masks = all_files(tmp_path / "more")
+    for outcome in (reclip(*call, "second"), segment(output="more")):
+        assert "was made with another trained model (rectified): give --overwrite" in outcome.error
+    assert all_files(tmp_path / "more") == masks and all_files(tmp_path / "second") == all_files(model)
+    # CLIP's own masks are the same, whoever makes them.
+    assert segment("--fast", output="fast").status == 0
+    again = reclip(*call, "fast", "--use", "maskclip", "--opts", *FAST_KEYS)
+    assert again.status == 0 and "masks: done before" in again.out, again.err
+
+
 def test_wrong_models(reclip, segment, tmp_path):
     for wrong in ("none", "photos", "classes.txt"):
         assert "is no output of reclip segment" in reclip("predict", "photos", "--model", wrong, "--output", "x").error
@@ -104,6 +121,14 @@ def test_a_damaged_memory(reclip, segment, model):
     (model / "reclip.json").write_text("{")
     assert "reclip.json cannot be read" in reclip("predict", "photos", "--model", "out", "--output", "x").error
     assert "reclip.json cannot be read" in segment().error
+    (model / "reclip.json").unlink()
+    model.rename(model.parent / "no model")
+    assert segment("--fast", output="fast").status == 0
+    call = ("predict", "photos", "--model", "fast", "--output", "more", "--device", "cpu")
+    assert reclip(*call).status == 0
+    (model.parent / "more" / "reclip.json").write_text("{")
+    assert "more/reclip.json cannot be read" in reclip(*call).error
+    assert reclip(*call, "--overwrite").status == 0
 
 
 def test_a_damaged_checkpoint(reclip, model, tmp_path):

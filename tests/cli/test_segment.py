@@ -1,6 +1,7 @@
 """``reclip segment`` from a folder to masks, and what a second call does."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from reclip_d2.cli import training
+from reclip_d2.errors import ReclipError
 from tests.cli.conftest import CLASSES, all_files, picture, read_mask
 
 MASKS = ["0", "1", "2", "3", "in/4", "in/5"]
@@ -173,6 +175,28 @@ def test_broken_images(segment, photos, tmp_path, training):
     after = all_files(tmp_path / "out" / "masks")
     assert after.keys() - before.keys() == {"bad.png"} and before.items() <= after.items()
 
+    # Now it has a mask: another image in its place is refused as any other.
+    Image.fromarray(picture(9)).save(photos / "bad.jpg")
+    assert "1 changed, such as 'bad'" in segment(*flags).error
+
+
+def test_an_image_without_a_mask_was_trained_on_all_the_same(model, segment, photos, monkeypatch):
+    """What fails when the masks are made has its part in the training: it may not be replaced."""
+
+    def fail(path: Path, *_: object) -> None:
+        if path.stem == "2":
+            raise ReclipError("image 2 fails")
+
+    (model / "masks" / "2.png").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("reclip_d2.cli.masks.check_shape", fail)
+        assert "1 of 6 images have no mask" in segment().error
+    content = (photos / "2.jpg").read_bytes()
+    Image.fromarray(picture(20)).save(photos / "2.jpg")
+    assert "1 changed, such as '2'" in segment().error
+    (photos / "2.jpg").write_bytes(content)
+    assert "1 of them made now" in segment().out
+
 
 def test_only_broken_images(segment, photos):
     for path in photos.rglob("*.*"):
@@ -253,6 +277,20 @@ def test_overwrite(segment, classes, tmp_path):
         "masks", "run", "reclip.json", "summary.json", "mine.txt",
     }  # fmt: skip
     assert set(np.unique(read_mask(tmp_path / "out" / "masks" / "0.png"))) <= {0, 1}
+
+
+@pytest.mark.parametrize("text", ["{", "null", '{"format": "reclip_d2 run 9"}'])
+def test_overwrite_of_a_folder_whose_memory_cannot_be_read(segment, tmp_path, text):
+    """What runs leave has known names; the rest is the user's."""
+    out = tmp_path / "out"
+    assert segment("--fast", "--formats", "overlay").status == 0
+    assert segment("--fast", "--background", "keep", "--formats", "palette").status == 0
+    (out / "mine.txt").write_text("not ours")
+    (out / "reclip.json").write_text(text)
+    error = segment("--fast").error
+    assert "reclip.json cannot be read" in error and "give --overwrite" in error
+    assert segment("--fast", "--overwrite").status == 0
+    assert {path.name for path in out.iterdir()} == {"masks", "run", "reclip.json", "summary.json", "mine.txt"}
 
 
 def test_a_folder_of_other_things_is_left_alone(segment, tmp_path):
