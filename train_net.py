@@ -44,12 +44,12 @@ from reclip_d2.data.datasets.custom import register_custom
 from reclip_d2.data.sampling import build_train_loader
 from reclip_d2.data.training_records import build_training_records, unlabelled_records
 from reclip_d2.engine.calibration import calibrate
-from reclip_d2.engine.checkpoint import ReclipCheckpointer, training_resolution
+from reclip_d2.engine.checkpoint import ReclipCheckpointer, forget_run, training_resolution
 from reclip_d2.engine.hooks import SeedIteration
 from reclip_d2.engine.logs import UserErrorFilter
 from reclip_d2.engine.lr_scheduler import build_lr_scheduler
 from reclip_d2.engine.optimizer import build_optimizer
-from reclip_d2.engine.sync_batch_norm import synchronize_on_cpu
+from reclip_d2.engine.sync_batch_norm import broadcast_statistics, synchronize_on_cpu
 from reclip_d2.engine.train_loop import TrainLoop, amp_dtype_of
 from reclip_d2.engine.writers import build_writers
 from reclip_d2.errors import ReclipError, exit_on_error
@@ -110,6 +110,7 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
         if not cfg.DATASETS.TEST:
             logging.getLogger("reclip_d2").info("DATASETS.TEST is empty: without labels there is nothing to evaluate")
+        broadcast_statistics(model)
         return super().test(cfg, model, evaluators)
 
     @classmethod
@@ -186,24 +187,36 @@ def build_evaluation_model(cfg: CfgNode, resume: bool) -> nn.Module:
 @exit_on_error
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Train, or evaluate with ``--eval-only``."""
+    check_trainable(args)
     cfg = setup(args)
     if args.eval_only:
         return Trainer.test(cfg, build_evaluation_model(cfg, args.resume))
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    if args.overwrite and not args.resume:
+        forget_run(cfg.OUTPUT_DIR)
+    return trainer.train()
+
+
+def check_trainable(args: argparse.Namespace) -> None:
+    """Raise :class:`ReclipError` if there is nothing to train, or a run in the way; nothing is touched before."""
+    if args.eval_only:
+        return
+    cfg = load_config(args.config_file, args.opts)
     if cfg.MODEL.META_ARCHITECTURE == "MaskCLIP":
         raise ReclipError("MaskCLIP has nothing to train: add --eval-only")
     if cfg.MODEL.META_ARCHITECTURE == "Student":
         raise ReclipError("a student trains with its teacher: set MODEL.META_ARCHITECTURE Distillation")
     if not (args.resume or args.overwrite) and ReclipCheckpointer(None, cfg.OUTPUT_DIR).has_checkpoint():
         raise ReclipError(f"{cfg.OUTPUT_DIR} holds a trained run: add --resume, --overwrite, or another OUTPUT_DIR")
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
 
 
 @exit_on_error  # of the processes that it starts each says its line itself
 def run_program(main: Callable[[argparse.Namespace], Any]) -> None:
     """Call ``main`` with the command line's arguments, in as many processes as they ask for."""
     args = argument_parser().parse_args()
+    if args.num_gpus > max(1, gpus := torch.cuda.device_count()):
+        raise ReclipError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
     launch(
         main,
         args.num_gpus,

@@ -241,6 +241,25 @@ def test_training_is_blind_to_labels(scene, monkeypatch):
     assert_same(weights(scene, "with_labels"), weights(scene, "without_labels"))
 
 
+def test_overwrite_forgets_the_run_that_it_replaces(scene, monkeypatch):
+    run(scene, "out")
+
+    class Killed(BaseException):
+        pass
+
+    def die(self):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train_net.Trainer, "run_step", die)  # before the first checkpoint
+        run(scene, "out", "--overwrite", "SEED", "3")
+    run(scene, "out", "--resume", "SEED", "3")
+    run(scene, "usual", "SEED", "3")
+    assert_same(weights(scene, "out"), weights(scene, "usual"))
+    assert metrics(scene, "out")["total_loss"] == metrics(scene, "usual")["total_loss"]
+    assert (scene / "out/metrics.json").read_text().count('"sem_seg/mIoU"') == 1
+
+
 # ---- mistakes -------------------------------------------------------------------------------------------------
 
 
@@ -320,6 +339,30 @@ def test_evaluation_on_an_empty_data_set(scene, capfd, datasets):
     datasets("reclip_test_empty", [], NAMES)
     line = mistake(capfd, scene, *EVALUATE, "DATASETS.TEST", "('reclip_test_empty',)")
     assert "reclip_test_empty" in line
+
+
+def test_a_run_in_the_way_is_left_as_it_is(scene, capfd):
+    run(scene, "out")
+    before = {path.name: path.read_bytes() for path in (scene / "out").iterdir() if path.is_file()}
+    capfd.readouterr()
+    assert f"{scene}/out holds a trained run: add --resume, --overwrite" in mistake(capfd, scene, "SEED", "3")
+    assert {path.name: path.read_bytes() for path in (scene / "out").iterdir() if path.is_file()} == before
+
+
+def test_the_last_checkpoint_is_gone(scene, capfd):
+    run(scene, "out")
+    (scene / "out/model_final.pth").unlink()
+    capfd.readouterr()
+    line = mistake(capfd, scene, "--resume")
+    assert f"{scene}/out/model_final.pth, the last of the run, does not exist: put it back, or" in line
+
+
+def test_devices_that_are_not_there(scene, capfd, monkeypatch):
+    assert "MODEL.DEVICE is 'gpu'; take cpu, cuda or cuda:1" in mistake(capfd, scene, "MODEL.DEVICE", "gpu")
+    count = torch.cuda.device_count()
+    monkeypatch.setattr(sys, "argv", ["train_net.py", "--num-gpus", str(count + 2)])
+    line = error_line(capfd, lambda: train_net.run_program(train_net.main))
+    assert f"--num-gpus {count + 2}: this machine has {count}" in line
 
 
 def test_maskclip_does_not_train(scene, capfd):

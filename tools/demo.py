@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -82,9 +83,14 @@ class Demo:
         return scores, trained.model
 
 
-def hypothesis_quality(cfg: CfgNode) -> dict[str, float]:
-    """Precision and recall of the training images' hypotheses against their labels (analysis, after the fact)."""
+def hypothesis_quality(cfg: CfgNode) -> dict[str, float] | None:
+    """Precision and recall of the training images' hypotheses against their labels (analysis, after the fact).
+
+    None without the labels, which may be deleted: nothing else needs them.
+    """
     labels = {r["image_id"]: r["sem_seg_file_name"] for r in list_split(embedded_root(), "train")}
+    if not all(map(os.path.isfile, labels.values())):
+        return None
     records = build_training_records(cfg)
     return hypothesis_precision_recall({r["image_id"]: r["hypothesis"] for r in records}, labels)
 
@@ -127,7 +133,10 @@ def main() -> None:
     published, published_model = demo.train("ReCLIP++ (rectified, as published)", published_cfg)
     no_bias, _ = demo.train(
         "ReCLIP++ (rectified, as published, but M = M_q)",
-        demo.config("reclippp_rectify", "MODEL.BIAS_HEAD.RECTIFICATION", "none"),
+        demo.config(
+            "reclippp_rectify",
+            *("MODEL.BIAS_HEAD.RECTIFICATION", "none", "OUTPUT_DIR", str(args.output_dir / "reclippp_no_bias")),
+        ),
     )
     ext, ext_model = demo.train("ReCLIP++ (rectified, our extensions)", ext_cfg)
 
@@ -161,11 +170,12 @@ def main() -> None:
         ext_model,
     )
     print_table(demo.rows)
-    print(
-        f"\nHypotheses: precision {quality['precision']:.2f}, recall {quality['recall']:.2f}; calibrated"
-        f" {quality_ext['precision']:.2f}, {quality_ext['recall']:.2f}; made in {hypothesis_seconds:.0f} s."
-        f"\nWritten: {args.output_dir}/report.json, report.png; log.txt has the details."
-    )
+    if quality and quality_ext:
+        print(
+            f"\nHypotheses: precision {quality['precision']:.2f}, recall {quality['recall']:.2f}; calibrated"
+            f" {quality_ext['precision']:.2f}, {quality_ext['recall']:.2f}; made in {hypothesis_seconds:.0f} s."
+        )
+    print(f"Written: {args.output_dir}/report.json, report.png; log.txt has the details.")
 
 
 if __name__ == "__main__":

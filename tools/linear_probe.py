@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader  # noqa: E402
 from reclip_d2.config import load_config  # noqa: E402
 from reclip_d2.data.classes import class_names_from_config  # noqa: E402
 from reclip_d2.data.sampling import build_train_loader  # noqa: E402
-from reclip_d2.engine.checkpoint import ReclipCheckpointer  # noqa: E402
+from reclip_d2.engine.checkpoint import ReclipCheckpointer, forget_run  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
 from reclip_d2.evaluation.labelled_data import (  # noqa: E402
     LabelledDatasetMapper,
@@ -87,6 +87,8 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     cfg = setup(args)
     trainer = ProbeTrainer(cfg)
     trainer.resume_or_load(resume=args.resume or args.eval_only)
+    if args.overwrite and not (args.resume or args.eval_only):
+        forget_run(cfg.OUTPUT_DIR)
     if not args.eval_only:
         trainer.train()
     model = trainer.checkpointer.model

@@ -88,8 +88,8 @@ def _time(step: Callable[[], object], repeats: int = 1) -> float:
 
 
 def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    for number in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
+        torch.cuda.synchronize(number)
 
 
 def _hypothesis_seconds(cfg: CfgNode, model: CLIPSegmentor, sample: str) -> float:

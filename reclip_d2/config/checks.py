@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from detectron2.config import CfgNode
 
 from reclip_d2.config.keys import CHOICES
@@ -24,6 +25,10 @@ def check_config(cfg: CfgNode) -> None:
     steps_fit = len(window.SIZE) == len(window.STRIDE) == 2 and all(
         0 < step <= size for size, step in zip(window.SIZE, window.STRIDE, strict=True)
     )
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise ReclipError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; take cpu, cuda or cuda:1") from error
     rules = (
         (kernel > 0 and kernel % 2 == 1, "MODEL.MASK_DECODER.KERNEL_SIZE must be odd"),
         (mean_filter == 0 or (mean_filter > 0 and mean_filter % 2 == 1), "MODEL.MASKCLIP.MEAN_FILTER must be 0 or odd"),

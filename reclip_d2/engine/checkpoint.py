@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import safetensors
@@ -13,6 +15,7 @@ import safetensors.torch
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 from reclip_d2.errors import ReclipError, is_user_error
 from reclip_d2.io import atomic_write
@@ -58,6 +61,10 @@ class ReclipCheckpointer(DetectionCheckpointer):
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint; see fvcore's ``Checkpointer``. The file must exist and fit the model."""
         if path and not path.startswith(("http://", "https://", "detectron2://")) and not os.path.isfile(path):
+            if self.save_dir and self.has_checkpoint() and path == self.get_checkpoint_file():
+                raise ReclipError(
+                    f"checkpoint {path}, the last of the run, does not exist: put it back, or give --overwrite"
+                )
             raise ReclipError(f"checkpoint {path} does not exist: check MODEL.WEIGHTS")
         self._path = path
         return super().load(path, *args, **kwargs)
@@ -108,6 +115,20 @@ class ReclipCheckpointer(DetectionCheckpointer):
                 f"checkpoint {self._path} does not fit this model: {wrong[0]}"
                 f"{f' (and {len(wrong) - 1} more)' if len(wrong) > 1 else ''}; use the config that it was trained with"
             )
+
+
+def forget_run(folder: str) -> None:
+    """Remove checkpoints and metrics of an earlier run, so that ``--resume`` cannot go on with it.
+
+    Called by all processes, when the new run is about to begin and has read what it starts from.
+    """
+    comm.synchronize()
+    if not comm.is_main_process():
+        return
+    for path in [*Path(folder).glob("model_*.pth"), Path(folder, "last_checkpoint")]:
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.truncate(Path(folder, "metrics.json"), 0)  # the new run's writer has it open already, to append to it
 
 
 def training_resolution(cfg: CfgNode) -> str:

@@ -1,4 +1,4 @@
-"""Synchronised batch norm where PyTorch has none."""
+"""Synchronised batch norm where PyTorch has none, and one process's statistics for all."""
 
 from __future__ import annotations
 
@@ -33,6 +33,20 @@ def synchronize_on_cpu(model: nn.Module) -> nn.Module:
     if replaced:
         logger.info("SyncBN on the CPU: Detectron2's naiveSyncBN serves in %d layers", replaced)
     return model
+
+
+def broadcast_statistics(model: nn.Module) -> None:
+    """Give all processes the running statistics of the main process's batch norms, those that a checkpoint holds.
+
+    Each process gathers its own from its share of the images; a test that is shared by the processes is of one model
+    only if they agree. Alone there is nothing to do.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            for statistic in layer.buffers(recurse=False):
+                torch.distributed.broadcast(statistic, 0)
 
 
 def _naive(layer: nn.SyncBatchNorm) -> NaiveSyncBatchNorm:

@@ -57,9 +57,13 @@ class LabelMapEvaluator(SemSegEvaluator):
         are only predicted, as if their IoU were 0; later versions do not.
 
         Raises:
-            ReclipError: no label file has an id besides 0 and 255, the mark of binary masks.
+            ReclipError: no label file has an id besides 0 and 255, the mark of binary masks, or none but the ignored.
         """
         ids = set().union(*comm.all_gather(self._label_ids)) if self._distributed else self._label_ids
+        if ids == {self._ignore_label}:
+            raise ReclipError(
+                f"the labels of {self._dataset_name} hold no class, only ignored pixels"
+            )
         if self._num_classes > 1 and ids == {0, 255}:
             raise ReclipError(
                 f"the labels of {self._dataset_name} hold 0 and 255 only: they are binary masks, not label maps;"

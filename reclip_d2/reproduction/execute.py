@@ -165,9 +165,10 @@ def training_of(cfg: CfgNode, trained: Trained) -> dict[str, Any]:
     losses = [math.nan]
     metrics = Path(cfg.OUTPUT_DIR) / "metrics.json"
     if metrics.exists():
-        # A run that was killed may have left half a line.
-        lines = [json.loads(line) for line in metrics.read_text().splitlines() if line.endswith("}")]
-        losses += [line["total_loss"] for line in lines if "total_loss" in line]
+        for line in metrics.read_text().splitlines():
+            # A run that was killed may have left half a line, to which the next one wrote on.
+            with contextlib.suppress(ValueError, KeyError):
+                losses.append(json.loads(line)["total_loss"])
     return {
         "iterations": cfg.SOLVER.MAX_ITER,
         "first_iteration": trained.first_iteration,

@@ -7,7 +7,7 @@ from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from reclip_d2.engine.sync_batch_norm import synchronize_on_cpu
+from reclip_d2.engine.sync_batch_norm import broadcast_statistics, synchronize_on_cpu
 from tests.helpers import make_rectified
 from tests.processes import run_processes
 
@@ -77,3 +77,24 @@ def test_in_two_processes_the_statistics_are_those_of_the_whole_batch(tmp_path):
         torch.testing.assert_close(half["state"]["1.running_var"], biased, rtol=1e-9, atol=1e-12)
         for found, parameter in zip(half["grads"], whole.parameters(), strict=True):
             torch.testing.assert_close(found, parameter.grad, rtol=1e-8, atol=1e-11)
+
+
+def test_the_main_processes_statistics_for_all(tmp_path):
+    layers = make_layers("BN")
+    before = {name: value.clone() for name, value in layers.state_dict().items()}
+    broadcast_statistics(layers)  # alone: nothing happens
+    assert all(torch.equal(value, before[name]) for name, value in layers.state_dict().items())
+    run_processes(share_statistics, tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1))
+    half = images().chunk(2)[0]
+    layers(half)  # process 0's own
+    for name, value in layers[1].state_dict().items():
+        assert torch.equal(first[name], value) and torch.equal(second[name], value), name
+
+
+def share_statistics(rank, folder):
+    """Worker: statistics of a half of its own, then those of the main process."""
+    layers = make_layers("BN")
+    layers(images().chunk(2)[rank])
+    broadcast_statistics(layers)
+    torch.save(layers[1].state_dict(), folder / f"{rank}.pth")

@@ -80,6 +80,13 @@ def test_a_label_of_another_size_is_refused(records):
         evaluate(records[:1], [torch.zeros(3, 5, dtype=torch.int64)])
 
 
+def test_labels_without_a_class_are_refused(records):
+    for record, truth in zip(records, TRUTH, strict=True):
+        Image.fromarray(np.full_like(truth, 255)).save(record["sem_seg_file_name"])
+    with pytest.raises(ReclipError, match="labels of reclip_test_labels hold no class, only ignored pixels"):
+        evaluate(records, map(torch.from_numpy, PREDICTION))
+
+
 def test_binary_masks_are_refused(tmp_path, datasets):
     """Each file alone could be "class 0 and ignored"; a whole data set of them is not."""
     records = []

@@ -90,3 +90,11 @@ def test_training_for_a_program_that_goes_on_with_the_model(scene):
     evaluated = execute.evaluate(cfg, trained.model)
     assert evaluated.model is trained.model
     assert set(evaluated.scores) == {"mIoU", "IoU"}  # TEST.BIAS is off
+
+
+def test_a_cut_line_of_the_metrics_is_passed_over(scene):
+    job_of = job(scene, "out")
+    result = execute.perform(job_of)
+    path = scene / "out/metrics.json"
+    path.write_text('{"iteration": 1, "total_lo{"iteration": 2, "total_loss": 9.0}\n' + path.read_text())
+    assert execute.perform(job_of)["training"]["total_loss"] == result["training"]["total_loss"]
