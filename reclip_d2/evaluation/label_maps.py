@@ -61,9 +61,7 @@ class LabelMapEvaluator(SemSegEvaluator):
         """
         ids = set().union(*comm.all_gather(self._label_ids)) if self._distributed else self._label_ids
         if ids == {self._ignore_label}:
-            raise ReclipError(
-                f"the labels of {self._dataset_name} hold no class, only ignored pixels"
-            )
+            raise ReclipError(f"the labels of {self._dataset_name} hold no class, only ignored pixels")
         if self._num_classes > 1 and ids == {0, 255}:
             raise ReclipError(
                 f"the labels of {self._dataset_name} hold 0 and 255 only: they are binary masks, not label maps;"
