@@ -49,7 +49,8 @@ def missing_package(error: ModuleNotFoundError) -> ReclipError:
     if package in ("", "reclip_d2"):
         raise error
     if package == "detectron2":
-        return ReclipError(f"{error.name} is not installed: {INSTALL_DETECTRON2} installs it")
+        missing = error.name if error.name == "detectron2._C" else package
+        return ReclipError(f"{missing} is not installed: {INSTALL_DETECTRON2} installs it")
     return ReclipError(
         f"the Python module {package} is not installed: install reclip_d2 anew with pip, which brings it"
     )
