@@ -73,6 +73,7 @@ def test_a_process_that_failed_has_said_its_line(capsys, monkeypatch):
         raise ProcessExitedException("process 1 terminated", error_index=1, error_pid=7, exit_code=1)
 
     monkeypatch.setattr(train_net, "launch", launch)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("sys.argv", ["train_net.py", "--num-gpus", "2"])
     with pytest.raises(SystemExit) as caught:
         train_net.run_program(train_net.main)
