@@ -68,28 +68,27 @@ def estimate(cfg: CfgNode, work: Work) -> dict[str, float]:
     if work.masks or work.tiles:
         image = read_image(work.image)
         predictor = ImagePredictor.from_config(model, cfg)
-        seconds["masks"] = work.masks * _time(lambda: predictor.labels(image)) if work.masks else 0.0
+        seconds["masks"] = work.masks * _time(lambda: predictor.labels(image), model.device) if work.masks else 0.0
         if work.tiles:  # a tile is predicted as an image is; half of it again for the blending
             tile = image[: predictor.tiling.size, : predictor.tiling.size].copy()
-            seconds["masks"] += 1.5 * work.tiles * _time(lambda: predictor.labels(tile))
+            seconds["masks"] += 1.5 * work.tiles * _time(lambda: predictor.labels(tile), model.device)
     return seconds
 
 
-def _time(step: Callable[[], object], repeats: int = 1) -> float:
-    """Seconds of a call, after one that warms up."""
+def _time(step: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call that works on ``device``, after one that warms up."""
     with torch.no_grad():
         step()
-        _wait()
+        _wait(device)
         start = time.perf_counter()
-        for _ in range(repeats):
-            step()
-        _wait()
-    return (time.perf_counter() - start) / repeats
+        step()
+        _wait(device)
+    return time.perf_counter() - start
 
 
-def _wait() -> None:
-    for number in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
-        torch.cuda.synchronize(number)
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":  # of this GPU alone: asking another would take memory there
+        torch.cuda.synchronize(device)
 
 
 def _hypothesis_seconds(cfg: CfgNode, model: CLIPSegmentor, sample: str) -> float:
@@ -99,8 +98,8 @@ def _hypothesis_seconds(cfg: CfgNode, model: CLIPSegmentor, sample: str) -> floa
         windows = 1
     size = min(windows, cfg.HYPOTHESIS.BATCH_SIZE, 16 if model.device.type == "cpu" else 256)
     crops = torch.zeros(size, 3, *model.backbone.image_size, device=model.device)
-    encoding = _time(lambda: model.backbone.global_features(crops) @ model.query_features.T) / size * windows
-    return encoding + _time(lambda: read_image(sample))
+    encoding = _time(lambda: model.backbone.global_features(crops) @ model.query_features.T, model.device)
+    return encoding / size * windows + _time(lambda: read_image(sample), model.device)
 
 
 def _iteration_seconds(cfg: CfgNode, model: LanguageSegmentor, record: dict) -> float:
@@ -113,7 +112,7 @@ def _iteration_seconds(cfg: CfgNode, model: LanguageSegmentor, record: dict) -> 
             sum(model(list(images)).values()).backward()
         model.zero_grad()
 
-    one, two = _time(lambda: step([mapped])), _time(lambda: step([mapped] * 2))
+    one, two = (_time(lambda n=n: step([mapped] * n), model.device) for n in (1, 2))
     each = max(two - one, 0.1 * two)
     return max(one - each, 0.0) + each * cfg.SOLVER.IMS_PER_BATCH
 

@@ -27,7 +27,7 @@ def sample(tmp_path):
 def ticking(monkeypatch):
     """Every call that is timed takes a second, and is made."""
     calls = []
-    monkeypatch.setattr(module, "_time", lambda step, repeats=1: (step(), calls.append(1), 1.0)[2])
+    monkeypatch.setattr(module, "_time", lambda step, device: (step(), calls.append(1), 1.0)[2])
     return calls
 
 
