@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+from reclip_d2.utils.files import check_output_file
+
 # Bytes of a file's name that its temporary name repeats: a name may have 255 bytes in all, on some file systems fewer.
 _PREFIX_BYTES = 100
 
@@ -18,7 +20,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     A reader never sees a half-written file: the name appears only when the content is complete. On an error
     (or an interrupt) the temporary file is removed and ``path`` is left as it was.
+
+    Raises:
+        ReclipError: ``path`` is a folder, a device or anything else that is not a regular file.
     """
+    check_output_file(path)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _make_beside(path)

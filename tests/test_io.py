@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from reclip_d2.errors import ReclipError
 from reclip_d2.formats import remove_leftovers
 from reclip_d2.io import atomic_write, cache_dir
 
@@ -30,6 +31,16 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
         raise error
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_only_regular_files_are_replaced(tmp_path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("/dev/null")
+    for path in (pipe, link, tmp_path):
+        with pytest.raises(ReclipError, match=f"output {path} is a .*, not a regular file"), atomic_write(path):
+            pytest.fail("the block was entered")
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
 
 
 def test_permissions_are_those_of_a_usual_file(tmp_path):

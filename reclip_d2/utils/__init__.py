@@ -1,0 +1,1 @@
+"""Small helpers that all parts share; they know nothing of images, models or runs."""

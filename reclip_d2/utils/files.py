@@ -1,0 +1,183 @@
+"""Opening files that a user names: regular files only, never waited for, never read beyond a limit.
+
+A path may lead to anything: opening a named pipe waits for a writer, a device never ends, and a text list may turn out
+to be a 40 GB video. Every reader of a user's file opens it here. Whatever is wrong with it is one line that names it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import BinaryIO
+
+from reclip_d2.errors import ReclipError
+
+MIB = 1 << 20
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+# O_NONBLOCK: a path that was a regular file when it was looked at may be a pipe by the time it is opened. The others
+# keep a terminal from becoming the program's own, and the file from being inherited; Windows has only O_BINARY.
+_READ_FLAGS = os.O_RDONLY
+for _name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):
+    _READ_FLAGS |= getattr(os, _name, 0)
+
+StrPath = str | os.PathLike[str]
+
+
+class MissingFileError(ReclipError):
+    """The file does not exist; for callers that know what to do about it."""
+
+
+def display_path(path: StrPath) -> str:
+    """A path as one line of text: line ends, control characters and bytes that are not UTF-8 are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(path))
+
+
+def format_bytes(count: int) -> str:
+    """``1536`` as ``"1.5 KiB"``."""
+    size, unit = float(count), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.1f}".removesuffix(".0") + f" {unit}"
+
+
+def check_regular(path: StrPath, what: str = "file", remedy: str = "check the path") -> os.stat_result:
+    """Status of a regular file, links followed; for files that a library opens by their path.
+
+    Args:
+        what: what the file is to the user, as errors name it: ``"image"``, ``"class file"``.
+        remedy: the end of the error's line.
+
+    Raises:
+        MissingFileError: nothing is there.
+        ReclipError: it is a folder, named pipe, socket, device or loop of links, or cannot be reached.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise _refusal(path, what, remedy, error) from error
+    _check_kind(status, path, what, remedy)
+    return status
+
+
+def open_regular(path: StrPath, what: str = "file", remedy: str = "check the path") -> BinaryIO:
+    """Open a regular file for reading in binary mode, without waiting for anything.
+
+    Args:
+        what, remedy: see :func:`check_regular`.
+
+    Raises:
+        MissingFileError, ReclipError: see :func:`check_regular`; also if it may not be read.
+    """
+    check_regular(path, what, remedy)  # first: opening alone rewinds some devices, and sets off others
+    try:
+        handle = os.open(path, _READ_FLAGS)
+    except OSError as error:
+        raise _refusal(path, what, remedy, error) from error
+    try:
+        _check_kind(os.fstat(handle), path, what, remedy)
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_bytes(path: StrPath, what: str = "file", *, limit: int, remedy: str = "check the path") -> bytes:
+    """Content of a regular file of at most ``limit`` bytes.
+
+    Args:
+        what, remedy: see :func:`check_regular`.
+
+    Raises:
+        MissingFileError, ReclipError: see :func:`open_regular`; also if the file is larger.
+    """
+    with open_regular(path, what, remedy) as stream:
+        try:
+            size = os.fstat(stream.fileno()).st_size
+            # Not only by the size: files of /proc have none, and another program may be writing.
+            data = b"" if size > limit else stream.read(limit + 1)
+        except OSError as error:
+            raise _refusal(path, what, remedy, error) from error
+    if max(size, len(data)) > limit:
+        has = f"has {format_bytes(size)}, more" if size > limit else "has more"
+        raise ReclipError(f"{what} {display_path(path)} {has} than the {format_bytes(limit)} allowed: {remedy}")
+    return data
+
+
+def read_text(path: StrPath, what: str = "file", *, limit: int, remedy: str = "check the path") -> str:
+    """Text of a UTF-8 file of at most ``limit`` bytes, without a byte order mark; line ends stay as they are.
+
+    Args:
+        what, remedy: see :func:`check_regular`.
+
+    Raises:
+        MissingFileError, ReclipError: see :func:`read_bytes`; also if it is not UTF-8, with the line.
+    """
+    return decode_text(read_bytes(path, what, limit=limit, remedy=remedy), path, what)
+
+
+def decode_text(data: bytes, path: StrPath, what: str = "file") -> str:
+    """Decode UTF-8, with or without a byte order mark.
+
+    Args:
+        path, what: for the error, see :func:`check_regular`.
+
+    Raises:
+        ReclipError: the bytes are not UTF-8 text. The message names the line, from 1.
+    """
+    where = f"{what} {display_path(path)}"
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ReclipError(f"{where} is UTF-16 text: save it as UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ReclipError(f"{where}, line {_line(data[: error.start])}: not UTF-8 text: save it as UTF-8") from error
+    if "\0" in text:
+        line = _line(data[: data.index(b"\0")])
+        raise ReclipError(f"{where}, line {line}: not text, it holds null bytes: save it as UTF-8 text")
+    return text
+
+
+def check_output_file(path: StrPath, what: str = "output") -> None:
+    """Raise :class:`ReclipError` if a file that is to be written exists and is not a regular file.
+
+    Without this, a rename onto ``/dev/null`` would replace the device for the whole machine.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:  # or a link to nothing, which is replaced
+        return
+    except (OSError, ValueError) as error:
+        raise _refusal(path, what, "name another", error) from error
+    _check_kind(status, path, what, "name another")
+
+
+def _line(data: bytes) -> int:
+    return len(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"))
+
+
+def _check_kind(status: os.stat_result, path: StrPath, what: str, remedy: str) -> None:
+    if stat.S_ISREG(status.st_mode):
+        return
+    kind = next((name for test, name in _KINDS if test(status.st_mode)), "something else")
+    raise ReclipError(f"{what} {display_path(path)} is {kind}, not a regular file: {remedy}")
+
+
+def _refusal(path: StrPath, what: str, remedy: str, error: OSError | ValueError) -> ReclipError:
+    where = f"{what} {display_path(path)}"
+    if not isinstance(error, OSError):  # "embedded null byte", or a name that the file system's encoding lacks
+        return ReclipError(f"{where} is not a valid path: {remedy}")
+    if error.errno == errno.ENOENT:
+        return MissingFileError(f"{where} does not exist: {remedy}")
+    if error.errno == errno.ELOOP:
+        return ReclipError(f"{where} is a loop of symbolic links: {remedy}")
+    return ReclipError(f"{where} cannot be read ({error.strerror or type(error).__name__}): {remedy}")
