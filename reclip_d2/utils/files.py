@@ -6,6 +6,7 @@ to be a 40 GB video. Every reader of a user's file opens it here. Whatever is wr
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import stat
@@ -135,10 +136,11 @@ def decode_text(data: bytes, path: StrPath, what: str = "file") -> str:
         ReclipError: the bytes are not UTF-8 text. The message names the line, from 1.
     """
     where = f"{what} {display_path(path)}"
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ReclipError(f"{where} is UTF-16 text: save it as UTF-8")
+    data = data.removeprefix(codecs.BOM_UTF8)
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode()
     except UnicodeDecodeError as error:
         raise ReclipError(f"{where}, line {_line(data[: error.start])}: not UTF-8 text: save it as UTF-8") from error
     if "\0" in text:
