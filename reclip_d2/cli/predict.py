@@ -13,9 +13,9 @@ from reclip_d2.cli.run_folder import CHECKPOINT, RunFolder, RunState, check_same
 from reclip_d2.cli.trained_model import TrainedModel
 from reclip_d2.data.datasets.custom import register_images
 from reclip_d2.data.image_folder import ImageFile, find_images
-from reclip_d2.data.survey import file_signature
 from reclip_d2.engine.logs import logging_to
 from reclip_d2.errors import ReclipError
+from reclip_d2.utils.digest import current_digest, file_digest
 
 DESCRIPTION = """\
 Write the masks of images with a model that `reclip segment` has trained.
@@ -52,13 +52,13 @@ def run(args: argparse.Namespace) -> int:
     classes = trained.classes
     request = Request(kind, classes, background=args.background, formats=args.formats, skip_broken=args.skip_broken)
     request.check(images)
-    settings = {**options.settings_of(cfg), CHECKPOINT: file_signature(model.weights)}
+    settings = {**options.settings_of(cfg), CHECKPOINT: file_digest(model.weights)}
     wanted = dataclasses.replace(trained, settings={kind: settings}, results={}, entries=[])
     folder.is_used()  # a folder of other things is left alone
     with folder.lock(), contextlib.ExitStack() as stack:
         if args.overwrite:
             folder.clear()
-        state = _remember(folder, args.overwrite, wanted, images)
+        state = _remember(folder, model, args.overwrite, wanted, images)
         stack.enter_context(logging_to(folder.run))
         print(f"images    {len(images):,}")
         print(f"model     {options.TITLES[kind]}, {model.folder.path}")
@@ -68,10 +68,21 @@ def run(args: argparse.Namespace) -> int:
         return write_results(folder, state, request, images, {}, cfg, model.weights)
 
 
-def _remember(folder: RunFolder, overwrite: bool, wanted: RunState, images: Sequence[ImageFile]) -> RunState:
+def _bring_up_to_date(known: RunState, model: TrainedModel) -> None:
+    """Replace what an earlier version has recorded of the model's files by their digests."""
+    known.weights = current_digest(known.weights, model.pretrained)
+    settings = known.settings.get(model.kind, {})
+    if settings.get(CHECKPOINT):
+        settings[CHECKPOINT] = current_digest(settings[CHECKPOINT], model.weights)
+
+
+def _remember(
+    folder: RunFolder, model: TrainedModel, overwrite: bool, wanted: RunState, images: Sequence[ImageFile]
+) -> RunState:
     """The folder's state with this run in it; refuses a folder of another model, or of other images."""
     known = None if overwrite else folder.read()
     if known is not None:
+        _bring_up_to_date(known, model)
         check_same_inputs(folder, known, wanted)
         settings = {**known.settings, **wanted.settings}
         wanted = dataclasses.replace(wanted, settings=settings, results=known.results, entries=known.entries)

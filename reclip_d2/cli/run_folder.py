@@ -24,10 +24,10 @@ from typing import Any
 
 from reclip_d2.data.class_file import ClassList
 from reclip_d2.data.image_folder import RESULTS_MARKER, ImageFile
-from reclip_d2.data.survey import file_signature
 from reclip_d2.errors import ReclipError
 from reclip_d2.formats import FORMATS
 from reclip_d2.io import atomic_write
+from reclip_d2.utils.digest import current_digest, file_digests
 
 FORMAT = "reclip_d2 run 1"
 MASKS, SUMMARY, RUN = "masks", "summary.json", "run"
@@ -44,7 +44,7 @@ class RunState:
         classes: the class list.
         clip: open_clip's name.
         pretrained: tag or file of its weights.
-        weights: what these are: the tag, or the file's signature, which stays when the file moves.
+        weights: what these are: the tag, or the digest of the file's content.
         settings: for each kind of model the keys that it was made with.
         results: kind of model and background of the masks that stand there; empty before there are any.
         entries: files and folders of these results.
@@ -170,15 +170,17 @@ class RunFolder:
     # ---- images -----------------------------------------------------------------------------------------------
 
     def check_images(self, images: Sequence[ImageFile], trained: bool) -> dict[str, str]:
-        """Signatures of the images by id; refuses other images than those that the folder was made with.
+        """Digests of the images' contents by id; refuses other images than those that the folder was made with.
 
         An image without a mask, such as one that was broken, may have been replaced if it was not trained on.
 
         Args:
             trained: a model was trained on the images, so none may be new or missing.
         """
-        signatures = {image.image_id: file_signature(image.path) for image in images}
+        digests = file_digests([image.path for image in images])
+        signatures = {image.image_id: digest for image, digest in zip(images, digests, strict=True)}
         known = self._read_images()[0] if self._images.exists() else signatures
+        known |= {i.image_id: current_digest(known[i.image_id], i.path) for i in images if i.image_id in known}
         added = [key for key in signatures if key not in known] if trained else []
         removed = [key for key in known if key not in signatures] if trained else []
         names = {image.image_id: image.name for image in images}

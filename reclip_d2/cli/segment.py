@@ -19,11 +19,12 @@ from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
 from reclip_d2.data.class_file import read_class_file
 from reclip_d2.data.datasets.custom import check_names_fit, register_images
 from reclip_d2.data.image_folder import find_images
-from reclip_d2.data.survey import SurveyedImage, file_signature, survey_images
+from reclip_d2.data.survey import SurveyedImage, survey_images
 from reclip_d2.data.working_files import WorkingFiles
 from reclip_d2.engine.logs import logging_to
 from reclip_d2.errors import ReclipError
 from reclip_d2.io import atomic_write
+from reclip_d2.utils.digest import current_digest, file_digest, file_digests
 
 DESCRIPTION = """\
 Train on your own images, without labels, and write a mask for each.
@@ -176,11 +177,12 @@ class SegmentRun:
             classes=self.classes,
             clip=self.args.clip,
             pretrained=self.pretrained,
-            weights=file_signature(self.pretrained) or self.pretrained,
+            weights=file_digest(self.pretrained) or self.pretrained,
             settings={kind: options.settings_of(cfg) for kind, cfg in self.configs.items()},
         )
         known = None if self.args.overwrite else self.folder.read()  # clear() has looked
         if known is not None:
+            known.weights = current_digest(known.weights, self.pretrained)
             check_same_inputs(self.folder, known, wanted)
             settings = {**known.settings, **wanted.settings}
             wanted = dataclasses.replace(wanted, settings=settings, results=known.results, entries=known.entries)
@@ -224,8 +226,9 @@ class SegmentRun:
         """Decode all images once: find the broken ones, and register the others for the training."""
         folder = self.folder
         working = WorkingFiles.from_config(self.configs["rectified"], folder.working_files)
-        signatures = {image.image_id: file_signature(image.path) for image in self.images}
-        surveyed = survey_images(self.images, signatures, folder.survey, working)
+        digests = file_digests([image.path for image in self.images])
+        by_id = {image.image_id: digest for image, digest in zip(self.images, digests, strict=True)}
+        surveyed = survey_images(self.images, by_id, folder.survey, working)
         broken = [image.file.image_id for image in surveyed if image.problem]
         if not folder.hypotheses.exists():
             folder.mark_broken(broken)

@@ -11,8 +11,8 @@ from detectron2.config import CfgNode
 from reclip_d2.cli import options
 from reclip_d2.cli.run_folder import RunFolder, RunState
 from reclip_d2.config import load_config
-from reclip_d2.data.survey import file_signature
 from reclip_d2.errors import ReclipError
+from reclip_d2.utils.digest import current_digest, file_digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,7 @@ class TrainedModel:
         if kind != "maskclip" and not folder.weights(kind).exists():
             raise ReclipError(f"--model {model} has no finished model ({kind}): run its reclip segment to the end")
         pretrained = state.pretrained if pretrained is None else options.resolve_pretrained(pretrained)
+        state.weights = current_digest(state.weights, pretrained)
         _check_weights(state, pretrained, kind)
         return cls(folder, state, kind, pretrained)
 
@@ -79,9 +80,9 @@ def _check_weights(trained: RunState, pretrained: str, kind: str) -> None:
     """Raise :class:`ReclipError` if CLIP's weights are not those of the training; a student needs none."""
     if kind == "student":
         return
-    weights = file_signature(pretrained) or pretrained
-    if weights != trained.weights:
-        found = "is another file than" if file_signature(pretrained) else "is not found;"
+    digest = file_digest(pretrained)
+    if (digest or pretrained) != trained.weights:
+        found = "is another file than" if digest else "is not found;"
         raise ReclipError(
             f"--pretrained {pretrained} {found} the CLIP weights of the training ({trained.pretrained}): give these"
         )

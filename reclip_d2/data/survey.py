@@ -1,16 +1,14 @@
 """A first look at all of a user's images: which can be read, how large they are, and what to train on.
 
 Every image is decoded once, so that a broken file is known before hours of training and not after. What was found is
-kept in a JSON Lines file, a line an image, and is believed as long as the image's signature stays the same.
+kept in a JSON Lines file, a line an image, and is believed as long as the image's content stays the same.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,9 +20,8 @@ from reclip_d2.data.image_folder import ImageFile
 from reclip_d2.data.images import peek_pixels, read_image
 from reclip_d2.data.working_files import WorkingFiles, check_shape
 from reclip_d2.errors import ReclipError
+from reclip_d2.utils.digest import current_digest
 
-# What a signature reads at each end of a file.
-_END = 1 << 16
 # Images of more pixels are decoded one at a time, others in threads.
 _LARGE = 50_000_000
 
@@ -46,25 +43,9 @@ class SurveyedImage:
     training_files: tuple[Path, ...]
 
 
-def file_signature(path: str | os.PathLike[str]) -> str:
-    """Size and a hash of both ends of a file: changes when an image is edited, not when it is copied or touched.
-
-    A missing or unreadable file has the signature "".
-    """
-    try:
-        with open(path, "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            digest = hashlib.sha256(stream.read(_END))
-            stream.seek(max(0, size - _END))
-            digest.update(stream.read())
-    except OSError:
-        return ""
-    return f"{size}-{digest.hexdigest()[:16]}"
-
-
 def survey_images(
     images: Sequence[ImageFile],
-    signatures: dict[str, str],
+    digests: dict[str, str],
     record: Path,
     working_files: WorkingFiles,
     threads: int = 4,
@@ -72,7 +53,7 @@ def survey_images(
     """Look at all images that ``record`` does not know yet.
 
     Args:
-        signatures: of each image, by its id.
+        digests: of each image's content, by its id (:func:`~reclip_d2.utils.digest.file_digests`).
         record: JSON Lines file; a line is added for each image when it and its working files are done.
         working_files: makes what stands for large images in training.
         threads: images decoded at a time.
@@ -81,8 +62,13 @@ def survey_images(
         all images, in order.
     """
     rule = repr(dataclasses.astuple(working_files)[1:])  # which images get working files, and which
-    current = {key: f"{signature} {rule}" for key, signature in signatures.items()}
-    known = {key: line for key, line in _read(record).items() if line["signature"] == current.get(key)}
+    current = {key: f"{digest} {rule}" for key, digest in digests.items()}
+    paths = {image.image_id: image.path for image in images}
+    known = {
+        key: line
+        for key, line in _read(record).items()
+        if key in paths and _current_signature(line["signature"], paths[key]) == current[key]
+    }
     missing = [image for image in images if not _is_complete(known.get(image.image_id), working_files)]
     record.parent.mkdir(parents=True, exist_ok=True)
 
@@ -101,6 +87,12 @@ def survey_images(
             known[line["image_id"]] = line
             bar.update()
     return [_surveyed(image, known[image.image_id], working_files.folder) for image in images]
+
+
+def _current_signature(recorded: str, path: Path) -> str:
+    """The signature of a line, the file's digest and the rule; one of an earlier version is brought up to date."""
+    digest, _, rule = recorded.partition(" ")
+    return f"{current_digest(digest, path)} {rule}"
 
 
 def _look(image: ImageFile, working_files: WorkingFiles) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from detectron2.utils import comm
 
 from reclip_d2.clip.prompts import get_templates
 from reclip_d2.clip.text import cached_query_features
@@ -21,6 +23,7 @@ from reclip_d2.hypothesis.file import HypothesisHeader, hypotheses_of
 from reclip_d2.hypothesis.generate import HypothesisGenerator, load_or_generate
 from reclip_d2.io import cache_dir
 from reclip_d2.modeling.backbone import build_clip_backbone
+from reclip_d2.utils.digest import file_digests
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +51,12 @@ def unlabelled_records(datasets: tuple[str, ...] | list[str]) -> list[dict[str, 
     return records
 
 
-def hypothesis_header(cfg: CfgNode, clip_fingerprint: str) -> HypothesisHeader:
-    """What the hypotheses of ``DATASETS.TRAIN`` must have been made with."""
+def hypothesis_header(cfg: CfgNode, clip_fingerprint: str, images: str = "") -> HypothesisHeader:
+    """What the hypotheses of ``DATASETS.TRAIN`` must have been made with.
+
+    Args:
+        images: see :func:`images_digest`.
+    """
     crops = cfg.HYPOTHESIS.METHOD == "crops"
     return HypothesisHeader(
         dataset="+".join(cfg.DATASETS.TRAIN),
@@ -59,22 +66,48 @@ def hypothesis_header(cfg: CfgNode, clip_fingerprint: str) -> HypothesisHeader:
         templates=cfg.MODEL.CLIP.TEMPLATES,
         method=cfg.HYPOTHESIS.METHOD,
         window_ratio=round(cfg.HYPOTHESIS.WINDOW_RATIO, 6) if crops else 0.0,
+        pixel_statistics=[[float(x) for x in key] for key in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)],
+        images=images,
     )
 
 
-def hypothesis_path(cfg: CfgNode, header: HypothesisHeader, records: list[dict[str, Any]]) -> Path:
+def hypothesis_path(cfg: CfgNode, header: HypothesisHeader) -> Path:
     """``HYPOTHESIS.FILE``, or a file of the cache folder named by all that the hypotheses depend on."""
     if cfg.HYPOTHESIS.FILE:
         return Path(cfg.HYPOTHESIS.FILE)
-    files = [(record["image_id"], record["file_name"], _size(record["file_name"])) for record in records]
-    digest = hashlib.sha256(json.dumps([asdict(header), files]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps(asdict(header)).encode()).hexdigest()[:16]
     return cache_dir() / "hypotheses" / f"{header.dataset}-{header.method}-{digest}.jsonl"
 
 
+def images_digest(records: list[dict[str, Any]]) -> str:
+    """Hash of the ids and the contents of all images, in order; where the files lie does not matter.
+
+    A file that is missing counts as empty: reading it will say so.
+    """
+    digests = file_digests([record["file_name"] for record in records])
+    ids = [record["image_id"] for record in records]
+    return hashlib.sha256(json.dumps([ids, digests]).encode()).hexdigest()
+
+
+def _announce_legacy_file(path: Path, header: HypothesisHeader, records: list[dict[str, Any]]) -> None:
+    """Log where the file of an earlier version lies, which named files by the sizes of the images."""
+    if path.exists() or path.parent != cache_dir() / "hypotheses":
+        return
+    fields = asdict(header)
+    del fields["images"], fields["pixel_statistics"]
+    files = [(r["image_id"], r["file_name"], _size(r["file_name"])) for r in records]
+    digest = hashlib.sha256(json.dumps([fields, files]).encode()).hexdigest()[:16]
+    legacy = path.with_name(f"{header.dataset}-{header.method}-{digest}.jsonl")
+    if legacy.exists():
+        logger.warning(
+            "%s was made by an earlier version, which did not record the content of the images: they are computed"
+            " again; if the images have not changed, set HYPOTHESIS.FILE to it",
+            legacy,
+        )
+
+
 def _size(path: str) -> int:
-    """Bytes of a file; -1 if it is missing (reading it will say so)."""
-    file = Path(path)
-    return file.stat().st_size if file.exists() else -1
+    return os.path.getsize(path) if os.path.exists(path) else -1
 
 
 def build_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
@@ -87,7 +120,9 @@ def build_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
         logger.info("%d training images, without hypotheses: no loss reads them", len(records))
         return records
     backbone = build_clip_backbone(cfg)
-    header = hypothesis_header(cfg, backbone.fingerprint)
+    reads = cfg.HYPOTHESIS.METHOD != "imported" and comm.is_main_process()  # the main process, for all
+    images = comm.all_gather(images_digest(records) if reads else "")[0]
+    header = hypothesis_header(cfg, backbone.fingerprint, images)
 
     def make_generator() -> HypothesisGenerator:
         backbone.to(cfg.MODEL.DEVICE)
@@ -102,7 +137,8 @@ def build_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
             cfg.HYPOTHESIS.BATCH_SIZE,
         )
 
-    path = hypothesis_path(cfg, header, records)
+    path = hypothesis_path(cfg, header)
+    _announce_legacy_file(path, header, records)
     lines = load_or_generate(path, header, records, make_generator)
     hypotheses = hypotheses_of(
         lines, header, [r["image_id"] for r in records], cfg.HYPOTHESIS.THRESHOLD, cfg.HYPOTHESIS.CALIBRATED

@@ -35,6 +35,9 @@ class HypothesisHeader:
         templates: name of the template set.
         method: ``crops`` (Eq. 6), ``image`` (ReCLIP's rule) or ``imported``.
         window_ratio: r; 0 for the other methods.
+        pixel_statistics: mean and standard deviation that images are normalised by; empty in files of earlier versions,
+            where it is not compared.
+        images: hash of the ids and contents of the images; "" in files of earlier versions, and then not compared.
     """
 
     dataset: str
@@ -44,6 +47,8 @@ class HypothesisHeader:
     templates: str
     method: str
     window_ratio: float
+    pixel_statistics: list[list[float]] = dataclasses.field(default_factory=list)
+    images: str = ""
 
     def difference(self, other: HypothesisHeader) -> str | None:
         """Name and two values of the first field that differs; None if all are the same.
@@ -55,6 +60,10 @@ class HypothesisHeader:
             names = ["method", "dataset", "class_names"]
         for name in names:
             mine, theirs = getattr(self, name), getattr(other, name)
+            if name in ("pixel_statistics", "images") and not (mine and theirs):
+                continue
+            if mine != theirs and name == "images":
+                return "version of the images"
             if mine != theirs:
                 return f"{name} {_short(theirs)} instead of {_short(mine)}"
         return None

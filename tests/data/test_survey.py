@@ -8,9 +8,10 @@ from PIL import Image
 
 from reclip_d2.data import survey
 from reclip_d2.data.image_folder import ImageFile, find_images
-from reclip_d2.data.survey import file_signature, survey_images
+from reclip_d2.data.survey import survey_images
 from reclip_d2.data.working_files import WorkingFiles
 from reclip_d2.inference import Tiling
+from reclip_d2.utils.digest import file_digest
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -39,7 +40,7 @@ def look(tmp_path, photos):
 
     def run() -> dict[str, survey.SurveyedImage]:
         images = find_images([photos])
-        signatures = {image.image_id: file_signature(image.path) for image in images}
+        signatures = {image.image_id: file_digest(image.path) for image in images}
         found = survey_images(images, signatures, tmp_path / "record.jsonl", files, threads=2)
         assert [image.file for image in found] == images
         return {image.file.image_id: image for image in found}
@@ -117,7 +118,7 @@ def test_other_working_files_are_made_anew(look, photos, tmp_path, decoded):
     Image.fromarray(picture(100, 208)).save(photos / "scan.png")
     look()
     images = find_images([photos])
-    signatures = {image.image_id: file_signature(image.path) for image in images}
+    signatures = {image.image_id: file_digest(image.path) for image in images}
     files = WorkingFiles(tmp_path / "work", Tiling(200, 100, 0.25), 40 * 40, 32)
     found = survey_images(images, signatures, tmp_path / "record.jsonl", files)
     assert [len(image.training_files) for image in found if image.file.image_id == "scan"] == [3]
@@ -147,22 +148,6 @@ def test_large_images_come_one_at_a_time(look, monkeypatch, decoded):
     monkeypatch.setattr(survey, "_LARGE", 16 * 24 - 1)
     assert len(look()) == 4
     assert sorted(decoded[:2]) == ["broken.jpg", "thin.png"] and decoded[2:] == ["a.png", "turned.jpg"]
-
-
-def test_signature(tmp_path):
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"x" * 200_000)
-    first = file_signature(path)
-    assert first.startswith("200000-")
-    path.write_bytes(b"x" * 199_999 + b"y")
-    assert file_signature(path) != first
-    path.write_bytes(b"y" + b"x" * 199_999)
-    assert file_signature(path) != first
-    path.write_bytes(b"x" * 200_000)
-    assert file_signature(path) == first
-    path.write_bytes(b"")
-    assert file_signature(path).startswith("0-")
-    assert file_signature(tmp_path / "none") == ""
 
 
 def test_a_file_that_vanishes_is_a_broken_one(tmp_path, photos):

@@ -1,5 +1,8 @@
 """Training records: hypotheses in, labels out."""
 
+import hashlib
+import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -10,16 +13,19 @@ from reclip_d2.data.training_records import (
     build_training_records,
     hypothesis_header,
     hypothesis_path,
+    images_digest,
     unlabelled_records,
 )
 from reclip_d2.errors import ReclipError
-from tests.helpers import register_tiny_model, write_scenes
+from tests.helpers import isolated_cache, register_tiny_model, write_scenes
+
+__all__ = ["isolated_cache"]
 
 NAMES = ["sky", "tall tree", "water", "brick wall"]
 
 
 @pytest.fixture
-def cfg(tmp_path, datasets):
+def cfg(tmp_path, datasets, isolated_cache):
     datasets("reclip_test_train", write_scenes(tmp_path / "scenes", 3), NAMES)
     cfg = load_config("")
     cfg.MODEL.CLIP.NAME = register_tiny_model(tmp_path)
@@ -107,11 +113,12 @@ def test_a_named_file_is_used(cfg, tmp_path):
 
 def test_the_file_of_the_cache_changes_with_all_that_it_depends_on(cfg, tmp_path, datasets):
     records = unlabelled_records(cfg.DATASETS.TRAIN)
+    images = images_digest(records)
 
-    def path(fingerprint: str = "f", **keys) -> Path:
+    def path(fingerprint: str = "f", images: str = images, **keys) -> Path:
         other = cfg.clone()
         other.merge_from_list([part for key, value in keys.items() for part in (key.replace("__", "."), value)])
-        return hypothesis_path(other, hypothesis_header(other, fingerprint), records)
+        return hypothesis_path(other, hypothesis_header(other, fingerprint, images))
 
     datasets("reclip_test_names", records, ["sky", "oak", "water", "brick wall"])
     paths = [
@@ -121,13 +128,55 @@ def test_the_file_of_the_cache_changes_with_all_that_it_depends_on(cfg, tmp_path
         path(MODEL__CLIP__TEMPLATES="imagenet"),
         path(HYPOTHESIS__METHOD="image"),
         path(HYPOTHESIS__WINDOW_RATIO=0.25),
+        path(MODEL__PIXEL_MEAN=[1.0, 2.0, 3.0]),
+        path(MODEL__PIXEL_STD=[1.0, 2.0, 3.0]),
+        path(images="others"),
         path(DATASETS__TRAIN=("reclip_test_names",)),
     ]
     assert len(set(paths)) == len(paths)
     assert path(HYPOTHESIS__THRESHOLD=0.5) == path(HYPOTHESIS__CALIBRATED=True) == paths[0]
-    fewer = hypothesis_path(cfg, hypothesis_header(cfg, "f"), records[:2])
-    Path(records[0]["file_name"]).write_bytes(b"another image")
-    assert len({paths[0], fewer, path()}) == 3
+
+
+def test_the_images_are_told_by_their_content(cfg, tmp_path):
+    records = unlabelled_records(cfg.DATASETS.TRAIN)
+    first = images_digest(records)
+    assert images_digest(records[:2]) != first
+    assert images_digest(records[::-1]) != first
+    file = Path(records[0]["file_name"])
+    content = file.read_bytes()
+    moved = [{**records[0], "file_name": str(file.rename(tmp_path / "elsewhere.jpg"))}, *records[1:]]
+    assert images_digest(moved) == first  # the place does not matter
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # the same size
+    assert images_digest(records) != first
+
+
+def test_a_changed_image_of_the_same_size_makes_new_hypotheses(cfg, tmp_path):
+    cfg.HYPOTHESIS.FILE = str(tmp_path / "h.jsonl")
+    records = build_training_records(cfg)
+    file = Path(records[0]["file_name"])
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ReclipError, match="was made with another version of the images: remove it"):
+        build_training_records(cfg)
+
+
+def test_the_file_of_an_earlier_version_is_named(cfg, isolated_cache, caplog):
+    records = unlabelled_records(cfg.DATASETS.TRAIN)
+    build_training_records(cfg)
+    path = next(isolated_cache.glob("hypotheses/*.jsonl"))
+    head = json.loads(path.read_text().splitlines()[0])
+    fields = {key: head[key] for key in head if key not in ("format", "images", "pixel_statistics")}
+    files = [(r["image_id"], r["file_name"], Path(r["file_name"]).stat().st_size) for r in records]
+    digest = hashlib.sha256(json.dumps([fields, files]).encode()).hexdigest()[:16]
+    legacy = path.rename(path.with_name(f"{fields['dataset']}-crops-{digest}.jsonl"))
+    with caplog.at_level(logging.WARNING):
+        build_training_records(cfg)
+    assert f"{legacy} was made by an earlier version" in caplog.text
+    # Named, it serves: what it does not record is not compared.
+    lines = legacy.read_text().splitlines()
+    legacy.write_text("\n".join([json.dumps({"format": head["format"], **fields}), *lines[1:]]))
+    cfg.HYPOTHESIS.FILE = str(legacy)
+    assert build_training_records(cfg)
 
 
 def test_missing_image_folder_is_one_line(cfg, tmp_path):
