@@ -91,23 +91,35 @@ $(STATE)/packages: $(STATE)/venv requirements.txt requirements-dev.txt \
 	  $(PY) -m pip install --no-build-isolation --requirement requirements-dev.txt; \
 	else \
 	  echo "environment: installing what is missing; PyTorch, if it is missing, is about 3 GB with its CUDA libraries"; \
-	  $(PY) -m pip install 'setuptools>=77,<82' wheel 'torch>=2.6' torchvision; \
+	  $(PY) -m pip install 'setuptools>=77' wheel 'torch>=2.6' torchvision; \
 	fi
 	@echo "environment: installing Detectron2"
 	@$(PY) tools/install_detectron2.py
 	@touch $@
 
 # 3. reclip_d2 itself, editable, with its extension; again when its build changes, or when the environment served
-#    another checkout. Where no extension can be compiled the package works without: slower, and some tests fail.
+#    another checkout. Without a C++ compiler the package is installed without its extension, which is slower; an
+#    extension that does not compile is an error.
 $(STATE)/installed: $(STATE)/packages setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*) \
     $(if $(filter $(CURDIR),$(shell cat $(STATE)/installed 2>/dev/null)),,FORCE)
-	@echo "environment: compiling and installing reclip_d2 in editable mode; this can take some minutes"
-	@install="$(PY) -m pip install --verbose --no-build-isolation --editable .[dev]"; \
-	if ! $$install >$(STATE)/build.log 2>&1; then \
-	  NO_EXTENSION=1 $$install >/dev/null 2>&1 \
-	    || { cat $(STATE)/build.log >&2; echo "error: reclip_d2 cannot be installed, see above" >&2; exit 1; }; \
-	  echo "environment: the C++ extension could not be compiled (why: $(STATE)/build.log); plain PyTorch takes its"; \
-	  echo "environment: place. To try again: make clean env"; \
+	@set -- $${CXX:-c++}; \
+	if [ "$${NO_EXTENSION:-0}" = 0 ] && ! command -v "$$1" >/dev/null; then \
+	  export NO_EXTENSION=1; \
+	  without="there is no C++ compiler ($$1). Install one and repeat: make clean env"; \
+	elif [ "$${NO_EXTENSION:-0}" != 0 ]; then \
+	  without="NO_EXTENSION is set. To build it: make clean env"; \
+	fi; \
+	if [ -z "$${without:-}" ]; then \
+	  echo "environment: compiling and installing reclip_d2 in editable mode; this can take some minutes"; \
+	fi; \
+	if ! $(PY) -m pip install --verbose --no-build-isolation --editable '.[dev]' >$(STATE)/build.log 2>&1; then \
+	  grep -m 3 -E '(^|[ :])([Ff]atal )?([Ee]rror|ERROR):? ' $(STATE)/build.log >&2 || tail -n 3 $(STATE)/build.log >&2; \
+	  echo "error: reclip_d2 was not built (log: $(STATE)/build.log);" \
+	    "to do without its C++ extension, in plain PyTorch and slower: make env NO_EXTENSION=1" >&2; \
+	  exit 1; \
+	fi; \
+	if [ -n "$${without:-}" ]; then \
+	  echo "environment: NO EXTENSION was built, plain PyTorch takes its place, slower: $$without"; \
 	fi
 	@echo "$(CURDIR)" > $@
 	@echo "environment: $(VENV) is ready"

@@ -8,23 +8,31 @@ reclip_d2._C from csrc, for the CPU and, where nvcc and a CUDA build of torch ar
     TORCH_CUDA_ARCH_LIST  GPU architectures, "7.5;8.0;9.0+PTX" if it is not set
     MAX_JOBS              compilers at a time, torch's own setting
     NO_EXTENSION=1        no extension at all: plain PyTorch serves, slower
+    CXX                   the C++ compiler, c++ if it is not set; it is asked how it compiles OpenMP
 
 Compiler output, such as nvcc's report of registers and spills for each kernel, shows with ``pip install -v``.
 """
 
+import ctypes
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
+import setuptools
 from setuptools import Command, Extension, setup
 from setuptools.command.build_py import build_py
+from setuptools.errors import CCompilerError
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_ARCHITECTURES = "7.5;8.0;9.0+PTX"
+if int(setuptools.__version__.split(".")[0]) < 77:  # older ones cannot read pyproject.toml, and say so in a page
+    sys.exit(f"error: setuptools {setuptools.__version__} is too old: pip install --upgrade setuptools wheel")
 
 
 class Develop(Command):
@@ -111,22 +119,28 @@ def extensions() -> list[Extension]:
     """The extension reclip_d2._C, or nothing if it is not wanted."""
     if flag("NO_EXTENSION"):
         return []
+    if sys.platform == "win32":
+        print("reclip_d2._C: not built: Windows is not supported outside WSL; plain PyTorch serves, slower")
+        return []
     cuda_home = find_cuda_home()
     if cuda_home:
         os.environ["CUDA_HOME"] = cuda_home  # read when torch.utils.cpp_extension is imported
     try:
-        from torch.utils.cpp_extension import CppExtension, CUDAExtension
+        from torch.utils.cpp_extension import CppExtension, CUDAExtension, get_cxx_compiler
     except ImportError:
         sys.exit(
             "error: torch must be installed before reclip_d2 is built: pip install torch, then --no-build-isolation"
         )
+    compiler = get_cxx_compiler()
+    if shutil.which(compiler.split()[0]) is None:
+        sys.exit(f"error: no C++ compiler ({compiler}): install one, name it with CXX, or set NO_EXTENSION=1")
     sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("**/*.cpp"))
     cuda_sources = [path for path in sources if path.endswith("_cuda_host.cpp")]
     cuda_sources += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("**/*.cu"))
     sources = [path for path in sources if path not in cuda_sources]
-    # -fopenmp makes at::parallel_for run in parallel; it is not linked, so that torch's own OpenMP library serves.
+    # No -std: torch's builder adds the standard that its headers need (C++20 from torch 2.14 on).
     # No -march: the tiles of csrc/cpu are compiled for several instruction sets and chosen at run time.
-    compile_args = {"cxx": ["-O3", "-std=c++17", "-Wall", "-fvisibility=hidden", "-fopenmp"]}
+    compile_args = {"cxx": ["-O3", "-Wall", "-fvisibility=hidden"]}
     reason = "FORCE_CPU is set" if flag("FORCE_CPU") else why_no_cuda(cuda_home)
     if reason is not None:
         if flag("FORCE_CUDA"):
@@ -135,20 +149,95 @@ def extensions() -> list[Extension]:
         return [CppExtension("reclip_d2._C", sources, extra_compile_args=compile_args)]
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
     print(f"reclip_d2._C: built for the CPU and for CUDA architectures {os.environ['TORCH_CUDA_ARCH_LIST']}")
-    compile_args["nvcc"] = ["-O3", "-std=c++17", "-Xptxas", "-v", "--expt-relaxed-constexpr", "-lineinfo"]
+    compile_args["nvcc"] = ["-O3", "-Xptxas", "-v", "--expt-relaxed-constexpr", "-lineinfo"]
     # Only headers of the CUDA runtime are needed (ATen/cuda, which wants cuBLAS and its like, is left alone): a CUDA
     # folder with nvcc and the runtime will do.
     return [CUDAExtension("reclip_d2._C", sources + cuda_sources, extra_compile_args=compile_args)]
 
 
+OPENMP_PROBE = """
+#include <omp.h>
+#ifndef _OPENMP
+#error "no OpenMP"
+#endif
+extern "C" int reclip_probe() {
+  int sum = 0;
+#pragma omp parallel reduction(+ : sum)
+  sum += omp_get_num_threads() > 0;
+  return sum;
+}
+"""
+# GCC's and Clang's spelling, and that of Apple's Clang, which refuses the first.
+OPENMP_FLAGS = (["-fopenmp"], ["-Xpreprocessor", "-fopenmp"])
+
+
+def openmp_flags(compile_command: list[str], link: Callable[[Path, Path], None], scratch: Path) -> list[str]:
+    """The flags with which at::parallel_for runs in parallel, or none if it must run on one thread.
+
+    OpenMP is not linked, so that the library that torch has loaded serves: two of them in one process fight for the
+    cores, and may crash. Not every compiler's code fits torch's library (Clang's does not fit GCC's libgomp), so a
+    probe is compiled, linked and loaded as the extension will be.
+
+    Args:
+        compile_command: the compiler, and its flags but those of OpenMP.
+        link: links an object file, the first argument, to a shared library with the libraries of torch.
+        scratch: an empty folder.
+    """
+    import torch  # noqa: F401  (its OpenMP library must be there when the probe is loaded)
+
+    source = scratch / "openmp_probe.cpp"
+    source.write_text(OPENMP_PROBE, encoding="utf-8")
+    for number, flags in enumerate(OPENMP_FLAGS):
+        made, library = scratch / f"probe{number}.o", scratch / f"probe{number}.so"
+        command = [*compile_command, *flags, "-fPIC", "-c", str(source), "-o", str(made)]
+        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+            continue
+        try:
+            link(made, library)
+            ctypes.CDLL(str(library)).reclip_probe()
+        except (CCompilerError, OSError, AttributeError):
+            continue
+        return flags
+    return []
+
+
 def build_commands() -> dict[str, type[Command]]:
     """The commands of this build; torch's own compiles the extension."""
     commands = {"develop": Develop, "build_py": BuildPackage}
-    if flag("NO_EXTENSION"):
+    if flag("NO_EXTENSION") or sys.platform == "win32":
         return commands
-    from torch.utils.cpp_extension import BuildExtension
+    from torch.utils.cpp_extension import BuildExtension, get_cxx_compiler, include_paths, library_paths
 
-    return {**commands, "build_ext": BuildExtension}
+    class BuildKernels(BuildExtension):
+        """torch's builder, with the flags of OpenMP that its compiler takes."""
+
+        def build_extensions(self) -> None:
+            """Find the flags, then build."""
+            compile_command = get_cxx_compiler().split() if self.use_ninja else self._compiler_of_distutils()
+            headers = [part for folder in include_paths() for part in ("-isystem", folder)]
+            with tempfile.TemporaryDirectory(prefix="reclip-openmp-") as scratch:
+                flags = openmp_flags([*compile_command, *headers], self._link_probe, Path(scratch))
+            if not flags:
+                print("reclip_d2._C: built without OpenMP: the kernels for the CPU run on one thread")
+            for extension in self.extensions:
+                extension.extra_compile_args["cxx"] += flags
+            super().build_extensions()
+
+        def _compiler_of_distutils(self) -> list[str]:
+            return list(getattr(self.compiler, "compiler_so_cxx", None) or self.compiler.compiler_so)
+
+        def _link_probe(self, made: Path, library: Path) -> None:
+            folders = library_paths()
+            self.compiler.link_shared_object(
+                [str(made)],
+                str(library),
+                libraries=["c10", "torch", "torch_cpu"],
+                library_dirs=folders,
+                runtime_library_dirs=folders,
+                target_lang="c++",
+            )
+
+    return {**commands, "build_ext": BuildKernels}
 
 
 setup(ext_modules=extensions(), cmdclass=build_commands())

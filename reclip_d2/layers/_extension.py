@@ -11,6 +11,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 
+NOT_BUILT = "is not built"
 _BUILD_HINT = "build it with `pip install -e . --no-build-isolation`"
 
 
@@ -48,7 +49,7 @@ def _load() -> str | None:
         importlib.import_module("reclip_d2._C")
     except (ImportError, OSError) as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "reclip_d2._C"
-        return "is not built" if missing else f"cannot be loaded ({str(error).splitlines()[0]})"
+        return NOT_BUILT if missing else f"cannot be loaded ({str(error).splitlines()[0]})"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reclip_d2.layers import kernels_available, use_kernels
+from reclip_d2.layers import _extension, kernels_available, use_kernels
 
 
 class Sample(NamedTuple):
@@ -29,11 +30,30 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
+_skipped: Counter[str] = Counter()  # reason -> tests
+
+
+def need_kernels(device_type: str) -> None:
+    """Skip the test where the extension was left out, or built without CUDA; fail where it cannot be loaded."""
+    if kernels_available(device_type):
+        return
+    if _extension._problem not in (None, _extension.NOT_BUILT):
+        pytest.fail(f"the extension reclip_d2._C {_extension._problem}")
+    reason = f"no {device_type} kernels in this environment (pip install -e . --no-build-isolation builds them)"
+    _skipped[reason] += 1
+    pytest.skip(reason)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say once why tests were skipped: pytest's own list has a line for each."""
+    for reason, count in _skipped.items():
+        terminalreporter.write_line(f"{count} tests of tests/layers skipped: {reason}")
+
+
 @pytest.fixture
 def kernels(device: torch.device):
     """Make sure that the compiled kernels are the ones that run."""
-    if not kernels_available(device.type):
-        pytest.fail(f"no {device.type} kernels: build them with pip install -e . --no-build-isolation")
+    need_kernels(device.type)
     with use_kernels(True):
         yield
 
@@ -41,8 +61,8 @@ def kernels(device: torch.device):
 @pytest.fixture(params=["twin", "kernel"])
 def implementation(request: pytest.FixtureRequest, device: torch.device):
     """Run the test once with the plain-PyTorch twins and once with the compiled kernels."""
-    if request.param == "kernel" and not kernels_available(device.type):
-        pytest.fail(f"no {device.type} kernels: build them with pip install -e . --no-build-isolation")
+    if request.param == "kernel":
+        need_kernels(device.type)
     with use_kernels(request.param == "kernel"):
         yield request.param
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from reclip_d2.layers import kernels_available
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -17,6 +19,7 @@ def run(*arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.skipif(not kernels_available("cpu"), reason="the extension is not built")
 def test_figures_of_a_small_case(tmp_path):
     small = ["--vocabularies", "voc20", "--pixels", "64", "--batches", "2", "--no-upsample", "--repeats", "2"]
     done = run("--json", str(tmp_path / "figures.json"), "--methods", "ours", "eager", *small)
