@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,12 +42,45 @@ def _make_beside(path: Path) -> Path:
     """Make an empty file of a new name, with the permissions that a plain open() would give."""
     # Not by mkstemp: its files are private, and the umask that they lack can be read only by changing it, which in
     # another thread would take effect.
-    prefix = path.name.encode("utf-8", "surrogateescape")[:_PREFIX_BYTES].decode("utf-8", "ignore")
     while True:
-        temporary = path.with_name(f".{prefix}.{secrets.token_hex(4)}.tmp{path.suffix}")
+        temporary = path.with_name(f".{_prefix(path.name)}.{secrets.token_hex(4)}.tmp{path.suffix}")
         with contextlib.suppress(FileExistsError):
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
             return temporary
+
+
+def _prefix(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape")[:_PREFIX_BYTES].decode("utf-8", "ignore")
+
+
+# The names of files that are not yet whole: of atomic_write, and of folders by tempfile with the same ending.
+_LEFTOVER = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.[^.]*)?")
+
+
+def is_temporary(path: Path, of: str) -> bool:
+    """Whether :func:`atomic_write` has made a file, for one that is called ``of``; a killed process leaves it."""
+    pattern = rf"\.{re.escape(_prefix(of))}\.[0-9a-f]{{8}}\.tmp{re.escape(Path(of).suffix)}"
+    return re.fullmatch(pattern, path.name) is not None and path.is_file() and not path.is_symlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the half-written files that killed runs left in a folder and below; links are not followed. Not while
+    another run writes there."""
+    for parent, folders, files in os.walk(folder):
+        for name in files:
+            if _LEFTOVER.fullmatch(name):
+                Path(parent, name).unlink(missing_ok=True)
+        for name in list(folders):
+            if _LEFTOVER.fullmatch(name):
+                shutil.rmtree(Path(parent, name), ignore_errors=True)
+                folders.remove(name)
+
+
+def remove_leftovers_of(path: Path) -> None:
+    """Remove the half-written files that killed processes left of one file. Not while another process writes it."""
+    for other in path.parent.glob(f".{glob.escape(_prefix(path.name))}.*"):
+        if is_temporary(other, path.name):
+            other.unlink(missing_ok=True)
 
 
 def cache_dir() -> Path:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from reclip_d2.errors import ReclipError
-from reclip_d2.formats import remove_leftovers
-from reclip_d2.io import atomic_write, cache_dir
+from reclip_d2.io import atomic_write, cache_dir, remove_leftovers
 
 
 def test_writes_and_makes_folders(tmp_path):

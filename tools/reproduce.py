@@ -106,8 +106,7 @@ def perform_hypotheses(job: Job) -> dict[str, Any]:
     with logging_to(job.folder):
         cfg = load_config(job.config_file, job.options)
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-        with execute.hypothesis_lock(cfg):
-            hypotheses = {record["file_name"]: record["hypothesis"] for record in build_training_records(cfg)}
+        hypotheses = {record["file_name"]: record["hypothesis"] for record in build_training_records(cfg)}
         datasets = probe_datasets(cfg)
         labels = {
             r["file_name"]: r["sem_seg_file_name"] for r in labelled_records(datasets, class_names_from_config(cfg))

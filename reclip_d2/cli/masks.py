@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +19,25 @@ from reclip_d2.data.image_folder import ImageFile
 from reclip_d2.data.images import peek_pixels, read_image
 from reclip_d2.data.working_files import check_shape
 from reclip_d2.errors import ReclipError
-from reclip_d2.formats import IndexWriter, MaskClasses, Prediction, ScoresWriter, read_index, remove_leftovers
+from reclip_d2.formats import IndexWriter, MaskClasses, Prediction, ScoresWriter, read_index
 from reclip_d2.inference import ImagePredictor
+from reclip_d2.io import remove_leftovers
+from reclip_d2.utils.json_files import read_json_lines
 
 # Pixels of each class in each mask, a line an image; beside the masks, so that they move together.
 COVERAGE = ".coverage.jsonl"
+_COVERAGE_LINE = {
+    "type": "object",
+    "required": ["image_id", "pixels"],
+    "properties": {
+        "image_id": {"type": "string"},
+        "pixels": {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,5}$"},
+            "additionalProperties": {"type": "integer", "minimum": 0},
+        },
+    },
+}
 # Larger images are not decoded while the one before them is predicted.
 _LARGE = 50_000_000
 _STRIP = 256
@@ -141,14 +154,7 @@ def read_coverage(folder: Path, images: Sequence[ImageFile]) -> dict[str, Mappin
 
     A mask that has no line (or one that a kill has cut short) is read.
     """
-    known: dict[str, Any] = {}
-    path = folder / COVERAGE
-    for text in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
-        try:
-            line = json.loads(text)
-            known[line["image_id"]] = line["pixels"]
-        except (ValueError, TypeError, KeyError):
-            continue
+    known = {line["image_id"]: line["pixels"] for line in read_json_lines(folder / COVERAGE, _COVERAGE_LINE)}
     result = {}
     for image in images:
         mask = folder / image.name.with_suffix(".png")

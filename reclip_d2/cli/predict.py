@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from reclip_d2.cli import options
 from reclip_d2.cli.results import Request, write_results
-from reclip_d2.cli.run_folder import CHECKPOINT, RunFolder, RunState, check_same_inputs
+from reclip_d2.cli.run_folder import CHECKPOINT, RunFolder, check_same_inputs
+from reclip_d2.cli.run_state import RunState
 from reclip_d2.cli.trained_model import TrainedModel
 from reclip_d2.data.datasets.custom import register_images
 from reclip_d2.data.image_folder import ImageFile, find_images
@@ -42,8 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     folder = RunFolder(args.output)
-    if folder.path == RunFolder(args.model).path:
+    source = RunFolder(args.model).path
+    if folder.path == source:
         raise ReclipError(f"--output {args.output} is the model's own folder: name another")
+    if folder.path in source.parents:
+        raise ReclipError(f"--output {args.output} holds the model's folder {source}: name another")
     model = TrainedModel.find(args.model, args.use, args.pretrained)
     cfg = model.config(["MODEL.DEVICE", options.resolve_device(args.device), *args.opts])
     kind, trained = model.kind, model.state
@@ -58,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     with folder.lock(), contextlib.ExitStack() as stack:
         if args.overwrite:
             folder.clear()
+        folder.check_links()
         state = _remember(folder, model, args.overwrite, wanted, images)
         stack.enter_context(logging_to(folder.run))
         print(f"images    {len(images):,}")

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from reclip_d2.cli.masks import MaskClassTable, predict_masks, read_coverage
 from reclip_d2.cli.options import TITLES
-from reclip_d2.cli.run_folder import MASKS, SUMMARY, RunFolder, RunState, begin_results
+from reclip_d2.cli.run_folder import RunFolder, begin_results
+from reclip_d2.cli.run_state import MASKS, SUMMARY, RunState
 from reclip_d2.data.class_file import ClassList
 from reclip_d2.data.image_folder import ImageFile
 from reclip_d2.data.images import peek_size

@@ -13,8 +13,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -22,48 +21,43 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from reclip_d2.data.class_file import ClassList
+from reclip_d2.cli.run_state import ASIDE, MASKS, RESULTS, RUN, SUMMARY, RunState, aside_name
 from reclip_d2.data.image_folder import RESULTS_MARKER, ImageFile
 from reclip_d2.errors import ReclipError
-from reclip_d2.formats import FORMATS
-from reclip_d2.io import atomic_write
+from reclip_d2.io import atomic_write, is_temporary, remove_leftovers, remove_leftovers_of
 from reclip_d2.utils.digest import current_digest, file_digests
+from reclip_d2.utils.files import display_path
+from reclip_d2.utils.json_files import read_json
+from reclip_d2.utils.locks import LOCK_NAME, exclusive
 
-FORMAT = "reclip_d2 run 1"
-MASKS, SUMMARY, RUN = "masks", "summary.json", "run"
 ANEW = "give --overwrite to start anew, or another --output"
 # The setting that says which trained model a kind's masks are by, where another folder's was used.
 CHECKPOINT = "the checkpoint"
-
-
-@dataclasses.dataclass
-class RunState:
-    """What ``reclip.json`` holds.
-
-    Attributes:
-        classes: the class list.
-        clip: open_clip's name.
-        pretrained: tag or file of its weights.
-        weights: what these are: the tag, or the digest of the file's content.
-        settings: for each kind of model the keys that it was made with.
-        results: kind of model and background of the masks that stand there; empty before there are any.
-        entries: files and folders of these results.
-    """
-
-    classes: ClassList
-    clip: str
-    pretrained: str
-    weights: str
-    settings: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
-    results: dict[str, str] = dataclasses.field(default_factory=dict)
-    entries: list[str] = dataclasses.field(default_factory=list)
+_IMAGES_SCHEMA = {
+    "type": "object",
+    "required": ["signatures", "broken"],
+    "properties": {
+        "signatures": {"type": "object", "additionalProperties": {"type": "string"}},
+        "broken": {"type": "array", "items": {"type": "string"}},
+    },
+}
 
 
 class RunFolder:
     """Paths of an output folder, and its memory."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser().absolute()
+        """
+        Args:
+            path: of the user's; kept without links and ``..``, so that two paths of one folder are equal.
+
+        Raises:
+            ReclipError: the path cannot be followed: a loop of links, or no name of a file.
+        """
+        try:
+            self.path = Path(path).expanduser().resolve()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ReclipError(f"{display_path(path)} is no path of a folder ({error}): name another") from error
         self.marker = self.path / RESULTS_MARKER
         self.run = self.path / RUN
         self.masks = self.path / MASKS
@@ -103,11 +97,17 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ReclipError(f"{self.path} is a file: name a folder")
+        if self.marker.is_symlink():
+            raise ReclipError(f"{self.marker} is a symbolic link: this is no output folder; name another")
         if self.marker.exists():
             return True
-        if self.path.exists() and any(self.path.iterdir()):
+        if self.path.exists() and not all(map(self._is_leftover, self.path.iterdir())):
             raise ReclipError(f"{self.path} holds other files: name a new or empty folder")
         return False
+
+    def _is_leftover(self, path: Path) -> bool:
+        """Whether a file is what a run leaves that was killed before it wrote ``reclip.json``."""
+        return path.name == LOCK_NAME or is_temporary(path, of=RESULTS_MARKER)
 
     def read(self) -> RunState | None:
         """The state, or None in a folder that is new or empty.
@@ -115,57 +115,46 @@ class RunFolder:
         Raises:
             ReclipError: the folder holds other things, or a damaged ``reclip.json``.
         """
-        if not self.is_used():
-            return None
-        try:
-            content = json.loads(self.marker.read_text(encoding="utf-8"))
-            if content.pop("format") != FORMAT:
-                raise ValueError(f"not {FORMAT}")
-            classes = content.pop("classes")
-            names = tuple(tuple(map(str, entry)) for entry in classes["classes"])
-            background = tuple(map(str, classes["background"]))
-            return RunState(ClassList(names, background, str(self.marker)), **content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ReclipError(f"{self.marker} cannot be read ({error}): {ANEW}") from error
+        return RunState.read(self.marker, ANEW) if self.is_used() else None
 
     def write(self, state: RunState) -> None:
         """Keep the state."""
-        content = dataclasses.asdict(state)
-        content["classes"] = {"classes": state.classes.classes, "background": state.classes.background}
-        with atomic_write(self.marker) as temporary:
-            text = json.dumps({"format": FORMAT, **content}, indent=1, ensure_ascii=False) + "\n"
-            temporary.write_text(text, encoding="utf-8")
+        state.write(self.marker)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Make the folder, and keep other runs out of it; the lock goes with the process, however that ends."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(handle)
-            raise ReclipError(f"another run works in {self.path}: wait for it, or name another --output") from error
-        except OSError:  # a file system without locks: two runs at once are the user's to avoid
-            pass
-        try:
+        """Make the folder, keep other runs out of it, and remove what killed ones have left half written; the lock goes
+        with the process, however that ends."""
+        busy = f"another run works in {self.path}: wait for it, or name another --output"
+        with exclusive(self.path / LOCK_NAME, busy):
+            remove_leftovers_of(self.marker)
+            remove_leftovers_of(self.summary)
+            if not self.run.is_symlink():
+                remove_leftovers(self.run)
             yield
-        finally:
-            os.close(handle)
 
     def clear(self) -> None:
-        """Remove what earlier runs have left, and nothing else; where ``reclip.json`` cannot be read, all that runs
-        may have left."""
+        """Remove what earlier runs have left, and nothing else; where ``reclip.json`` cannot be read, all that runs may
+        have left. Of a link the link alone is removed."""
         if not self.is_used():
             return
         try:
             entries = self.read().entries
         except ReclipError:  # damaged, or of another version: what was written is known by its name
-            entries = [MASKS, SUMMARY, *(name for name in FORMATS if name != "index")]
-        for name in [*entries, RUN, *(folder.name for folder in self.path.glob("previous-*"))]:
-            target = self.path / name
-            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-        self.marker.unlink()
+            entries = list(RESULTS)
+        for name in (*entries, *ASIDE, RUN):
+            _remove(self.path / name)
+        self.marker.unlink()  # last: a folder of other files would be refused
+
+    def check_links(self) -> None:
+        """Raise :class:`ReclipError` if files of a run would be written through a link, to somewhere else."""
+        for name in (*RESULTS, *ASIDE, RUN):
+            top = self.path / name
+            parents = os.walk(top) if top.is_dir() and not top.is_symlink() else ()
+            links = (Path(parent, folder) for parent, folders, _ in parents for folder in folders)
+            for path in itertools.chain([top], links):
+                if path.is_symlink():
+                    raise ReclipError(f"{path} is a symbolic link, and results are not written through links: {ANEW}")
 
     # ---- images -----------------------------------------------------------------------------------------------
 
@@ -223,11 +212,8 @@ class RunFolder:
         self._write_images(self._read_images()[0], sorted(image_ids))
 
     def _read_images(self) -> tuple[dict[str, str], list[str]]:
-        try:
-            content = json.loads(self._images.read_text(encoding="utf-8"))
-            return dict(content["signatures"]), list(content["broken"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ReclipError(f"{self._images} cannot be read ({error}): {ANEW}") from error
+        content = read_json(self._images, _IMAGES_SCHEMA, "list of images", ANEW)
+        return content["signatures"], content["broken"]
 
     def _write_images(self, signatures: Mapping[str, str], broken: Sequence[str]) -> None:
         with atomic_write(self._images) as temporary:
@@ -297,17 +283,18 @@ def begin_results(folder: RunFolder, state: RunState, wanted: Mapping[str, str],
         state.entries = []
         print(f"  the results of {' '.join(state.results.values())} that were there: {aside}")
     back = _aside(folder, wanted)
-    returned = [entry.name for entry in back.iterdir()] if back.is_dir() else []
+    returned = [name for name in RESULTS if (back / name).exists()]
     state.results = dict(wanted)
     state.entries = sorted({*state.entries, *entries, *returned})
     folder.write(state)
     if back.is_dir():
         _move(back, folder.path, returned)
-        back.rmdir()
+        with contextlib.suppress(OSError):  # a file of the user's is in it
+            back.rmdir()
 
 
 def _aside(folder: RunFolder, results: Mapping[str, str]) -> Path:
-    return folder.path / f"previous-{results['model']}-{results['background']}"
+    return folder.path / aside_name(results["model"], results["background"])
 
 
 def _move(source: Path, target: Path, names: Sequence[str]) -> None:
@@ -315,6 +302,13 @@ def _move(source: Path, target: Path, names: Sequence[str]) -> None:
     for name in names:
         if not (source / name).exists():
             continue
-        if (target / name).is_dir():  # of a run that was killed on the way
-            shutil.rmtree(target / name)
+        _remove(target / name)  # of a run that was killed on the way
         (source / name).rename(target / name)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a folder, or a link (and not what it leads to), if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -14,7 +14,8 @@ from reclip_d2.cli import clip_options, options, training
 from reclip_d2.cli.clip_weights import find_weights
 from reclip_d2.cli.estimate import announce_duration
 from reclip_d2.cli.results import Request, write_results
-from reclip_d2.cli.run_folder import RunFolder, RunState, check_same_inputs
+from reclip_d2.cli.run_folder import RunFolder, check_same_inputs
+from reclip_d2.cli.run_state import RunState
 from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
 from reclip_d2.data.class_file import read_class_file
 from reclip_d2.data.datasets.custom import check_names_fit, register_images
@@ -141,6 +142,7 @@ class SegmentRun:
         with folder.lock(), contextlib.ExitStack() as stack:
             if self.args.overwrite:
                 folder.clear()
+            folder.check_links()
             state = self._remember()
             stack.enter_context(logging_to(folder.run))
             self._announce()

@@ -9,7 +9,8 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from reclip_d2.cli import options
-from reclip_d2.cli.run_folder import RunFolder, RunState
+from reclip_d2.cli.run_folder import RunFolder
+from reclip_d2.cli.run_state import RunState
 from reclip_d2.config import load_config
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.digest import current_digest, file_digest

@@ -21,7 +21,20 @@ from reclip_d2.data.images import peek_pixels, read_image
 from reclip_d2.data.working_files import WorkingFiles, check_shape
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.digest import current_digest
+from reclip_d2.utils.json_files import read_json_lines
 
+# A line of the record. Working files lie in a folder of the run: a name that leads out of it is none of ours.
+_LINE = {
+    "type": "object",
+    "required": ["image_id", "size", "problem", "working", "signature"],
+    "properties": {
+        "image_id": {"type": "string"},
+        "size": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2},
+        "problem": {"type": "string"},
+        "working": {"type": "array", "items": {"type": "string", "pattern": r"^(?!/)(?!.*(^|/)\.\.(/|$))[^\x00]+$"}},
+        "signature": {"type": "string"},
+    },
+}
 # Images of more pixels are decoded one at a time, others in threads.
 _LARGE = 50_000_000
 
@@ -126,13 +139,5 @@ def _surveyed(image: ImageFile, line: dict[str, Any], folder: Path) -> SurveyedI
 
 
 def _read(record: Path) -> dict[str, dict[str, Any]]:
-    """Lines of the record by image id, the last of each; lines that are no whole JSON are left out."""
-    lines = {}
-    if record.exists():
-        for text in record.read_text(encoding="utf-8").split("\n"):
-            try:
-                line = json.loads(text)
-                lines[line["image_id"]] = line
-            except (ValueError, TypeError, KeyError):
-                continue
-    return lines
+    """Lines of the record by image id, the last of each; what is no whole line of ours is looked at again."""
+    return {line["image_id"]: line for line in read_json_lines(record, _LINE)}

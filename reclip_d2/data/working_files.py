@@ -68,7 +68,7 @@ class WorkingFiles:
         target = self.folder / f"{image_id}.tiles"
         target.parent.mkdir(parents=True, exist_ok=True)
         names = []
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tiles.") as scratch:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tiles.", suffix=".tmp") as scratch:
             fresh = Path(scratch) / "fresh"
             fresh.mkdir()
             for top in window_starts(image.shape[0], side, side):

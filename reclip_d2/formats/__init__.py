@@ -42,7 +42,7 @@ from reclip_d2.formats.classes import MaskClasses
 from reclip_d2.formats.pictures import IndexWriter, ScoresWriter, check_jpeg_size
 from reclip_d2.formats.png import read_index
 from reclip_d2.formats.prediction import Prediction, check_paths
-from reclip_d2.formats.rebuild import remove_leftovers, write_formats
+from reclip_d2.formats.rebuild import write_formats
 from reclip_d2.formats.registry import FORMATS, check_formats, check_names
 from reclip_d2.formats.writer import Writer
 
@@ -58,6 +58,5 @@ __all__ = [
     "check_names",
     "check_paths",
     "read_index",
-    "remove_leftovers",
     "write_formats",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,9 +17,7 @@ from reclip_d2.formats.png import read_index
 from reclip_d2.formats.prediction import Prediction
 from reclip_d2.formats.registry import FORMATS, check_formats, check_names
 from reclip_d2.formats.writer import Writer
-
-# What atomic_write and place_image call a file that is not yet whole.
-_LEFTOVER = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.[^.]*)?|\.link\.[a-z0-9_]{8}\.tmp")
+from reclip_d2.io import remove_leftovers
 
 
 def write_formats(
@@ -124,17 +121,3 @@ def _prediction(
                 f" {labels.shape[1]}x{labels.shape[0]}: the image was changed; predict again"
             )
     return Prediction(path, labels, image=image, source=source)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the half-written files that a killed run left in a folder and below. Not while another run writes."""
-    for parent, folders, files in os.walk(folder):
-        for name in files:
-            if _LEFTOVER.fullmatch(name):
-                (Path(parent) / name).unlink(missing_ok=True)
-        for name in list(folders):
-            if _LEFTOVER.fullmatch(name):
-                for link in (Path(parent) / name).iterdir():
-                    link.unlink()
-                (Path(parent) / name).rmdir()
-                folders.remove(name)

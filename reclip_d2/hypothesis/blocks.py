@@ -5,8 +5,11 @@ Shape letters: n images of a block, N windows of an image, C classes.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -15,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from reclip_d2.errors import ReclipError
-from reclip_d2.io import atomic_write
+from reclip_d2.io import atomic_write, remove_leftovers
 
 BLOCK_SIZE = 64
 
@@ -67,3 +70,17 @@ class ScoreBlocks:
     def remove(self) -> None:
         """Remove all blocks."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def remove_blocks(path: Path) -> None:
+    """Remove the blocks of a file that is made: a run that was killed at its end left them, or one of other settings
+    that never ended. Whatever else lies in a folder of such a name stays."""
+    for folder in path.parent.glob(f"{glob.escape(path.name)}.parts-*"):
+        if not re.fullmatch(r"[0-9a-f]{12}", folder.name.rpartition("-")[2]) or folder.is_symlink():
+            continue
+        with contextlib.suppress(OSError):  # another run does the same, or may not write here
+            remove_leftovers(folder)
+            for file in folder.glob("[0-9]*.npz"):
+                if re.fullmatch(r"\d{6,}\.npz", file.name):
+                    file.unlink(missing_ok=True)
+            folder.rmdir()

@@ -5,6 +5,7 @@ Shape letters: N windows of an image, C classes, D width of the joint embedding.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +22,16 @@ from tqdm import tqdm
 from reclip_d2.clip.dense import DenseCLIP
 from reclip_d2.data.images import read_image
 from reclip_d2.errors import ReclipError
-from reclip_d2.hypothesis.blocks import ScoreBlocks
+from reclip_d2.hypothesis.blocks import ScoreBlocks, remove_blocks
 from reclip_d2.hypothesis.file import (
     HypothesisHeader,
     read_hypothesis_file,
     write_hypothesis_file,
 )
 from reclip_d2.hypothesis.windows import crop_windows, cut_crops
+from reclip_d2.io import remove_leftovers_of
 from reclip_d2.modeling.calibration import mean_probability_offset
+from reclip_d2.utils.locks import lock_path, try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -191,8 +194,41 @@ def generate_hypotheses(
     if comm.is_main_process():
         crops = header.method == "crops"
         offset = _calibration_offset(blocks, generator.backbone.logit_scale, calibration_images) if crops else None
+        remove_leftovers_of(path)  # of a run that was killed here; no other makes the file now
         write_hypothesis_file(path, header, _lines(blocks, records, offset))
         blocks.remove()
+
+
+# Seconds after which a process that waits for the lock lets the others of its run know that it is alive.
+_POLL = 20.0
+
+
+@contextlib.contextmanager
+def _one_maker(path: Path) -> Iterator[None]:
+    """Inside, this run is the only one that makes the file ``path``; called by all processes of the run.
+
+    The main process takes the lock. The others wait with it in short turns: a collective operation that lasts as long
+    as another run's hypotheses would time out.
+    """
+    lock, said = None, False
+    while True:
+        if comm.is_main_process():
+            lock = try_lock(lock_path(path), _POLL if said else 0.0)
+        if comm.all_gather(lock is not None)[0]:
+            break
+        if not said:
+            logger.info("waiting for another run, which makes the hypotheses %s", path)
+        said = True
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _exists(path: Path) -> bool:
+    """Whether the main process sees the file: its view counts, so that all go the same way."""
+    return comm.all_gather(path.exists())[0]
 
 
 def load_or_generate(
@@ -203,13 +239,17 @@ def load_or_generate(
 ) -> dict[str, dict[str, Any]]:
     """Lines of the hypothesis file by image id; the file is made first if it is missing.
 
-    Called by all processes; they share the work.
+    Called by all processes; they share the work. Of several runs that need one file one makes it, the others wait.
 
     Args:
         make_generator: called without arguments for a :class:`HypothesisGenerator`, only if it is needed.
     """
-    if not comm.all_gather(path.exists())[0]:  # the main process's view, so that all go the same way
-        logger.info("Making hypotheses of %d images: %s", len(records), path)
-        generate_hypotheses(make_generator(), records, header, path)
+    if not _exists(path):
+        with _one_maker(path):
+            if not _exists(path):  # no other run was first
+                logger.info("Making hypotheses of %d images: %s", len(records), path)
+                generate_hypotheses(make_generator(), records, header, path)
     comm.synchronize()
+    if comm.is_main_process():
+        remove_blocks(path)
     return read_hypothesis_file(path, header)

@@ -7,12 +7,9 @@ here reads a label in training; linear probing, which does, is in ``tools``.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +23,7 @@ from torch import nn
 from reclip_d2.config import load_config
 from reclip_d2.engine.logs import logging_to
 from reclip_d2.evaluation.label_evaluator import plain_json
-from reclip_d2.io import atomic_write, cache_dir
+from reclip_d2.io import atomic_write
 from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.reproduction.machine import machine, versions
 from reclip_d2.reproduction.runs import Job
@@ -95,25 +92,12 @@ def train(cfg: CfgNode, resume: bool = False, trainer_class: type[Trainer] = _Tr
     """
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     seed_all_rng(cfg.SEED if cfg.SEED >= 0 else None)
-    with hypothesis_lock(cfg):
-        trainer = trainer_class(cfg)
+    trainer = trainer_class(cfg)
     trainer.resume_or_load(resume=resume)
     first, start = trainer.start_iter, time.perf_counter()
     if first < trainer.max_iter:
         trainer.train()
     return Trained(trainer.checkpointer.model.eval(), time.perf_counter() - start, first)
-
-
-@contextlib.contextmanager
-def hypothesis_lock(cfg: CfgNode) -> Iterator[None]:
-    """Keep other runs waiting that need the same hypotheses: a trainer makes them if they are missing, and runs share
-    the file."""
-    keys = (*cfg.DATASETS.TRAIN, cfg.MODEL.CLIP.NAME, cfg.HYPOTHESIS.METHOD, cfg.HYPOTHESIS.WINDOW_RATIO)
-    name = hashlib.sha256(repr(keys).encode()).hexdigest()[:16]
-    cache_dir().mkdir(parents=True, exist_ok=True)
-    with open(cache_dir() / f".hypotheses-{name}.lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def perform(job: Job) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from reclip_d2.reproduction.plan import Run, plan_runs, teacher_of
 from reclip_d2.reproduction.resolve import checkpoint_options, experiment_options, resolve, settings_of
 from reclip_d2.reproduction.run_folder import RunFolder
 from reclip_d2.reproduction.suite import Suite
+from reclip_d2.utils.locks import LOCK_NAME, exclusive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,12 +180,6 @@ class Runs:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keep a second program out of the folder; the lock goes with the process, however that ends."""
-        self.settings.out.mkdir(parents=True, exist_ok=True)
-        with open(self.settings.out / ".lock", "w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ReclipError(
-                    f"another reproduce.py works in {self.settings.out}: wait for it, or name another --out"
-                ) from error
+        out = self.settings.out
+        with exclusive(out / LOCK_NAME, f"another reproduce.py works in {out}: wait for it, or name another --out"):
             yield

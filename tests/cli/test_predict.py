@@ -119,15 +119,15 @@ def test_an_unfinished_training(reclip, segment, model):
 
 def test_a_damaged_memory(reclip, segment, model):
     (model / "reclip.json").write_text("{")
-    assert "reclip.json cannot be read" in reclip("predict", "photos", "--model", "out", "--output", "x").error
-    assert "reclip.json cannot be read" in segment().error
+    assert "reclip.json is damaged" in reclip("predict", "photos", "--model", "out", "--output", "x").error
+    assert "reclip.json is damaged" in segment().error
     (model / "reclip.json").unlink()
     model.rename(model.parent / "no model")
     assert segment("--fast", output="fast").status == 0
     call = ("predict", "photos", "--model", "fast", "--output", "more", "--device", "cpu")
     assert reclip(*call).status == 0
     (model.parent / "more" / "reclip.json").write_text("{")
-    assert "more/reclip.json cannot be read" in reclip(*call).error
+    assert "more/reclip.json is damaged" in reclip(*call).error
     assert reclip(*call, "--overwrite").status == 0
 
 
@@ -136,3 +136,17 @@ def test_a_damaged_checkpoint(reclip, model, tmp_path):
     error = reclip("predict", "photos", "--model", "out", "--output", "x", "--device", "cpu").error
     assert "model_final.pth cannot be read as tensors" in error
     assert not list((tmp_path / "x" / "masks").glob("*.png"))
+
+
+def test_the_model_s_own_folder_by_another_path(reclip, model, tmp_path):
+    (tmp_path / "link").symlink_to(model)
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "far").symlink_to(tmp_path / "deep" / "er")
+    before = all_files(model)
+    for output in ("out", "./out", "photos/../out", "link", str(model), "link/../out", "far/../../out"):
+        call = ("predict", "photos", "--model", "out", "--output", output, "--device", "cpu", "--overwrite")
+        assert "is the model's own folder" in reclip(*call).error, output
+    (tmp_path / "reclip.json").write_text((model / "reclip.json").read_text())
+    call = ("predict", "photos", "--model", "out", "--output", ".", "--device", "cpu", "--overwrite")
+    assert "holds the model's folder" in reclip(*call).error
+    assert all_files(model) == before

@@ -274,7 +274,7 @@ def test_overwrite(segment, classes, tmp_path):
     (tmp_path / "out" / "mine.txt").write_text("not ours")
     assert segment("--fast", "--overwrite").status == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "masks", "run", "reclip.json", "summary.json", "mine.txt",
+        "masks", "run", "reclip.json", "summary.json", "mine.txt", ".lock",
     }  # fmt: skip
     assert set(np.unique(read_mask(tmp_path / "out" / "masks" / "0.png"))) <= {0, 1}
 
@@ -288,9 +288,9 @@ def test_overwrite_of_a_folder_whose_memory_cannot_be_read(segment, tmp_path, te
     (out / "mine.txt").write_text("not ours")
     (out / "reclip.json").write_text(text)
     error = segment("--fast").error
-    assert "reclip.json cannot be read" in error and "give --overwrite" in error
+    assert "reclip.json is damaged" in error and "give --overwrite" in error
     assert segment("--fast", "--overwrite").status == 0
-    assert {path.name for path in out.iterdir()} == {"masks", "run", "reclip.json", "summary.json", "mine.txt"}
+    assert {path.name for path in out.iterdir()} == {"masks", "run", "reclip.json", "summary.json", "mine.txt", ".lock"}
 
 
 def test_a_folder_of_other_things_is_left_alone(segment, tmp_path):

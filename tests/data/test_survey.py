@@ -1,5 +1,6 @@
 """The first look at own images: broken files, signatures, working files, and going on after a stop."""
 
+import json
 import os
 
 import numpy as np
@@ -97,6 +98,25 @@ def test_a_line_that_a_kill_has_cut_short(look, tmp_path, decoded):
         assert len(decoded) == 1
         decoded.clear()
         assert look() == first and decoded == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": [1]}, {"size": "16"}, {"size": [-1, 4]}, {"problem": None}, {"working": 3}, {"working": [None]},
+        {"working": ["../secret.jpg"]}, {"working": ["/etc/secret.jpg"]}, {"working": ["in/../../secret.jpg"]},
+        {"image_id": ["a"]}, {"image_id": None}, {"signature": {}},
+    ],
+)  # fmt: skip
+def test_lines_of_another_shape_are_made_again(look, tmp_path, decoded, change):
+    first = look()
+    (tmp_path / "secret.jpg").write_bytes(b"not of this run")
+    record = tmp_path / "record.jsonl"
+    lines = [json.loads(line) for line in record.read_text().splitlines() if line]
+    lines = [{**line, **change} if line["image_id"] == "a" else line for line in lines]
+    record.write_text("\n".join([*map(json.dumps, lines), "[" * 100_000, "\udcff\0"]), errors="surrogateescape")
+    decoded.clear()
+    assert look() == first and decoded == ["a.png"]
 
 
 def test_a_large_image_has_a_smaller_copy(look, photos, tmp_path, decoded):

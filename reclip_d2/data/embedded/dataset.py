@@ -11,11 +11,9 @@ Layout below the data set's folder, that of the other data sets of the project::
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -24,6 +22,7 @@ from reclip_d2.data.embedded.noise import SIZE
 from reclip_d2.data.embedded.scenes import render_scene
 from reclip_d2.data.embedded.vocabulary import EMBEDDED_CLASSES
 from reclip_d2.errors import ReclipError
+from reclip_d2.utils.locks import lock_path, waiting
 
 SPLIT_COUNTS = {"train": 400, "dev": 150, "val": 300}
 DATASET_SEED = 2024
@@ -97,19 +96,6 @@ def _check_replaceable(root: Path) -> None:
         )
 
 
-@contextlib.contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    """Hold the lock file beside the folder: a second process waits until the first one is done."""
-    try:
-        import fcntl
-    except ImportError:  # no POSIX locks: the renames below still never show a half-made folder
-        yield
-        return
-    with open(root.parent / f".{root.name}.lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
 def _write(root: Path) -> None:
     """Render all splits into the empty folder ``root``; the description comes last."""
     for split in SPLIT_COUNTS:
@@ -144,7 +130,7 @@ def ensure_dataset(root: str | os.PathLike[str]) -> Path:
         return root
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(root):
+        with waiting(lock_path(root), f"another process, which makes {root}"):
             if _is_complete(root):
                 return root
             _check_replaceable(root)
