@@ -5,25 +5,23 @@ Shape letters: (H, W) size in pixels of the upright image.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
 
+from reclip_d2.data.image_file import open_image
+from reclip_d2.data.samples import Samples, declares_alpha
 from reclip_d2.errors import ReclipError
+from reclip_d2.utils.files import display_path
 
 logger = logging.getLogger(__name__)
 
-# Pillow refuses images from 179 million pixels on. Scans and aerial images have more: 20,000 x 20,000 is 400 million.
-# This limit is ours: an image of it takes 7 GB while it is decoded.
-MAX_PIXELS = 1_000_000_000
-# Rows that are converted at a time, so that a large image is not held several times.
-_STRIP = 256
+_CANNOT_HAVE_ALPHA = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 # What each EXIF orientation asks for. Orientation 1 is upright.
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -37,65 +35,26 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-class _PillowLimit:
-    """Takes Pillow's own limit away as long as anyone reads; threads may."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.readers = 0
-        self.limit: int | None = None
-
-    @contextlib.contextmanager
-    def lifted(self) -> Iterator[None]:
-        with self.lock:
-            if self.readers == 0:
-                self.limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            self.readers += 1
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.readers -= 1
-                if self.readers == 0:
-                    Image.MAX_IMAGE_PIXELS = self.limit
-
-
-_pillow_limit = _PillowLimit()
-
-
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Read an image as 8-bit RGB, upright (EXIF orientation applied).
 
-    Grey, palette and CMYK images are converted, an alpha channel is dropped, 16 bits are scaled to 8. Of a file with
-    several pictures (TIFF pages, animations) the first is read. A damaged EXIF block is passed over, with a warning in
-    the log.
+    Grey, palette, CMYK and L*a*b* images are converted, 16 bits are scaled to 8. Grey samples of fewer bits in 16 are
+    scaled by what the file declares (MaxSampleValue of a TIFF, sBIT of a PNG). Transparent regions are composited onto
+    white, as viewers show them: the colours below are often leftovers. Of a file with several pictures (TIFF pages,
+    animations) the first is read. A damaged EXIF block is passed over, with a warning in the log.
 
     Returns:
         ``(H, W, 3)`` uint8, contiguous.
 
     Raises:
-        ReclipError: the file is missing, is no image, is cut short, has more than :data:`MAX_PIXELS`, or holds
-            floating-point pixels.
+        ReclipError: the file cannot be opened, see :func:`reclip_d2.data.image_file.open_image`; it is cut short, or
+            holds samples whose brightness is unknown, such as floating-point numbers.
     """
-    try:
-        with _pillow_limit.lifted(), Image.open(path) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ReclipError(
-                    f"image {path} has {width} x {height} pixels, more than {MAX_PIXELS:,}: cut it into pieces"
-                )
-            if image.mode == "F":
-                raise ReclipError(f"image {path} holds floating-point pixels: convert it to 8-bit RGB")
-            image.load()  # of a TIFF this applies the orientation, and takes the tag away
-            orientation = _orientation(image, path)
-            pixels = _rgb(image)
-    except (ReclipError, MemoryError):
-        raise
-    except FileNotFoundError:
-        raise ReclipError(f"image {path} does not exist: check the data set's folder") from None
-    except Exception as error:  # decoders of damaged files raise nearly anything
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise ReclipError(f"image {path} cannot be read ({cause}): replace or remove the file") from error
+    with open_image(path) as image:
+        samples = Samples(image, f"image {display_path(path)}")
+        image.load()  # of a TIFF this applies the orientation, and takes the tag away
+        orientation = _orientation(image, path)
+        pixels = samples.rgb()
     upright = _UPRIGHT.get(orientation)
     return pixels if upright is None else np.ascontiguousarray(upright(pixels))
 
@@ -119,9 +78,9 @@ def _warn_of_exif(path: str, cause: str) -> None:
 def peek_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(H, W) that a file's header promises, before the orientation is applied; (0, 0) for a file that is no image."""
     try:
-        with _pillow_limit.lifted(), Image.open(path) as image:
+        with open_image(path) as image:
             return image.height, image.width
-    except Exception:  # as read_image: a reader that needs the image will say why
+    except ReclipError:  # a reader that needs the image will say why
         return 0, 0
 
 
@@ -131,16 +90,20 @@ def peek_pixels(path: str | os.PathLike[str]) -> int:
     return height * width
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
-    """Pixels ``(H, W, 3)`` uint8 of a decoded image, as it is stored."""
-    width, height = image.size
-    pixels = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, _STRIP):
-        bottom = min(top + _STRIP, height)
-        strip = image.crop((0, top, width, bottom))
-        if strip.mode.startswith("I"):  # Pillow's own conversion would clip at 255
-            grey = np.asarray(strip).astype(np.int64).clip(0, 65535) * (255 / 65535)
-            pixels[top:bottom] = np.rint(grey).astype(np.uint8)[..., None]
-        else:
-            pixels[top:bottom] = np.asarray(strip if strip.mode == "RGB" else strip.convert("RGB"))
-    return pixels
+def has_alpha(path: str | os.PathLike[str]) -> bool:
+    """Whether a file's header declares transparency; False for a file that is no image, and for JPEGs unseen."""
+    if Path(path).suffix.lower() in _CANNOT_HAVE_ALPHA:
+        return False
+    try:
+        with open_image(path) as image:
+            return declares_alpha(image)
+    except ReclipError:  # as peek_size
+        return False
+
+
+def describe_alpha(paths: Iterable[str | os.PathLike[str]]) -> str:
+    """One line for the log that says how many images declare transparency, and what becomes of it; "" if none does."""
+    count = sum(map(has_alpha, paths))
+    if not count:
+        return ""
+    return f"{count:,} image{'s have' if count > 1 else ' has'} an alpha channel: transparent regions are read as white"

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngImageFile
 
+from reclip_d2.data.image_file import open_image
 from reclip_d2.errors import ReclipError
 from reclip_d2.formats.classes import MaskClasses
 from reclip_d2.io import atomic_write
+from reclip_d2.utils.files import MissingFileError
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
@@ -41,15 +42,12 @@ def read_index(path: Path, classes: MaskClasses) -> np.ndarray:
     """
     modes = ("L", "P") if classes.dtype == np.uint8 else ("I;16", "I")
     try:
-        # Not Image.open, whose limit of the number of pixels is meant for files of strangers.
-        with PngImageFile(path) as image:
+        with open_image(path, "mask", "remove it and predict again", formats=("PNG",)) as image:
             if image.mode not in modes:
                 raise ReclipError(
                     f"mask {path} is a {image.mode} image, not an index mask: remove it and predict again"
                 )
             labels = np.array(image)
-    except FileNotFoundError:
+    except MissingFileError:
         raise ReclipError(f"mask {path} is missing: predict again, finished masks are kept") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ReclipError(f"mask {path} cannot be read ({error}): remove it and predict again") from error
     return classes.checked(labels, str(path))

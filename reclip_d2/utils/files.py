@@ -28,6 +28,25 @@ _KINDS = (
 _READ_FLAGS = os.O_RDONLY
 for _name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):
     _READ_FLAGS |= getattr(os, _name, 0)
+# First bytes of files that people give by mistake.
+_CONTENTS: tuple[tuple[str, tuple[bytes, ...]], ...] = (
+    ("a Git LFS pointer, run `git lfs pull`", (b"version https://git-lfs",)),
+    ("a PNG image", (b"\x89PNG\r\n",)),
+    ("a JPEG image", (b"\xff\xd8\xff",)),
+    ("a GIF image", (b"GIF87a", b"GIF89a")),
+    ("a TIFF image", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    ("a BMP image", (b"BM",)),
+    ("a PostScript file", (b"%!", b"\xc5\xd0\xd3\xc6")),
+    ("a PDF file", (b"%PDF",)),
+    ("a Photoshop file", (b"8BPS",)),
+    ("a JPEG 2000 image", (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")),
+    ("a JPEG XL image", (b"\0\0\0\x0cJXL ", b"\xff\x0a")),
+    ("an XML or SVG file", (b"<?xml", b"<svg")),
+    ("a ZIP archive", (b"PK\x03\x04", b"PK\x05\x06")),
+    ("a gzip archive", (b"\x1f\x8b",)),
+    ("a NumPy array", (b"\x93NUMPY",)),
+)
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 StrPath = str | os.PathLike[str]
 
@@ -147,6 +166,31 @@ def decode_text(data: bytes, path: StrPath, what: str = "file") -> str:
         line = _line(data[: data.index(b"\0")])
         raise ReclipError(f"{where}, line {line}: not text, it holds null bytes: save it as UTF-8 text")
     return text
+
+
+def describe_content(head: bytes) -> str | None:
+    """What a file is by its first bytes, 64 or more, in words: ``"an HTML page"``. None for what is not known.
+
+    For files that turn out to be of another kind than their name says: failed downloads, pointers, renamed files.
+    """
+    if not head:
+        return "an empty file"
+    if not any(head):
+        return "a file of zero bytes, as an interrupted copy leaves it"
+    for name, starts in _CONTENTS:
+        if head.startswith(starts):
+            return name
+    text = head.lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head")):
+        return "an HTML page, as a failed download leaves it"
+    if head[:4] == b"RIFF":
+        return "a WebP image" if head[8:12] == b"WEBP" else "a sound or video file"
+    if head[4:8] == b"ftyp":
+        brand = head[8:12]
+        if brand in (b"avif", b"avis"):
+            return "an AVIF image"
+        return "a HEIC image" if brand in _HEIC_BRANDS else "a video"
+    return None
 
 
 def check_output_file(path: StrPath, what: str = "output") -> None:

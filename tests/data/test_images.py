@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reclip_d2.data import images
+from reclip_d2.data import image_file, images, samples
 from reclip_d2.data.images import read_image
 from reclip_d2.errors import ReclipError
 
@@ -84,9 +84,12 @@ def test_grey_of_16_bits_is_scaled_and_not_clipped(tmp_path):
     assert image[:, :, 0].tolist() == [[0, 1, 100], [128, 254, 255]]
 
 
-def test_32_bit_grey_is_clipped_at_both_ends(tmp_path):
+def test_32_bit_grey_is_of_16_bits(tmp_path):
+    """Unless the file says otherwise; below 0 is black."""
+    Image.fromarray(np.array([[-5, 0, 25700, 65535]], np.int32)).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 0, 100, 255]
     Image.fromarray(np.array([[-5, 0, 65535, 70000]], np.int32)).save(tmp_path / "a.tif")
-    assert read_image(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 0, 255, 255]
+    assert "samples of 31 bits up to 70000, and does not declare which is white" in message_of(tmp_path / "a.tif")
 
 
 def test_tiff_orientation_is_applied_once(tmp_path):
@@ -110,10 +113,20 @@ def test_first_of_several_pages(tmp_path):
         assert (read_image(tmp_path / name) == corners()).all(), name
 
 
-def test_alpha_is_dropped(tmp_path):
-    rgba = np.concatenate([corners(), np.full((16, 24, 1), 30, np.uint8)], axis=2)
-    Image.fromarray(rgba).save(tmp_path / "a.png")
-    assert (read_image(tmp_path / "a.png") == corners()).all()
+def test_transparent_regions_are_white(tmp_path):
+    """By hand: 30 of 255 parts of the colour, the rest white."""
+    alpha = np.full((16, 24, 1), 255, np.uint8)
+    alpha[:8, :12], alpha[:8, 12:] = 0, 30
+    expected = corners()
+    expected[:8, :12] = 255
+    expected[:8, 12:] = (225, 255, 225)
+    rgba = Image.fromarray(np.concatenate([corners(), alpha], axis=2))
+    for name in ("a.png", "a.tif", "a.webp"):
+        rgba.save(tmp_path / name, lossless=True, exact=True)
+        assert (read_image(tmp_path / name) == expected).all(), name
+    grey = np.dstack([np.full((16, 24), 10, np.uint8), alpha[..., 0]])
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    assert np.unique(read_image(tmp_path / "a.png")).tolist() == [10, 226, 255]
 
 
 def test_palette(tmp_path):
@@ -178,9 +191,9 @@ def test_pillows_limit_is_not_ours(tmp_path, monkeypatch, recwarn):
 
 
 def test_our_limit_on_pixels(tmp_path, monkeypatch):
-    assert images.MAX_PIXELS > 20_000 * 20_000
+    assert image_file.MAX_PIXELS > 20_000 * 20_000
     Image.fromarray(corners()).save(tmp_path / "a.png")
-    monkeypatch.setattr(images, "MAX_PIXELS", 16 * 24 - 1)
+    monkeypatch.setattr(image_file, "MAX_PIXELS", 16 * 24 - 1)
     assert "24 x 16 pixels, more than 383" in message_of(tmp_path / "a.png")
 
 
@@ -195,7 +208,7 @@ def test_a_header_that_promises_too_much(tmp_path):
 
 def test_rows_are_converted_in_strips(tmp_path, monkeypatch):
     picture = np.random.default_rng(0).integers(0, 256, (50, 7, 3), dtype=np.uint8)
-    monkeypatch.setattr(images, "_STRIP", 16)
+    monkeypatch.setattr(samples, "_STRIP", 16)
     for mode in ("RGB", "L", "P", "CMYK"):
         image = Image.fromarray(picture).convert(mode)
         image.save(tmp_path / f"{mode}.tif")

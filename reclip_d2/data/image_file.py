@@ -1,0 +1,190 @@
+"""Opening image files: which formats, and what is refused before a pixel is decoded."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
+
+from reclip_d2.data.tiff import describe_tiff
+from reclip_d2.errors import ReclipError
+from reclip_d2.utils.files import MIB, describe_content, display_path, format_bytes, open_regular
+
+# Pillow's names of the formats that images may have. All others stay closed, whatever a file is called: for some,
+# such as EPS, Pillow starts other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF", "HEIF")
+# Article and name of each in messages.
+_NAMES = {
+    "JPEG": ("a", "JPEG"),
+    "PNG": ("a", "PNG"),
+    "WEBP": ("a", "WebP"),
+    "TIFF": ("a", "TIFF"),
+    "BMP": ("a", "BMP"),
+    "AVIF": ("an", "AVIF"),
+    "HEIF": ("a", "HEIC"),
+}
+_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp")
+_HEIF_EXTENSIONS = (".heic", ".heif", ".hif")
+HEIF_REMEDY = "pip install 'reclip_d2[heif]'"
+
+# Pillow refuses images from 179 million pixels on. Scans and aerial images have more: 20,000 x 20,000 is 400 million.
+# This limit is ours: an image of it takes 7 GB while it is decoded.
+MAX_PIXELS = 1_000_000_000
+# A file of few bytes and very many pixels is made to fill the memory, or is empty. Bilevel scans, the densest of real
+# images, have some hundred pixels a byte, photographs 1 to 20.
+_MAX_PIXELS_PER_BYTE = 4_000
+_MANY_PIXELS = 50_000_000
+# Of a PNG's compressed metadata. Editing programs write several MiB of history or colour profile; Pillow allows one.
+_MAX_METADATA = 64 * MIB
+
+# Pillow logs errors about damaged files, which without a handler would reach the terminal; ours name the file.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+class _PillowSettings:
+    """Changes Pillow's settings, which are global, as long as anyone reads; threads may."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.readers = 0
+        self.stack = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def changed(self) -> Iterator[None]:
+        with self.lock:
+            if self.readers == 0:
+                self._change()
+            self.readers += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.readers -= 1
+                if self.readers == 0:
+                    self.stack.close()
+
+    def _change(self) -> None:
+        for module, name, value in (
+            (Image, "MAX_IMAGE_PIXELS", None),
+            (PngImagePlugin, "MAX_TEXT_CHUNK", _MAX_METADATA),
+            (PngImagePlugin, "MAX_TEXT_MEMORY", _MAX_METADATA),
+        ):
+            self.stack.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, value)
+        self.stack.enter_context(warnings.catch_warnings())
+        # About damaged metadata, or transparency, which is looked after.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+_pillow_settings = _PillowSettings()
+
+
+@functools.cache
+def readable_extensions() -> tuple[str, ...]:
+    """Extensions of image files that can be read here, in lower case. AVIF depends on Pillow, HEIC on pillow-heif."""
+    avif = (".avif",) if "avif" in features.modules and features.check("avif") else ()
+    return (*_EXTENSIONS, *avif, *(_HEIF_EXTENSIONS if has_heif() else ()))
+
+
+def has_heif() -> bool:
+    """Whether pillow-heif is installed."""
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+def is_heif_extension(extension: str) -> bool:
+    """Whether an extension, in lower case, is of HEIC images, readable or not."""
+    return extension in _HEIF_EXTENSIONS
+
+
+@functools.cache
+def _register_heif() -> None:
+    """Let Pillow open HEIC."""
+    if has_heif():
+        import pillow_heif  # optional
+
+        pillow_heif.register_heif_opener()
+
+
+@contextlib.contextmanager
+def open_image(
+    path: str | os.PathLike[str],
+    what: str = "image",
+    remedy: str = "replace or remove the file",
+    *,
+    formats: Sequence[str] = FORMATS,
+) -> Iterator[Image.Image]:
+    """Open an image file with Pillow; its pixels are decoded by what the block does with it.
+
+    Whatever an ``Exception`` in the block says is taken for damage of the file: do nothing else there.
+
+    Args:
+        what: what the file is to the user, as errors name it.
+        remedy: the end of an error's line.
+        formats: Pillow's names of those that are taken, of :data:`FORMATS`.
+
+    Raises:
+        MissingFileError: nothing is there.
+        ReclipError: it is no regular file, of another format, damaged, has more than :data:`MAX_PIXELS`, or so many for
+            its bytes that it can only be a compression bomb.
+    """
+    with open_regular(path, what, remedy) as stream, _pillow_settings.changed():
+        where = f"{what} {display_path(path)}"
+        try:
+            with _open(stream, where, remedy, formats) as image:
+                _check_size(image, os.fstat(stream.fileno()).st_size, where)
+                yield image
+        except (ReclipError, MemoryError):
+            raise
+        except Exception as error:  # decoders of damaged files raise nearly anything
+            raise ReclipError(f"{where} cannot be read ({_cause(error)}): {remedy}") from error
+
+
+def _open(stream: BinaryIO, where: str, remedy: str, formats: Sequence[str]) -> Image.Image:
+    head = stream.read(64)
+    stream.seek(0)
+    if head[4:8] == b"ftyp":
+        _register_heif()
+    Image.init()  # a name that Pillow does not know, as of HEIF without pillow-heif, would be a KeyError
+    usable = [name for name in formats if name in Image.OPEN]
+    try:
+        return Image.open(stream, formats=usable)
+    except UnidentifiedImageError as error:
+        content = describe_content(head)
+        wanted = next((name for name in formats if content == f"{_NAMES[name][0]} {_NAMES[name][1]} image"), None)
+        if wanted is not None and wanted not in usable:
+            needs = HEIF_REMEDY if wanted == "HEIF" else "install a newer Pillow"
+            raise ReclipError(f"{where} is {content}: {needs}, or convert it") from error
+        stream.seek(0)
+        if wanted == "TIFF" and (kind := describe_tiff(stream)):
+            raise ReclipError(f"{where} is a TIFF with {kind}: convert it to 8-bit RGB") from error
+        if content is not None and wanted is None:
+            *names, last = [_NAMES[name][1] for name in formats]
+            names = f"{', '.join(names)} or {last}" if names else last
+            raise ReclipError(f"{where} cannot be read (it is {content}, not {names}): {remedy}") from error
+        raise ReclipError(f"{where} cannot be read (no image, or damaged): {remedy}") from error
+
+
+def _check_size(image: Image.Image, size: int, where: str) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ReclipError(f"{where} has {width} x {height} pixels, more than {MAX_PIXELS:,}: cut it into pieces")
+    if width * height > max(_MANY_PIXELS, size * _MAX_PIXELS_PER_BYTE):
+        raise ReclipError(
+            f"{where} has {width} x {height} pixels in {format_bytes(size)}, which no photograph or scan has: it is"
+            " empty or a compression bomb, remove it"
+        )
+
+
+def _cause(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "MAX_TEXT" in text or "text chunks" in text:
+        text = f"its metadata has more than {format_bytes(_MAX_METADATA)}"
+    return text[:200] or type(error).__name__
