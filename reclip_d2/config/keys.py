@@ -1,265 +1,267 @@
-"""Every key of the project with its default, its meaning and the paper's symbol."""
+"""Every key of the project with its default, the rule that its values obey, its meaning and the paper's symbol.
+
+The rules of Detectron2's keys are in :mod:`reclip_d2.config.detectron2_keys`; those below change their defaults only.
+"""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+from typing import Any
+
 from detectron2.config import CfgNode
 
-# The keys that hold one of a few words.
-CHOICES: dict[str, tuple[str | int, ...]] = {
-    "MODEL.CLIP.AUTOCAST": ("float32", "bfloat16", "float16"),
-    "MODEL.CLIP.IMAGE_ACTIVATION": ("own", "gelu"),
-    "MODEL.MASKCLIP.CALIBRATION": ("none", "class", "position_class"),
-    "MODEL.BIAS_HEAD.PROJECTION_INIT": ("default", "zero"),
-    "MODEL.BIAS_HEAD.REFERENCE_NORM": ("row", "matrix"),
-    "MODEL.BIAS_HEAD.RECTIFICATION": ("subtract", "add", "none"),
-    "MODEL.MASK_DECODER.PADDING_MODE": ("replicate", "zeros"),
-    "MODEL.MASK_DECODER.INIT": ("default", "identity"),
-    "MODEL.STUDENT.HEAD": ("original", "query", "query_bias", "query_bias_decoder"),
-    "MODEL.STUDENT.FORMAT": ("RGB", "BGR"),
-    "MODEL.STUDENT.OUTPUT_STRIDE": (8, 16, 32),
-    "MODEL.DISTILLATION.FEATURE_SIZE": ("image", "grid"),
-    "HYPOTHESIS.METHOD": ("crops", "image", "imported"),
-    "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
-    "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
-    "SOLVER.AMP.DTYPE": ("float16", "bfloat16"),
+from reclip_d2.config.detectron2_keys import (
+    DETECTRON2_RULES,
+    NORM,
+    PIXEL_MEAN,
+    PIXEL_STD,
+    RATE,
+    SIDE,
+    WEIGHT_DECAY,
+)
+from reclip_d2.config.rules import Choice, Flag, Items, Number, Rule, Text, Whole
+
+TEMPERATURE = Number(minimum=0, maximum=1e6)
+LOSS_WEIGHT = Number(minimum=0, maximum=1e6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """A key's default, and the rule of its values; None for a key of Detectron2's, whose rule is in its own table."""
+
+    default: Any
+    rule: Rule | None = None
+
+
+KEYS: dict[str, Key] = {
+    # ---- frozen CLIP -------------------------------------------------------------------------------------
+    # open_clip model name; "reclip-embedded" is the tiny CLIP that ships with the package.
+    "MODEL.CLIP.NAME": Key("ViT-B-16-quickgelu", Text()),
+    # open_clip tag, a local file (OpenAI's TorchScript archive, open_clip's or Hugging Face's weights), or "random".
+    "MODEL.CLIP.PRETRAINED": Key("openai", Text()),
+    # Keep residual connections and MLP around the last block's value path (public MaskCLIP and ReCLIP code).
+    "MODEL.CLIP.VALUE_PATH_RESIDUAL": Key(True, Flag()),
+    # Prompt templates of the Query text features W_q: imagenet_scene (85), imagenet (80), photo (1).
+    "MODEL.CLIP.TEMPLATES": Key("imagenet_scene", Choice(("imagenet_scene", "imagenet", "photo"))),
+    # Precision of the frozen image tower: float32, bfloat16 or float16. The trained parts stay in float32.
+    "MODEL.CLIP.AUTOCAST": Key("float32", Choice(("float32", "bfloat16", "float16"))),
+    # Table IV: the Query's prompt trains too; it starts from "a photo of a" and takes the templates' place.
+    "MODEL.CLIP.LEARNABLE_QUERY": Key(False, Flag()),
+    # Table VI: the image tower trains too, and its weights are in the checkpoint. Text tower and hypotheses stay the
+    # pretrained CLIP's.
+    "MODEL.CLIP.FINE_TUNE": Key(False, Flag()),
+    # The next three reproduce the public code of ReCLIP++ and are set by tools/convert_public_checkpoint.py.
+    # Epsilon of the LayerNorms in the image tower's blocks; 0: the model's own.
+    "MODEL.CLIP.LAYER_NORM_EPS": Key(0.0, Number(minimum=0, below=1)),
+    # Activation in the image tower's blocks: "own" (the model's), or "gelu".
+    "MODEL.CLIP.IMAGE_ACTIVATION": Key("own", Choice(("own", "gelu"))),
+    # safetensors file with a tensor "class_embedding" that takes the place of CLIP's class token; "": CLIP's own.
+    "MODEL.CLIP.CLASS_TOKEN": Key("", Text(empty=True)),
+    # ---- MaskCLIP: CLIP's own segmentation, with its test-time options and the controls --------------------
+    # Prompt denoising of MaskCLIP: drop classes whose best patch probability is below this (0: off).
+    "MODEL.MASKCLIP.PROMPT_DENOISING": Key(0.0, Number(minimum=0, maximum=1)),
+    # Key smoothing of MaskCLIP: smooth patches whose best probability is below this (0: off).
+    "MODEL.MASKCLIP.KEY_SMOOTHING": Key(0.0, Number(minimum=0, maximum=1)),
+    # Control: side of a mean filter on the logits, in patches (0: off).
+    "MODEL.MASKCLIP.MEAN_FILTER": Key(0, Whole(1, 99, odd=True, also=0)),
+    # Control (ours): mean-probability calibration on unlabelled images: none, class or position_class.
+    "MODEL.MASKCLIP.CALIBRATION": Key("none", Choice(("none", "class", "position_class"))),
+    # ---- bias extraction (section III-B) -------------------------------------------------------------------
+    # Name in BIAS_HEAD_REGISTRY: ReCLIPPPBiasHead, or ReCLIPBiasHead (the conference model's).
+    "MODEL.BIAS_HEAD.NAME": Key("ReCLIPPPBiasHead", Text()),
+    # L, learnable vectors of the Reference prompt, Eq. (1); shortened where the longest class name needs room.
+    "MODEL.BIAS_HEAD.PROMPT_LENGTH": Key(73, Whole(1, 1000)),
+    # Standard deviation of the vectors' initial values.
+    "MODEL.BIAS_HEAD.PROMPT_INIT_STD": Key(0.02, Number(minimum=0, maximum=1000)),
+    # Projection of PE: "default" (PyTorch's; ReCLIP's: the public code's), or "zero" (ours): start without a bias.
+    "MODEL.BIAS_HEAD.PROJECTION_INIT": Key("default", Choice(("default", "zero"))),
+    # Norm of the Reference features W_r: "row" (each class) or "matrix" (all together, as the public code).
+    "MODEL.BIAS_HEAD.REFERENCE_NORM": Key("row", Choice(("row", "matrix"))),
+    # Tokens of a class name in the Reference prompt: 0 takes all and an end token; k takes k tokens, end included, and
+    # reads where the token id is largest (the public code, with 3: the end of a long name is cut off).
+    "MODEL.BIAS_HEAD.NAME_TOKENS": Key(0, Whole(0, 1000)),
+    # Class names of the Reference prompt, one a class; []: the data set's (the public code has a list of its own).
+    "MODEL.BIAS_HEAD.REFERENCE_NAMES": Key([], Items(Text())),
+    # Eq. (3): M = M_q - M_b ("subtract"); "add" and "none" are Table V.
+    "MODEL.BIAS_HEAD.RECTIFICATION": Key("subtract", Choice(("subtract", "add", "none"))),
+    # The next two are of ReCLIPBiasHead, whose space bias is a stack of 3x3 convolutions of PE.
+    # Widths of its hidden layers.
+    "MODEL.BIAS_HEAD.SPACE_CHANNELS": Key([512, 256], Items(Whole(1, 65_536), maximum=16)),
+    # Its norm, a name of Detectron2's get_norm: BN, SyncBN, FrozenBN, GN, or "" for none.
+    "MODEL.BIAS_HEAD.NORM": Key("BN", NORM),
+    # ---- rectified mask generation (section III-C) -----------------------------------------------------------
+    # Without the decoder M_o = M (Table III).
+    "MODEL.MASK_DECODER.ENABLED": Key(True, Flag()),
+    # Of its one convolution; odd.
+    "MODEL.MASK_DECODER.KERNEL_SIZE": Key(5, Whole(1, 99, odd=True)),
+    # A name of Detectron2's get_norm: BN, SyncBN, FrozenBN, GN, or "" for none.
+    "MODEL.MASK_DECODER.NORM": Key("BN", NORM),
+    # "replicate", or "zeros" (lowers the logits at the image border).
+    "MODEL.MASK_DECODER.PADDING_MODE": Key("replicate", Choice(("replicate", "zeros"))),
+    # "default" (PyTorch's), or "identity" (ours): pass M through before training.
+    "MODEL.MASK_DECODER.INIT": Key("default", Choice(("default", "identity"))),
+    # tau_1 of Eq. (5); 0: the inverse of CLIP's own logit scale, 0.01 for OpenAI's models (the paper's value).
+    "MODEL.GUMBEL.TAU": Key(0.0, TEMPERATURE),
+    # One-hot masks with the straight-through gradient, or soft masks.
+    "MODEL.GUMBEL.HARD": Key(True, Flag()),
+    # ---- losses (section III-D) ---------------------------------------------------------------------------
+    # tau of Eq. (7); 0: the inverse of CLIP's own logit scale.
+    "MODEL.LOSS.TAU": Key(0.0, TEMPERATURE),
+    # Weight of Eq. (7).
+    "MODEL.LOSS.CONTRASTIVE_WEIGHT": Key(1.0, LOSS_WEIGHT),
+    # Ours: weight of the coverage loss, -mean_n log sum_{c in H} p_nc.
+    "MODEL.LOSS.COVERAGE_WEIGHT": Key(0.0, LOSS_WEIGHT),
+    # Ours: weight of the mask mass outside the hypothesis, mean_n sum_{c not in H} p_nc.
+    "MODEL.LOSS.OUTSIDE_WEIGHT": Key(0.0, LOSS_WEIGHT),
+    # ---- distillation (section III-E) ---------------------------------------------------------------------
+    # META_ARCHITECTURE "Distillation" trains a student on the teacher's outputs; its checkpoint is the student's.
+    # "RectifiedCLIP", with all keys above as in the run that trained it, or "MaskCLIP" (MaskCLIP+).
+    "MODEL.TEACHER.META_ARCHITECTURE": Key("RectifiedCLIP", Text()),
+    # Checkpoint of the rectification stage; MaskCLIP has none.
+    "MODEL.TEACHER.WEIGHTS": Key("", Text(empty=True)),
+    # Name in Detectron2's BACKBONE_REGISTRY.
+    "MODEL.STUDENT.BACKBONE": Key("build_dilated_resnet_backbone", Text()),
+    # Detectron2's keys of a ResNet, with defaults for torchvision's weights, all of it training. DEPTH 18 and 34 need
+    # RES2_OUT_CHANNELS 64 (or less, for a small model with random weights). BN takes its statistics on each GPU, SyncBN
+    # on all of them; FrozenBN keeps those of the weights.
+    "MODEL.RESNETS.DEPTH": Key(101),
+    "MODEL.RESNETS.NORM": Key("BN"),
+    "MODEL.RESNETS.STRIDE_IN_1X1": Key(False),
+    "MODEL.BACKBONE.FREEZE_AT": Key(0),
+    # 8: res4 and res5 are dilated.
+    "MODEL.STUDENT.OUTPUT_STRIDE": Key(8, Choice((8, 16, 32))),
+    # Initial weights of the backbone: a name of Detectron2's model zoo (detectron2://ImageNetPretrained/...), one of
+    # torchvision (torchvision://resnet50), a local file of either, or "" for random ones.
+    "MODEL.STUDENT.WEIGHTS": Key("", Text(empty=True)),
+    # What the backbone's weights were trained on, in the order of FORMAT, in [0, 255]: torchvision's; for Detectron2's
+    # MSRA weights BGR, [103.53, 116.28, 123.675] and [1, 1, 1] (and MODEL.RESNETS.STRIDE_IN_1X1 True).
+    "MODEL.STUDENT.FORMAT": Key("RGB", Choice(("RGB", "BGR"))),
+    "MODEL.STUDENT.PIXEL_MEAN": Key([123.675, 116.28, 103.53], PIXEL_MEAN),
+    "MODEL.STUDENT.PIXEL_STD": Key([58.395, 57.12, 57.375], PIXEL_STD),
+    # Atrous branches of DeepLab V2.
+    "MODEL.STUDENT.DILATIONS": Key([6, 12, 18, 24], Items(Whole(1, 1000), 1, 16)),
+    # Table IX: "original" (a learnt classifier), "query" (W_q), "query_bias" (and M_b), "query_bias_decoder" (and
+    # F_dec); of these what the teacher has.
+    "MODEL.STUDENT.HEAD": Key("query_bias_decoder", Choice(("original", "query", "query_bias", "query_bias_decoder"))),
+    # Table VIII: weights of the losses of Eq. (10); the second and third are alpha and beta.
+    "MODEL.DISTILLATION.MASK_WEIGHT": Key(1.0, LOSS_WEIGHT),
+    "MODEL.DISTILLATION.FEATURE_WEIGHT": Key(0.5, LOSS_WEIGHT),
+    "MODEL.DISTILLATION.TEXT_WEIGHT": Key(0.5, LOSS_WEIGHT),
+    # Where Eq. (9) compares the features: at the image's size (the paper), or on the student's grid (less memory).
+    "MODEL.DISTILLATION.FEATURE_SIZE": Key("image", Choice(("image", "grid"))),
+    # Compiled kernels where the extension is built; False: their plain PyTorch twins.
+    "MODEL.USE_KERNELS": Key(True, Flag()),
+    # ---- image-level multi-label hypotheses (Eq. 6) -----------------------------------------------------------
+    # "crops" (Eq. 6), "image" (ReCLIP: whole-image scores above the threshold), or "imported" (the sets that stand in
+    # HYPOTHESIS.FILE, written by tools/import_public_hypotheses.py; THRESHOLD and CALIBRATED do not apply).
+    "HYPOTHESIS.METHOD": Key("crops", Choice(("crops", "image", "imported"))),
+    # t of Eq. (6): 0.07 for VOC and Cityscapes, 0 else; for "image" a cosine similarity (0.23 for VOC).
+    "HYPOTHESIS.THRESHOLD": Key(0.0, Number(minimum=-1, maximum=1)),
+    # Not in the papers: where t is a raw cosine that nobody can guess, the mean number of classes an image that the
+    # hypotheses shall have, such as 2.5. t is then found on the unlabelled training images, and THRESHOLD does not
+    # apply; 0: off.
+    "HYPOTHESIS.CLASSES_PER_IMAGE": Key(0.0, Number(minimum=1, maximum=1000, also=0)),
+    # r of Eq. (6): window size as a part of the image's.
+    "HYPOTHESIS.WINDOW_RATIO": Key(1 / 6, Number(minimum=0.02, maximum=1)),
+    # Ours: an offset per class on the window scores that makes their mean soft-max uniform.
+    "HYPOTHESIS.CALIBRATED": Key(False, Flag()),
+    # The hypothesis of a training crop from the windows whose centres lie in it, instead of the image's ("crops" only).
+    "HYPOTHESIS.CROP_AWARE": Key(False, Flag()),
+    # Where the hypotheses are kept; "": a file in the cache folder named by all that they depend on.
+    "HYPOTHESIS.FILE": Key("", Text(empty=True)),
+    # Crops that are encoded together (121 an image for r = 1/6): raise it on a GPU.
+    "HYPOTHESIS.BATCH_SIZE": Key(121, Whole(1, 1_000_000)),
+    # ---- linear probing (Table I): tools/linear_probe.py, which trains with labels ---------------------------------
+    # Registered data sets with labels; (): the labelled twins of DATASETS.TRAIN, such as voc20_train_labelled (splits
+    # named train alone have one).
+    "LINEAR_PROBE.DATASETS": Key((), Items(Text())),
+    # Checkpoint of the model that is probed; "": the last one in OUTPUT_DIR. MaskCLIP has none.
+    "LINEAR_PROBE.WEIGHTS": Key("", Text(empty=True)),
+    # SGD with the momentum of SOLVER and the poly schedule; images are resized, cropped and flipped as INPUT says.
+    "LINEAR_PROBE.MAX_ITER": Key(5000, Whole(1)),
+    "LINEAR_PROBE.IMS_PER_BATCH": Key(16, Whole(1, 1_000_000)),
+    "LINEAR_PROBE.BASE_LR": Key(0.1, RATE),
+    "LINEAR_PROBE.WEIGHT_DECAY": Key(0.0, WEIGHT_DECAY),
+    # Standardise the embeddings by a batch norm without weights before the linear classifier.
+    "LINEAR_PROBE.BATCH_NORM": Key(True, Flag()),
+    # ---- inputs: CLIP's normalisation, the paper's augmentation ---------------------------------------------
+    "INPUT.FORMAT": Key("RGB"),
+    "MODEL.PIXEL_MEAN": Key([122.7709, 116.7460, 104.0937]),
+    "MODEL.PIXEL_STD": Key([68.5005, 66.6322, 70.3232]),
+    # Strength of brightness, contrast and saturation jitter in (0, 1); 0: off.
+    "INPUT.COLOR_JITTER": Key(0.0, Number(minimum=0, below=1)),
+    "INPUT.CROP.TYPE": Key("absolute"),
+    "INPUT.CROP.SIZE": Key([512, 512]),
+    # ---- own images (configs/custom, the command `reclip`) ---------------------------------------------------
+    # Registered as "custom": a folder (searched recursively), an image, a glob, or a .txt list of these; no labels.
+    "DATASETS.CUSTOM.IMAGES": Key("", Text(empty=True)),
+    # Class file: a class a line, synonyms after commas (reclip_d2/data/class_file.py).
+    "DATASETS.CUSTOM.CLASSES": Key("", Text(empty=True)),
+    # The next two nodes and TEST.BAND_MEMORY are of `reclip` and demo/demo.py, which predict in a way of their own.
+    # Of `reclip segment`: an image of more pixels is trained on as a copy whose short side is this, six windows of
+    # CLIP's 224 px.
+    "INPUT.COPIES.FROM_PIXELS": Key(16_000_000, Whole(1)),
+    "INPUT.COPIES.SHORT_SIDE": Key(1344, SIDE),
+    # An image with a longer side is cut into tiles, each of which is trained on and predicted as an image of its own
+    # is; in prediction neighbours overlap by a part of their side and are blended.
+    "INPUT.TILES.FROM_SIDE": Key(10_000, Whole(16)),
+    "INPUT.TILES.SIZE": Key(1024, Whole(16, 65_536)),
+    "INPUT.TILES.OVERLAP": Key(0.25, Number(minimum=0, maximum=0.9)),
+    # Memory in MiB for logits at an image's own size: they are made and dropped in bands of rows.
+    "TEST.BAND_MEMORY": Key(256, Whole(1, 16_777_216)),
+    # ---- solver: SGD, 0.9, 5e-4, poly 0.9 ------------------------------------------------------------------
+    # SGD (the papers), or AdamW (ours: for a student from random weights).
+    "SOLVER.OPTIMIZER": Key("SGD", Choice(("SGD", "AdamW"))),
+    "SOLVER.BASE_LR": Key(0.01),
+    "SOLVER.MOMENTUM": Key(0.9),
+    "SOLVER.WEIGHT_DECAY": Key(5e-4),
+    # Detectron2 would spare the norm layers; the papers do not.
+    "SOLVER.WEIGHT_DECAY_NORM": Key(5e-4),
+    "SOLVER.WEIGHT_DECAY_BIAS": Key(None),  # as the weights: Detectron2's default from 0.6 on
+    "SOLVER.LR_SCHEDULER_NAME": Key("WarmupPolyLR"),
+    "SOLVER.POLY_POWER": Key(0.9, Number(minimum=0, maximum=100)),
+    "SOLVER.WARMUP_ITERS": Key(0),
+    "SOLVER.IMS_PER_BATCH": Key(12),
+    # SOLVER.AMP.ENABLED runs the training's forward pass under autocast in this precision, the frozen image tower too
+    # unless MODEL.CLIP.AUTOCAST names another. Losses, soft-max, noise and the decoder's norm stay in float32. The
+    # gradients of float16 are scaled; on the CPU bfloat16 takes its place. Evaluation is in float32.
+    "SOLVER.AMP.DTYPE": Key("float16", Choice(("float16", "bfloat16"))),
+    # Parts that a batch of IMS_PER_BATCH images is split into to save memory; their gradients add up to one optimizer
+    # step. Iterations, learning rate and sampling stay as they are; batch norm sees a part at a time.
+    "SOLVER.ACCUMULATE_STEPS": Key(1, Whole(1, 1_000_000)),
+    # ---- test --------------------------------------------------------------------------------------------
+    # Predict in overlapping windows and average the logits, instead of the whole image at once.
+    "TEST.SLIDING_WINDOW.ENABLED": Key(False, Flag()),
+    # Window and step in pixels of the resized image, (height, width).
+    "TEST.SLIDING_WINDOW.SIZE": Key([512, 512], Items(SIDE, 2, 2)),
+    "TEST.SLIDING_WINDOW.STRIDE": Key([341, 341], Items(SIDE, 2, 2)),
+    # Give the evaluator label maps made by upsample_argmax instead of (C, H, W) logits: same labels, less work.
+    "TEST.LABEL_MAPS": Key(True, Flag()),
+    # Measure the class-preference and the space-preference bias beside the mIoU (ReCLIP++, section IV-D).
+    "TEST.BIAS.ENABLED": Key(False, Flag()),
+    # Space preference: bins of the distance from the image's centre, in pixels (supplement 6.2).
+    "TEST.BIAS.BIN_WIDTH": Key(40, Number(above=0)),
+    # Space preference: objects of fewer pixels (specks at an occluder's edge) do not count.
+    "TEST.BIAS.MIN_OBJECT_AREA": Key(100, Whole(1)),
+    # Space preference: bins of fewer objects are in the curve and not in the score.
+    "TEST.BIAS.MIN_BIN_OBJECTS": Key(20, Whole(1)),
+}
+
+# Rules of all keys that the project reads, Detectron2's among them.
+RULES: dict[str, Rule] = {
+    **DETECTRON2_RULES,
+    **{name: key.rule for name, key in KEYS.items() if key.rule is not None},
 }
 
 
 def add_reclip_config(cfg: CfgNode) -> None:
     """Add the project's keys to Detectron2's, and set the defaults of the paper on shared ones."""
-    # ---- frozen CLIP -------------------------------------------------------------------------------------
-    cfg.MODEL.CLIP = CfgNode()
-    # open_clip model name; "reclip-embedded" is the tiny CLIP that ships with the package.
-    cfg.MODEL.CLIP.NAME = "ViT-B-16-quickgelu"
-    # open_clip tag, a local file (OpenAI's TorchScript archive, open_clip's or Hugging Face's weights), or "random".
-    cfg.MODEL.CLIP.PRETRAINED = "openai"
-    # Keep residual connections and MLP around the last block's value path (public MaskCLIP and ReCLIP code).
-    cfg.MODEL.CLIP.VALUE_PATH_RESIDUAL = True
-    # Prompt templates of the Query text features W_q: imagenet_scene (85), imagenet (80), photo (1).
-    cfg.MODEL.CLIP.TEMPLATES = "imagenet_scene"
-    # Precision of the frozen image tower: float32, bfloat16 or float16. The trained parts stay in float32.
-    cfg.MODEL.CLIP.AUTOCAST = "float32"
-    # Table IV: the Query's prompt trains too; it starts from "a photo of a" and takes the templates' place.
-    cfg.MODEL.CLIP.LEARNABLE_QUERY = False
-    # Table VI: the image tower trains too, and its weights are in the checkpoint. Text tower and hypotheses stay the
-    # pretrained CLIP's.
-    cfg.MODEL.CLIP.FINE_TUNE = False
-    # The next three reproduce the public code of ReCLIP++ and are set by tools/convert_public_checkpoint.py.
-    # Epsilon of the LayerNorms in the image tower's blocks; 0: the model's own.
-    cfg.MODEL.CLIP.LAYER_NORM_EPS = 0.0
-    # Activation in the image tower's blocks: "own" (the model's), or "gelu".
-    cfg.MODEL.CLIP.IMAGE_ACTIVATION = "own"
-    # safetensors file with a tensor "class_embedding" that takes the place of CLIP's class token; "": CLIP's own.
-    cfg.MODEL.CLIP.CLASS_TOKEN = ""
-
-    # ---- MaskCLIP: CLIP's own segmentation, with its test-time options and the controls --------------------
-    cfg.MODEL.MASKCLIP = CfgNode()
-    # Prompt denoising of MaskCLIP: drop classes whose best patch probability is below this (0: off).
-    cfg.MODEL.MASKCLIP.PROMPT_DENOISING = 0.0
-    # Key smoothing of MaskCLIP: smooth patches whose best probability is below this (0: off).
-    cfg.MODEL.MASKCLIP.KEY_SMOOTHING = 0.0
-    # Control: side of a mean filter on the logits, in patches (0: off).
-    cfg.MODEL.MASKCLIP.MEAN_FILTER = 0
-    # Control (ours): mean-probability calibration on unlabelled images: none, class or position_class.
-    cfg.MODEL.MASKCLIP.CALIBRATION = "none"
-
-    # ---- bias extraction (section III-B) -------------------------------------------------------------------
-    cfg.MODEL.BIAS_HEAD = CfgNode()
-    # Name in BIAS_HEAD_REGISTRY: ReCLIPPPBiasHead, or ReCLIPBiasHead (the conference model's).
-    cfg.MODEL.BIAS_HEAD.NAME = "ReCLIPPPBiasHead"
-    # L, learnable vectors of the Reference prompt, Eq. (1); shortened where the longest class name needs room.
-    cfg.MODEL.BIAS_HEAD.PROMPT_LENGTH = 73
-    # Standard deviation of the vectors' initial values.
-    cfg.MODEL.BIAS_HEAD.PROMPT_INIT_STD = 0.02
-    # Projection of PE: "default" (PyTorch's; ReCLIP's: the public code's), or "zero" (ours): start without a bias.
-    cfg.MODEL.BIAS_HEAD.PROJECTION_INIT = "default"
-    # Norm of the Reference features W_r: "row" (each class) or "matrix" (all together, as the public code).
-    cfg.MODEL.BIAS_HEAD.REFERENCE_NORM = "row"
-    # Tokens of a class name in the Reference prompt: 0 takes all and an end token; k takes k tokens, end included, and
-    # reads where the token id is largest (the public code, with 3: the end of a long name is cut off).
-    cfg.MODEL.BIAS_HEAD.NAME_TOKENS = 0
-    # Class names of the Reference prompt, one a class; []: the data set's (the public code has a list of its own).
-    cfg.MODEL.BIAS_HEAD.REFERENCE_NAMES = []
-    # Eq. (3): M = M_q - M_b ("subtract"); "add" and "none" are Table V.
-    cfg.MODEL.BIAS_HEAD.RECTIFICATION = "subtract"
-    # The next two are of ReCLIPBiasHead, whose space bias is a stack of 3x3 convolutions of PE.
-    # Widths of its hidden layers.
-    cfg.MODEL.BIAS_HEAD.SPACE_CHANNELS = [512, 256]
-    # Its norm, a name of Detectron2's get_norm: BN, SyncBN, FrozenBN, GN, or "" for none.
-    cfg.MODEL.BIAS_HEAD.NORM = "BN"
-
-    # ---- rectified mask generation (section III-C) -----------------------------------------------------------
-    cfg.MODEL.MASK_DECODER = CfgNode()
-    # Without the decoder M_o = M (Table III).
-    cfg.MODEL.MASK_DECODER.ENABLED = True
-    # Of its one convolution; odd.
-    cfg.MODEL.MASK_DECODER.KERNEL_SIZE = 5
-    # A name of Detectron2's get_norm: BN, SyncBN, FrozenBN, GN, or "" for none.
-    cfg.MODEL.MASK_DECODER.NORM = "BN"
-    # "replicate", or "zeros" (lowers the logits at the image border).
-    cfg.MODEL.MASK_DECODER.PADDING_MODE = "replicate"
-    # "default" (PyTorch's), or "identity" (ours): pass M through before training.
-    cfg.MODEL.MASK_DECODER.INIT = "default"
-    cfg.MODEL.GUMBEL = CfgNode()
-    # tau_1 of Eq. (5); 0: the inverse of CLIP's own logit scale, 0.01 for OpenAI's models (the paper's value).
-    cfg.MODEL.GUMBEL.TAU = 0.0
-    # One-hot masks with the straight-through gradient, or soft masks.
-    cfg.MODEL.GUMBEL.HARD = True
-
-    # ---- losses (section III-D) ---------------------------------------------------------------------------
-    cfg.MODEL.LOSS = CfgNode()
-    # tau of Eq. (7); 0: the inverse of CLIP's own logit scale.
-    cfg.MODEL.LOSS.TAU = 0.0
-    # Weight of Eq. (7).
-    cfg.MODEL.LOSS.CONTRASTIVE_WEIGHT = 1.0
-    # Ours: weight of the coverage loss, -mean_n log sum_{c in H} p_nc.
-    cfg.MODEL.LOSS.COVERAGE_WEIGHT = 0.0
-    # Ours: weight of the mask mass outside the hypothesis, mean_n sum_{c not in H} p_nc.
-    cfg.MODEL.LOSS.OUTSIDE_WEIGHT = 0.0
-
-    # ---- distillation (section III-E) ---------------------------------------------------------------------
-    # META_ARCHITECTURE "Distillation" trains a student on the teacher's outputs; its checkpoint is the student's.
-    cfg.MODEL.TEACHER = CfgNode()
-    # "RectifiedCLIP", with all keys above as in the run that trained it, or "MaskCLIP" (MaskCLIP+).
-    cfg.MODEL.TEACHER.META_ARCHITECTURE = "RectifiedCLIP"
-    # Checkpoint of the rectification stage; MaskCLIP has none.
-    cfg.MODEL.TEACHER.WEIGHTS = ""
-    cfg.MODEL.STUDENT = CfgNode()
-    # Name in Detectron2's BACKBONE_REGISTRY.
-    cfg.MODEL.STUDENT.BACKBONE = "build_dilated_resnet_backbone"
-    # Detectron2's keys of a ResNet, with defaults for torchvision's weights, all of it training. DEPTH 18 and 34 need
-    # RES2_OUT_CHANNELS 64 (or less, for a small model with random weights). BN takes its statistics on each GPU, SyncBN
-    # on all of them; FrozenBN keeps those of the weights.
-    cfg.MODEL.RESNETS.DEPTH = 101
-    cfg.MODEL.RESNETS.NORM = "BN"
-    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    # 8: res4 and res5 are dilated.
-    cfg.MODEL.STUDENT.OUTPUT_STRIDE = 8
-    # Initial weights of the backbone: a name of Detectron2's model zoo (detectron2://ImageNetPretrained/...), one of
-    # torchvision (torchvision://resnet50), a local file of either, or "" for random ones.
-    cfg.MODEL.STUDENT.WEIGHTS = ""
-    # What the backbone's weights were trained on, in the order of FORMAT, in [0, 255]: torchvision's; for Detectron2's
-    # MSRA weights BGR, [103.53, 116.28, 123.675] and [1, 1, 1] (and MODEL.RESNETS.STRIDE_IN_1X1 True).
-    cfg.MODEL.STUDENT.FORMAT = "RGB"
-    cfg.MODEL.STUDENT.PIXEL_MEAN = [123.675, 116.28, 103.53]
-    cfg.MODEL.STUDENT.PIXEL_STD = [58.395, 57.12, 57.375]
-    # Atrous branches of DeepLab V2.
-    cfg.MODEL.STUDENT.DILATIONS = [6, 12, 18, 24]
-    # Table IX: "original" (a learnt classifier), "query" (W_q), "query_bias" (and M_b), "query_bias_decoder" (and
-    # F_dec); of these what the teacher has.
-    cfg.MODEL.STUDENT.HEAD = "query_bias_decoder"
-    cfg.MODEL.DISTILLATION = CfgNode()
-    # Table VIII: weights of the losses of Eq. (10); the second and third are alpha and beta.
-    cfg.MODEL.DISTILLATION.MASK_WEIGHT = 1.0
-    cfg.MODEL.DISTILLATION.FEATURE_WEIGHT = 0.5
-    cfg.MODEL.DISTILLATION.TEXT_WEIGHT = 0.5
-    # Where Eq. (9) compares the features: at the image's size (the paper), or on the student's grid (less memory).
-    cfg.MODEL.DISTILLATION.FEATURE_SIZE = "image"
-
-    # Compiled kernels where the extension is built; False: their plain PyTorch twins.
-    cfg.MODEL.USE_KERNELS = True
-
-    # ---- image-level multi-label hypotheses (Eq. 6) -----------------------------------------------------------
-    cfg.HYPOTHESIS = CfgNode()
-    # "crops" (Eq. 6), "image" (ReCLIP: whole-image scores above the threshold), or "imported" (the sets that stand in
-    # HYPOTHESIS.FILE, written by tools/import_public_hypotheses.py; THRESHOLD and CALIBRATED do not apply).
-    cfg.HYPOTHESIS.METHOD = "crops"
-    # t of Eq. (6): 0.07 for VOC and Cityscapes, 0 else; for "image" a cosine similarity (0.23 for VOC).
-    cfg.HYPOTHESIS.THRESHOLD = 0.0
-    # r of Eq. (6): window size as a part of the image's.
-    cfg.HYPOTHESIS.WINDOW_RATIO = 1 / 6
-    # Ours: an offset per class on the window scores that makes their mean soft-max uniform.
-    cfg.HYPOTHESIS.CALIBRATED = False
-    # The hypothesis of a training crop from the windows whose centres lie in it, instead of the image's ("crops" only).
-    cfg.HYPOTHESIS.CROP_AWARE = False
-    # Where the hypotheses are kept; "": a file in the cache folder named by all that they depend on.
-    cfg.HYPOTHESIS.FILE = ""
-    # Crops that are encoded together (121 an image for r = 1/6): raise it on a GPU.
-    cfg.HYPOTHESIS.BATCH_SIZE = 121
-
-    # ---- linear probing (Table I): tools/linear_probe.py, which trains with labels ---------------------------------
-    cfg.LINEAR_PROBE = CfgNode()
-    # Registered data sets with labels; (): the labelled twins of DATASETS.TRAIN, such as voc20_train_labelled (splits
-    # named train alone have one).
-    cfg.LINEAR_PROBE.DATASETS = ()
-    # Checkpoint of the model that is probed; "": the last one in OUTPUT_DIR. MaskCLIP has none.
-    cfg.LINEAR_PROBE.WEIGHTS = ""
-    # SGD with the momentum of SOLVER and the poly schedule; images are resized, cropped and flipped as INPUT says.
-    cfg.LINEAR_PROBE.MAX_ITER = 5000
-    cfg.LINEAR_PROBE.IMS_PER_BATCH = 16
-    cfg.LINEAR_PROBE.BASE_LR = 0.1
-    cfg.LINEAR_PROBE.WEIGHT_DECAY = 0.0
-    # Standardise the embeddings by a batch norm without weights before the linear classifier.
-    cfg.LINEAR_PROBE.BATCH_NORM = True
-
-    # ---- inputs: CLIP's normalisation, the paper's augmentation ---------------------------------------------
-    cfg.INPUT.FORMAT = "RGB"
-    cfg.MODEL.PIXEL_MEAN = [122.7709, 116.7460, 104.0937]
-    cfg.MODEL.PIXEL_STD = [68.5005, 66.6322, 70.3232]
-    # Strength of brightness, contrast and saturation jitter in (0, 1); 0: off.
-    cfg.INPUT.COLOR_JITTER = 0.0
-    cfg.INPUT.CROP.TYPE = "absolute"
-    cfg.INPUT.CROP.SIZE = [512, 512]
-
-    # ---- own images (configs/custom, the command `reclip`) ---------------------------------------------------
-    cfg.DATASETS.CUSTOM = CfgNode()
-    # Registered as "custom": a folder (searched recursively), an image, a glob, or a .txt list of these; no labels.
-    cfg.DATASETS.CUSTOM.IMAGES = ""
-    # Class file: a class a line, synonyms after commas (reclip_d2/data/class_file.py).
-    cfg.DATASETS.CUSTOM.CLASSES = ""
-    # The next two nodes and TEST.BAND_MEMORY are of `reclip` and demo/demo.py, which predict in a way of their own.
-    cfg.INPUT.COPIES = CfgNode()
-    # Of `reclip segment`: an image of more pixels is trained on as a copy whose short side is this, six windows of
-    # CLIP's 224 px.
-    cfg.INPUT.COPIES.FROM_PIXELS = 16_000_000
-    cfg.INPUT.COPIES.SHORT_SIDE = 1344
-    cfg.INPUT.TILES = CfgNode()
-    # An image with a longer side is cut into tiles, each of which is trained on and predicted as an image of its own
-    # is; in prediction neighbours overlap by a part of their side and are blended.
-    cfg.INPUT.TILES.FROM_SIDE = 10_000
-    cfg.INPUT.TILES.SIZE = 1024
-    cfg.INPUT.TILES.OVERLAP = 0.25
-    # Memory in MiB for logits at an image's own size: they are made and dropped in bands of rows.
-    cfg.TEST.BAND_MEMORY = 256
-
-    # ---- solver: SGD, 0.9, 5e-4, poly 0.9 ------------------------------------------------------------------
-    # SGD (the papers), or AdamW (ours: for a student from random weights).
-    cfg.SOLVER.OPTIMIZER = "SGD"
-    cfg.SOLVER.BASE_LR = 0.01
-    cfg.SOLVER.MOMENTUM = 0.9
-    cfg.SOLVER.WEIGHT_DECAY = 5e-4
-    # Detectron2 would spare the norm layers; the papers do not.
-    cfg.SOLVER.WEIGHT_DECAY_NORM = 5e-4
-    cfg.SOLVER.WEIGHT_DECAY_BIAS = None  # as the weights: Detectron2's default from 0.6 on
-    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"
-    cfg.SOLVER.POLY_POWER = 0.9
-    cfg.SOLVER.WARMUP_ITERS = 0
-    cfg.SOLVER.IMS_PER_BATCH = 12
-
-    # SOLVER.AMP.ENABLED runs the training's forward pass under autocast in this precision, the frozen image tower too
-    # unless MODEL.CLIP.AUTOCAST names another. Losses, soft-max, noise and the decoder's norm stay in float32. The
-    # gradients of float16 are scaled; on the CPU bfloat16 takes its place. Evaluation is in float32.
-    cfg.SOLVER.AMP.DTYPE = "float16"
-    # Parts that a batch of IMS_PER_BATCH images is split into to save memory; their gradients add up to one optimizer
-    # step. Iterations, learning rate and sampling stay as they are; batch norm sees a part at a time.
-    cfg.SOLVER.ACCUMULATE_STEPS = 1
-
-    # ---- test --------------------------------------------------------------------------------------------
-    cfg.TEST.SLIDING_WINDOW = CfgNode()
-    # Predict in overlapping windows and average the logits, instead of the whole image at once.
-    cfg.TEST.SLIDING_WINDOW.ENABLED = False
-    # Window and step in pixels of the resized image, (height, width).
-    cfg.TEST.SLIDING_WINDOW.SIZE = [512, 512]
-    cfg.TEST.SLIDING_WINDOW.STRIDE = [341, 341]
-    # Give the evaluator label maps made by upsample_argmax instead of (C, H, W) logits: same labels, less work.
-    cfg.TEST.LABEL_MAPS = True
-    cfg.TEST.BIAS = CfgNode()
-    # Measure the class-preference and the space-preference bias beside the mIoU (ReCLIP++, section IV-D).
-    cfg.TEST.BIAS.ENABLED = False
-    # Space preference: bins of the distance from the image's centre, in pixels (supplement 6.2).
-    cfg.TEST.BIAS.BIN_WIDTH = 40
-    # Space preference: objects of fewer pixels (specks at an occluder's edge) do not count.
-    cfg.TEST.BIAS.MIN_OBJECT_AREA = 100
-    # Space preference: bins of fewer objects are in the curve and not in the score.
-    cfg.TEST.BIAS.MIN_BIN_OBJECTS = 20
+    for name, key in KEYS.items():
+        *nodes, leaf = name.split(".")
+        node = cfg
+        for part in nodes:
+            if part not in node:
+                node[part] = CfgNode()
+            node = node[part]
+        node[leaf] = copy.deepcopy(key.default)

@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from reclip_d2.config import load_config
+from reclip_d2.config import load_config, read_yaml
 from reclip_d2.errors import ReclipError
 from reclip_d2.reproduction.resolve import value_of
 from reclip_d2.reproduction.suite import GROUPS, KINDS, METRICS, Claim, Curve, Experiment, Row, Suite, Table
@@ -115,12 +113,7 @@ def load_suite(file: Path, name: str, tables: Sequence[str] | None = None) -> Su
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ReclipError(f"suite file {file} does not exist: see configs/ablations") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ReclipError(f"suite file {file} is no plain YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(file, "suite file")
     if not isinstance(content, dict):
         raise ReclipError(f"suite file {file} holds no suites: see configs/ablations/paper.yaml")
     content = _Reader(file, {}, "").entry(content, "top", "common sweeps", "suites experiments tables")
