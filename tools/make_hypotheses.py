@@ -33,7 +33,9 @@ def main(args: argparse.Namespace) -> None:
         return
     counts = collections.Counter(k for record in records for k in record["hypothesis"])
     names = [names[0] for names in class_names_of(cfg.DATASETS.TRAIN[0])]
-    print(f"{'class':<{max(map(len, names))}}  images with it in their hypothesis (t = {cfg.HYPOTHESIS.THRESHOLD})")
+    wanted = cfg.HYPOTHESIS.CLASSES_PER_IMAGE
+    rule = f"{wanted:g} classes an image" if wanted else f"t = {cfg.HYPOTHESIS.THRESHOLD}"
+    print(f"{'class':<{max(map(len, names))}}  images with it in their hypothesis ({rule})")
     for k, name in enumerate(names):
         print(f"{name:<{max(map(len, names))}}  {counts[k]:6d}  {100 * counts[k] / len(records):5.1f} %")
 

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from reclip_d2.config.checks import check_config
 from reclip_d2.config.keys import RULES, add_reclip_config
-from reclip_d2.config.rules import coerced, problem_of, shown
+from reclip_d2.config.rules import MAX_TEXT, coerced, problem_of, shown
 from reclip_d2.config.yaml_file import MAX_DEPTH, read_yaml
 from reclip_d2.errors import ReclipError
 
@@ -79,7 +79,7 @@ def _load_tree(path: Path, what: str, chain: list[str], count: list[int], bases:
     real = os.path.realpath(path)
     merged: dict[str, Any] = {}
     for name in names:
-        if not isinstance(name, str) or not name.strip() or "\0" in name:
+        if not isinstance(name, str) or not name.strip() or "\0" in name or len(name) > MAX_TEXT:
             raise ReclipError(f"{what} {path}: its {BASE_KEY} is {shown(name)}; name a file, or a list of files")
         if "://" in name:
             raise ReclipError(f"{what} {path}: its {BASE_KEY} {shown(name)} is an address: copy the file and name that")

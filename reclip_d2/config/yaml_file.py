@@ -7,7 +7,6 @@ is full. Here a file is looked at as a graph before anything is built from it.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,8 +14,9 @@ from yaml.composer import Composer
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from reclip_d2.errors import ReclipError
+from reclip_d2.utils.files import StrPath, display_path, read_text
 
-MAX_BYTES = 1 << 19
+MAX_BYTES = 512 * 1024
 MAX_DEPTH = 40
 # Values after every alias is written out.
 MAX_VALUES = 100_000
@@ -57,7 +57,7 @@ class _Loader(yaml.SafeLoader):
             self.depth -= 1
 
 
-def read_yaml(path: str | Path, what: str) -> Any:  # noqa: ANN401
+def read_yaml(path: StrPath, what: str) -> Any:  # noqa: ANN401
     """The content of a YAML file: dicts, lists, texts, numbers, booleans and None.
 
     Args:
@@ -66,32 +66,11 @@ def read_yaml(path: str | Path, what: str) -> Any:  # noqa: ANN401
     Raises:
         ReclipError: it cannot be read, is no plain YAML, or is larger, deeper or more entangled than any config.
     """
-    path, shown = Path(path), _shown(path)
+    text = read_text(path, what, limit=MAX_BYTES, remedy="see configs/")
     try:
-        if not path.is_file():  # a folder, or a pipe, which would be waited for
-            raise ReclipError(
-                f"{what} {shown} {'is no regular file' if path.exists() else 'does not exist'}: see configs/"
-            )
-        with open(path, "rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no such name"
-        raise ReclipError(f"{what} {shown} cannot be read: {reason}") from error
-    if len(data) > MAX_BYTES:
-        raise ReclipError(f"{what} {shown} is larger than {MAX_BYTES >> 10} KiB: it is no config")
-    try:
-        return parse_yaml(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ReclipError(f"{what} {shown} is no plain YAML: it is not UTF-8") from error
+        return parse_yaml(text)
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise ReclipError(f"{what} {shown} is no plain YAML: {one_line(error)}") from error
-
-
-def _shown(path: str | Path) -> str:
-    """A path for a message: cut where it is longer than any that can be opened."""
-    text = str(path).encode("utf-8", "backslashreplace").decode("utf-8")
-    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-    return text if len(text) <= 250 else f"{text[:150]} ... {text[-50:]}"
+        raise ReclipError(f"{what} {display_path(path)} is no plain YAML: {one_line(error)}") from error
 
 
 def parse_yaml(text: str) -> Any:  # noqa: ANN401

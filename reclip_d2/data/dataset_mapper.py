@@ -32,20 +32,18 @@ class UnlabelledDatasetMapper:
         augmentations: list[T.Augmentation],
         refuse_labels: bool = True,
         window_ratio: float = 1 / 6,
-        threshold: float = 0.0,
     ) -> None:
         """
         Args:
             augmentations: applied to the image, in order.
             refuse_labels: raise for a record with an annotation (training); otherwise ignore it (test, where the
                 evaluator reads the label by itself).
-            window_ratio, threshold: r and t of Eq. (6), for records with ``window_classes``, whose hypothesis is that
-                of the crop and not of the image.
+            window_ratio: r of Eq. (6), for records with ``window_classes`` and ``window_threshold`` (t), whose
+                hypothesis is that of the crop and not of the image.
         """
         self.augmentations = T.AugmentationList(augmentations)
         self.refuse_labels = refuse_labels
         self.window_ratio = window_ratio
-        self.threshold = threshold
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
@@ -53,7 +51,6 @@ class UnlabelledDatasetMapper:
             "augmentations": build_train_augmentations(cfg) if is_train else build_test_augmentations(cfg),
             "refuse_labels": is_train,
             "window_ratio": cfg.HYPOTHESIS.WINDOW_RATIO,
-            "threshold": cfg.HYPOTHESIS.THRESHOLD,
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -67,11 +64,12 @@ class UnlabelledDatasetMapper:
         inputs = T.AugInput(image)
         transforms = self.augmentations(inputs)
         record["image"] = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+        threshold = record.pop("window_threshold", 0.0)
         if window_classes := record.pop("window_classes", None):
             windows = crop_windows(image.shape[0], image.shape[1], self.window_ratio)
             inside = windows_inside(windows, transforms, inputs.image.shape[:2])
             seen = [k for k, kept in zip(window_classes, inside, strict=True) if kept]
-            record["hypothesis"] = hypothesis_from_windows(seen or window_classes, self.threshold)
+            record["hypothesis"] = hypothesis_from_windows(seen or window_classes, threshold)
         if "hypothesis" in record:
             record["hypothesis"] = torch.as_tensor(record["hypothesis"], dtype=torch.int64)
         return record

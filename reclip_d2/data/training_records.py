@@ -19,7 +19,7 @@ from reclip_d2.clip.text import cached_query_features
 from reclip_d2.data.classes import check_registered, class_names_of
 from reclip_d2.data.dataset_mapper import LABEL_KEYS
 from reclip_d2.errors import ReclipError
-from reclip_d2.hypothesis.file import HypothesisHeader, hypotheses_of
+from reclip_d2.hypothesis.file import HypothesisHeader, check_classes_per_image, find_threshold, hypotheses_of
 from reclip_d2.hypothesis.generate import HypothesisGenerator, load_or_generate
 from reclip_d2.io import cache_dir
 from reclip_d2.modeling.backbone import build_clip_backbone
@@ -119,6 +119,7 @@ def build_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
     if cfg.MODEL.META_ARCHITECTURE == "Distillation" and not cfg.MODEL.DISTILLATION.TEXT_WEIGHT:
         logger.info("%d training images, without hypotheses: no loss reads them", len(records))
         return records
+    check_classes_per_image(cfg.HYPOTHESIS.CLASSES_PER_IMAGE, len(class_names_of(cfg.DATASETS.TRAIN[0])))
     backbone = build_clip_backbone(cfg)
     reads = cfg.HYPOTHESIS.METHOD != "imported" and comm.is_main_process()  # the main process, for all
     images = comm.all_gather(images_digest(records) if reads else "")[0]
@@ -140,14 +141,18 @@ def build_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
     path = hypothesis_path(cfg, header)
     _announce_legacy_file(path, header, records)
     lines = load_or_generate(path, header, records, make_generator)
-    hypotheses = hypotheses_of(
-        lines, header, [r["image_id"] for r in records], cfg.HYPOTHESIS.THRESHOLD, cfg.HYPOTHESIS.CALIBRATED
-    )
+    ids = [record["image_id"] for record in records]
+    threshold = cfg.HYPOTHESIS.THRESHOLD
+    if wanted := cfg.HYPOTHESIS.CLASSES_PER_IMAGE:
+        threshold = find_threshold(lines, header, ids, wanted, cfg.HYPOTHESIS.CALIBRATED)
+        logger.info("HYPOTHESIS.CLASSES_PER_IMAGE %g: the threshold t is %.6g", wanted, threshold)
+    hypotheses = hypotheses_of(lines, header, ids, threshold, cfg.HYPOTHESIS.CALIBRATED)
     for record in records:
         record["hypothesis"] = hypotheses[record["image_id"]]
         if cfg.HYPOTHESIS.CROP_AWARE:
             line = lines[record["image_id"]]
             record["window_classes"] = line["top1_calibrated" if cfg.HYPOTHESIS.CALIBRATED else "top1"]
+            record["window_threshold"] = threshold
     mean = sum(map(len, hypotheses.values())) / len(hypotheses)
     logger.info("%d training images, %.2f classes an image in their hypotheses (%s)", len(records), mean, path)
     return records

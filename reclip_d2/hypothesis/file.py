@@ -12,12 +12,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from reclip_d2.errors import ReclipError
-from reclip_d2.hypothesis.rules import hypothesis_from_scores, hypothesis_from_windows
+from reclip_d2.hypothesis.rules import (
+    hypothesis_from_scores,
+    hypothesis_from_windows,
+    threshold_for_mean,
+    window_frequencies,
+)
 from reclip_d2.io import atomic_write
 
 FORMAT = "reclip_d2 hypothesis 1"
@@ -120,23 +127,11 @@ def hypotheses_of(
         calibrated: from the windows' calibrated classes (method ``crops``).
 
     Raises:
-        ReclipError: an image has no line.
+        ReclipError: an image has no line, or a damaged one.
     """
-    num_classes = len(header.class_names)
+    key = _key_of(header, calibrated)
     result = {}
-    for image_id in image_ids:
-        if image_id not in lines:
-            raise ReclipError(
-                f"the hypothesis file has no line for image {image_id!r} of {header.dataset}:"
-                " remove the file to have it made anew, or set HYPOTHESIS.FILE"
-            )
-        key = {"crops": "top1_calibrated" if calibrated else "top1", "imported": "classes"}.get(header.method, "scores")
-        values = lines[image_id].get(key)
-        if not _is_sound(values, key, num_classes):
-            raise ReclipError(
-                f"the hypothesis file's line of image {image_id!r} is damaged ({key}): remove the file to have it made"
-                " anew"
-            )
+    for image_id, values in _values(lines, header, image_ids, key):
         if key == "scores":
             result[image_id] = hypothesis_from_scores(values, threshold)
         elif key == "classes":
@@ -144,6 +139,65 @@ def hypotheses_of(
         else:
             result[image_id] = hypothesis_from_windows(values, threshold)
     return result
+
+
+def find_threshold(
+    lines: dict[str, dict[str, Any]],
+    header: HypothesisHeader,
+    image_ids: Iterable[str],
+    classes_per_image: float,
+    calibrated: bool = False,
+) -> float:
+    """The threshold for :func:`hypotheses_of` at which the images have so many classes on average.
+
+    Args:
+        classes_per_image: at least 1 and at most the number of classes.
+        calibrated: see :func:`hypotheses_of`.
+
+    Raises:
+        ReclipError: more classes than there are, imported sets, or an image without a sound line.
+    """
+    num_classes, key = len(header.class_names), _key_of(header, calibrated)
+    if key == "classes":
+        raise ReclipError("HYPOTHESIS.CLASSES_PER_IMAGE is for HYPOTHESIS.METHOD crops and image: set it to 0")
+    check_classes_per_image(classes_per_image, num_classes)
+    rows = [
+        np.asarray(values, dtype=np.float64) if key == "scores" else window_frequencies(values, num_classes).numpy()
+        for _, values in _values(lines, header, image_ids, key)
+    ]
+    return threshold_for_mean(np.stack(rows), classes_per_image, -1.0 if key == "scores" else 0.0)
+
+
+def check_classes_per_image(classes_per_image: float, num_classes: int) -> None:
+    """Raise :class:`ReclipError` if images shall have more classes than there are."""
+    if classes_per_image > num_classes:
+        raise ReclipError(
+            f"HYPOTHESIS.CLASSES_PER_IMAGE is {classes_per_image:g}, but there are {num_classes} classes: lower it"
+        )
+
+
+def _key_of(header: HypothesisHeader, calibrated: bool) -> str:
+    """What a line holds that the rule needs."""
+    return {"crops": "top1_calibrated" if calibrated else "top1", "imported": "classes"}.get(header.method, "scores")
+
+
+def _values(
+    lines: dict[str, dict[str, Any]], header: HypothesisHeader, image_ids: Iterable[str], key: str
+) -> Iterator[tuple[str, list[Any]]]:
+    """The lists of the images' lines, checked."""
+    for image_id in image_ids:
+        if image_id not in lines:
+            raise ReclipError(
+                f"the hypothesis file has no line for image {image_id!r} of {header.dataset}:"
+                " remove the file to have it made anew, or set HYPOTHESIS.FILE"
+            )
+        values = lines[image_id].get(key)
+        if not _is_sound(values, key, len(header.class_names)):
+            raise ReclipError(
+                f"the hypothesis file's line of image {image_id!r} is damaged ({key}): remove the file to have it made"
+                " anew"
+            )
+        yield image_id, values
 
 
 def _is_sound(values: Any, key: str, num_classes: int) -> bool:

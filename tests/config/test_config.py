@@ -164,7 +164,7 @@ def file_message(tmp_path, content: str | bytes) -> str:
         ("MODEL: {1: 2}", ""),
         ("a: [1", "no plain YAML"),
         ("a:\n\t- b", "no plain YAML"),
-        (b"\xff\xfe\x00", "no plain YAML"),
+        (b"\xff\xfe\x00", "UTF-16"),
         ("_BASE_: none.yaml", "none.yaml does not exist"),
         ("_BASE_: config.yaml", ""),
     ],
@@ -186,7 +186,7 @@ def test_python_in_yaml_is_not_run(tmp_path, tag):
 
 def test_missing_file(tmp_path):
     assert f"{tmp_path}/none.yaml does not exist" in message_of(f"{tmp_path}/none.yaml")
-    assert "is no regular file" in message_of(str(tmp_path))
+    assert "not a regular file" in message_of(str(tmp_path))
 
 
 @pytest.mark.parametrize(

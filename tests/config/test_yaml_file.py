@@ -29,7 +29,7 @@ def message_of(path, read=None) -> str:
     with pytest.raises(ReclipError) as caught:
         (read or (lambda: load_config(str(path))))()
     message = str(caught.value)
-    assert "\n" not in message and len(message) < 500 and message.isprintable()
+    assert "\n" not in message and len(message) < 700 and message.isprintable()
     return message
 
 
@@ -88,7 +88,7 @@ def test_an_alias_bomb_is_refused_before_it_is_built(tmp_path, bomb):
         ("SEED: 1\nSEED: 2", "the key 'SEED' is there twice"),
         ("MODEL:\n  CLIP:\n    NAME: a\n    NAME: b", "line 4: the key 'NAME' is there twice"),
         ("SEED: 1\n---\nSEED: 2", "single document"),
-        (b"SEED: \x00", "no plain YAML"),
+        (b"SEED: \x00", "null bytes"),
         (b"SEED: \xff", "not UTF-8"),
         ("SEED: .nan", "SEED is nan"),
         ("SOLVER: {BASE_LR: .inf}", "SOLVER.BASE_LR is inf"),
@@ -96,7 +96,7 @@ def test_an_alias_bomb_is_refused_before_it_is_built(tmp_path, bomb):
         ("SEED: {a: 1}", "there is no key SEED.a"),
         ("SEED: {}", "SEED is {}"),
         ("null: 1", "holds no keys"),
-        ("x" * MAX_BYTES + "y", "larger than 512 KiB"),
+        ("x" * MAX_BYTES + "y", "more than the 512 KiB allowed"),
     ],
 )
 def test_content_that_is_refused(tmp_path, content, expected):
@@ -113,11 +113,11 @@ def test_content_that_is_refused(tmp_path, content, expected):
         ("[1]", "name a file"),
         ("[[x.yaml]]", "name a file"),
         ("~", "name a file"),
-        (".", "no regular file"),
-        ("/", "no regular file"),
-        ("/dev/zero", "no regular file"),
-        ("pipe", "no regular file"),
-        ("loop", "does not exist"),
+        (".", "not a regular file"),
+        ("/", "not a regular file"),
+        ("/dev/zero", "not a regular file"),
+        ("pipe", "not a regular file"),
+        ("loop", "loop of symbolic links"),
         ("none.yaml", "does not exist"),
         ("config.yaml", "in a circle"),
         ("./sub/../config.yaml", "in a circle"),
@@ -127,7 +127,8 @@ def test_content_that_is_refused(tmp_path, content, expected):
         ("https://localhost/x.yaml", "is an address"),
         ("s3://bucket/x.yaml", "is an address"),
         ("detectron2://x.yaml", "is an address"),
-        ("x" * 5000, "cannot be read"),
+        ("x" * 5000, "name a file"),
+        ("x" * 300, "cannot be read"),
     ],
 )
 def test_bases_that_are_refused(tmp_path, base, expected):

@@ -166,9 +166,9 @@ def test_hypothesis_of_a_crop_by_hand(tmp_path):
     record = {"file_name": str(path), "hypothesis": [0], "window_classes": classes}
 
     def hypothesis(*augmentations, threshold=0.0):
-        mapper = UnlabelledDatasetMapper(augmentations=list(augmentations), window_ratio=0.5, threshold=threshold)
-        mapped = mapper(record)
-        assert "window_classes" not in mapped
+        mapper = UnlabelledDatasetMapper(augmentations=list(augmentations), window_ratio=0.5)
+        mapped = mapper({**record, "window_threshold": threshold})
+        assert not {"window_classes", "window_threshold"} & set(mapped)
         return mapped["hypothesis"].tolist()
 
     assert hypothesis() == classes

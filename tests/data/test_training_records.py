@@ -92,6 +92,48 @@ def test_calibrated_and_whole_image_hypotheses(cfg):
     assert build_training_records(cfg)[0]["hypothesis"] == [0, 1, 2, 3]  # every cosine is above -1
 
 
+@pytest.mark.parametrize("method", ["crops", "image"])
+def test_classes_per_image_take_the_place_of_the_threshold(cfg, method, isolated_cache, caplog):
+    cfg.HYPOTHESIS.METHOD = method
+    cfg.HYPOTHESIS.THRESHOLD = 0.9
+    cfg.HYPOTHESIS.CLASSES_PER_IMAGE = 2.0
+    cfg.HYPOTHESIS.CROP_AWARE = method == "crops"
+    with caplog.at_level(logging.INFO, "reclip_d2"):
+        records = build_training_records(cfg)
+    assert "HYPOTHESIS.CLASSES_PER_IMAGE 2: the threshold t is" in caplog.text
+    # By a search over what the file holds.
+    (file,) = (isolated_cache / "hypotheses").iterdir()
+    lines = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+    scores = [
+        line["scores"] if method == "image" else [line["top1"].count(k) / len(line["top1"]) for k in range(4)]
+        for line in lines
+    ]
+
+    def hypotheses(t: float) -> list[list[int]]:
+        return [[k for k, s in enumerate(row) if s > t] or [row.index(max(row))] for row in scores]
+
+    floor = -1.0 if method == "image" else 0.0
+    means = {t: sum(map(len, hypotheses(t))) / 3 for t in (floor, *sum(scores, [])) if t >= floor}
+    nearest = min(abs(mean - 2) for mean in means.values())
+    t = max(t for t, mean in means.items() if abs(mean - 2) == pytest.approx(nearest))
+    assert [record["hypothesis"] for record in records] == hypotheses(t)
+    if method == "crops":
+        (window_threshold,) = {record["window_threshold"] for record in records}
+        assert hypotheses(window_threshold) == hypotheses(t)
+    # The file serves any number of classes: nothing is computed again, and the same comes out.
+    assert build_training_records(cfg) == records
+    cfg.HYPOTHESIS.CLASSES_PER_IMAGE = 1.0
+    assert all(len(record["hypothesis"]) == 1 for record in build_training_records(cfg))
+    assert len(list((isolated_cache / "hypotheses").iterdir())) == 1
+
+
+def test_more_classes_an_image_than_there_are(cfg, isolated_cache):
+    cfg.HYPOTHESIS.CLASSES_PER_IMAGE = 4.5
+    with pytest.raises(ReclipError, match="CLASSES_PER_IMAGE is 4.5, but there are 4 classes"):
+        build_training_records(cfg)
+    assert not (isolated_cache / "hypotheses").exists()
+
+
 def test_ids_that_are_numbers_survive_the_file(cfg, tmp_path, datasets):
     records = write_scenes(tmp_path / "other", 2, seed=1)
     for index, record in enumerate(records):
