@@ -3,8 +3,9 @@
 ::
 
     page.py (layout) -> handlers.py (events)  -> session.py (segment, learn, bias) -> models.py (networks)
-    server.py (start, stop, what the page may load)                               -> learning.py (reclip segment)
-                                                -> pictures.py (overlays, legend, heat maps)
+    server.py (start, stop)                                                       -> learning.py (reclip segment)
+    guard.py (who may ask, and how much)        -> pictures.py (overlays, legend, heat maps)
+                                                -> tasks.py (visitors, turns, Stop), limits.py, private_folder.py
 
 Only ``page.py``, ``handlers.py`` and ``server.py`` import gradio.
 """

@@ -14,25 +14,32 @@ import numpy as np
 
 from reclip_d2.app import pictures
 from reclip_d2.app.learning import LearningStopped
-from reclip_d2.app.session import Segmentation, Session, read_classes
+from reclip_d2.app.session import Segmentation, Session
+from reclip_d2.app.tasks import Task, TaskStopped, TaskSuperseded
 from reclip_d2.cli.estimate import in_words
 from reclip_d2.cli.main import in_options
 from reclip_d2.cli.options import TITLES
-from reclip_d2.data.images import read_image
 from reclip_d2.errors import ReclipError, out_of_memory_message
 from reclip_d2.visualization.scene_figures import telling_classes
 
 # Images from which a bias is learnt without a word of warning.
 _FEW = 100
+_MOST_ITERATIONS = 10_000_000
 
 
 def user_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a handler: what the user can mend becomes a message on the page, without a traceback."""
+    """Decorate a handler: what the user can mend becomes a message on the page, without a traceback; what was stopped
+    leaves the page as it is."""
 
     @functools.wraps(handler)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
             return handler(*args, **kwargs)
+        except TaskSuperseded:
+            return gr.skip()
+        except TaskStopped:
+            gr.Info("Stopped.", duration=4)
+            return gr.skip()
         except ReclipError as error:
             message = in_options(str(error))
         except (MemoryError, RuntimeError) as error:
@@ -53,28 +60,35 @@ class Handlers:
     # ---- images -----------------------------------------------------------------------------------------------
 
     @user_errors
-    def upload(self, files: Sequence[str] | None) -> list[Any]:
+    def upload(self, files: Sequence[str] | None, request: gr.Request) -> list[Any]:
         """Look at the uploaded files.
 
         Returns:
             the usable images, the place of the chosen one, their gallery, a suggestion of iterations, then
             :meth:`nothing`.
         """
-        paths, shown, problems = [], [], []
-        for file in files or []:
-            path = Path(file)
-            try:
-                shown.append(pictures.thumbnail(read_image(path)))
-            except ReclipError as error:
-                problems.append(str(error).replace(f"{path.parent}/", ""))
-            else:
-                paths.append(path)
+        with self.session.visitors.task(request.session_hash) as task:
+            paths, shown, problems = self._look_at([Path(file) for file in files or []], task)
         gallery = gr.update(value=shown, selected_index=0 if len(shown) > 1 else None, visible=len(shown) > 1)
         status = "".join(f"⚠️ {_plain(problem)}\n\n" for problem in problems)
         if paths:
             status += "Press *Segment*."
         iterations = self.session.suggested_iterations(len(paths))
         return [paths, 0, gallery, iterations, *self.nothing(status)]
+
+    def _look_at(self, files: Sequence[Path], task: Task) -> tuple[list[Path], list[np.ndarray], list[str]]:
+        """The usable images, their thumbnails, and what is wrong with the others."""
+        paths, shown, problems = [], [], []
+        for path in files:
+            task.check()
+            try:
+                shown.append(pictures.thumbnail(self.session.read(path)))
+            except ReclipError as error:
+                problems.append(str(error).replace(f"{path.parent}/", ""))
+                path.unlink(missing_ok=True)
+            else:
+                paths.append(path)
+        return paths, shown, problems
 
     @staticmethod
     def choose(event: gr.SelectData) -> int:
@@ -91,7 +105,7 @@ class Handlers:
                 gr.update(choices=[], value=None), "", *[empty] * len(pictures.HEAT_MAPS)]  # fmt: skip
 
     @user_errors
-    def segment(self, paths: Sequence[Path], chosen: int, text: str) -> list[Any]:
+    def segment(self, paths: Sequence[Path], chosen: int, text: str, request: gr.Request) -> list[Any]:
         """Segment the chosen image.
 
         Returns:
@@ -100,7 +114,8 @@ class Handlers:
         """
         if not paths:
             raise ReclipError("there is no image yet: drop one at the top, or take an example")
-        result = self.session.segment(paths[min(chosen, len(paths) - 1)], text)
+        visitor = request.session_hash
+        result = self.session.segment(paths[min(chosen, len(paths) - 1)], text, visitor)
         classes = result.table.mask_classes
         folder = result.mask_file.parent
         if result.after is None:
@@ -118,7 +133,9 @@ class Handlers:
         status, bias, can_draw = self._status(result), self._no_bias(), False
         if result.model is not None:
             try:
-                bias, can_draw = self._bias(result, first), True
+                bias, can_draw = self._bias(result, first, visitor), True
+            except TaskStopped:
+                raise
             except ReclipError as error:  # a model without a bias to draw; its masks are good
                 status += f" The bias is not drawn: {_plain(error)}."
         return [
@@ -134,14 +151,16 @@ class Handlers:
         ]
 
     @user_errors
-    def bias(self, result: Segmentation | None, class_id: int | None) -> list[Any]:
+    def bias(self, result: Segmentation | None, class_id: int | None, request: gr.Request) -> list[Any]:
         """What is said of a class's bias, and its heat maps."""
         if result is None or class_id is None:
             return self._no_bias()
-        return self._bias(result, class_id)
+        if not 0 <= class_id < len(result.classes.model_classes):
+            raise ReclipError("this class is not in the list: press Segment")
+        return self._bias(result, class_id, request.session_hash)
 
-    def _bias(self, result: Segmentation, class_id: int) -> list[Any]:
-        parts = self.session.bias_parts(result)
+    def _bias(self, result: Segmentation, class_id: int, visitor: str | None) -> list[Any]:
+        parts = self.session.bias_parts(result, visitor)
         image = pictures.heat_image(result.image)
         maps = pictures.heat_maps(image, parts, class_id)
         name = result.classes.model_classes[class_id][0]
@@ -193,12 +212,12 @@ class Handlers:
         paths: Sequence[Path],
         text: str,
         iterations: float | None,
+        request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> str:
         """Learn the bias from all images; returns what to say of it."""
-        if iterations is None or iterations < 1:
-            raise ReclipError("the iterations must be a number above 0")
-        read_classes(text)
+        if iterations is None or not 1 <= iterations <= _MOST_ITERATIONS:
+            raise ReclipError(f"the iterations must be a number from 1 to {_MOST_ITERATIONS:,}")
         start = time.monotonic()
         progress(0, desc="starting")
 
@@ -206,7 +225,7 @@ class Handlers:
             progress((done, total) if total else 0, desc=step)
 
         try:
-            self.session.learn(paths, text, int(iterations), report)
+            self.session.learn(paths, text, int(iterations), report, request.session_hash)
         except LearningStopped:
             return "Stopped; nothing was learnt."
         count = len(paths)
@@ -214,10 +233,15 @@ class Handlers:
         images = "1 image" if count == 1 else f"{count} images"
         return f"Learnt from {images} in {in_words(time.monotonic() - start)}.{few}"
 
-    def stop(self) -> None:
-        """Stop the training that is under way."""
-        if not self.session.stop_learning():
-            gr.Info("Nothing is being learnt.", duration=4)
+    def stop(self, request: gr.Request) -> None:
+        """Stop what this page has begun."""
+        if not self.session.stop(request.session_hash):
+            gr.Info("Nothing of this page is under way.", duration=4)
+
+    def leave(self, request: gr.Request) -> None:
+        """The page was closed."""
+        if request.session_hash:
+            self.session.leave(request.session_hash)
 
 
 def _plain(text: object) -> str:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from reclip_d2.app.tasks import TaskStopped
 from reclip_d2.errors import ReclipError
 
 Report = Callable[[str, int, int], None]
@@ -27,8 +28,8 @@ _BAR_INTERVAL = "0.5"  # seconds between two lines of a progress bar
 _PATIENCE = 10  # seconds from the request to end to the end by force
 
 
-class LearningStopped(ReclipError):
-    """The user has stopped it."""
+class LearningStopped(TaskStopped):
+    """The visitor has stopped it."""
 
 
 class Learning:

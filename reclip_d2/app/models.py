@@ -5,7 +5,10 @@ Shape letters: C classes, (H, W) size in pixels.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +18,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from reclip_d2.app.tasks import Task
 from reclip_d2.cli import options
 from reclip_d2.cli.results import load_predictor
 from reclip_d2.cli.trained_model import TrainedModel
@@ -22,10 +26,11 @@ from reclip_d2.clip.prompts import get_templates
 from reclip_d2.clip.text import cached_query_features, check_class_names
 from reclip_d2.data.class_file import ClassList
 from reclip_d2.data.datasets.custom import check_names_fit, register_images
-from reclip_d2.inference import ImagePredictor
+from reclip_d2.inference import ImagePredictor, Turn
 
 # Trained models that stay in memory.
 _KEPT = 2
+_ANY_CLASSES = (("object",), ("background",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +70,24 @@ class SomeClasses:
         self.predictor = predictor
         self.class_ids = list(class_ids)
 
-    def bands(self, image: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
+    def bands(self, image: np.ndarray, turn: Turn = contextlib.nullcontext) -> Iterator[tuple[slice, Tensor]]:
         """As :meth:`ImagePredictor.bands`, with logits ``(C, rows, W)`` of the wanted classes, in their order."""
-        for rows, logits in self.predictor.bands(image):
+        for rows, logits in self.predictor.bands(image, turn):
             yield rows, logits[self.class_ids]
+
+
+class InTurns:
+    """A predictor for a visitor's request: it lets others use the networks between two windows of an image."""
+
+    def __init__(self, predictor: ImagePredictor | SomeClasses, task: Task) -> None:
+        self.predictor = predictor
+        self.task = task
+
+    def bands(self, image: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
+        """As :meth:`ImagePredictor.bands`."""
+        for band in self.predictor.bands(image, self.task.turn):
+            self.task.check()
+            yield band
 
 
 def class_places(known: ClassList, wanted: ClassList) -> list[int] | None:
@@ -82,32 +101,42 @@ def class_places(known: ClassList, wanted: ClassList) -> list[int] | None:
 
 
 class Models:
-    """Builds networks when they are needed. Not for several threads at once: the session has a lock."""
+    """Builds networks when they are needed. Several threads may ask for them at once, and take turns in using them."""
 
     def __init__(self, clip: ClipChoice) -> None:
         self.clip = clip
         self._maskclip_config = clip.config("maskclip")
         self._maskclip: ImagePredictor | None = None
         self._trained: OrderedDict[tuple[Path, str], ImagePredictor] = OrderedDict()
+        self._lock = threading.Lock()
 
     def check(self, classes: ClassList) -> None:
         """Raise :class:`~reclip_d2.errors.ReclipError`, with the line, for a name that CLIP cannot take."""
         keys = self._maskclip_config.MODEL.CLIP
         check_names_fit(classes, keys.NAME, keys.TEMPLATES)
 
-    def maskclip(self, classes: ClassList) -> ImagePredictor:
-        """MaskCLIP with these classes. The CLIP is built once, and gets the Query features of other names."""
-        if self._maskclip is None:
-            register_images([], classes)
-            self._maskclip = load_predictor(self._maskclip_config, "maskclip", Path())
-        model, names = self._maskclip.model, classes.model_classes
-        if model.class_names != names:
-            check_class_names(names)
-            backbone = model.backbone
-            features = cached_query_features(backbone.text_encoder, names, get_templates(model.templates), backbone.key)
-            model.template_query_features = features.to(model.device)
-            model.class_names = names
-        return self._maskclip
+    def maskclip(self, classes: ClassList, turn: Turn = contextlib.nullcontext) -> ImagePredictor:
+        """MaskCLIP with these classes. The CLIP is built once, and shared; each has Query features of its own.
+
+        Args:
+            turn: entered for the encoding of each class.
+        """
+        with self._lock:
+            if self._maskclip is None:
+                # Built for two names: the encoding of all of them could keep others waiting.
+                register_images([], ClassList(_ANY_CLASSES))
+                self._maskclip = load_predictor(self._maskclip_config, "maskclip", Path())
+        built, names = self._maskclip, classes.model_classes
+        check_class_names(names)
+        backbone, templates = built.model.backbone, get_templates(built.model.templates)
+        features = cached_query_features(backbone.text_encoder, names, templates, backbone.key, turn)
+        model = copy.copy(built.model)
+        model._buffers = dict(built.model._buffers)  # a copy of a module shares them
+        model.template_query_features = features.to(built.model.device)
+        model.class_names = names
+        predictor = copy.copy(built)
+        predictor.model = model
+        return predictor
 
     def config(self, trained: TrainedModel) -> CfgNode:
         """Config of a trained model."""
@@ -116,12 +145,13 @@ class Models:
     def trained(self, trained: TrainedModel) -> ImagePredictor:
         """A trained model; the last ones stay in memory."""
         key = (trained.folder.path, trained.kind)
-        if key not in self._trained:
-            while len(self._trained) >= _KEPT:
-                self._trained.popitem(last=False)
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-            register_images([], trained.state.classes)
-            self._trained[key] = load_predictor(self.config(trained), trained.kind, trained.weights)
-        self._trained.move_to_end(key)
-        return self._trained[key]
+        with self._lock:
+            if key not in self._trained:
+                while len(self._trained) >= _KEPT:
+                    self._trained.popitem(last=False)
+                    if torch.cuda.is_available():
+                        torch.cuda.empty_cache()
+                register_images([], trained.state.classes)
+                self._trained[key] = load_predictor(self.config(trained), trained.kind, trained.weights)
+            self._trained.move_to_end(key)
+            return self._trained[key]

@@ -48,6 +48,8 @@ _LEARN_HELP = (
     " is learnt from a few is a poor estimate, and the masks after it may be worse than before."
 )
 _EXAMPLES = 24
+# Requests, each of another visitor, that are answered side by side; the images of all are in memory.
+_TOGETHER = 8
 
 
 def theme() -> gr.themes.Base:
@@ -80,7 +82,9 @@ def build_page(session: Session) -> gr.Blocks:
                     label="Classes", info=_CLASSES_HELP, lines=5, max_lines=7, value=_first_classes(session),
                     placeholder="road, street\ntree\nperson, pedestrian\nbackground: sky, wall", elem_id="classes",
                 )  # fmt: skip
-                segment = gr.Button("Segment", variant="primary")
+                with gr.Row():
+                    segment = gr.Button("Segment", variant="primary", scale=4)
+                    halt = gr.Button("Stop", min_width=80)
                 with gr.Accordion("Learn the bias", open=True):
                     gr.Markdown(_LEARN_HELP, elem_id="learn-help")
                     with gr.Row(elem_id="learn-row"):
@@ -121,18 +125,23 @@ def build_page(session: Session) -> gr.Blocks:
         bias_outputs = [bias_text, *maps]
         outputs = [result, status, slider, sides, legend, mask, bias_column, class_choice, *bias_outputs]
         inputs = [paths, chosen, names]
-        files.change(handlers.upload, files, [paths, chosen, gallery, iterations, *outputs], api_name="upload")
+        together = {"concurrency_limit": _TOGETHER, "concurrency_id": "look"}
+        files.change(
+            handlers.upload, files, [paths, chosen, gallery, iterations, *outputs], api_name="upload", **together
+        )
         segment.click(
-            handlers.segment, inputs, outputs, api_name="segment"
+            handlers.segment, inputs, outputs, api_name="segment", **together
         )  # before the others, who would get its name
-        shown = gallery.select(handlers.choose, None, chosen, api_visibility="private")
-        shown.success(handlers.segment, inputs, outputs, api_visibility="private")
-        class_choice.input(handlers.bias, [result, class_choice], bias_outputs, api_name="bias")
+        shown = gallery.select(handlers.choose, None, chosen, api_visibility="private", queue=False)
+        shown.success(handlers.segment, inputs, outputs, api_visibility="private", **together)
+        class_choice.input(handlers.bias, [result, class_choice], bias_outputs, api_name="bias", **together)
         learnt = learn.click(
             handlers.learn, [paths, names, iterations], learn_status, api_name="learn", concurrency_limit=None
         )
-        learnt.success(handlers.segment, inputs, outputs, api_visibility="private")
-        stop.click(handlers.stop, None, None, api_name="stop", concurrency_limit=None)
+        learnt.success(handlers.segment, inputs, outputs, api_visibility="private", **together)
+        # Not in the queue: it must come through whatever waits there.
+        gr.on([stop.click, halt.click], handlers.stop, None, None, api_name="stop", queue=False)
+        page.unload(handlers.leave)
     return page
 
 

@@ -6,10 +6,11 @@ import contextlib
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from reclip_d2.app.guard import Guard, Names
+from reclip_d2.app.private_folder import private_folder
 from reclip_d2.app.session import Session
 from reclip_d2.errors import ReclipError
 
@@ -19,30 +20,10 @@ _SETTINGS = {
     "GRADIO_RUN_HISTORY": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
-# The browser refuses whatever the page would fetch from another host.
-CONTENT_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline';"
-    " img-src 'self' data: blob:; font-src 'self' data:; media-src 'self' data: blob:; worker-src 'self' blob:;"
-    " connect-src 'self' data: blob:"
-)
-
-
-class ContentPolicy:
-    """ASGI middleware that sends :data:`CONTENT_POLICY` with every answer."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request."""
-
-        async def send_with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                policy = (b"content-security-policy", CONTENT_POLICY.encode())
-                message["headers"] = [*message.get("headers", []), policy]
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy)
+# Browser pages whose state is kept, each with an image of the size that is shown.
+_SESSIONS = 64
+# Requests that may wait in the queue.
+_WAITING = 256
 
 
 def check_gradio() -> None:
@@ -75,13 +56,18 @@ def check_address(host: str, port: int) -> None:
 
 
 @contextlib.contextmanager
-def serve(session: Session, host: str, port: int) -> Iterator[str]:
+def serve(session: Session, host: str, port: int, allowed_hosts: Sequence[str] = ()) -> Iterator[str]:
     """Serve the page of a session as long as the block runs; yields its address.
+
+    Args:
+        allowed_hosts: further names that the page is opened by, such as that of a proxy in front of it.
 
     Raises:
         ReclipError: the server cannot start.
     """
-    os.environ["GRADIO_TEMP_DIR"] = str(session.own_folder() / "uploads")
+    uploads = session.own_folder() / "uploads"
+    uploads.mkdir(exist_ok=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     _reach_local_without_proxy(host)
     from starlette.middleware import Middleware
 
@@ -90,6 +76,8 @@ def serve(session: Session, host: str, port: int) -> Iterator[str]:
     with contextlib.ExitStack() as stack:
         stack.callback(session.close)  # last: then nothing is written any more
         page = build_page(session)
+        page.queue(max_size=_WAITING)
+        guard = Middleware(Guard, names=server_names(host, allowed_hosts), limits=session.limits, uploads=uploads)
         try:
             _, address, _ = page.launch(
                 server_name=f"[{host}]" if ":" in host else host,
@@ -104,12 +92,15 @@ def serve(session: Session, host: str, port: int) -> Iterator[str]:
                 footer_links=[],
                 theme=theme(),
                 css=CSS,
-                app_kwargs={"middleware": [Middleware(ContentPolicy)], "docs_url": None, "redoc_url": None},
+                app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None},
+                max_file_size=session.limits.file_bytes,
+                state_session_capacity=_SESSIONS,
+                enable_monitoring=False,
             )
         except OSError as error:
             raise ReclipError(f"--host {host} --port {port} cannot be used ({error}): give another --port") from error
         stack.callback(page.close, verbose=False)
-        stack.callback(session.stop_learning)
+        stack.callback(session.stop_all)
         yield address
 
 
@@ -126,9 +117,19 @@ def is_local(host: str) -> bool:
     return all(address == "::1" or address.startswith("127.") for address in addresses)
 
 
-def working_folder(parent: Path | None) -> contextlib.AbstractContextManager[str]:
+def server_names(host: str, allowed_hosts: Sequence[str] = ()) -> Names:
+    """What a server that listens at ``host`` may be called; see :func:`serve`."""
+    proxied = frozenset(name.lower().rstrip(".") for name in allowed_hosts)
+    names = {"localhost", host.lower()}
+    if is_local(host):
+        return Names(frozenset(names), proxied=proxied)
+    own = socket.gethostname().lower()
+    return Names(frozenset({*names, own, own.partition(".")[0], f"{own}.local"}), addresses=True, proxied=proxied)
+
+
+def working_folder(parent: Path | None) -> contextlib.AbstractContextManager[Path]:
     """A folder to work in: that of the user, which stays, or one that goes with the block."""
     if parent is None:
-        return tempfile.TemporaryDirectory(prefix="reclip-app-", ignore_cleanup_errors=True)
+        return private_folder(Path(tempfile.gettempdir()), "reclip-app-")
     parent.mkdir(parents=True, exist_ok=True)
-    return contextlib.nullcontext(str(parent))
+    return contextlib.nullcontext(parent)

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from types import FrameType
 
+from reclip_d2.app.limits import Limits
 from reclip_d2.app.models import ClipChoice
 from reclip_d2.app.server import check_address, check_gradio, is_local, serve, working_folder
 from reclip_d2.app.session import Session
@@ -15,6 +16,7 @@ from reclip_d2.cli import clip_options, options
 from reclip_d2.cli.clip_weights import find_weights
 from reclip_d2.cli.trained_model import TrainedModel
 from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
+from reclip_d2.data.images import MAX_PIXELS
 from reclip_d2.errors import ReclipError
 
 DESCRIPTION = """\
@@ -36,6 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen at (default: %(default)s)")
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME",
+        help="a further name that the page is opened by, such as that of a proxy; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-megapixels", type=int, default=Limits.pixels // 1_000_000, metavar="N",
+        help="refuse images of more pixels, in millions (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-megabytes", type=int, default=Limits.file_bytes // 2**20, metavar="N",
+        help="refuse larger image files, in MiB (default: %(default)s)",
+    )  # fmt: skip
     options.add_device_arguments(parser)
 
 
@@ -43,14 +57,15 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     check_gradio()
     check_address(args.host, args.port)
+    limits = choose_limits(args)
     clip, trained = choose_models(args)
     output = None if args.output is None else Path(args.output).expanduser().absolute()
     _stop_on_signals()
     try:
         with working_folder(output) as folder:
-            session = Session(clip, trained, Path(folder))
+            session = Session(clip, trained, folder, limits)
             print(f"model     {session.description}", flush=True)
-            with serve(session, args.host, args.port) as address:
+            with serve(session, args.host, args.port, args.allow_host) as address:
                 print(f"page      {address} (Ctrl-C ends it)", flush=True)
                 if not is_local(args.host):
                     print(f"          anyone who can reach {args.host} can use it", flush=True)
@@ -58,6 +73,17 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("\nstopped", flush=True)
     return 0
+
+
+def choose_limits(args: argparse.Namespace) -> Limits:
+    """The limits that the arguments name, or raise :class:`ReclipError`."""
+    most = MAX_PIXELS // 1_000_000
+    if not 1 <= args.max_megapixels <= most:
+        raise ReclipError(f"--max-megapixels {args.max_megapixels}: give a number from 1 to {most:,}")
+    if not 1 <= args.max_megabytes <= 2**20:
+        raise ReclipError(f"--max-megabytes {args.max_megabytes}: give a number from 1 to {2**20:,}")
+    file_bytes = args.max_megabytes * 2**20
+    return Limits(args.max_megapixels * 1_000_000, file_bytes, max(Limits.upload_bytes, 4 * file_bytes))
 
 
 def choose_models(args: argparse.Namespace) -> tuple[ClipChoice, TrainedModel | None]:

@@ -5,9 +5,10 @@ Shape letters: C classes, T tokens of a text, E width of the text transformer, D
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import safetensors.torch
 import torch
@@ -75,7 +76,12 @@ class TextEncoder(nn.Module):
 
 
 @torch.no_grad()
-def query_features(text_encoder: TextEncoder, class_names: Sequence[Sequence[str]], templates: Sequence[str]) -> Tensor:
+def query_features(
+    text_encoder: TextEncoder,
+    class_names: Sequence[Sequence[str]],
+    templates: Sequence[str],
+    turn: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> Tensor:
     """Query text features W_q (section III-A): the frozen segmentation head.
 
     Each text is normalised, a class's texts (all templates of all its names) are averaged, and the average is
@@ -84,6 +90,7 @@ def query_features(text_encoder: TextEncoder, class_names: Sequence[Sequence[str
     Args:
         class_names: for each class its name and any synonyms.
         templates: texts with one ``{}`` for the name.
+        turn: makes a context that is entered around the encoding of each class.
 
     Returns:
         ``(C, D)`` float32 on the CPU.
@@ -94,7 +101,8 @@ def query_features(text_encoder: TextEncoder, class_names: Sequence[Sequence[str
         longest = max(texts, key=lambda text: len(text_encoder.name_tokens(text)))
         if len(text_encoder.name_tokens(longest)) > text_encoder.context_length - 2:
             raise ReclipError(f"class name {names[0][:60]!r} is longer than the text encoder takes: shorten it")
-        features.append(F.normalize(text_encoder.encode(texts).mean(dim=0), dim=0))
+        with turn():
+            features.append(F.normalize(text_encoder.encode(texts).mean(dim=0), dim=0))
     return torch.stack(features).cpu()
 
 
@@ -103,6 +111,7 @@ def cached_query_features(
     class_names: Sequence[Sequence[str]],
     templates: Sequence[str],
     clip_key: str,
+    turn: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Tensor:
     """:func:`query_features`, kept in a file of :func:`reclip_d2.io.cache_dir`.
 
@@ -117,7 +126,7 @@ def cached_query_features(
             return safetensors.torch.load_file(path)["query_features"]
         except (safetensors.SafetensorError, KeyError):
             path.unlink(missing_ok=True)  # a damaged cache is no error of the user's: make it anew
-    features = query_features(text_encoder, class_names, templates)
+    features = query_features(text_encoder, class_names, templates, turn)
     with atomic_write(path) as temporary:
         safetensors.torch.save_file({"query_features": features}, temporary)
     return features

@@ -26,6 +26,12 @@ BACKGROUND = "background"
 IGNORE_LABEL = 255
 # Ids of an index PNG of 8 bits, 255 apart.
 MAX_CLASSES = IGNORE_LABEL
+MAX_BACKGROUND = MAX_CLASSES
+"""Names of the background line; each is a class for the model."""
+MAX_NAMES = 4096
+"""Names in all, synonyms included: each is encoded with every prompt template."""
+MAX_NAME_LENGTH = 300
+"""Characters of a name. CLIP takes 77 tokens, and a tokenizer's time grows with the square of a word's length."""
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _COMMENT = re.compile(r"(?:^|\s)#.*")
@@ -110,6 +116,10 @@ def parse_classes(text: str, path: str) -> ClassList:
         if colon and background_line:
             raise ReclipError(f"{where}: a second {BACKGROUND}: line after line {background_line}: put all into one")
         names = tuple(" ".join(name.split()) for name in (rest if colon else line).split(","))
+        if len(seen) + len(names) > MAX_NAMES:
+            raise ReclipError(f"{where}: more than {MAX_NAMES:,} names in all: shorten the list")
+        if colon and len(names) > MAX_BACKGROUND:
+            raise ReclipError(f"{where}: more than {MAX_BACKGROUND} background names: shorten the list")
         for name in names:
             _check_name(name, number, seen, where)
         if colon:
@@ -125,6 +135,10 @@ def parse_classes(text: str, path: str) -> ClassList:
 def _check_name(name: str, line: int, seen: dict[str, int], where: str) -> None:
     if not name:
         raise ReclipError(f"{where}: an empty name: remove the comma, or write a name")
+    if len(name) > MAX_NAME_LENGTH:
+        raise ReclipError(
+            f"{where}: the name {name[:30]!r}... has {len(name):,} characters, more than {MAX_NAME_LENGTH}: shorten it"
+        )
     if not name.isprintable():
         raise ReclipError(f"{where}: the name {name!r} holds control characters: write it anew")
     if name.casefold() in seen:

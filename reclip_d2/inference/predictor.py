@@ -5,8 +5,9 @@ Shape letters: C classes, (H, W) size of the image in pixels.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from reclip_d2.errors import ReclipError
 from reclip_d2.inference.windows import WindowLogits, blended_bands
 from reclip_d2.layers import use_kernels
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
+
+Turn = Callable[[], contextlib.AbstractContextManager[None]]
+"""Makes a context that is entered around each use of a network: one that waits lets others in between."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,15 +96,22 @@ class ImagePredictor:
         return WindowLogits(logits, (padded_height, padded_width), (int(height), int(width)), pixels.shape[:2])
 
     @torch.no_grad()
-    def bands(self, image: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
-        """Mask logits of an image ``(H, W, 3)`` uint8: bands of rows, each with its logits ``(C, rows, W)``."""
+    def bands(self, image: np.ndarray, turn: Turn = contextlib.nullcontext) -> Iterator[tuple[slice, Tensor]]:
+        """Mask logits of an image ``(H, W, 3)`` uint8: bands of rows, each with its logits ``(C, rows, W)``.
+
+        Args:
+            turn: entered around the forward pass of each window.
+        """
         size = (image.shape[0], image.shape[1])
         tiled = self.tiling.applies_to(size)
         window = (self.tiling.size, self.tiling.size) if tiled else size
         stride = (self.tiling.stride, self.tiling.stride) if tiled else size
-        yield from blended_bands(
-            size, window, stride, lambda rows, columns: self.window_logits(image[rows, columns]), self.memory
-        )
+
+        def predict(rows: slice, columns: slice) -> WindowLogits:
+            with turn():
+                return self.window_logits(image[rows, columns])
+
+        yield from blended_bands(size, window, stride, predict, self.memory)
 
     def labels(self, image: np.ndarray) -> np.ndarray:
         """Best class of each pixel of an image ``(H, W, 3)`` uint8: ``(H, W)`` uint8, or uint16 above 256 classes."""

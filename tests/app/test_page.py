@@ -14,6 +14,7 @@ from PIL import Image
 from reclip_d2.app.examples import EXAMPLE_CLASSES, write_example_scenes
 from reclip_d2.app.handlers import Handlers, _plain
 from reclip_d2.app.page import build_page
+from reclip_d2.app.private_folder import MARKER
 from reclip_d2.app.server import serve
 from reclip_d2.app.session import Session
 from reclip_d2.errors import ReclipError
@@ -111,7 +112,7 @@ def test_nothing_is_fetched_from_elsewhere(served):
 def test_what_the_page_serves(served):
     """Its own pictures, and nothing else of the folder that it works in."""
     learnt = served.session._learnt[0].folder.path.parent
-    for file, status in ((learnt / "classes.txt", 403), (learnt / "images" / "0001 0.jpg", 403),
+    for file, status in ((learnt / "classes.txt", 403), (served.session.own_folder() / MARKER, 403),
                          (served.session.segment(served.photos / "0.jpg", CLASSES).mask_file, 200)):  # fmt: skip
         assert file.is_file()
         assert httpx.get(f"{served.address}gradio_api/file={file}", timeout=300).status_code == status
@@ -129,7 +130,7 @@ def test_at_its_end_no_image_is_left(served, tmp_path, monkeypatch):
         client = Client(address, verbose=False, download_files=str(tmp_path), httpx_kwargs={"timeout": 300})
         client.predict([handle_file(str(served.photos / "0.jpg"))], api_name="/upload")
         client.predict(CLASSES, api_name="/segment")
-        own = {path.relative_to(session.own_folder()).parts[0] for path in session.own_folder().rglob("*.*")}
+        own = {path.relative_to(session.own_folder()).parts[0] for path in session.own_folder().rglob("*.*g")}
         assert own == {"uploads", "masks", "examples"}
     assert sorted(str(path.relative_to(work)) for path in work.rglob("*.*")) == ["masks/mine.png", "uploads/mine.jpg"]
     assert {path.name for path in work.iterdir()} == {"masks", "uploads"}
@@ -151,11 +152,11 @@ def test_what_the_user_can_mend_and_what_not(session, monkeypatch):
     """Out of memory is said with its remedy; a bug stays one."""
 
     def call(error):
-        def fail(path, text):
+        def fail(path, text, visitor):
             raise error
 
         monkeypatch.setattr(session, "segment", fail)
-        return Handlers(session).segment([Path("a.jpg")], 0, CLASSES)
+        return Handlers(session).segment([Path("a.jpg")], 0, CLASSES, gr.Request(session_hash="one"))
 
     with pytest.raises(gr.Error, match="out of CPU memory"):
         call(MemoryError())
@@ -169,11 +170,13 @@ def test_what_the_user_can_mend_and_what_not(session, monkeypatch):
 def test_a_model_without_a_bias_to_draw(session, served, monkeypatch):
     """Its masks are shown, and it is said why the bias is not."""
 
-    def fail(segmentation):
+    def fail(segmentation, visitor):
         raise ReclipError("this model has none")
 
     monkeypatch.setattr(session, "bias_parts", fail)
-    result, status, pictures, *_ = Handlers(session).segment([served.photos / "0.jpg"], 0, CLASSES)
+    result, status, pictures, *_ = Handlers(session).segment(
+        [served.photos / "0.jpg"], 0, CLASSES, gr.Request(session_hash="one")
+    )
     assert result.after is not None and len(pictures) == 2 and "The bias is not drawn: this model has none." in status
 
 

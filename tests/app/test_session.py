@@ -1,5 +1,6 @@
 """Sessions: masks before and after, parts of the logits, learning."""
 
+import json
 import shutil
 import threading
 
@@ -15,6 +16,7 @@ from reclip_d2.cli.trained_model import TrainedModel
 from reclip_d2.data.class_file import parse_classes
 from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
 from reclip_d2.data.images import read_image
+from reclip_d2.data.survey import file_signature
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.logit_parts import logit_parts
 from tests.app.conftest import CLASSES, TINY
@@ -119,10 +121,9 @@ def test_what_was_learnt_from(session, served):
     """All images that can be read, those of one name too, for the iterations that were asked for."""
     trained = session.model_for(read_classes(CLASSES)).trained
     assert trained.kind == "rectified"
-    folder = trained.folder
-    images = folder.path.parent / "images"
-    assert sorted(path.name for path in images.iterdir()) == ["0001 0.jpg", "0002 1.jpg", "0003 0.jpg", "0004 4.png"]
-    assert (images / "0003 0.jpg").read_bytes() == (served.photos / "1.jpg").read_bytes()
+    remembered = json.loads((trained.folder.run / "images.json").read_text())["signatures"]
+    assert sorted(remembered) == ["0001 0", "0002 1", "0003 0", "0004 4"]
+    assert remembered["0003 0"] == file_signature(served.photos / "1.jpg") != remembered["0001 0"]
     assert torch.load(trained.weights, weights_only=True)["iteration"] == 3
     assert trained.state.classes.classes == read_classes(CLASSES).classes
 
@@ -130,21 +131,22 @@ def test_what_was_learnt_from(session, served):
 def test_at_the_end_only_what_was_learnt_is_left(session, served, tmp_path):
     """The copies of the images go; the model still works."""
     learnt = session.model_for(read_classes(CLASSES)).trained.folder.path.parent
-    copy = tmp_path / learnt.name
-    shutil.copytree(learnt, copy)
-    (copy / "out" / "run" / "working").mkdir(exist_ok=True)
-    (copy / "out" / "run" / "working" / "large.png").touch()
     other = Session(TINY, None, tmp_path)
-    other._learnt.append(TrainedModel.find(str(copy / "out"), None, None))
+    training = other.own_folder() / "training-1"
+    shutil.copytree(learnt, training)
+    (training / "images").mkdir()
+    (training / "out" / "run" / "working").mkdir(exist_ok=True)
+    (training / "out" / "run" / "working" / "large.png").touch()
+    other._learnt.append(other._keep(training))
     other.segment(served.photos / "0.jpg", CLASSES)
     other.close()
-    assert {path.name for path in tmp_path.iterdir()} == {copy.name}
-    assert {path.name for path in copy.iterdir()} == {"classes.txt", "out"}
-    assert not list(copy.rglob("large.png")) and other._learnt[0].weights.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"learnt-1"}
+    assert {path.name for path in (tmp_path / "learnt-1").iterdir()} == {"classes.txt", "out"}
+    assert not list(tmp_path.rglob("large.png")) and other._learnt[0].weights.exists()
 
 
 def test_one_training_at_a_time(session, served, tmp_path, monkeypatch):
-    """A second one is refused, and a stopped one leaves nothing behind."""
+    """A second one is refused, who has not begun it cannot stop it, and a stopped one leaves nothing behind."""
     running, stopped = threading.Event(), threading.Event()
 
     def wait(self, report):
@@ -159,7 +161,7 @@ def test_one_training_at_a_time(session, served, tmp_path, monkeypatch):
 
     def learn():
         with pytest.raises(LearningStopped):
-            other.learn([served.photos / "0.jpg"], CLASSES, 5, lambda *_: None)
+            other.learn([served.photos / "0.jpg"], CLASSES, 5, lambda *_: None, "one")
         ends.append(True)
 
     thread = threading.Thread(target=learn)
@@ -167,10 +169,32 @@ def test_one_training_at_a_time(session, served, tmp_path, monkeypatch):
     assert running.wait(30)
     with pytest.raises(ReclipError, match="under way already"):
         other.learn([served.photos / "0.jpg"], CLASSES, 5, lambda *_: None)
-    assert other.stop_learning()
+    assert not other.stop("another") and not other.stop(None) and not stopped.is_set()
+    assert other.stop("one")
     thread.join(30)
-    assert ends == [True] and not other.stop_learning() and not other.has_models
+    assert ends == [True] and not other.stop("one") and not other.has_models
+    assert not list(other.own_folder().glob("training-*")) and not list((tmp_path / "work").glob("learnt-*"))
+    other.close()
     assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_training_whose_page_is_gone(served, tmp_path, monkeypatch):
+    """It goes on, and whoever comes next may stop it."""
+    running, stopped = threading.Event(), threading.Event()
+    monkeypatch.setattr(Learning, "run", lambda self, report: running.set() or stopped.wait(30))
+    monkeypatch.setattr(Learning, "stop", lambda self: stopped.set())
+    monkeypatch.setattr(Session, "_keep", lambda self, folder: None)
+    other = Session(TINY, None, tmp_path)
+    arguments = ([served.photos / "0.jpg"], CLASSES, 5, lambda *_: None, "one")
+    thread = threading.Thread(target=other.learn, args=arguments)
+    thread.start()
+    assert running.wait(30)
+    other.leave("another")
+    assert not other.stop("another")
+    other.leave("one")
+    assert not stopped.is_set() and other.stop("another") and stopped.is_set()
+    thread.join(30)
+    other.close()
 
 
 def test_the_command_of_a_training(tmp_path, served, monkeypatch):
@@ -198,6 +222,11 @@ def test_the_command_of_a_training(tmp_path, served, monkeypatch):
         ("sky", "the class list names a single class"),
         ("sky\n\nsky", "the class list, line 3: 'sky' stands in line 1 already"),
         ("sky\n" + "very " * 90 + "long", "the class list, line 2: the name"),
+        ("sky\nbackground: " + "very " * 90 + "long", "the class list, line 2: the name"),
+        ("sky\nbackground: " + "a" * 50_000, "the class list, line 2: the name"),
+        ("sky\nbackground: " + ", ".join(map(str, range(256))), "the class list, line 2: more than 255 background"),
+        ("sky\nlake, " + ", ".join(map(str, range(10_000))), "the class list, line 2: more than"),
+        ("sky\n" + "# " * 40_000, "the class list has more than 64 KiB"),
     ],
 )
 def test_wrong_class_lists(session, served, text, words):

@@ -117,3 +117,15 @@ def test_name_lengths():
         check_name_lengths(classes, words, 3)
     with pytest.raises(ReclipError, match=r"line 1: .*finds nothing in the name 'a b'"):
         check_name_lengths(classes, lambda name: 0, 3)
+
+
+def test_limits():
+    """Names, background names and their length; at each limit a list is fine."""
+    long = "a" * 300
+    assert parse_classes(f"sky\n{long}", "f").classes[1] == (long,)
+    assert "line 2: the name 'aaa" in message_of(f"sky\n{long}a") and "301 characters" in message_of(f"sky\n{long}a")
+    names = [f"n{i}" for i in range(4096)]
+    assert len(parse_classes("sky\nbackground: " + ", ".join(names[:255]), "f").background) == 255
+    assert "line 2: more than 255 background names" in message_of("sky\nbackground: " + ", ".join(names[:256]))
+    assert len(parse_classes("sky\n" + ", ".join(names[:4095]), "f").classes[1]) == 4095
+    assert "line 2: more than 4,096 names" in message_of("sky\n" + ", ".join(names))
