@@ -9,9 +9,6 @@ import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
-from torch.multiprocessing import ProcessExitedException
-
 Result = TypeVar("Result")
 
 # What a RuntimeError says when memory ran out: CUDA, the CPU's allocator (two spellings), cuBLAS and cuDNN.
@@ -49,13 +46,23 @@ def out_of_memory_message(error: BaseException) -> str | None:
     text = str(error)
     if isinstance(error, RuntimeError) and _KILLED_WORKER.search(f"{text} {error.__cause__}"):
         return "a data-loading process was killed, for want of memory or shared memory: lower DATALOADER.NUM_WORKERS"
-    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not (
-        isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(text)
+    on_gpu = _is_of_torch(error, "OutOfMemoryError")
+    if (
+        not on_gpu
+        and not isinstance(error, MemoryError)
+        and not (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(text))
     ):
         return None
-    device = "GPU" if isinstance(error, torch.OutOfMemoryError) or re.search(r"CUDA|CUBLAS|CUDNN", text) else "CPU"
+    device = "GPU" if on_gpu or re.search(r"CUDA|CUBLAS|CUDNN", text) else "CPU"
     wanted = _WANTED.search(text)
     return f"out of {device} memory{f' ({wanted[1]} more were wanted)' if wanted else ''}: {_remedy(error)}"
+
+
+def _is_of_torch(error: BaseException, name: str, module: str = "torch") -> bool:
+    """Whether an error is of a class of torch. It is not imported here: then none of its errors can have been raised,
+    and a command's help or a mistake in its arguments need not wait for the import."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(error, kind)
 
 
 def _remedy(error: BaseException) -> str:
@@ -89,9 +96,9 @@ def exit_on_error(main: Callable[..., Result]) -> Callable[..., Result]:
         except ReclipError as error:
             print(f"error: {_last_line(error)}", file=sys.stderr)
             sys.exit(1)
-        except ProcessExitedException:
-            sys.exit(1)  # a process of a multi-GPU run, which has said its line itself
-        except (MemoryError, RuntimeError) as error:
+        except Exception as error:
+            if _is_of_torch(error, "ProcessExitedException", "torch.multiprocessing"):
+                sys.exit(1)  # a process of a multi-GPU run, which has said its line itself
             message = out_of_memory_message(error)
             if message is None:
                 raise

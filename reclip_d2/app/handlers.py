@@ -18,7 +18,7 @@ from reclip_d2.app.session import Segmentation, Session
 from reclip_d2.app.tasks import Task, TaskStopped, TaskSuperseded
 from reclip_d2.cli.estimate import in_words
 from reclip_d2.cli.main import in_options
-from reclip_d2.cli.options import TITLES
+from reclip_d2.cli.names import TITLES
 from reclip_d2.errors import ReclipError, out_of_memory_message
 from reclip_d2.visualization.scene_figures import telling_classes
 

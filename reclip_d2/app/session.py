@@ -23,8 +23,8 @@ from reclip_d2.app.models import ClipChoice, InTurns, Models, SomeClasses, class
 from reclip_d2.app.pictures import reduce_image, reduce_labels
 from reclip_d2.app.private_folder import private_folder
 from reclip_d2.app.tasks import Task, Visitors
-from reclip_d2.cli import options
 from reclip_d2.cli.masks import MaskClassTable, count_pixels
+from reclip_d2.cli.names import TITLES
 from reclip_d2.cli.trained_model import TrainedModel
 from reclip_d2.data.class_file import ClassList, parse_classes
 from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
@@ -391,4 +391,4 @@ class Session:
         clip = f"CLIP {self.clip.name} on {self.clip.device}"
         if self.trained is None:
             return clip
-        return f"{options.TITLES[self.trained.kind]} of {self.trained.folder.path}, {clip}"
+        return f"{TITLES[self.trained.kind]} of {self.trained.folder.path}, {clip}"

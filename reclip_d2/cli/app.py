@@ -12,45 +12,13 @@ from reclip_d2.app.limits import Limits
 from reclip_d2.app.models import ClipChoice
 from reclip_d2.app.server import check_address, check_gradio, is_local, serve, working_folder
 from reclip_d2.app.session import Session
-from reclip_d2.cli import clip_options, options
+from reclip_d2.cli import options
 from reclip_d2.cli.clip_weights import find_weights
+from reclip_d2.cli.names import DEFAULT_CLIP, DEFAULT_PRETRAINED
 from reclip_d2.cli.trained_model import TrainedModel
 from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
 from reclip_d2.data.images import MAX_PIXELS
 from reclip_d2.errors import ReclipError
-
-DESCRIPTION = """\
-Serve a page for the browser: drop images, type class names, see CLIP's own masks,
-learn the bias from the images, see it, and the masks before and after.
-
-Only this machine can reach the page, unless --host says otherwise; the page fetches
-nothing from elsewhere. Ctrl-C ends it. Needs gradio: pip install "reclip_d2[app]"."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    parser.add_argument(
-        "--model", metavar="FOLDER", help="--output of a run of reclip segment: its model, classes and CLIP"
-    )
-    clip_options.add_clip_arguments(parser, given_by="--model")
-    parser.add_argument(
-        "--output", metavar="FOLDER", help="keep what is learnt on the page (default: a folder that goes at the end)"
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="port to listen at (default: %(default)s)")
-    parser.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME",
-        help="a further name that the page is opened by, such as that of a proxy; may be given several times",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max-megapixels", type=int, default=Limits.pixels // 1_000_000, metavar="N",
-        help="refuse images of more pixels, in millions (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max-megabytes", type=int, default=Limits.file_bytes // 2**20, metavar="N",
-        help="refuse larger image files, in MiB (default: %(default)s)",
-    )  # fmt: skip
-    options.add_device_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,10 +68,8 @@ def choose_models(args: argparse.Namespace) -> tuple[ClipChoice, TrainedModel | 
         name, pretrained = trained.state.clip, trained.pretrained
     else:
         trained = None
-        name = clip_options.DEFAULT_CLIP if args.clip is None else args.clip
-        pretrained = options.resolve_pretrained(
-            clip_options.DEFAULT_PRETRAINED if args.pretrained is None else args.pretrained
-        )
+        name = DEFAULT_CLIP if args.clip is None else args.clip
+        pretrained = options.resolve_pretrained(DEFAULT_PRETRAINED if args.pretrained is None else args.pretrained)
     if name != EMBEDDED_MODEL_NAME:
         find_weights(name, pretrained)
     return ClipChoice(name, pretrained, device, opts), trained

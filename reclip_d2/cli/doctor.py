@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from reclip_d2 import __version__
-from reclip_d2.cli import clip_options
 from reclip_d2.cli.clip_weights import find_weights
 from reclip_d2.cli.main import INSTALL_DETECTRON2, missing_package
 from reclip_d2.clip.build import build_clip
@@ -22,10 +21,6 @@ from reclip_d2.errors import ReclipError
 from reclip_d2.io import atomic_write, cache_dir
 from reclip_d2.layers import kernels_available
 
-DESCRIPTION = """\
-Say what is installed and what is missing. The exit status is 0 if `reclip segment`
-can run with this --clip and these --pretrained weights, and 1 if it cannot."""
-
 # Optional packages: what needs them, and the extra that brings them.
 _OPTIONAL = {
     "gradio": ("reclip app", "app"),
@@ -33,11 +28,6 @@ _OPTIONAL = {
     "onnxruntime": ("reclip export --format onnx", "export"),
 }
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "Pillow", "safetensors", "fvcore")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    clip_options.add_clip_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

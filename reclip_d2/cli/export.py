@@ -11,8 +11,8 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from reclip_d2.cli import options
 from reclip_d2.cli.masks import MaskClassTable
+from reclip_d2.cli.names import TITLES
 from reclip_d2.cli.results import load_predictor
 from reclip_d2.cli.trained_model import TrainedModel
 from reclip_d2.cli.training import training_program
@@ -22,61 +22,16 @@ from reclip_d2.data.classes import class_names_from_config
 from reclip_d2.data.datasets.custom import CUSTOM, register_custom, register_images
 from reclip_d2.errors import ReclipError
 from reclip_d2.export.description import DescribedFile
-from reclip_d2.export.export import FORMATS, INPUT_TYPES, ExportOptions, export_model
+from reclip_d2.export.export import FORMATS, ExportOptions, export_model
 from reclip_d2.formats import MaskClasses
 from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
-
-DESCRIPTION = """\
-Write a trained model to one file that runs without this package: ONNX or TorchScript.
-
-It takes an RGB image (1, 3, height, width) with values from 0 to 255, of any size
-unless --size gives one, and returns logits at the image's size, or labels. The file
-is run and compared with the model before it gets its name. classes.json beside it
-says what goes in and what comes out."""
 
 # The model is traced on the CPU, in full precision, as a whole, with PyTorch's own operators.
 _PLAIN = ("MODEL.DEVICE", "cpu", "MODEL.USE_KERNELS", "False", "MODEL.CLIP.AUTOCAST", "float32",
           "TEST.SLIDING_WINDOW.ENABLED", "False")  # fmt: skip
 # Meta-architecture: what such a model is called here, and its file by default.
 _KINDS = {"MaskCLIP": "maskclip", "RectifiedCLIP": "rectified", "Student": "student", "Distillation": "student"}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", metavar="FOLDER", help="--output of a run of reclip segment")
-    source.add_argument("--config-file", metavar="FILE", help="config of a model that train_net.py has trained")
-    parser.add_argument("--weights", metavar="FILE", help="its checkpoint (default: MODEL.WEIGHTS of the config)")
-    parser.add_argument(
-        "--use", choices=list(options.TITLES), help="which model of --model (default: the last that was trained)"
-    )
-    parser.add_argument("--format", required=True, choices=list(FORMATS))
-    shape = parser.add_mutually_exclusive_group()
-    shape.add_argument("--size", metavar="HxW", help="one size for all images, such as 512x683; no bicubic resize then")
-    shape.add_argument("--dynamic", action="store_true", help="images of any size (default)")
-    parser.add_argument("--labels", action="store_true", help="return labels (1, height, width) instead of logits")
-    options.add_background_argument(parser)
-    parser.add_argument(
-        "--input-type", choices=list(INPUT_TYPES), default="uint8", help="of the image (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--output", metavar="FILE|FOLDER", help="(default: in a folder export beside the model's checkpoint)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=ExportOptions.tolerance,
-        metavar="X",
-        help="largest difference from the model's logits, as part of what these span (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--pretrained", metavar="FILE|TAG", help="CLIP's weights, if they are no longer where they were"
-    )
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="any keys; must come last"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -103,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     )
     file.check(args.overwrite)
     shape = "any size" if export_options.size is None else f"{export_options.size[0]} x {export_options.size[1]}"
-    print(f"model     {options.TITLES[source.kind]}{f', {source.weights}' if source.weights else ''}")
+    print(f"model     {TITLES[source.kind]}{f', {source.weights}' if source.weights else ''}")
     print(f"format    {args.format}, {shape}, {args.input_type} in, {'labels' if args.labels else 'logits'} out")
     export_model(
         source.build(), file.path, export_options, file.text(), report=lambda result: print(f"check     {result}")

@@ -7,18 +7,18 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
 
 from reclip_d2.errors import ReclipError, exit_on_error
 
-# Subcommand: its module, which has DESCRIPTION, add_arguments(parser) and run(args), and its line in the help. The
-# module of a subcommand is imported when that is called, or its help is asked for.
-COMMANDS: dict[str, tuple[str, str]] = {
-    "segment": ("reclip_d2.cli.segment", "train on a folder of your images, and write their masks"),
-    "predict": ("reclip_d2.cli.predict", "write the masks of further images, with a model that segment has trained"),
-    "export": ("reclip_d2.cli.export", "write a trained model to an ONNX or TorchScript file"),
-    "app": ("reclip_d2.cli.app", "serve a page for the browser: try class names on images, see the bias and the masks"),
-    "doctor": ("reclip_d2.cli.doctor", "say what is installed, what is missing, and where CLIP's weights go"),
+# Subcommand: its line in the help. Its arguments are in reclip_d2.cli.arguments.COMMAND; its implementation,
+# reclip_d2.cli.COMMAND with run(args), is imported once the arguments are known to be right.
+COMMANDS: dict[str, str] = {
+    "segment": "train on a folder of your images, and write their masks",
+    "predict": "write the masks of further images, with a model that segment has trained",
+    "export": "write a trained model to an ONNX or TorchScript file",
+    "app": "serve a page for the browser: try class names on images, see the bias and the masks",
+    "doctor": "say what is installed, what is missing, and where CLIP's weights go",
 }
 
 # PyPI has no release of Detectron2 under its own name.
@@ -57,31 +57,34 @@ def missing_package(error: ModuleNotFoundError) -> ReclipError:
 
 
 def build_parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser; only ``command`` has its arguments, since the modules of the others are not imported."""
+    """The parser; only ``command`` has its arguments."""
     parser = argparse.ArgumentParser(
         prog="reclip",
         description="Semantic segmentation of your own images from class names alone, without labels.",
         epilog="reclip COMMAND --help says more about a command.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (module, line) in COMMANDS.items():
+    for name, line in COMMANDS.items():
         sub = commands.add_parser(name, help=line, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name == command:
-            try:
-                implementation = importlib.import_module(module)
-            except ModuleNotFoundError as error:
-                raise missing_package(error) from error
-            sub.description = implementation.DESCRIPTION
-            implementation.add_arguments(sub)
-            sub.set_defaults(run=implementation.run)
+            arguments = importlib.import_module(f"reclip_d2.cli.arguments.{name}")
+            sub.description = arguments.DESCRIPTION
+            arguments.add_arguments(sub)
     return parser
+
+
+def _implementation(command: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"reclip_d2.cli.{command}")
+    except ModuleNotFoundError as error:
+        raise missing_package(error) from error
 
 
 def _run(arguments: Sequence[str]) -> int:
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
-    args: Any = build_parser(command).parse_args(arguments)
+    args = build_parser(command).parse_args(arguments)
     try:
-        return args.run(args)
+        return _implementation(args.command).run(args)
     except ReclipError as error:
         raise ReclipError(in_options(str(error))) from error
     except BrokenPipeError:

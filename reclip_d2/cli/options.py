@@ -1,8 +1,7 @@
-"""Arguments that subcommands share, and the config of a stage."""
+"""What arguments mean: a device, weights, the config of a stage."""
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ import reclip_d2.modeling.meta_arch.distillation
 import reclip_d2.modeling.meta_arch.student  # noqa: F401  (both register their models)
 from reclip_d2.config import load_config
 from reclip_d2.errors import ReclipError
-from reclip_d2.formats import FORMATS
 
 # Kind of model: its config below configs/custom.
 STAGE_CONFIGS = {
@@ -22,58 +20,12 @@ STAGE_CONFIGS = {
     "rectified": "reclippp_rectify.yaml",
     "student": "reclippp_distill.yaml",
 }
-# What a kind of model is called in messages.
-TITLES = {"maskclip": "MaskCLIP", "rectified": "ReCLIP++, rectified", "student": "ReCLIP++, distilled student"}
-
 # Keys that change how a run is done and not what comes out of it.
 _HARMLESS = (
     "CUDNN_BENCHMARK", "DATALOADER", "DATASETS.CUSTOM", "HYPOTHESIS.BATCH_SIZE", "HYPOTHESIS.FILE", "MODEL.DEVICE",
     "MODEL.CLIP.PRETRAINED", "MODEL.TEACHER.WEIGHTS", "OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "TEST.BAND_MEMORY",
     "VIS_PERIOD",
 )  # fmt: skip
-
-
-def add_image_arguments(parser: argparse.ArgumentParser) -> None:
-    """IMAGES and what to do with broken ones."""
-    parser.add_argument(
-        "images",
-        nargs="+",
-        metavar="IMAGES",
-        help="folders (searched recursively), images, globs, or .txt lists of these",
-    )
-    parser.add_argument("--skip-broken", action="store_true", help="broken images are no error: list them, exit with 0")
-
-
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where results go, and in which formats."""
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="where everything goes")
-    parser.add_argument(
-        "--formats",
-        nargs="+",
-        default=[],
-        metavar="FORMAT",
-        help=f"beside the index masks: {', '.join(name for name in FORMATS if name != 'index')}",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run has left, and start anew")
-
-
-def add_background_argument(parser: argparse.ArgumentParser) -> None:
-    """What becomes of background names."""
-    parser.add_argument(
-        "--background",
-        choices=["ignore", "keep"],
-        default="ignore",
-        help="the names of the background: line are ignored in masks (default), or kept as one class",
-    )
-
-
-def add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    """Device, and any config key."""
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
-        help="any keys of reclip_d2/config/keys.py; must come last",
-    )  # fmt: skip
 
 
 def resolve_device(name: str) -> str:

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from reclip_d2.cli import options
+from reclip_d2.cli.names import TITLES
 from reclip_d2.cli.results import Request, write_results
 from reclip_d2.cli.run_folder import CHECKPOINT, RunFolder, check_same_inputs
 from reclip_d2.cli.run_state import RunState
@@ -17,27 +18,6 @@ from reclip_d2.data.image_folder import ImageFile, find_images
 from reclip_d2.engine.logs import logging_to
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.digest import current_digest, file_digest
-
-DESCRIPTION = """\
-Write the masks of images with a model that `reclip segment` has trained.
-
-Masks and formats are as there, below FOLDER. Masks that are there already are
-kept, so the same command goes on after a stop, and serves a growing folder."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    options.add_image_arguments(parser)
-    parser.add_argument("--model", required=True, metavar="FOLDER", help="--output of the run of reclip segment")
-    options.add_output_arguments(parser)
-    parser.add_argument(
-        "--use", choices=list(options.TITLES), help="which of its models (default: the last that it has trained)"
-    )
-    options.add_background_argument(parser)
-    parser.add_argument(
-        "--pretrained", metavar="FILE|TAG", help="CLIP's weights, if the file is no longer where it was at the training"
-    )
-    options.add_device_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         state = _remember(folder, model, args.overwrite, wanted, images)
         stack.enter_context(logging_to(folder.run))
         print(f"images    {len(images):,}")
-        print(f"model     {options.TITLES[kind]}, {model.folder.path}")
+        print(f"model     {TITLES[kind]}, {model.folder.path}")
         print(f"device    {cfg.MODEL.DEVICE}")
         print(f"output    {folder.path}", flush=True)
         register_images([], classes)

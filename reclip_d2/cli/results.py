@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from tqdm import tqdm
 
 from reclip_d2.cli.masks import MaskClassTable, predict_masks, read_coverage
-from reclip_d2.cli.options import TITLES
+from reclip_d2.cli.names import TITLES
 from reclip_d2.cli.run_folder import RunFolder, begin_results
 from reclip_d2.cli.run_state import MASKS, SUMMARY, RunState
 from reclip_d2.data.class_file import ClassList
@@ -28,7 +28,7 @@ class Request:
     """What the masks shall be.
 
     Attributes:
-        kind: of the model, a key of :data:`~reclip_d2.cli.options.TITLES`.
+        kind: of the model, a key of :data:`~reclip_d2.cli.names.TITLES`.
         table: from the model's classes to the masks'.
         formats: beside the index masks.
         skip_broken: broken images are no error.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from reclip_d2.cli import clip_options, options, training
+from reclip_d2.cli import options, training
 from reclip_d2.cli.clip_weights import find_weights
 from reclip_d2.cli.estimate import announce_duration
 from reclip_d2.cli.results import Request, write_results
@@ -27,43 +27,11 @@ from reclip_d2.errors import ReclipError
 from reclip_d2.io import atomic_write
 from reclip_d2.utils.digest import current_digest, file_digest, file_digests
 
-DESCRIPTION = """\
-Train on your own images, without labels, and write a mask for each.
-
-The class file has a class a line. Names after the first, separated by commas, are
-synonyms; # begins a comment. A line `background: sky, wall` names what else may be
-seen: in the masks it is ignored (255), or one class with --background keep.
-
-Masks are index PNGs below FOLDER/masks, in the folders of the images: 0 is the
-first class of the file, 255 is ignored. A run that was stopped goes on when the
-same command is given again."""
-
 STEPS = {
     "maskclip": "masks by MaskCLIP, no training",
     "rectified": "hypotheses, rectification (ReCLIP++), masks",
     "student": "hypotheses, rectification (ReCLIP++), distillation, masks by the student",
 }
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    options.add_image_arguments(parser)
-    parser.add_argument("--classes", required=True, metavar="FILE", help="class file")
-    options.add_output_arguments(parser)
-    depth = parser.add_mutually_exclusive_group()
-    depth.add_argument("--fast", action="store_true", help="no training: CLIP's own masks (MaskCLIP)")
-    depth.add_argument("--student", action="store_true", help="distil a small model, and predict with it")
-    options.add_background_argument(parser)
-    clip_options.add_clip_arguments(parser)
-    parser.add_argument("--iterations", type=int, metavar="N", help="of the rectification (default: the config's)")
-    parser.add_argument("--student-iterations", type=int, metavar="N", help="of the distillation")
-    parser.add_argument(
-        "--student-weights",
-        metavar="FILE|NAME",
-        help="initial weights of the student's backbone (default: the config's)",
-    )
-    parser.add_argument("--tile", type=int, metavar="PIXELS", help="cut all images with a longer side into such tiles")
-    options.add_device_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ class TrainedModel:
     Attributes:
         folder: the run's.
         state: the folder's memory.
-        kind: of the model, a key of :data:`~reclip_d2.cli.options.TITLES`.
+        kind: of the model, a key of :data:`~reclip_d2.cli.names.TITLES`.
         pretrained: CLIP's weights.
     """
 

@@ -17,10 +17,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from reclip_d2.clip.names import EMBEDDED_MODEL_NAME
 from reclip_d2.errors import ReclipError
 from reclip_d2.io import atomic_write
 
-EMBEDDED_MODEL_NAME = "reclip-embedded"
 EMBEDDED_CONFIG = Path(__file__).parent / "assets" / f"{EMBEDDED_MODEL_NAME}.json"
 EMBEDDED_CHECKPOINT = Path(__file__).parent / "assets" / f"{EMBEDDED_MODEL_NAME}.safetensors"
 

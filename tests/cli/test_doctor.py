@@ -46,9 +46,16 @@ def test_without_detectron2(isolated_cache):
     assert "ships with the package" in outcome.stdout and "see detectron2 above" in outcome.stderr
 
 
-@pytest.mark.parametrize("command", ["segment", "predict", "export"])
-def test_other_commands_without_detectron2(command):
-    outcome = without_detectron2(command, "--help")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("segment", "images", "--classes", "classes.txt", "--output", "out"),
+        ("predict", "images", "--model", "model", "--output", "out"),
+        ("export", "--model", "model", "--format", "onnx"),
+    ],
+)
+def test_other_commands_without_detectron2(arguments):
+    outcome = without_detectron2(*arguments)
     assert outcome.returncode == 1 and outcome.stderr.count("\n") == 1
     assert outcome.stderr.startswith("error: detectron2 is not installed: python tools/install_detectron2.py")
 

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from reclip_d2 import formats
+from reclip_d2.app.limits import Limits
+from reclip_d2.cli import names, options
 from reclip_d2.cli.estimate import in_words
 from reclip_d2.cli.main import COMMANDS, in_options, main, missing_package
 from reclip_d2.cli.training import training_program
+from reclip_d2.export import export
 
 
 def test_help_names_all_commands(capsys):
@@ -25,6 +29,40 @@ def test_help_of_a_command(command, capsys):
         main([command, "--help"])
     assert end.value.code == 0
     assert f"usage: reclip {command}" in capsys.readouterr().out
+
+
+def test_arguments_are_parsed_without_the_libraries(tmp_path):
+    """Help and mistakes come at once: torch alone takes seconds to import."""
+    lines = [
+        "import sys",
+        "from reclip_d2.cli.main import COMMANDS, build_parser, main",
+        "for command in [None, *COMMANDS]:",
+        "    build_parser(command).format_help()",
+        "for arguments in (['--help'], ['segment', '--help'], ['predict'], ['segment', '--tile', 'x'], ['none']):",
+        "    try:",
+        "        main(arguments)",
+        "    except SystemExit:",
+        "        pass",
+        "print('LOADED', sorted({name.partition('.')[0] for name in sys.modules} & set(sys.argv[1:])))",
+    ]
+    libraries = ["torch", "torchvision", "numpy", "PIL", "detectron2", "fvcore", "open_clip", "yaml", "scipy", "tqdm"]
+    result = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines), *libraries],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=True,
+    )
+    assert result.stdout.splitlines()[-1] == "LOADED []"
+
+
+def test_names_that_arguments_offer_are_those_of_the_library():
+    assert tuple(formats.FORMATS) == names.FORMATS
+    assert tuple(export.FORMATS) == names.EXPORT_FORMATS
+    assert tuple(export.INPUT_TYPES) == names.EXPORT_INPUT_TYPES
+    assert export.ExportOptions.tolerance == names.EXPORT_TOLERANCE
+    assert (Limits.pixels, Limits.file_bytes) == (names.APP_MEGAPIXELS * 1_000_000, names.APP_MEGABYTES * 2**20)
+    assert set(options.STAGE_CONFIGS) == set(names.TITLES)
 
 
 @pytest.mark.parametrize("arguments", [[], ["train"], ["segment"], ["segment", "--fast", "--student"]])

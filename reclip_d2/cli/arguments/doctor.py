@@ -1,0 +1,16 @@
+"""Arguments of ``reclip doctor``."""
+
+from __future__ import annotations
+
+import argparse
+
+from reclip_d2.cli.arguments.shared import add_clip_arguments
+
+DESCRIPTION = """\
+Say what is installed and what is missing. The exit status is 0 if `reclip segment`
+can run with this --clip and these --pretrained weights, and 1 if it cannot."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    add_clip_arguments(parser)
