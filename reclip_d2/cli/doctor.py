@@ -126,8 +126,9 @@ def _cache() -> Iterator[str]:
         with atomic_write(folder / ".probe") as temporary:
             temporary.write_text("")
         (folder / ".probe").unlink()
-    except OSError as error:
-        raise ReclipError(f"{folder} cannot be written ({error.strerror}): set RECLIP_CACHE to another") from error
+    except (OSError, ReclipError) as error:
+        why = getattr(error, "strerror", None) or getattr(error.__cause__, "strerror", None) or error
+        raise ReclipError(f"{folder} cannot be written ({why}): set RECLIP_CACHE to another") from error
     yield f"{folder} (text features; RECLIP_CACHE sets another folder)"
 
 
