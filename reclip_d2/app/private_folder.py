@@ -15,10 +15,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from reclip_d2.cli.run_folder import RunFolder
 from reclip_d2.errors import ReclipError
+from reclip_d2.utils.json_files import JsonError, parse_json
+from reclip_d2.utils.locks import exclusive
 
 MARKER = ".reclip-app.json"
 _LOCK = ".reclip-app.lock"
@@ -35,9 +35,8 @@ def private_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """
     remove_leftovers(parent, prefix)
     folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix)).absolute()
-    lock = FileLock(folder / _LOCK)
     try:
-        with lock:
+        with exclusive(folder / _LOCK, f"{folder} is in use"):
             # Only now: who finds the marker finds the lock taken.
             (folder / MARKER).write_text(json.dumps({"format": _FORMAT, "folder": folder.name}), encoding="utf-8")
             yield folder
@@ -57,14 +56,14 @@ def remove_leftovers(parent: Path, prefix: str) -> list[Path]:
             continue
         try:
             with contextlib.ExitStack() as stack:
-                stack.enter_context(FileLock(folder / _LOCK, timeout=0))
+                stack.enter_context(exclusive(folder / _LOCK, f"{folder} is in use"))
                 for run in folder.glob("**/training-*/out"):  # the training may outlive the page by a moment
                     stack.enter_context(RunFolder(run).lock())
                 if not _is_ours(folder):  # someone else has removed it in the meantime
                     continue
                 shutil.rmtree(folder, ignore_errors=True)
                 removed.append(folder)
-        except (Timeout, ReclipError, OSError):
+        except (ReclipError, OSError):
             continue
     return removed
 
@@ -79,7 +78,7 @@ def _is_ours(folder: Path) -> bool:
             return False
         if marker_status.st_size > _MARKER_BYTES:
             return False
-        content = json.loads(marker.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(marker.read_bytes())
+    except (OSError, JsonError):
         return False
     return content == {"format": _FORMAT, "folder": folder.name}

@@ -17,7 +17,7 @@ from reclip_d2.cli.clip_weights import find_weights
 from reclip_d2.cli.names import DEFAULT_CLIP, DEFAULT_PRETRAINED
 from reclip_d2.cli.trained_model import TrainedModel
 from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
-from reclip_d2.data.images import MAX_PIXELS
+from reclip_d2.data.image_file import MAX_PIXELS
 from reclip_d2.errors import ReclipError
 
 
