@@ -418,7 +418,7 @@ def test_a_name_that_no_registry_knows(scene, capfd):
 
 def test_a_loss_that_is_not_finite_stops_the_run(scene, capfd):
     line = mistake(capfd, scene, "SOLVER.BASE_LR", "1e38", "MODEL.MASK_DECODER.NORM", "")
-    assert "is not finite on" in line and ".jpg" in line and "SOLVER.BASE_LR" in line
+    assert "is not finite: " in line and ".jpg" not in line and "lower SOLVER.BASE_LR" in line
 
 
 # ---- what a shell sees ----------------------------------------------------------------------------------------

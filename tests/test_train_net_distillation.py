@@ -266,7 +266,7 @@ def test_weights_of_the_backbone_that_are_not_there(scene, capfd):
 
 def test_a_loss_that_is_not_finite_stops_the_run(scene, capfd):
     line = mistake(capfd, scene, *listed(PLUS), "SOLVER.BASE_LR", "1e38")
-    assert "loss_mask is not finite on" in line and ".jpg" in line and "SOLVER.BASE_LR" in line
+    assert "loss_mask is not finite: " in line and ".jpg" not in line and "lower SOLVER.BASE_LR" in line
 
 
 def test_output_of_a_run_is_not_overwritten(scene, capfd):

@@ -30,6 +30,7 @@ from reclip_d2.modeling.losses import contrastive_loss
 from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP, pack_hypotheses
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.modeling.meta_arch.student import Student, bias_grid
+from reclip_d2.modeling.nonfinite import check_finite
 from reclip_d2.modeling.postprocessing import valid_patches
 from reclip_d2.modeling.student.inherited import InheritedHead
 from reclip_d2.modeling.student.weights import load_backbone_weights
@@ -167,10 +168,13 @@ class Distillation(nn.Module):
         if self.weights["beta"]:
             terms["text"] = self._text_loss(features, logits, images.image_sizes, batched_inputs)
         losses = distillation_losses(terms, **self.weights)
-        for name, value in losses.items():
-            if not torch.isfinite(value):
-                files = ", ".join(str(x.get("file_name", "?")) for x in batched_inputs)
-                raise ReclipError(f"{name} is not finite on {files}: lower SOLVER.BASE_LR or check the images")
+        check_finite(
+            losses,
+            trained=self.student,
+            frozen_features=teacher_features,
+            logits=logits,
+            temperatures={"MODEL.GUMBEL.TAU": self.gumbel_tau, "MODEL.LOSS.TAU": self.loss_tau},
+        )
         if self.vis_period and get_event_storage().iter % self.vis_period == 0:
             self.visualize(batched_inputs[0], logits[0], pseudo_labels[0])
         return losses

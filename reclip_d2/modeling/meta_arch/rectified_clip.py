@@ -14,7 +14,6 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
-from reclip_d2.errors import ReclipError
 from reclip_d2.layers import rectify_and_pool, use_kernels
 from reclip_d2.modeling.bias_head import BiasHead, build_bias_head, query_logits, rectified_logits
 from reclip_d2.modeling.losses import (
@@ -25,6 +24,7 @@ from reclip_d2.modeling.losses import (
 )
 from reclip_d2.modeling.mask_decoder import MaskDecoder
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
+from reclip_d2.modeling.nonfinite import check_finite
 from reclip_d2.modeling.postprocessing import valid_patches
 from reclip_d2.modeling.query_head import LearnableQuery
 from reclip_d2.visualization import training_panel
@@ -214,7 +214,7 @@ class RectifiedCLIP(CLIPSegmentor):
         """Weighted losses of a batch.
 
         Raises:
-            ReclipError: a loss is not finite; the message names the images.
+            ReclipError: a loss is not finite; the message names the likely key.
         """
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)["dense"]
@@ -245,10 +245,13 @@ class RectifiedCLIP(CLIPSegmentor):
                 if weight := self.loss_weights[name]:
                     losses[f"loss_{name}"] = weight * loss(rectified, in_hypothesis, valid, self.gumbel_tau)
 
-        for name, value in losses.items():
-            if not torch.isfinite(value):
-                files = ", ".join(str(x.get("file_name", "?")) for x in batched_inputs)
-                raise ReclipError(f"{name} is not finite on {files}: lower SOLVER.BASE_LR or check the images")
+        check_finite(
+            losses,
+            trained=self,
+            frozen_features=features,
+            logits=logits,
+            temperatures={"MODEL.GUMBEL.TAU": self.gumbel_tau, "MODEL.LOSS.TAU": self.loss_tau},
+        )
         if self.vis_period and get_event_storage().iter % self.vis_period == 0:
             self.visualize(batched_inputs[0], rectified_logits(logits[:1], bias), full_bias)
         return losses
