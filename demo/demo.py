@@ -111,8 +111,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = argument_parser().parse_args(arguments)
     cfg = load(args)
     output = Path(args.output if args.output is not None else Path(cfg.OUTPUT_DIR) / "demo").expanduser()
-    images = find_images(args.input, exclude=[output])
+    found = find_images(args.input, exclude=[output])
+    images = found.images
     paths = picture_paths(images, output, args.overwrite)
+    if found.left_out:
+        print(found.left_out)
     if args.output is None:
         print(f"no --output: the pictures go to {output}")
     class_names_from_config(cfg)  # refuses data sets of different classes

@@ -12,6 +12,8 @@ from detectron2.config import CfgNode
 import reclip_d2.modeling.meta_arch.distillation
 import reclip_d2.modeling.meta_arch.student  # noqa: F401  (both register their models)
 from reclip_d2.config import load_config
+from reclip_d2.data.image_folder import FoundImages
+from reclip_d2.data.images import describe_alpha
 from reclip_d2.errors import ReclipError
 
 # Kind of model: its config below configs/custom.
@@ -26,6 +28,14 @@ _HARMLESS = (
     "MODEL.CLIP.PRETRAINED", "MODEL.TEACHER.WEIGHTS", "OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "TEST.BAND_MEMORY",
     "VIS_PERIOD",
 )  # fmt: skip
+
+
+def announce_images(found: FoundImages) -> None:
+    """Print how many images there are, which files are left out, and what becomes of transparency."""
+    print(f"images    {len(found.images):,}")
+    for line in (found.left_out, describe_alpha(image.path for image in found.images)):
+        if line:
+            print(f"          {line}")
 
 
 def resolve_device(name: str) -> str:

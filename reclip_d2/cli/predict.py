@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     cfg = model.config(["MODEL.DEVICE", options.resolve_device(args.device), *args.opts])
     kind, trained = model.kind, model.state
 
-    images = find_images(args.images, exclude=[folder.path])
+    found = find_images(args.images, exclude=[folder.path])
+    images = found.images
     classes = trained.classes
     request = Request(kind, classes, background=args.background, formats=args.formats, skip_broken=args.skip_broken)
     request.check(images)
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         folder.check_links()
         state = _remember(folder, model, args.overwrite, wanted, images)
         stack.enter_context(logging_to(folder.run))
-        print(f"images    {len(images):,}")
+        options.announce_images(found)
         print(f"model     {TITLES[kind]}, {model.folder.path}")
         print(f"device    {cfg.MODEL.DEVICE}")
         print(f"output    {folder.path}", flush=True)

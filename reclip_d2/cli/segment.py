@@ -61,7 +61,8 @@ class SegmentRun:
         self.args = args
         self.folder = RunFolder(args.output)
         self.classes = read_class_file(args.classes)
-        self.images = find_images(args.images, exclude=[self.folder.path])
+        self.found = find_images(args.images, exclude=[self.folder.path])
+        self.images = self.found.images
         self.kinds = ["maskclip"] if args.fast else ["rectified", "student"] if args.student else ["rectified"]
         self.pretrained = options.resolve_pretrained(args.pretrained)
         if args.clip != EMBEDDED_MODEL_NAME:
@@ -182,7 +183,7 @@ class SegmentRun:
     def _announce(self) -> None:
         """Say what will be done."""
         args, names = self.args, self.request.table.mask_classes.names
-        print(f"images    {len(self.images):,}")
+        options.announce_images(self.found)
         print(f"classes   {len(self.classes.classes)}: {_shorten(', '.join(names))}")
         if self.classes.background:
             word = "a class of its own" if args.background == "keep" else "ignored"

@@ -18,9 +18,9 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 from reclip_d2.errors import ReclipError
+from reclip_d2.utils.files import MIB, display_path, read_text
 
 BACKGROUND = "background"
 IGNORE_LABEL = 255
@@ -32,6 +32,9 @@ MAX_NAMES = 4096
 """Names in all, synonyms included: each is encoded with every prompt template."""
 MAX_NAME_LENGTH = 300
 """Characters of a name. CLIP takes 77 tokens, and a tokenizer's time grows with the square of a word's length."""
+
+# Of 255 classes with all their synonyms; a larger file is something else.
+_MAX_BYTES = MIB
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _COMMENT = re.compile(r"(?:^|\s)#.*")
@@ -76,22 +79,8 @@ def read_class_file(path: str | os.PathLike[str]) -> ClassList:
         ReclipError: the file is missing or no text, a name is empty or stands twice, there are fewer than two names or
             more than an index mask can hold. The message names the line.
     """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ReclipError(f"class file {path} cannot be read ({error.strerror}): check --classes") from error
-    return parse_classes(_decode(data, path), str(path))
-
-
-def _decode(data: bytes, path: Path) -> str:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
-        raise ReclipError(f"class file {path} is no UTF-8 text (line 1): save it as UTF-8, a class a line")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = len(_LINE_END.split(data[: error.start].decode("utf-8-sig")))
-        raise ReclipError(f"class file {path}, line {line}: no UTF-8 text: save the file as UTF-8") from error
+    text = read_text(path, "class file", limit=_MAX_BYTES, remedy="check --classes")
+    return parse_classes(text, display_path(path))
 
 
 def parse_classes(text: str, path: str) -> ClassList:

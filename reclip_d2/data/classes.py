@@ -5,6 +5,7 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from reclip_d2.data.images import log_alpha
 from reclip_d2.errors import ReclipError
 
 
@@ -23,6 +24,7 @@ def check_labelled(name: str) -> None:
         raise ReclipError(f"data set {name!r} has no images: check its folder")
     if not all("sem_seg_file_name" in record for record in records):
         raise ReclipError(f"data set {name!r} has no labels to evaluate with: name another in DATASETS.TEST")
+    log_alpha(name, (record["file_name"] for record in records))
 
 
 def class_names_of(dataset: str) -> list[list[str]]:

@@ -87,7 +87,6 @@ class _PillowSettings:
 _pillow_settings = _PillowSettings()
 
 
-@functools.cache
 def readable_extensions() -> tuple[str, ...]:
     """Extensions of image files that can be read here, in lower case. AVIF depends on Pillow, HEIC on pillow-heif."""
     avif = (".avif",) if "avif" in features.modules and features.check("avif") else ()
@@ -99,9 +98,11 @@ def has_heif() -> bool:
     return importlib.util.find_spec("pillow_heif") is not None
 
 
-def is_heif_extension(extension: str) -> bool:
-    """Whether an extension, in lower case, is of HEIC images, readable or not."""
-    return extension in _HEIF_EXTENSIONS
+def extension_remedy(extension: str) -> str:
+    """What lets images of an extension, in lower case, be read; "" if nothing here does."""
+    if extension in _HEIF_EXTENSIONS:
+        return HEIF_REMEDY
+    return "install a newer Pillow" if extension == ".avif" else ""
 
 
 @functools.cache

@@ -15,9 +15,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from reclip_d2.data.image_file import extension_remedy, readable_extensions
 from reclip_d2.errors import ReclipError
+from reclip_d2.utils.files import MIB, check_regular, display_path, read_text
 
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp")
+# Of a list of a million images, and more.
+_MAX_LIST = 256 * MIB
+# Kinds of other files that a line names.
+_NAMED_KINDS = 4
 LIST_EXTENSION = ".txt"
 # A folder with this file holds our own results, masks among them: they are no images to segment.
 RESULTS_MARKER = "reclip.json"
@@ -41,8 +46,39 @@ class ImageFile:
         return str(self.name.with_suffix(""))
 
 
-def find_images(sources: Sequence[str | os.PathLike[str]], exclude: Sequence[Path] = ()) -> list[ImageFile]:
-    """The images that ``sources`` name, sorted by id, each once.
+@dataclasses.dataclass(frozen=True)
+class FoundImages:
+    """What was found in the places that the user named.
+
+    Attributes:
+        images: sorted by id, each once.
+        others: visible files there that are not taken for images.
+    """
+
+    images: list[ImageFile]
+    others: frozenset[Path] = frozenset()
+
+    @property
+    def left_out(self) -> str:
+        """``"left out: 3 .heic, 1 .gif"``, or "" if every file is taken."""
+        return f"left out: {describe_kinds(self.others)}" if self.others else ""
+
+
+def describe_kinds(paths: Iterable[Path]) -> str:
+    """How many files of which extensions there are, the most frequent first, and what would let them be read:
+    ``"3 .heic, 1 .gif"``."""
+    kinds = sorted(Counter(path.suffix.lower() for path in paths).items(), key=lambda kind: (-kind[1], kind[0]))
+    parts = []
+    for extension, count in kinds[:_NAMED_KINDS]:
+        remedy = extension_remedy(extension)
+        parts.append(f"{count:,} {extension or 'without extension'}{f' (to read them: {remedy})' if remedy else ''}")
+    if rest := sum(count for _, count in kinds[_NAMED_KINDS:]):
+        parts.append(f"{rest:,} of other kinds")
+    return ", ".join(parts)
+
+
+def find_images(sources: Sequence[str | os.PathLike[str]], exclude: Sequence[Path] = ()) -> FoundImages:
+    """The images that ``sources`` name.
 
     Args:
         sources: each a folder (searched recursively; hidden files and folders are left out, links are followed), an
@@ -51,13 +87,14 @@ def find_images(sources: Sequence[str | os.PathLike[str]], exclude: Sequence[Pat
         exclude: folders that are left out where a folder or a glob is searched. So are folders with our own results.
 
     Raises:
-        ReclipError: a source does not exist, has no image, or has an unknown extension; two images share an id.
+        ReclipError: a source does not exist, has no image, has an unknown extension, or is no regular file; two images
+            share an id.
     """
-    skipped = {folder.resolve() for folder in exclude}
+    search = _Search({folder.resolve() for folder in exclude})
     files: dict[Path, None] = {}  # a set that keeps the order
     bases = []
     for source in sources:
-        found, base = _resolve(os.fspath(source), Path.cwd(), skipped, f"IMAGES {source}")
+        found, base = search.resolve(os.fspath(source), Path.cwd(), f"IMAGES {display_path(source)}")
         bases.append(base)
         files.update(dict.fromkeys(found))
     if not files:
@@ -65,7 +102,7 @@ def find_images(sources: Sequence[str | os.PathLike[str]], exclude: Sequence[Pat
     root = Path(os.path.commonpath(bases))
     images = [ImageFile(path, PurePosixPath(path.relative_to(root))) for path in files]
     _check_ids(images)
-    return sorted(images, key=lambda image: image.image_id)
+    return FoundImages(sorted(images, key=lambda image: image.image_id), frozenset(search.others))
 
 
 def _check_ids(images: Iterable[ImageFile]) -> None:
@@ -79,109 +116,120 @@ def _check_ids(images: Iterable[ImageFile]) -> None:
             )
 
 
-def _resolve(source: str, start: Path, skipped: set[Path], where: str) -> tuple[list[Path], Path]:
-    """Images of one source, and the deepest folder that holds all that it names.
+class _Search:
+    """Looks for images.
 
-    Args:
-        start: folder that a relative source begins at.
+    Attributes:
+        others: files that were passed over for their extension.
     """
-    # Without ``..``, but with links as they are: the user's names count.
-    source = os.path.normpath(os.path.expanduser(source))
-    path = Path(os.path.normpath(start / source))
-    if path.is_dir():
-        if path.resolve() in skipped:
-            raise ReclipError(f"{where} is the folder that the results go to: name another --output")
-        return _scan(path, skipped, where), path
-    if path.is_file():
+
+    def __init__(self, skipped: set[Path]) -> None:
+        self.skipped = skipped
+        self.extensions = readable_extensions()
+        self.others: set[Path] = set()
+
+    def resolve(self, source: str, start: Path, where: str) -> tuple[list[Path], Path]:
+        """Images of one source, and the deepest folder that holds all that it names.
+
+        Args:
+            start: folder that a relative source begins at.
+        """
+        # Without ``..``, but with links as they are: the user's names count.
+        source = os.path.normpath(os.path.expanduser(source))
+        path = Path(os.path.normpath(start / source))
+        if os.path.isdir(path):
+            if path.resolve() in self.skipped:
+                raise ReclipError(f"{where} is the folder that the results go to: name another --output")
+            return self._scan(path, where), path
+        if not os.path.lexists(path):
+            if glob.has_magic(source):
+                return self._expand(source, start, where)
+            raise ReclipError(f"{where} does not exist: give a folder, an image, a glob or a .txt list")
         if path.suffix.lower() == LIST_EXTENSION:
-            return _read_list(path, skipped)
-        _check_extension(path, where)
+            return self._read_list(path)
+        self._check_extension(path, where)
+        check_regular(path, "image", "name a file")
         return [path], path.parent
-    if glob.has_magic(source):
-        return _expand(source, start, skipped, where)
-    raise ReclipError(f"{where} does not exist: give a folder, an image, a glob or a .txt list")
 
+    def _is_image(self, path: Path) -> bool:
+        return path.suffix.lower() in self.extensions
 
-def _check_extension(path: Path, where: str) -> None:
-    if path.suffix.lower() not in EXTENSIONS:
-        raise ReclipError(f"{where} is none of {' '.join(EXTENSIONS)}: convert it")
+    def _check_extension(self, path: Path, where: str) -> None:
+        if not self._is_image(path):
+            remedy = extension_remedy(path.suffix.lower())
+            raise ReclipError(
+                f"{where} is none of {' '.join(self.extensions)}: {f'{remedy}, or ' if remedy else ''}convert it"
+            )
+
+    def _scan(self, folder: Path, where: str) -> list[Path]:
+        """Images below a folder."""
+        images, others = [], []
+        for parent, names in self._walk(folder):
+            for name in names:
+                (images if self._is_image(path := parent / name) else others).append(path)
+        if not images:
+            found = f"; its files are {describe_kinds(others)}" if others else ""
+            raise ReclipError(
+                f"{where} has no images ({' '.join(self.extensions)}){found}: check the folder, or convert them"
+            )
+        self.others.update(others)
+        return images
+
+    def _walk(self, folder: Path) -> Iterator[tuple[Path, list[str]]]:
+        """Visible folders and their visible files; links are followed, each folder is visited once."""
+
+        def refuse(error: OSError) -> None:
+            where = f"folder {display_path(error.filename)}"
+            raise ReclipError(f"{where} cannot be read ({error.strerror}): check its permissions")
+
+        visited = set(self.skipped)
+        for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+            real = os.path.realpath(parent)
+            if Path(real) in visited or (RESULTS_MARKER in names and Path(parent) != folder):
+                folders.clear()
+                continue
+            visited.add(Path(real))
+            folders[:] = sorted(filter(_visible, folders))
+            yield Path(parent), sorted(filter(_visible, names))
+
+    def _expand(self, pattern: str, start: Path, where: str) -> tuple[list[Path], Path]:
+        """Files that a glob names, and its part before the first wild card. Brackets in ``start`` are no wild cards."""
+        parts = Path(pattern).parts
+        fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+        folder = Path(os.path.normpath(start.joinpath(*parts[:fixed])))
+        names = sorted(glob.glob(os.path.join(*parts[fixed:]), root_dir=folder, recursive=True))
+        matches = [folder / name for name in names if not os.path.isdir(folder / name)]
+        named = [path for path in matches if self._is_image(path)]
+        images = [path for path in named if not any(parent.resolve() in self.skipped for parent in path.parents)]
+        if named and not images:
+            raise ReclipError(f"{where} matches only files in the folder that the results go to: name another --output")
+        if not images:
+            no_images = f"but no images ({' '.join(self.extensions)})"
+            what = f"matches {describe_kinds(matches)}, {no_images}" if matches else "matches nothing"
+            raise ReclipError(f"{where} {what}: check the pattern")
+        self.others.update(set(matches) - set(named))
+        return images, folder
+
+    def _read_list(self, path: Path) -> tuple[list[Path], Path]:
+        """Images that a text file lists, and the folder that holds all of them."""
+        name = f"image list {display_path(path)}"
+        images: list[Path] = []
+        bases = []
+        lines = read_text(path, "image list", limit=_MAX_LIST, remedy="give a text file, a path a line").splitlines()
+        for number, line in enumerate(lines, start=1):
+            entry = line.strip()
+            if not entry or entry.startswith("#"):
+                continue
+            where = f"{name}, line {number}: {display_path(entry)}"
+            if entry.lower().endswith(LIST_EXTENSION):
+                raise ReclipError(f"{where} is itself a list: lists name images, folders and globs")
+            found, base = self.resolve(entry, path.parent, where)
+            images += found
+            bases.append(base)
+        if not images:
+            raise ReclipError(f"{name} names no image: write a path a line")
+        return images, Path(os.path.commonpath(bases))
 
 
 def _visible(name: str) -> bool:
     return not name.startswith(".")
-
-
-def _scan(folder: Path, skipped: set[Path], where: str) -> list[Path]:
-    """Images below a folder."""
-    images, others = [], Counter()
-    for parent, names in _walk(folder, skipped):
-        for name in names:
-            suffix = Path(name).suffix.lower()
-            if suffix in EXTENSIONS:
-                images.append(parent / name)
-            else:
-                others[suffix or "no extension"] += 1
-    if not images:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3))
-        raise ReclipError(
-            f"{where} has no images ({' '.join(EXTENSIONS)}){f'; its files are {kinds}' if kinds else ''}:"
-            " check the folder, or convert them"
-        )
-    return images
-
-
-def _walk(folder: Path, skipped: set[Path]) -> Iterator[tuple[Path, list[str]]]:
-    """Visible folders and their visible files; links are followed, each folder is visited once."""
-
-    def refuse(error: OSError) -> None:
-        raise ReclipError(f"folder {error.filename} cannot be read ({error.strerror}): check its permissions")
-
-    visited = set(skipped)
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        real = Path(parent).resolve()
-        if real in visited or (RESULTS_MARKER in names and Path(parent) != folder):
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(filter(_visible, folders))
-        yield Path(parent), sorted(filter(_visible, names))
-
-
-def _expand(pattern: str, start: Path, skipped: set[Path], where: str) -> tuple[list[Path], Path]:
-    """Files that a glob names, and its part before the first wild card. Brackets in ``start`` are no wild cards."""
-    parts = Path(pattern).parts
-    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    folder = Path(os.path.normpath(start.joinpath(*parts[:fixed])))
-    names = sorted(glob.glob(os.path.join(*parts[fixed:]), root_dir=folder, recursive=True))
-    matches = [folder / name for name in names if (folder / name).is_file()]
-    named = [path for path in matches if path.suffix.lower() in EXTENSIONS]
-    images = [path for path in named if not any(parent.resolve() in skipped for parent in path.parents)]
-    if named and not images:
-        raise ReclipError(f"{where} matches only files in the folder that the results go to: name another --output")
-    if not images:
-        what = f"matches {len(matches)} files, but no images ({' '.join(EXTENSIONS)})" if matches else "matches nothing"
-        raise ReclipError(f"{where} {what}: check the pattern")
-    return images, folder
-
-
-def _read_list(path: Path, skipped: set[Path]) -> tuple[list[Path], Path]:
-    """Images that a text file lists, and the folder that holds all of them."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ReclipError(f"image list {path} is no UTF-8 text ({error}): save it as UTF-8, a path a line") from error
-    images: list[Path] = []
-    bases = []
-    for number, line in enumerate(lines, start=1):
-        entry = line.strip()
-        if not entry or entry.startswith("#"):
-            continue
-        where = f"image list {path}, line {number}: {entry}"
-        if entry.lower().endswith(LIST_EXTENSION):
-            raise ReclipError(f"{where} is itself a list: lists name images, folders and globs")
-        found, base = _resolve(entry, path.parent, skipped, where)
-        images += found
-        bases.append(base)
-    if not images:
-        raise ReclipError(f"image list {path} names no image: write a path a line")
-    return images, Path(os.path.commonpath(bases))

@@ -101,6 +101,17 @@ def has_alpha(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+_logged: set[str] = set()
+
+
+def log_alpha(dataset: str, paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Say :func:`describe_alpha` of a data set in the log, once in a process."""
+    if dataset not in _logged:
+        _logged.add(dataset)
+        if line := describe_alpha(paths):
+            logger.info("%s: %s", dataset, line)
+
+
 def describe_alpha(paths: Iterable[str | os.PathLike[str]]) -> str:
     """One line for the log that says how many images declare transparency, and what becomes of it; "" if none does."""
     count = sum(map(has_alpha, paths))

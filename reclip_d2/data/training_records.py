@@ -18,6 +18,7 @@ from reclip_d2.clip.prompts import get_templates
 from reclip_d2.clip.text import cached_query_features
 from reclip_d2.data.classes import check_registered, class_names_of
 from reclip_d2.data.dataset_mapper import LABEL_KEYS
+from reclip_d2.data.images import log_alpha
 from reclip_d2.errors import ReclipError
 from reclip_d2.hypothesis.file import HypothesisHeader, check_classes_per_image, find_threshold, hypotheses_of
 from reclip_d2.hypothesis.generate import HypothesisGenerator, load_or_generate
@@ -37,7 +38,9 @@ def unlabelled_records(datasets: tuple[str, ...] | list[str]) -> list[dict[str, 
     records, seen = [], set()
     for name in datasets:
         check_registered(name)
-        for record in DatasetCatalog.get(name):
+        found = DatasetCatalog.get(name)
+        log_alpha(name, (record["file_name"] for record in found))
+        for record in found:
             record = {key: value for key, value in record.items() if key not in LABEL_KEYS}
             record.setdefault("image_id", record["file_name"])
             if record["image_id"] in seen:

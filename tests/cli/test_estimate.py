@@ -58,5 +58,5 @@ def test_nothing_to_do_says_nothing(sample, tmp_path, capsys):
     cfg = stage_config("maskclip", "reclip-embedded", KEYS)
     announce_duration(cfg, RunFolder(tmp_path / "out"), [], [], student=False)
     (tmp_path / "photos" / "a.png").write_bytes(b"")  # nothing to time it on
-    announce_duration(cfg, RunFolder(tmp_path / "out"), find_images([tmp_path / "photos"]), [], student=False)
+    announce_duration(cfg, RunFolder(tmp_path / "out"), find_images([tmp_path / "photos"]).images, [], student=False)
     assert capsys.readouterr().out == ""

@@ -33,9 +33,12 @@ def test_class_files(segment, classes, tmp_path, text, words):
 
 def test_class_file_of_another_encoding(segment, classes, tmp_path):
     classes.write_bytes("sky\nfum\xe9e\n".encode("latin-1"))
-    assert "line 2: no UTF-8 text" in segment().error
+    assert "line 2: not UTF-8 text" in segment().error
     classes.unlink()
-    assert "class file classes.txt cannot be read (No such file or directory)" in segment().error
+    os.mkfifo(classes)
+    assert "class file classes.txt is a named pipe, not a regular file" in segment().error
+    classes.unlink()
+    assert "class file classes.txt does not exist: check --classes" in segment().error
     nothing_written(tmp_path)
 
 
@@ -43,9 +46,9 @@ def test_images_that_are_not_there(segment, tmp_path):
     assert "does not exist" in segment(images=("none",)).error
     (tmp_path / "empty").mkdir()
     assert "has no images" in segment(images=("empty",)).error
-    (tmp_path / "empty" / "a.heic").touch()
-    assert "its files are 1 .heic" in segment(images=("empty",)).error
-    assert "none of .jpg" in segment(images=("empty/a.heic",)).error
+    (tmp_path / "empty" / "a.gif").touch()
+    assert "its files are 1 .gif" in segment(images=("empty",)).error
+    assert "none of .jpg" in segment(images=("empty/a.gif",)).error
     nothing_written(tmp_path)
 
 

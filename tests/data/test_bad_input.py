@@ -147,7 +147,10 @@ def test_all_kinds_of_images_train_and_evaluate(scene, datasets):
     keys = ["DATASETS.TRAIN", "('reclip_test_kinds',)", "DATASETS.TEST", "('reclip_test_kinds',)"]
     run(scene, "out", *keys, "TEST.EVAL_PERIOD", "6")
     assert 0 < metrics(scene, "out")["total_loss"] < 20 and 0 <= metrics(scene, "out")["sem_seg/mIoU"] <= 100
-    assert "10 training images" in (scene / "out" / "log.txt").read_text()
+    log = (scene / "out" / "log.txt").read_text()
+    assert "10 training images" in log
+    line = "reclip_test_kinds: 2 images have an alpha channel: transparent regions are read as white"
+    assert log.count(line) == 1
 
 
 def test_floating_point_images(scene, capfd, datasets):

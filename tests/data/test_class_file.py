@@ -92,7 +92,7 @@ def test_the_most_classes_that_a_mask_can_hold():
 def test_bad_encoding_names_the_line(tmp_path):
     path = tmp_path / "classes.txt"
     path.write_bytes("road\ntree\nstraße\n".encode("latin-1"))
-    with pytest.raises(ReclipError, match=r"line 3: no UTF-8"):
+    with pytest.raises(ReclipError, match=r"line 3: not UTF-8"):
         read_class_file(path)
     path.write_text("road\ntree\n", encoding="utf-16")
     with pytest.raises(ReclipError, match="save it as UTF-8"):
@@ -100,10 +100,17 @@ def test_bad_encoding_names_the_line(tmp_path):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(ReclipError, match=r"none\.txt cannot be read \(No such file"):
+    with pytest.raises(ReclipError, match=r"class file .*none\.txt does not exist: check --classes"):
         read_class_file(tmp_path / "none.txt")
-    with pytest.raises(ReclipError, match="cannot be read"):
+    with pytest.raises(ReclipError, match="is a folder, not a regular file"):
         read_class_file(tmp_path)
+
+
+def test_a_file_that_is_too_large_for_a_class_list(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_bytes(b"road\n" * 300_000)
+    with pytest.raises(ReclipError, match=r"has 1\.4 MiB, more than the 1 MiB allowed: check --classes"):
+        read_class_file(path)
 
 
 def test_name_lengths():

@@ -5,8 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from reclip_d2.data import image_file
 from reclip_d2.data.image_folder import find_images
 from reclip_d2.errors import ReclipError
+
+
+@pytest.fixture(autouse=True)
+def without_heif(monkeypatch):
+    """As if pillow-heif were not installed."""
+    monkeypatch.setattr(image_file, "has_heif", lambda: False)
 
 
 @pytest.fixture
@@ -23,7 +30,7 @@ def tree(tmp_path) -> Path:
 
 
 def ids(*sources: object, **options: object) -> list[str]:
-    return [image.image_id for image in find_images([str(source) for source in sources], **options)]
+    return [image.image_id for image in find_images([str(source) for source in sources], **options).images]
 
 
 def message_of(*sources: object) -> str:
@@ -37,7 +44,7 @@ ALL = ["a", "b", "in/c", "in/deep/d", "in/e", "in/f"]
 
 
 def test_folder(tree):
-    images = find_images([tree])
+    images = find_images([tree]).images
     assert [image.image_id for image in images] == ALL
     assert images[1].path == tree / "b.JPG"
 
@@ -45,7 +52,7 @@ def test_folder(tree):
 def test_folder_by_a_relative_path(tree, monkeypatch):
     monkeypatch.chdir(tree.parent)
     assert ids("photos") == ids("./photos/") == ids("photos/../photos") == ALL
-    assert all(image.path.is_absolute() for image in find_images(["photos"]))
+    assert all(image.path.is_absolute() for image in find_images(["photos"]).images)
 
 
 def test_single_file_and_files(tree):
@@ -140,10 +147,48 @@ def test_nothing_there(tree):
     (tree / "empty" / "a.heic").touch()
     (tree / "empty" / "b.heic").touch()
     (tree / "empty" / "README").touch()
-    assert "its files are 2 .heic, 1 no extension" in message_of(tree / "empty")
+    assert (
+        "its files are 2 .heic (to read them: pip install 'reclip_d2[heif]'), 1 without extension: check"
+        in message_of(tree / "empty")
+    )
     assert "matches nothing" in message_of(f"{tree}/*.gif")
-    assert "matches 1 files, but no images" in message_of(f"{tree}/in/*.heic")
+    assert "matches 1 .heic (to read them: pip install 'reclip_d2[heif]'), but no images (.jpg" in message_of(
+        f"{tree}/in/*.heic"
+    )
     assert "no images are named" in message_of()
+
+
+def test_what_is_left_out_is_counted(tree, monkeypatch):
+    (tree / "h.heic").touch()
+    (tree / "b.gif").touch()
+    found = find_images([tree, f"{tree}/in/*", tree / "a.jpeg"])
+    heic = "2 .heic (to read them: pip install 'reclip_d2[heif]')"
+    assert found.left_out == f"left out: {heic}, 1 .gif, 1 .txt"
+    assert find_images([f"{tree}/in/*"]).left_out == f"left out: {heic.replace('2', '1', 1)}"
+    assert find_images([tree / "b.JPG"]).left_out == ""
+    monkeypatch.setattr(image_file, "has_heif", lambda: True)
+    found = find_images([tree])
+    assert found.left_out == "left out: 1 .gif, 1 .txt"
+    assert [image.image_id for image in found.images] == sorted([*ALL, "in/g", "h"])
+    for name in ("1.xml", "2.xml", "3.xml", "1.json", "2.json", "1.mp4", "README"):
+        (tree / name).touch()
+    expected = "left out: 3 .xml, 2 .json, 1 without extension, 1 .gif, 2 of other kinds"
+    assert find_images([tree]).left_out == expected
+
+
+def test_only_regular_files_are_images(tree):
+    os.mkfifo(tree / "pipe.jpg")
+    os.symlink(tree / "loop.jpg", tree / "loop.jpg")
+    os.symlink("/dev/zero", tree / "device.jpg")
+    assert f"image {tree}/pipe.jpg is a named pipe, not a regular file" in message_of(tree / "pipe.jpg")
+    assert f"image {tree}/loop.jpg is a loop of symbolic links" in message_of(tree / "loop.jpg")
+    assert f"image {tree}/device.jpg is a device, not a regular file" in message_of(tree / "device.jpg")
+    # In a folder they are listed, so that reading them says what they are.
+    assert ids(tree) == sorted([*ALL, "pipe", "loop", "device"])
+    os.mkfifo(tree / "list.txt")
+    assert f"image list {tree}/list.txt is a named pipe, not a regular file" in message_of(tree / "list.txt")
+    os.symlink("/dev/zero", tree / "zero.txt")
+    assert f"image list {tree}/zero.txt is a device, not a regular file" in message_of(tree / "zero.txt")
 
 
 def test_unknown_extension(tree):
@@ -161,7 +206,7 @@ def test_lists_that_are_wrong(tree):
         listing.write_text(text)
         assert words in message_of(listing)
     listing.write_bytes(b"\xff\xfe\x00")
-    assert "no UTF-8 text" in message_of(listing)
+    assert "is UTF-16 text: save it as UTF-8" in message_of(listing)
 
 
 def test_a_folder_that_cannot_be_read(tree, monkeypatch):

@@ -40,7 +40,7 @@ def look(tmp_path, photos):
     files = WorkingFiles(tmp_path / "work", Tiling(200, 64, 0.25), 40 * 40, 32)
 
     def run() -> dict[str, survey.SurveyedImage]:
-        images = find_images([photos])
+        images = find_images([photos]).images
         signatures = {image.image_id: file_digest(image.path) for image in images}
         found = survey_images(images, signatures, tmp_path / "record.jsonl", files, threads=2)
         assert [image.file for image in found] == images
@@ -137,7 +137,7 @@ def test_a_large_image_has_a_smaller_copy(look, photos, tmp_path, decoded):
 def test_other_working_files_are_made_anew(look, photos, tmp_path, decoded):
     Image.fromarray(picture(100, 208)).save(photos / "scan.png")
     look()
-    images = find_images([photos])
+    images = find_images([photos]).images
     signatures = {image.image_id: file_digest(image.path) for image in images}
     files = WorkingFiles(tmp_path / "work", Tiling(200, 100, 0.25), 40 * 40, 32)
     found = survey_images(images, signatures, tmp_path / "record.jsonl", files)
@@ -172,6 +172,6 @@ def test_large_images_come_one_at_a_time(look, monkeypatch, decoded):
 
 def test_a_file_that_vanishes_is_a_broken_one(tmp_path, photos):
     files = WorkingFiles(tmp_path / "work", Tiling(200, 64, 0.25), 40 * 40, 32)
-    image = ImageFile(photos / "gone.png", find_images([photos])[0].name.with_name("gone.png"))
+    image = ImageFile(photos / "gone.png", find_images([photos]).images[0].name.with_name("gone.png"))
     (found,) = survey_images([image], {"gone": ""}, tmp_path / "record.jsonl", files)
     assert "gone.png does not exist" in found.problem

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from reclip_d2.data.class_file import ClassList, check_name_lengths, read_class_
 from reclip_d2.data.image_folder import find_images
 from reclip_d2.errors import ReclipError
 from reclip_d2.visualization.labels import class_colors
+
+logger = logging.getLogger(__name__)
 
 CUSTOM = "custom"
 
@@ -63,7 +66,10 @@ def register_images(records: Sequence[dict[str, Any]], classes: ClassList) -> No
 
 
 def _records_of(images: str) -> list[dict[str, Any]]:
-    return [{"file_name": str(image.path), "image_id": str(image.name)} for image in find_images([images])]
+    found = find_images([images])
+    if found.left_out:
+        logger.info("%s: %s", CUSTOM, found.left_out)
+    return [{"file_name": str(image.path), "image_id": str(image.name)} for image in found.images]
 
 
 def check_names_fit(classes: ClassList, clip_name: str, templates: str) -> None:
