@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from reclip_d2.errors import ReclipError
+from reclip_d2.utils.tensor_files import check_tensors, read_tensor_file
 
 OWN_IMAGE_TOWER = "own"
 
@@ -55,12 +54,13 @@ def read_class_token(path: str | Path, width: int) -> Tensor:
     Raises:
         ReclipError: the file is missing or damaged, or the token has another width.
     """
-    try:
-        token = safetensors.torch.load_file(path)["class_embedding"]
-    except (OSError, KeyError, safetensors.SafetensorError) as error:
+    content = read_tensor_file(path, "MODEL.CLIP.CLASS_TOKEN").content
+    token = content.get("class_embedding") if isinstance(content, dict) else None
+    if not isinstance(token, Tensor) or not token.is_floating_point():
         raise ReclipError(
-            f"MODEL.CLIP.CLASS_TOKEN {path} cannot be read: it must be a safetensors file with a tensor class_embedding"
-        ) from error
+            f"MODEL.CLIP.CLASS_TOKEN {path} cannot be used: it must be a safetensors file with a tensor class_embedding"
+        )
+    check_tensors(content, f"MODEL.CLIP.CLASS_TOKEN {path}")
     if token.numel() != width:
         raise ReclipError(
             f"MODEL.CLIP.CLASS_TOKEN {path} has {token.numel()} values; this CLIP's class token has {width}"

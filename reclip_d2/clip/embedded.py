@@ -12,7 +12,6 @@ import os
 from pathlib import Path
 
 import open_clip
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch import Tensor
 from reclip_d2.clip.names import EMBEDDED_MODEL_NAME
 from reclip_d2.errors import ReclipError
 from reclip_d2.io import atomic_write
+from reclip_d2.utils.tensor_files import check_tensors, read_tensor_file, state_dict_of
 
 EMBEDDED_CONFIG = Path(__file__).parent / "assets" / f"{EMBEDDED_MODEL_NAME}.json"
 EMBEDDED_CHECKPOINT = Path(__file__).parent / "assets" / f"{EMBEDDED_MODEL_NAME}.safetensors"
@@ -58,13 +58,14 @@ def build_embedded_clip(checkpoint: str | os.PathLike[str] = EMBEDDED_CHECKPOINT
         raise ReclipError(f"{path}: no checkpoint of the embedded CLIP; make one with tools/pretrain_embedded_clip.py")
     model = create_embedded_clip()
     try:
-        state = safetensors.torch.load_file(path)
+        state = state_dict_of(read_tensor_file(path, "checkpoint").content, f"checkpoint {path}")
+        check_tensors(state, f"checkpoint {path}")
         token_ids, rows = state.pop("token_ids"), state.pop(_TOKEN_ROWS)
         embedding = model.token_embedding.weight.detach().clone()
         embedding[token_ids] = rows.float()
         state = {name: value.float() for name, value in state.items()}
         model.load_state_dict({**state, _TOKEN_ROWS: embedding})
-    except (OSError, KeyError, IndexError, RuntimeError, safetensors.SafetensorError) as error:
+    except (KeyError, IndexError, RuntimeError) as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ReclipError(
             f"{path}: not a checkpoint of {EMBEDDED_MODEL_NAME} ({cause}); "

@@ -12,15 +12,15 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import safetensors.torch
 import torch
 from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
-from reclip_d2.clip.torchscript import is_torchscript, read_torchscript_tensors
-from reclip_d2.errors import ReclipError, is_user_error
+from reclip_d2.errors import ReclipError
+from reclip_d2.utils.tensor_files import check_tensors, dtype_mismatches, read_tensor_file, state_dict_of
+
+KEY = "MODEL.CLIP.PRETRAINED"
 
 # Entries of OpenAI's state dicts that are settings, not weights.
 _OPENAI_SETTINGS = ("input_resolution", "context_length", "vocab_size")
@@ -48,19 +48,12 @@ def read_clip_weights(path: str | Path) -> ClipWeights:
         ReclipError: the file is damaged, holds something else than tensors, or no CLIP.
     """
     path = Path(path)
-    try:
-        raw, torchscript = _read_tensors(path)
-    except Exception as error:  # reading rubbish as an archive or a pickle may raise nearly anything
-        if is_user_error(error):  # memory ran out
-            raise
-        raise ReclipError(
-            f"MODEL.CLIP.PRETRAINED {path} cannot be read as tensors ({type(error).__name__}): it is damaged,"
-            " or holds code"
-        ) from error
-    state = {name.removeprefix("module."): tensor for name, tensor in raw.items() if isinstance(tensor, Tensor)}
+    file = read_tensor_file(path, KEY)
+    what = f"{KEY} {path}"
+    state = state_dict_of(file.content, what)
     if any(name.startswith("vision_model.") for name in state):
-        return ClipWeights(_float(open_clip_names(state)), "Hugging Face", _hidden_act_is_quick(path))
-    openai = torchscript or any(name in state for name in _OPENAI_SETTINGS)
+        return ClipWeights(_float(open_clip_names(state), what), "Hugging Face", _hidden_act_is_quick(path))
+    openai = file.is_torchscript or any(name in state for name in _OPENAI_SETTINGS)
     state = {
         name: tensor
         for name, tensor in state.items()
@@ -68,26 +61,12 @@ def read_clip_weights(path: str | Path) -> ClipWeights:
         if name not in _OPENAI_SETTINGS and not name.endswith(("attn_mask", "position_ids"))
     }
     if "visual.conv1.weight" not in state:
-        raise ReclipError(f"MODEL.CLIP.PRETRAINED {path} holds no weights of a CLIP with a Vision Transformer")
-    return ClipWeights(_float(state), "OpenAI" if openai else "open_clip", True if openai else None)
+        raise ReclipError(f"{what} holds no weights of a CLIP with a Vision Transformer")
+    return ClipWeights(_float(state, what), "OpenAI" if openai else "open_clip", True if openai else None)
 
 
-def _read_tensors(path: Path) -> tuple[Mapping[str, Any], bool]:
-    """State dict of a file, and whether it was a TorchScript archive."""
-    if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(path), False
-    if is_torchscript(path):
-        return read_torchscript_tensors(path), True
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not all(isinstance(name, str) for name in loaded):
-        raise ValueError("no state dict")
-    return loaded, False
-
-
-def _float(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _float(state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    check_tensors(state, what)
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
@@ -215,6 +194,7 @@ def load_clip_weights(model: nn.Module, weights: ClipWeights, name: str, source:
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
+    problems += dtype_mismatches(state, own)
     if problems:
         raise ReclipError(
             f"MODEL.CLIP.PRETRAINED {source} does not fit {name}: {problems[0]}"

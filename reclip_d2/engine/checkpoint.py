@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
@@ -19,6 +17,8 @@ from detectron2.utils import comm
 
 from reclip_d2.errors import ReclipError, is_user_error
 from reclip_d2.io import atomic_write
+from reclip_d2.utils.files import MissingFileError, check_regular
+from reclip_d2.utils.tensor_files import check_tensors, dtype_mismatches, read_tensor_file, state_dict_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class ReclipCheckpointer(DetectionCheckpointer):
       another identity is refused.
     - It carries the resolution of the training, where that was given, for whoever learns from the model.
     - Files are written to a temporary name and renamed.
-    - Only tensors and plain values are loaded (``weights_only=True``, or safetensors): nothing in a file executes.
+    - Only tensors and plain values are loaded, and they are checked: nothing in a file executes.
     """
 
     def __init__(self, model: Any, save_dir: str = "", *, resolution: str = "", **kwargs: Any) -> None:
@@ -60,40 +60,41 @@ class ReclipCheckpointer(DetectionCheckpointer):
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint; see fvcore's ``Checkpointer``. The file must exist and fit the model."""
-        if path and not path.startswith(("http://", "https://", "detectron2://")) and not os.path.isfile(path):
-            if self.save_dir and self.has_checkpoint() and path == self.get_checkpoint_file():
-                raise ReclipError(
-                    f"checkpoint {path}, the last of the run, does not exist: put it back, or give --overwrite"
-                )
-            raise ReclipError(f"checkpoint {path} does not exist: check MODEL.WEIGHTS")
+        if path and not path.startswith(("http://", "https://", "detectron2://")):
+            try:
+                check_regular(path, "checkpoint", "check MODEL.WEIGHTS")
+            except MissingFileError:
+                if self.save_dir and self.has_checkpoint() and path == self.get_checkpoint_file():
+                    raise ReclipError(
+                        f"checkpoint {path}, the last of the run, does not exist: put it back, or give --overwrite"
+                    ) from None
+                raise
         self._path = path
-        return super().load(path, *args, **kwargs)
+        try:
+            return super().load(path, *args, **kwargs)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+            if is_user_error(error):  # memory ran out
+                raise
+            # Of the optimizer, the scheduler and such: each has its own way to refuse another's state.
+            cause = " ".join(str(error).split())[:120] or type(error).__name__
+            raise ReclipError(
+                f"checkpoint {path} does not fit this training ({cause}): use the config that it was trained with"
+            ) from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith(".safetensors"):
-            try:
-                with safetensors.safe_open(filename, "pt") as file:
-                    identity = (file.metadata() or {}).get("identity")
-                    return {"model": {key: file.get_tensor(key) for key in file.keys()}, "identity": identity}  # noqa: SIM118
-            except safetensors.SafetensorError as error:
-                raise ReclipError(f"checkpoint {filename} cannot be read: {error}") from error
-        try:
-            loaded = torch.load(filename, map_location="cpu", weights_only=True)
-        except Exception as error:  # reading rubbish as a pickle may raise nearly anything
-            if is_user_error(error):
-                raise
-            raise ReclipError(
-                f"checkpoint {filename} cannot be read as tensors: it is damaged, or not a checkpoint of this project"
-            ) from error
-        if not isinstance(loaded, dict):
+        file = read_tensor_file(filename, "checkpoint")
+        if not isinstance(file.content, dict):
             raise ReclipError(f"checkpoint {filename} holds no weights")
-        return loaded if "model" in loaded else {"model": loaded}
+        check_tensors(file.content, f"checkpoint {filename}")
+        content = dict(file.content) if "model" in file.content else {"model": file.content}
+        iteration = content.get("iteration", 0)
+        if type(iteration) is not int or iteration < 0:
+            raise ReclipError(f"checkpoint {filename} is damaged: its iteration is {_short(iteration)}")
+        return {"identity": file.metadata.get("identity"), **content}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         check_identity(checkpoint.pop("identity", None), self.model.identity(), self._path)
-        weights = checkpoint["model"]
-        if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-            raise ReclipError(f"checkpoint {self._path} holds other things than tensors: it is not one of ours")
+        weights = checkpoint["model"] = state_dict_of(checkpoint["model"], f"checkpoint {self._path}", wrappers=())
         # fvcore would look a tensor of another shape up in the model by its name, which need not be its place.
         own = {key: tuple(value.shape) for key, value in self.model.state_dict().items()}
         self._refuse(
@@ -101,6 +102,7 @@ class ReclipCheckpointer(DetectionCheckpointer):
             for key, value in weights.items()
             if key in own and tuple(value.shape) != own[key]
         )
+        self._refuse(dtype_mismatches(weights, self.model.state_dict()))
         incompatible = super()._load_model(checkpoint)
         self._refuse(
             [f"{key} is missing" for key in incompatible.missing_keys]
@@ -149,7 +151,7 @@ def check_identity(found: str | None, expected: dict[str, Any], path: str) -> No
         raise ReclipError(f"checkpoint {path} does not say which CLIP and classes it belongs to: it is not one of ours")
     try:
         identity = dict(json.loads(found))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ReclipError(f"checkpoint {path} has a damaged identity: it is not one of ours") from error
     if "student_head" in identity and "student_head" not in expected:
         raise ReclipError(f"checkpoint {path} is a distilled student's: give one of the rectification stage")
@@ -172,7 +174,8 @@ def _difference(theirs: Any, ours: list[list[str]]) -> str:
         count = len(theirs) if isinstance(theirs, list) else 0
         return f"{count} classes instead of {len(ours)}"
     index = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
-    return f"class {index} is {'/'.join(theirs[index])!r} instead of {'/'.join(ours[index])!r}"
+    names = "/".join(map(str, theirs[index])) if isinstance(theirs[index], list) else str(theirs[index])
+    return f"class {index} is {_short(names)!r} instead of {'/'.join(ours[index])!r}"
 
 
 def _short(value: object) -> str:

@@ -6,7 +6,6 @@ That code saves the whole state dict, the frozen CLIP's tensors included; only t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reclip_d2.errors import ReclipError
+from reclip_d2.utils.tensor_files import check_tensors, read_tensor_file, state_dict_of
 
 _PROMPT = "bias_head.reference_prompt.vectors"
 
@@ -94,29 +94,14 @@ class PublicCheckpoint:
         }
 
 
-def read_tensor_file(path: str | Path) -> Any:
-    """A file of ``torch.save``, tensors and plain containers only, on the CPU."""
-    if not Path(path).is_file():
-        raise ReclipError(f"{path} does not exist: check the path")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # reading rubbish as a pickle may raise nearly anything
-        raise ReclipError(f"{path} cannot be read as tensors: it is damaged, or holds code") from error
-
-
 def read_public_checkpoint(path: str | Path) -> PublicCheckpoint:
     """Read a checkpoint of the public code of ReCLIP++ or ReCLIP; its tensors tell which.
 
     Raises:
         ReclipError: the file is damaged or holds code, or it is a checkpoint of something else.
     """
-    loaded = read_tensor_file(path)
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping):
-        raise ReclipError(f"{path} holds no state dict: it is not a checkpoint of the public ReCLIP code")
-    state = {str(name).removeprefix("module."): value for name, value in loaded.items() if isinstance(value, Tensor)}
+    what = f"checkpoint {path}"
+    state = state_dict_of(read_tensor_file(path, "checkpoint").content, what)
     model = "ReCLIP" if any(name.startswith("proj_net.") for name in state) else "ReCLIP++"
     names = _NAMES[model]
     missing = [name for name in names if name not in state and not name.endswith("num_batches_tracked")]
@@ -124,6 +109,7 @@ def read_public_checkpoint(path: str | Path) -> PublicCheckpoint:
         raise ReclipError(f"{path} is not a checkpoint of the public {model} code: it lacks {missing[0]}")
     # Files of old PyTorch have no num_batches_tracked.
     converted = {ours: state.get(theirs, torch.tensor(0)) for theirs, ours in names.items()}
+    check_tensors(converted, what)
     prompt, classes = converted[_PROMPT], converted[_CLASSES[model]]
     kernels = [value for name, value in converted.items() if ".conv" in name and name.endswith("weight")]
     if prompt.ndim != 3 or len(prompt) != 1 or classes.ndim != 1 or any(kernel.ndim != 4 for kernel in kernels):
@@ -139,9 +125,10 @@ def read_public_checkpoint(path: str | Path) -> PublicCheckpoint:
 
 def read_public_class_token(path: str | Path) -> Tensor:
     """Class token ``(E,)`` of the public code's ``utils/cls_token.pt``: one tensor of any shape."""
-    token = read_tensor_file(path)
+    token = read_tensor_file(path, "class token").content
     if not isinstance(token, Tensor) or not token.is_floating_point():
         raise ReclipError(f"{path} is not the public code's class token: it must hold one tensor")
+    check_tensors(token, f"class token {path}")
     return token.detach().flatten().float()
 
 

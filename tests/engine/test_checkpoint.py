@@ -4,6 +4,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -156,7 +157,70 @@ def test_files_of_other_projects(tmp_path):
 
 def test_missing_file(tmp_path):
     assert "does not exist" in message_of(tmp_path / "none.pth")
-    assert "does not exist" in message_of(tmp_path)
+    assert "is a folder" in message_of(tmp_path)
+
+
+def test_other_files_under_its_name(tmp_path):
+    path = tmp_path / "model.pth"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n")
+    assert "a Git LFS pointer" in message_of(path)
+    path.write_text("")
+    assert "it is empty" in message_of(path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_names_of_wrapped_models(tmp_path, prefix):
+    model, other = make_rectified(), make_rectified()
+    with torch.no_grad():
+        model.mask_decoder.norm.running_mean.add_(2.0)
+    path = tmp_path / "model.pth"
+    state = {f"{prefix}{key}": value for key, value in model.state_dict().items()}
+    torch.save({"model": state, "identity": json.dumps(model.identity()), "epoch": np.int64(3)}, path)
+    ReclipCheckpointer(other).load(str(path))
+    assert torch.equal(other.mask_decoder.norm.running_mean, model.mask_decoder.norm.running_mean)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda value: value.to_sparse(), "is a sparse tensor"),
+        (lambda value: value.to("meta"), "is a meta tensor"),
+        (lambda value: value.long(), "is of type int64 instead of float32"),
+        (lambda value: value.to(torch.complex64), "is of type complex64"),
+        (lambda value: value * float("nan"), "has values that are not finite"),
+        (lambda value: value[..., :1], "has shape"),
+    ],
+)
+def test_unusual_tensors_are_named(tmp_path, change, words):
+    path = tmp_path / "model.pth"
+    model = make_rectified()
+    state = model.state_dict()
+    state["mask_decoder.conv.weight"] = change(state["mask_decoder.conv.weight"])
+    torch.save({"model": state, "identity": json.dumps(model.identity())}, path)
+    message = message_of(path)
+    assert "mask_decoder.conv.weight" in message and words in message
+
+
+def test_a_changed_bit_is_noticed(tmp_path):
+    path = saved(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"data/0") + 5000] ^= 1
+    path.write_bytes(content)
+    assert "the checksum of its entry" in message_of(path)
+
+
+@pytest.mark.parametrize("value", ["7", -1, 1.5, float("nan"), None, [1]])
+def test_a_damaged_iteration(tmp_path, value):
+    assert "its iteration is" in message_of(saved(tmp_path, iteration=value))
+
+
+def test_a_damaged_optimizer(tmp_path):
+    model = make_rectified()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for state in ({}, {"state": {}, "param_groups": 3}, {"state": {}, "param_groups": []}, 7):
+        path = saved(tmp_path, model, optimizer=state)
+        with pytest.raises(ReclipError, match="does not fit this training"):
+            ReclipCheckpointer(model, optimizer=optimizer).load(str(path))
 
 
 @pytest.mark.parametrize("size", [0, 1, 10, 100, 1000, 10000, -100])

@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import pickle
 import re
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import safetensors
-import safetensors.torch
-import torch
 import torchvision
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from reclip_d2.errors import ReclipError
+from reclip_d2.utils.tensor_files import check_tensors, dtype_mismatches, read_tensor_file, state_dict_of
+
+KEY = "MODEL.STUDENT.WEIGHTS"
 
 logger = logging.getLogger(__name__)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads pickles of NumPy arrays and plain containers; anything else in the file is refused, not executed."""
-
-    _ALLOWED = frozenset(
-        {
-            ("collections", "OrderedDict"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-            *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self._ALLOWED:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is no array")
 
 
 def load_backbone_weights(backbone: nn.Module, source: str) -> None:
@@ -70,6 +47,8 @@ def load_backbone_weights(backbone: nn.Module, source: str) -> None:
                 f" instead of {tuple(value.shape)};"
                 " check MODEL.RESNETS: DEPTH, NORM, RES2_OUT_CHANNELS (64 below depth 50, else 256)"
             )
+    for mismatch in dtype_mismatches(weights, own):
+        raise ReclipError(f"MODEL.STUDENT.WEIGHTS {source} does not fit: {mismatch}")
     backbone.load_state_dict({key: weights.get(key, value) for key, value in own.items()})
     logger.info("Backbone weights from %s", source)
 
@@ -114,25 +93,11 @@ def read_backbone_weights(path: str, source: str) -> dict[str, Tensor]:
     Raises:
         ReclipError: the file is damaged, holds code, or no weights.
     """
-    try:
-        if path.endswith(".safetensors"):
-            return safetensors.torch.load_file(path)
-        if path.endswith(".pkl"):
-            loaded = _ArrayUnpickler(io.BytesIO(Path(path).read_bytes()), encoding="latin1").load()
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-        for key in ("model", "state_dict", "blobs"):
-            if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-                loaded = loaded[key]
-        entries = loaded.items() if isinstance(loaded, dict) else ()
-        tensors = {str(k): torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for k, v in entries}
-    except Exception as error:  # reading rubbish as a pickle may raise nearly anything
-        raise ReclipError(
-            f"MODEL.STUDENT.WEIGHTS {source} cannot be read as tensors: it is damaged, or holds code"
-        ) from error
-    tensors = {key.removeprefix("module."): value for key, value in tensors.items() if isinstance(value, Tensor)}
+    what = f"{KEY} {source}"
+    tensors = state_dict_of(read_tensor_file(path, KEY, source).content, what, ("model", "state_dict", "blobs"))
     if not tensors:
-        raise ReclipError(f"MODEL.STUDENT.WEIGHTS {source} holds no weights")
+        raise ReclipError(f"{what} holds no weights")
+    check_tensors(tensors, what)
     return tensors
 
 
