@@ -230,10 +230,18 @@ def test_an_image_of_many_pixels(served, tmp_path):
     assert bomb.stat().st_size < 100_000
     start = time.monotonic()
     status = served.client.predict([handle_file(str(bomb))], api_name="/upload")[2].replace("&#46;", ".")
-    assert "bomb.png has 20000 x 20000 pixels, more than the 50 million" in status and "--max-megapixels" in status
+    assert "bomb.png has 20000 x 20000 pixels" in status
     assert time.monotonic() - start < 10 and not [path for path in upload_files(served) if path.name == bomb.name]
     with pytest.raises(ReclipError, match="20000 x 20000"):
         served.session.segment(bomb, CLASSES)
+
+
+def test_limits_of_the_page(served, monkeypatch):
+    monkeypatch.setattr(served.session, "limits", Limits(pixels=10_000))
+    names = [handle_file(str(served.photos / name)) for name in ("0.jpg", "3.jpg")]
+    status = served.client.predict(names, api_name="/upload")[2].replace("&#46;", ".")
+    assert "3.jpg has 150 x 200 pixels" in status and "--max-megapixels" in status
+    assert "0.jpg" not in status and "Press *Segment*" in status
 
 
 def test_limits(tmp_path):

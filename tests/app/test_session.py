@@ -16,9 +16,9 @@ from reclip_d2.cli.trained_model import TrainedModel
 from reclip_d2.data.class_file import parse_classes
 from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
 from reclip_d2.data.images import read_image
-from reclip_d2.data.survey import file_signature
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.logit_parts import logit_parts
+from reclip_d2.utils.digest import file_digest
 from tests.app.conftest import CLASSES, TINY
 from tests.cli.conftest import FAST_KEYS, read_mask
 
@@ -123,7 +123,7 @@ def test_what_was_learnt_from(session, served):
     assert trained.kind == "rectified"
     remembered = json.loads((trained.folder.run / "images.json").read_text())["signatures"]
     assert sorted(remembered) == ["0001 0", "0002 1", "0003 0", "0004 4"]
-    assert remembered["0003 0"] == file_signature(served.photos / "1.jpg") != remembered["0001 0"]
+    assert remembered["0003 0"] == file_digest(served.photos / "1.jpg") != remembered["0001 0"]
     assert torch.load(trained.weights, weights_only=True)["iteration"] == 3
     assert trained.state.classes.classes == read_classes(CLASSES).classes
 
