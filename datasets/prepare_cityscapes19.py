@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from reclip_d2.data.datasets.cityscapes19 import CITYSCAPES19, LABEL_MAPPING  # noqa: E402
+from reclip_d2.data.datasets.cityscapes19 import CITYSCAPES19, LABEL_MAPPING, LABEL_PALETTE  # noqa: E402
 from reclip_d2.data.datasets.preparation_program import argument_parser, prepare_folder  # noqa: E402
 from reclip_d2.errors import exit_on_error  # noqa: E402
 
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             CITYSCAPES19.root / "gtFine" / split,
             suffix="_gtFine_labelIds.png",
             image_suffix="_leftImg8bit",
+            palette=LABEL_PALETTE,
         )
 
 

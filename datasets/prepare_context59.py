@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from reclip_d2.data.datasets.context59 import CONTEXT59, JSON_MAPPING, MAPPING_59, MAPPING_60  # noqa: E402
 from reclip_d2.data.datasets.label_sources import IndexPNG, RunLengthLabel  # noqa: E402
 from reclip_d2.data.datasets.preparation_program import argument_parser, label_folder, prepare_split  # noqa: E402
-from reclip_d2.data.datasets.registration import README  # noqa: E402
+from reclip_d2.data.datasets.registration import README, check_image_id  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
 from reclip_d2.io import atomic_write  # noqa: E402
+from reclip_d2.utils.files import open_regular  # noqa: E402
 
 JSON_NAME = "trainval_merged.json"
 SPLITS = ("train", "val")
@@ -33,7 +34,8 @@ SPLITS = ("train", "val")
 def read_annotations(path: Path) -> dict[str, dict[str, RunLengthLabel]]:
     """Labels of trainval_merged.json: by split, by image. Masks keep the file's order: the Detail API paints in it."""
     try:
-        content = json.loads(path.read_text())
+        with open_regular(path) as stream:
+            content = json.load(stream)
         masks: dict[Any, list] = defaultdict(list)
         for annotation in content["annos_segmentation"]:
             masks[annotation["image_id"]].append((annotation["category_id"], annotation["segmentation"]))
@@ -42,12 +44,17 @@ def read_annotations(path: Path) -> dict[str, dict[str, RunLengthLabel]]:
             if image["phase"] not in SPLITS:
                 continue
             name = Path(image["file_name"]).stem
+            if not name or name.split() != [name]:  # lists end an id at a space
+                raise ValueError(f"image {name!r}")
+            check_image_id(name, str(path))
+            if not all(isinstance(image[side], int) for side in ("height", "width")):
+                raise TypeError(f"size of image {name}")
             labels[image["phase"]][name] = RunLengthLabel(
                 name=f"{path}, image {name},",
                 size=(image["height"], image["width"]),
                 masks=tuple(masks[image["image_id"]]),
             )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ReclipError(f"{path} is not PASCAL Context's {JSON_NAME} ({error!r}): get it, see {README}") from error
     for split in SPLITS:
         if not labels[split]:

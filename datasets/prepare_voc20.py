@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from reclip_d2.data.datasets.label_sources import IndexPNG  # noqa: E402
 from reclip_d2.data.datasets.preparation_program import argument_parser, label_folder, prepare_split  # noqa: E402
 from reclip_d2.data.datasets.registration import README, read_image_list  # noqa: E402
-from reclip_d2.data.datasets.voc20 import LABEL_MAPPING, VOC20  # noqa: E402
+from reclip_d2.data.datasets.voc20 import LABEL_MAPPING, LABEL_PALETTE, VOC20  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
 from reclip_d2.io import atomic_write  # noqa: E402
 
@@ -47,7 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for split in args.splits:
         VOC20.image_ids(split)  # a missing data set is named before its labels
         folder = label_folder(VOC20.root / "SegmentationClass")
-        prepare_split(VOC20, split, LABEL_MAPPING, args, lambda name, folder=folder: IndexPNG(folder / f"{name}.png"))
+        prepare_split(
+            VOC20,
+            split,
+            LABEL_MAPPING,
+            args,
+            lambda name, folder=folder: IndexPNG(folder / f"{name}.png", LABEL_PALETTE),
+        )
     if args.sbd:
         write_trainaug(args.sbd)
 

@@ -244,7 +244,7 @@ def register_dataset(name: str, records: list[dict], class_names: list[str], **m
     """Register records under ``name``, which must be taken back by :func:`unregister_dataset`."""
     DatasetCatalog.register(name, lambda: [dict(record) for record in records])
     MetadataCatalog.get(name).set(
-        stuff_classes=list(class_names), ignore_label=255, evaluator_type="sem_seg", **metadata
+        **{"stuff_classes": list(class_names), "ignore_label": 255, "evaluator_type": "sem_seg", **metadata}
     )
     return name
 

@@ -31,7 +31,7 @@ from reclip_d2.data.datasets.custom import register_custom  # noqa: E402
 from reclip_d2.data.images import read_image  # noqa: E402
 from reclip_d2.engine.logs import quiet_logging  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
-from reclip_d2.evaluation.label_maps import read_label_file  # noqa: E402
+from reclip_d2.evaluation.label_files import DatasetLabels  # noqa: E402
 from reclip_d2.evaluation.model_analysis import (  # noqa: E402
     ModelAnalysis,
     evaluate_bias,
@@ -151,16 +151,13 @@ def check_checkpoints(models: list[NamedModel]) -> None:
 def load_scenes(dataset: str, count: int, labelled: bool) -> tuple[list[dict], list[Scene]]:
     """Records and pixels of the scenes to draw."""
     records = spread_records(DatasetCatalog.get(dataset), count)
-    metadata = MetadataCatalog.get(dataset)
+    labels = DatasetLabels(dataset)
     scenes = []
     for record in records:
         image = read_image(record["file_name"])
         truth = None
         if labelled:
-            labels = read_label_file(
-                record["sem_seg_file_name"], len(metadata.stuff_classes), metadata.ignore_label, image.shape[:2]
-            )
-            truth = labels.astype(np.int64)
+            truth = labels.read(record, image.shape[:2]).astype(np.int64)
         scenes.append(Scene(str(record.get("image_id", Path(record["file_name"]).stem)), image, truth))
     return records, scenes
 

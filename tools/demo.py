@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from detectron2.config import CfgNode  # noqa: E402
-from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
+from detectron2.data import DatasetCatalog  # noqa: E402
 from torch import nn  # noqa: E402
 
 from reclip_d2.config import load_config  # noqa: E402
@@ -34,6 +34,7 @@ from reclip_d2.data.training_records import build_training_records  # noqa: E402
 from reclip_d2.engine.logs import quiet_logging  # noqa: E402
 from reclip_d2.errors import exit_on_error  # noqa: E402
 from reclip_d2.evaluation.hypothesis import hypothesis_precision_recall  # noqa: E402
+from reclip_d2.evaluation.label_files import DatasetLabels  # noqa: E402
 from reclip_d2.io import atomic_write  # noqa: E402
 from reclip_d2.reproduction import execute  # noqa: E402
 from reclip_d2.visualization.report import draw_report  # noqa: E402
@@ -88,11 +89,13 @@ def hypothesis_quality(cfg: CfgNode) -> dict[str, float] | None:
 
     None without the labels, which may be deleted: nothing else needs them.
     """
-    labels = {r["image_id"]: r["sem_seg_file_name"] for r in list_split(embedded_root(), "train")}
-    if not all(map(os.path.isfile, labels.values())):
+    labelled = {record["image_id"]: record for record in list_split(embedded_root(), "train")}
+    if not all(os.path.isfile(record["sem_seg_file_name"]) for record in labelled.values()):
         return None
     records = build_training_records(cfg)
-    return hypothesis_precision_recall({r["image_id"]: r["hypothesis"] for r in records}, labels)
+    return hypothesis_precision_recall(
+        {r["image_id"]: r["hypothesis"] for r in records}, labelled, DatasetLabels("embedded_train_labelled")
+    )
 
 
 def print_table(rows: list[tuple[str, float, float]]) -> None:
@@ -164,7 +167,7 @@ def main() -> None:
     draw_report(
         args.output_dir / "report.png",
         DatasetCatalog.get(args.dataset)[:6],
-        MetadataCatalog.get(args.dataset),
+        args.dataset,
         maskclip_model,
         published_model,
         ext_model,

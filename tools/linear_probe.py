@@ -29,9 +29,11 @@ from torch.utils.data import DataLoader  # noqa: E402
 
 from reclip_d2.config import load_config  # noqa: E402
 from reclip_d2.data.classes import class_names_from_config  # noqa: E402
+from reclip_d2.data.index_images import PLAIN  # noqa: E402
 from reclip_d2.data.sampling import build_train_loader  # noqa: E402
 from reclip_d2.engine.checkpoint import ReclipCheckpointer, forget_run  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
+from reclip_d2.evaluation.label_files import label_palette  # noqa: E402
 from reclip_d2.evaluation.labelled_data import (  # noqa: E402
     LabelledDatasetMapper,
     labelled_records,
@@ -63,9 +65,15 @@ class ProbeTrainer(Trainer):
         ignored = {MetadataCatalog.get(name).get("ignore_label", 255) for name in datasets}
         if len(ignored) > 1:
             raise ReclipError(f"{', '.join(datasets)} have different ignore labels: probe with one of them")
+        palettes = [label_palette(MetadataCatalog.get(name)) for name in datasets]
         return build_train_loader(
             records,
-            LabelledDatasetMapper(cfg, len(class_names), ignored.pop()),
+            LabelledDatasetMapper(
+                cfg,
+                len(class_names),
+                ignored.pop(),
+                palettes[0] if palettes.count(palettes[0]) == len(palettes) else PLAIN,
+            ),
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),

@@ -25,7 +25,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from detectron2.data import MetadataCatalog  # noqa: E402
 
 from reclip_d2.config import load_config  # noqa: E402
 from reclip_d2.data.classes import class_names_from_config  # noqa: E402
@@ -101,6 +100,7 @@ def perform_hypotheses(job: Job) -> dict[str, Any]:
     # Here and not at the top: every run is a process that loads this file, and those that train load nothing that
     # reads the training images' labels.
     from reclip_d2.evaluation.hypothesis import hypothesis_precision_recall
+    from reclip_d2.evaluation.label_files import DatasetLabels
     from reclip_d2.evaluation.labelled_data import labelled_records, probe_datasets
 
     with logging_to(job.folder):
@@ -108,11 +108,8 @@ def perform_hypotheses(job: Job) -> dict[str, Any]:
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
         hypotheses = {record["file_name"]: record["hypothesis"] for record in build_training_records(cfg)}
         datasets = probe_datasets(cfg)
-        labels = {
-            r["file_name"]: r["sem_seg_file_name"] for r in labelled_records(datasets, class_names_from_config(cfg))
-        }
-        ignore_label = MetadataCatalog.get(datasets[0]).ignore_label
-        scores = hypothesis_precision_recall(hypotheses, labels, ignore_label)
+        records = {r["file_name"]: r for r in labelled_records(datasets, class_names_from_config(cfg))}
+        scores = hypothesis_precision_recall(hypotheses, records, DatasetLabels(datasets[0]))
         result = execute.result_of(cfg, scores, None, supervision="labels (analysis of the hypotheses)")
         return {**result, "dataset": ", ".join(datasets)}
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from reclip_d2.data.image_file import open_image
+from reclip_d2.data.orientation import Geometry, geometry_of, turn_upright
 from reclip_d2.data.samples import Samples, declares_alpha
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.files import display_path
@@ -22,17 +23,6 @@ from reclip_d2.utils.files import display_path
 logger = logging.getLogger(__name__)
 
 _CANNOT_HAVE_ALPHA = (".jpg", ".jpeg", ".jpe", ".jfif")
-
-# What each EXIF orientation asks for. Orientation 1 is upright.
-_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.transpose(1, 0, 2),
-    6: lambda pixels: pixels[::-1].transpose(1, 0, 2),
-    7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda pixels: pixels[:, ::-1].transpose(1, 0, 2),
-}
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -55,8 +45,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         image.load()  # of a TIFF this applies the orientation, and takes the tag away
         orientation = _orientation(image, path)
         pixels = samples.rgb()
-    upright = _UPRIGHT.get(orientation)
-    return pixels if upright is None else np.ascontiguousarray(upright(pixels))
+    return turn_upright(pixels, orientation)
 
 
 def _orientation(image: Image.Image, path: str | os.PathLike[str]) -> object:
@@ -73,6 +62,16 @@ def _orientation(image: Image.Image, path: str | os.PathLike[str]) -> object:
 @functools.cache  # once a file: training reads it many times
 def _warn_of_exif(path: str, cause: str) -> None:
     logger.warning("the EXIF block of image %s cannot be read (%s): it is taken as it is stored", path, cause)
+
+
+def read_geometry(path: str | os.PathLike[str]) -> Geometry:
+    """How an image lies, by its header.
+
+    Raises:
+        ReclipError: the file cannot be opened, see :func:`reclip_d2.data.image_file.open_image`.
+    """
+    with open_image(path) as image:
+        return geometry_of(image)
 
 
 def peek_size(path: str | os.PathLike[str]) -> tuple[int, int]:

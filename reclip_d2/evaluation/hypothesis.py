@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from reclip_d2.data.images import read_geometry
+from reclip_d2.evaluation.label_files import DatasetLabels
 
 
 def hypothesis_precision_recall(
-    hypotheses: Mapping[str, Sequence[int]], label_files: Mapping[str, str], ignore_label: int = 255
+    hypotheses: Mapping[str, Sequence[int]], records: Mapping[str, dict[str, Any]], labels: DatasetLabels
 ) -> dict[str, float]:
-    """Micro-averaged precision and recall of the classes of each image.
+    """Micro-averaged precision and recall of the classes of each image; ignored pixels are of no class.
 
     Args:
         hypotheses: class ids by image id.
-        label_files: index PNG by image id.
+        records: labelled record (``file_name``, ``sem_seg_file_name``) by image id.
+        labels: of the records' data set.
 
     Returns:
         ``{"precision", "recall", "classes_per_image", "classes_in_hypothesis"}``.
+
+    Raises:
+        ReclipError: a label is no map of the data set's class ids, see :func:`read_label_file`.
     """
     hits = proposed = present = 0
     for image_id, hypothesis in hypotheses.items():
-        with Image.open(label_files[image_id]) as image:
-            classes = set(np.unique(np.asarray(image)).tolist()) - {ignore_label}
-        hits += len(classes & set(hypothesis))
-        proposed += len(hypothesis)
+        record = records[image_id]
+        ids = labels.read(record, read_geometry(record["file_name"]).upright)
+        classes = set(np.unique(ids).tolist()) - {labels.ignore_label}
+        found = set(labels.predicted_ids(np.asarray(hypothesis, dtype=np.int64)).tolist())
+        hits += len(classes & found)
+        proposed += len(found)
         present += len(classes)
     count = max(len(hypotheses), 1)
     return {

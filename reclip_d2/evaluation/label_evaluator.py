@@ -11,11 +11,11 @@ import os
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from reclip_d2.evaluation.label_maps import read_label_file
+from reclip_d2.evaluation.label_files import DatasetLabels
 from reclip_d2.io import atomic_write
 
 
@@ -33,13 +33,13 @@ class LabelEvaluator(DatasetEvaluator):
             distributed: gather the counts of all processes; the main process alone then has results.
             output_dir: where :meth:`write` puts the result's details; None for nowhere.
         """
-        metadata = MetadataCatalog.get(dataset_name)
         self.dataset_name = dataset_name
         self.distributed = distributed
         self.output_dir = output_dir
-        self.class_names: list[str] = list(metadata.stuff_classes)
-        self.num_classes = len(self.class_names)
-        self.ignore_label: int = metadata.ignore_label
+        self._labels = DatasetLabels(dataset_name)
+        self.class_names = self._labels.class_names
+        self.num_classes = self._labels.num_classes
+        self.ignore_label = self._labels.ignore_label
         self._records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
         self.reset()
 
@@ -63,8 +63,8 @@ class LabelEvaluator(DatasetEvaluator):
             record = self._records[image["file_name"]]
             sem_seg = output["sem_seg"]
             prediction = (sem_seg if sem_seg.ndim == 2 else sem_seg.argmax(dim=0)).cpu().numpy().astype(np.int64)
-            labels = read_label_file(record["sem_seg_file_name"], self.num_classes, self.ignore_label, prediction.shape)
-            self.count(prediction, labels.astype(np.int64), record)
+            labels = self._labels.read(record, prediction.shape)
+            self.count(self._labels.predicted_ids(prediction), labels.astype(np.int64), record)
 
     def gather(self, counts: Any) -> list[Any] | None:
         """The counts of all processes, on the main process; None on the others."""

@@ -1,34 +1,35 @@
-"""Detectron2's ``SemSegEvaluator`` on label maps, and the check of label files before it reads them."""
+"""Detectron2's ``SemSegEvaluator`` on label maps, with label files that are checked and read by us."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
-from PIL import Image
-from torch import Tensor
 
 from reclip_d2.errors import ReclipError
+from reclip_d2.evaluation.label_files import DatasetLabels
 
-
-class _LabelMap:
-    """A label map that answers ``argmax(dim=0)`` as the logits that it came from would."""
-
-    def __init__(self, labels: Tensor) -> None:
-        self.labels = labels
-
-    def argmax(self, dim: int) -> Tensor:
-        return self.labels
+logger = logging.getLogger(__name__)
 
 
 class LabelMapEvaluator(SemSegEvaluator):
     """``SemSegEvaluator`` that takes ``{"sem_seg": (H, W) int64 labels}`` as well as ``(C, H, W)`` logits.
 
-    The numbers are Detectron2's, the mean apart (see :meth:`evaluate`). Each label file is checked before it is read,
-    since an RGB label or an id out of range would end in a traceback, and binary masks would be counted without a word.
+    The numbers are Detectron2's, the mean apart (see :meth:`evaluate`). Label files are read by :class:`DatasetLabels`:
+    an RGB label or an id out of range would end in a traceback, and binary masks or palettes in an order of their own
+    would be counted without a word.
     """
+
+    def __init__(self, dataset_name: str, distributed: bool = True, output_dir: str | None = None) -> None:
+        """See Detectron2's ``SemSegEvaluator``."""
+        super().__init__(dataset_name, distributed, output_dir)
+        self._labels = DatasetLabels(dataset_name)
+        self._class_names, self._num_classes = self._labels.class_names, self._labels.num_classes
+        self._records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
 
     def reset(self) -> None:
         """Forget all counts."""
@@ -37,18 +38,24 @@ class LabelMapEvaluator(SemSegEvaluator):
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Count one batch; see Detectron2's ``DatasetEvaluator``."""
-        for record, output in zip(inputs, outputs, strict=True):
-            self._label_ids |= check_label_file(
-                self.input_file_to_gt_file[record["file_name"]],
-                self._num_classes,
-                self._ignore_label,
-                tuple(output["sem_seg"].shape[-2:]),
-            )
-        wrapped = [
-            {**output, "sem_seg": _LabelMap(output["sem_seg"])} if output["sem_seg"].ndim == 2 else output
-            for output in outputs
-        ]
-        super().process(inputs, wrapped)
+        for image, output in zip(inputs, outputs, strict=True):
+            sem_seg = output["sem_seg"]
+            prediction = (sem_seg if sem_seg.ndim == 2 else sem_seg.argmax(dim=0)).cpu().numpy().astype(np.int64)
+            prediction = self._labels.predicted_ids(prediction)
+            ids = self._labels.read(self._records[image["file_name"]], prediction.shape).astype(np.int64)
+            self._label_ids |= set(np.unique(ids).tolist())
+            truth = np.where(ids == self._ignore_label, self._num_classes, ids)
+            self._conf_matrix += self._confusion(prediction, truth)
+            if getattr(self, "_compute_boundary_iou", False):  # Detectron2 0.6 on
+                borders = [self._mask_to_boundary(labels.astype(np.uint8)) for labels in (prediction, truth)]
+                self._b_conf_matrix += self._confusion(*(labels.astype(np.int64) for labels in borders))
+            if self._output_dir:
+                self._predictions.extend(self.encode_json_sem_seg(prediction, image["file_name"]))
+
+    def _confusion(self, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """Pixels by prediction (row) and truth (column), ``(C + 1, C + 1)``; the last are the ignored ones."""
+        side = self._num_classes + 1
+        return np.bincount(side * prediction.reshape(-1) + truth.reshape(-1), minlength=side**2).reshape(side, side)
 
     def evaluate(self) -> dict[str, Any] | None:
         """Results of Detectron2's evaluator; on the main process only.
@@ -57,16 +64,10 @@ class LabelMapEvaluator(SemSegEvaluator):
         are only predicted, as if their IoU were 0; later versions do not.
 
         Raises:
-            ReclipError: no label file has an id besides 0 and 255, the mark of binary masks, or none but the ignored.
+            ReclipError: no label holds any class; or all hold 0 and 255 alone and no preparation program has seen them.
         """
         ids = set().union(*comm.all_gather(self._label_ids)) if self._distributed else self._label_ids
-        if ids == {self._ignore_label}:
-            raise ReclipError(f"the labels of {self._dataset_name} hold no class, only ignored pixels")
-        if self._num_classes > 1 and ids == {0, 255}:
-            raise ReclipError(
-                f"the labels of {self._dataset_name} hold 0 and 255 only: they are binary masks, not label maps;"
-                " write PNGs of class ids"
-            )
+        check_label_ids(ids, self._labels)
         results = super().evaluate()
         if results is not None:
             scores = results["sem_seg"]
@@ -74,44 +75,24 @@ class LabelMapEvaluator(SemSegEvaluator):
         return results
 
 
-def check_label_file(path: str, num_classes: int, ignore_label: int, size: tuple[int, int]) -> set[int]:
-    """Ids of a label file; raise :class:`ReclipError` unless it is one: see :func:`read_label_file`."""
-    return set(np.unique(read_label_file(path, num_classes, ignore_label, size)).tolist())
+def check_label_ids(ids: set[int], labels: DatasetLabels) -> None:
+    """Look at the ids that all labels of a data set hold together.
 
-
-def read_label_file(path: str, num_classes: int, ignore_label: int, size: tuple[int, int]) -> np.ndarray:
-    """Label map ``(H, W)`` of class ids, in the file's own integer type.
-
-    Args:
-        path: PNG.
-        num_classes: ids are 0 to num_classes - 1, or ignore_label.
-        size: (H, W) of the prediction.
+    Labels of 0 and 255 alone are of one class and ignored pixels, or binary masks; nothing in them tells which. Those
+    that a preparation program has written (``reclip_protocol`` and no ``reclip_own_labels`` in the metadata) are what
+    they say: one line in the log. Of any others it is an error.
 
     Raises:
-        ReclipError: the file is no single-channel index image of that size with ids in range.
+        ReclipError: see above; or there is no id but the ignored one.
     """
-    try:
-        with Image.open(path) as image:
-            mode, labels = image.mode, np.asarray(image)
-    except FileNotFoundError:
-        raise ReclipError(f"label {path} does not exist: prepare the data set first") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ReclipError(f"label {path} cannot be read ({error}): prepare the data set again") from error
-    if labels.ndim != 2 or mode not in ("L", "P", "I", "I;16"):
-        raise ReclipError(f"label {path} is a {mode} image: write a single-channel PNG of class ids")
-    if labels.shape != size:
-        raise ReclipError(
-            f"label {path} has size {labels.shape[1]}x{labels.shape[0]}, its image {size[1]}x{size[0]}:"
-            " they must be the same"
-        )
-    ids = np.unique(labels)
-    wrong = ids[(ids >= num_classes) & (ids != ignore_label)]
-    if len(wrong):
-        remedy = "prepare the data set again"
-        if wrong.tolist() == [num_classes]:  # ids from 1 on, and perhaps 0 for background
-            remedy = f"if its ids begin at 1, take 1 off them and write {ignore_label} for background"
-        raise ReclipError(
-            f"label {path} has id {wrong[0]}, but the classes are 0 to {num_classes - 1} and {ignore_label} is"
-            f" ignored: {remedy}"
-        )
-    return labels
+    name = labels.dataset_name
+    if ids == {labels.ignore_label}:
+        raise ReclipError(f"the labels of {name} hold no class, only ignored pixels")
+    if labels.num_classes < 2 or ids != {0, 255} or labels.ignore_label != 255:
+        return
+    only = f"the labels of {name} hold 0 and 255 only: the class {labels.class_names[0]} and ignored pixels"
+    metadata = MetadataCatalog.get(name)
+    if hasattr(metadata, "reclip_protocol") and not metadata.get("reclip_own_labels", False):
+        logger.warning("%s; the mean IoU is that of this one class", only)
+        return
+    raise ReclipError(f"{only}, or they are binary masks: write PNGs of class ids, or add labels with a second class")

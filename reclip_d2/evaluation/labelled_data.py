@@ -14,8 +14,9 @@ from detectron2.data import transforms as T
 from reclip_d2.data.classes import check_registered, class_names_of
 from reclip_d2.data.dataset_mapper import build_train_augmentations
 from reclip_d2.data.images import read_image
+from reclip_d2.data.index_images import PLAIN, Palette
 from reclip_d2.errors import ReclipError
-from reclip_d2.evaluation.label_maps import read_label_file
+from reclip_d2.evaluation.label_files import read_label_file
 
 
 class LabelledDatasetMapper:
@@ -26,22 +27,32 @@ class LabelledDatasetMapper:
     """
 
     @configurable
-    def __init__(self, *, augmentations: list[T.Augmentation], num_classes: int, ignore_label: int = 255) -> None:
+    def __init__(
+        self,
+        *,
+        augmentations: list[T.Augmentation],
+        num_classes: int,
+        ignore_label: int = 255,
+        palette: Palette = PLAIN,
+    ) -> None:
         """
         Args:
             augmentations: applied to image and label, in order.
             num_classes: labels are 0 to num_classes - 1, or ignore_label.
+            palette: what the colours of palette labels mean.
         """
         self.augmentations = T.AugmentationList(augmentations)
         self.num_classes = num_classes
         self.ignore_label = ignore_label
+        self.palette = palette
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, num_classes: int, ignore_label: int) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, num_classes: int, ignore_label: int, palette: Palette = PLAIN) -> dict[str, Any]:
         return {
             "augmentations": build_train_augmentations(cfg),
             "num_classes": num_classes,
             "ignore_label": ignore_label,
+            "palette": palette,
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +62,14 @@ class LabelledDatasetMapper:
             ReclipError: image or label cannot be read, or the label is no map of class ids of the image's size.
         """
         image = read_image(record["file_name"])
-        ids = read_label_file(record["sem_seg_file_name"], self.num_classes, self.ignore_label, image.shape[:2])
+        ids = read_label_file(
+            record["sem_seg_file_name"],
+            self.num_classes,
+            self.ignore_label,
+            image.shape[:2],
+            self.palette,
+            record.get("sem_seg_orientation", 1),
+        )
         # Detectron2 resizes uint8 to the nearest pixel's centre, other types to the pixel on its left.
         dtype, unlabelled = (np.uint8, 255) if self.num_classes <= 255 else (np.float32, -1)
         inputs = T.AugInput(image, sem_seg=np.where(ids == self.ignore_label, unlabelled, ids).astype(dtype))

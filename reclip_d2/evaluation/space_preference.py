@@ -25,9 +25,8 @@ from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from reclip_d2.errors import ReclipError
+from reclip_d2.data.index_images import read_index_image
 from reclip_d2.evaluation.label_evaluator import LabelEvaluator
 from reclip_d2.evaluation.objects import centroid_distances, find_objects, object_areas, object_ious
 
@@ -215,19 +214,16 @@ def read_instance_file(path: str, size: tuple[int, int]) -> np.ndarray:
     """Instance ids ``(H, W)`` int64; 255 is no instance in an 8-bit file (VOC's border).
 
     Raises:
-        ReclipError: the file is missing, no single-channel index image, or not of the label's size.
+        ReclipError: the file is missing, no single-channel index PNG, not of the label's size, or has a palette in an
+            order of its own.
     """
-    try:
-        with Image.open(path) as image:
-            mode, instances = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ReclipError(f"instances {path} cannot be read ({error}): prepare the data set again") from error
-    if instances.ndim != 2 or mode not in ("L", "P", "I", "I;16"):
-        raise ReclipError(f"instances {path} is a {mode} image: write a single-channel PNG of instance ids")
-    if instances.shape != size:
-        raise ReclipError(
-            f"instances {path} has size {instances.shape[1]}x{instances.shape[0]}, its label {size[1]}x{size[0]}:"
-            " they must be the same"
-        )
+    instances = read_index_image(
+        path,
+        size,
+        "its label",
+        what="instances",
+        remedy="prepare the data set again",
+        wrong_mode="write a single-channel PNG of instance ids",
+    )
     ids = instances.astype(np.int64)
     return np.where(ids == 255, 0, ids) if instances.dtype == np.uint8 else ids

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from reclip_d2.data.image_file import open_image
+from reclip_d2.data.index_images import Palette, read_index_image
 from reclip_d2.errors import ReclipError
 from reclip_d2.formats.classes import MaskClasses
 from reclip_d2.io import atomic_write
@@ -38,16 +38,20 @@ def read_index(path: Path, classes: MaskClasses) -> np.ndarray:
         ``(H, W)`` of the classes' dtype.
 
     Raises:
-        ReclipError: the file is missing, damaged, or no index mask of these classes.
+        ReclipError: the file is missing, damaged, or no index mask of these classes: a palette must be the classes'.
     """
-    modes = ("L", "P") if classes.dtype == np.uint8 else ("I;16", "I")
+    modes = ("L", "P") if classes.dtype == np.uint8 else ("I;16", "I;16B", "I")
+    palette = Palette(dict(enumerate(classes.colors)), own=True, ignore_label=classes.ignore_label)
     try:
-        with open_image(path, "mask", "remove it and predict again", formats=("PNG",)) as image:
-            if image.mode not in modes:
-                raise ReclipError(
-                    f"mask {path} is a {image.mode} image, not an index mask: remove it and predict again"
-                )
-            labels = np.array(image)
+        labels = read_index_image(
+            path,
+            None,
+            what="mask",
+            remedy="remove it and predict again",
+            palette=palette,
+            modes=modes,
+            wrong_mode="not an index mask: remove it and predict again",
+        )
     except MissingFileError:
         raise ReclipError(f"mask {path} is missing: predict again, finished masks are kept") from None
     return classes.checked(labels, str(path))

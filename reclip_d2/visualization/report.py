@@ -8,12 +8,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from detectron2.data import Metadata
+from detectron2.data import MetadataCatalog
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from PIL import Image
 
 from reclip_d2.data.images import read_image
+from reclip_d2.evaluation.label_files import DatasetLabels
 from reclip_d2.io import atomic_write
 from reclip_d2.modeling import MaskCLIP, RectifiedCLIP
 from reclip_d2.visualization.labels import colorize_labels
@@ -51,7 +51,7 @@ def bias_of_prediction(model: RectifiedCLIP, labels: np.ndarray) -> np.ndarray:
 def draw_report(
     path: Path,
     records: list[dict[str, Any]],
-    metadata: Metadata,
+    dataset: str,
     maskclip: MaskCLIP,
     published: RectifiedCLIP,
     extended: RectifiedCLIP,
@@ -60,13 +60,14 @@ def draw_report(
 
     Args:
         records: a few labelled records, one a row.
-        metadata: of their data set: class names and colours.
+        dataset: theirs, registered.
     """
+    metadata, labels_of = MetadataCatalog.get(dataset), DatasetLabels(dataset)
     colors = np.array(metadata.stuff_colors, dtype=np.uint8)
     rows = []
     for record in records:
         image = read_image(record["file_name"])
-        truth = np.asarray(Image.open(record["sem_seg_file_name"]))
+        truth = labels_of.read(record, image.shape[:2])
         labels = [predicted_labels(model, image) for model in (maskclip, published, extended)]
         rows.append((image, truth, labels, bias_of_prediction(extended, labels[0])))
     limit = max(float(np.abs(bias).max()) for *_, bias in rows) or 1.0

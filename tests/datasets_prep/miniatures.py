@@ -17,6 +17,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from reclip_d2.data.datasets.registration import pascal_colors
+
 ROOT = Path(__file__).resolve().parents[2]
 SIDEWAYS = (5, 6, 7, 8)
 
@@ -50,7 +52,8 @@ class Case:
     grey: bool = False
     orientation: int = 1
     lying: bool = False
-    """The label is drawn on the stored pixels of an image with orientation 8 (a quarter turn anticlockwise)."""
+    """The label is drawn on the stored pixels of an image with orientation 3 (half a turn) or 8 (a quarter turn
+    anticlockwise)."""
 
     @property
     def stored_size(self) -> tuple[int, int]:
@@ -61,7 +64,7 @@ class Case:
 
     def expected_label(self) -> np.ndarray:
         if self.lying:
-            return np.rot90(quadrants(self.expected, self.stored_size))
+            return np.rot90(quadrants(self.expected, self.stored_size), {3: 2, 8: 1}[self.orientation])
         return quadrants(self.expected, self.size)
 
 
@@ -78,13 +81,11 @@ def write_image(path: Path, case: Case) -> None:
 
 
 def write_png(path: Path, label: np.ndarray, palette: bool = False) -> None:
-    """An index PNG; with ``palette`` of mode P."""
+    """An index PNG; with ``palette`` of mode P, in PASCAL VOC's colours."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(label)
     if palette:
-        image = image.convert("P")
-        image.putdata(label.reshape(-1).tolist())
-        image.putpalette([value for index in range(256) for value in (255 - index, index, index * 7 % 256)])
+        image.putpalette([value for color in [[0, 0, 0], *pascal_colors(255)] for value in color])
     image.save(path)
 
 
@@ -128,7 +129,7 @@ def make_voc20(root: Path, folder: str = "VOCdevkit/VOC2012") -> list[Case]:
 # In the ids of trainval_merged.json: 2 aeroplane (0), 284 person (36), 458 wood (58), 187 grass (28), 360 sky (46).
 CONTEXT59 = [
     Case("2008_000002", (23, 31), [[2, 0], [284, 458]], [[0, 255], [36, 58]]),
-    Case("2008_000015", (18, 45), [[187, 187], [0, 360]], [[28, 28], [255, 46]], orientation=3),
+    Case("2008_000015", (18, 45), [[187, 187], [0, 360]], [[28, 28], [255, 46]], orientation=3, lying=True),
 ]
 CONTEXT59_TRAIN = ["2008_000003", "2008_000007", "2008_000008"]
 CONTEXT_PNG_60 = {0: 0, 2: 1, 284: 37, 458: 59, 187: 29, 360: 47}

@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from reclip_d2.data.datasets import preparation
+from reclip_d2.data.datasets.coco_stuff import COCO_STUFF27, COCO_STUFF171
+from reclip_d2.data.datasets.context59 import CONTEXT59 as CONTEXT59_DATASET
 from reclip_d2.data.datasets.registration import DatasetOnDisk
 from reclip_d2.data.datasets.voc20 import VOC20
 from tests.datasets_prep.miniatures import (
@@ -30,6 +32,7 @@ from tests.datasets_prep.miniatures import (
     make_voc20,
     quadrants,
     write_list,
+    write_png,
 )
 
 # Data set: maker, folder of the written labels, and the end of their names after a case's name.
@@ -141,7 +144,8 @@ def test_histogram(datasets_root, capfd):
     lines = capfd.readouterr().out.splitlines()
     assert "4 written, 0 there already, 1 turned upright with their image" in lines[0]
     assert lines[1] == "note: the complete split has 1449 images"
-    rows = {line.split()[-1]: line.split()[:3] for line in lines[3:]}
+    assert lines[2].startswith("orientation: 2 images have an EXIF orientation of 2 to 8; by their size 1 of their")
+    rows = {line.split()[-1]: line.split()[:3] for line in lines[4:]}
     # Images of 23x31, 40x17, 19x37 and 33x25 (as stored) px: 2921 in all. Person is the upper half of the second image,
     # 20 x 17 px; bicycle (1) occurs nowhere.
     assert rows["person"] == ["14", f"{20 * 17 / 2921:.4%}", "1"]
@@ -314,38 +318,75 @@ def test_id_out_of_range(bad, capfd):
     assert str(label) in line and f"has id {BAD_ID[name]}" in line and "0-" in line
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-def test_binary_masks(name, datasets_root, capfd):
-    """All labels are 0 and 255. Where both are ids of the data set only the whole set tells."""
+def complete(monkeypatch: pytest.MonkeyPatch, dataset: DatasetOnDisk, count: int) -> None:
+    """Let a miniature of ``count`` images pass for the whole split."""
+    monkeypatch.setitem(dataset.splits, "val", dataclasses.replace(dataset.splits["val"], count=count))
+
+
+def write_binary_masks(name: str, root: Path) -> None:
     folder, end, *_ = FOLDERS[name]
-    for case in LAYOUTS[name][0](datasets_root):
+    for case in LAYOUTS[name][0](root):
         mask = np.where(case.shipped_label() % 2 == 0, 0, 255).astype(np.uint8)
         mask[0, 0], mask[-1, -1] = 0, 255
-        Image.fromarray(mask).save(datasets_root / folder / f"{case.name}{end}")
+        Image.fromarray(mask).save(root / folder / f"{case.name}{end}")
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_binary_masks(name, datasets_root, capfd, monkeypatch):
+    """All labels are 0 and 255. Where both are ids of the data set only the whole set tells."""
+    write_binary_masks(name, datasets_root)
+    if name == "coco_stuff":
+        complete(monkeypatch, COCO_STUFF171, len(COCO))
+        complete(monkeypatch, COCO_STUFF27, len(COCO))
     for _ in range(2):  # whatever the first run has written does not calm the second
         line = failure(capfd, name)
         assert "binary mask" in line and "0 and 255" in line
 
 
-def test_binary_masks_in_the_encoding_of_59_classes(datasets_root, capfd):
-    for case in make_context59(datasets_root, "png59"):
+def test_one_binary_mask_among_labels_of_voc(datasets_root, capfd):
+    """Background and seam alone: nothing that VOC has a class for. With VOC's palette it is VOC's own, and stays."""
+    (case, *_) = make_voc20(datasets_root)
+    path = datasets_root / FOLDERS["voc20"][0] / f"{case.name}.png"
+    mask = quadrants([[0, 255], [255, 0]], case.size).astype(np.uint8)
+    Image.fromarray(mask).save(path)
+    line = failure(capfd, "voc20")
+    assert f"label {path} holds 0 and 255 only, and neither is a class: it is a binary mask" in line
+    write_png(path, mask, palette=True)
+    prepare("voc20")
+    assert "note: 1 labels hold no class" in capfd.readouterr().out
+
+
+def test_a_subset_of_one_class_and_ignored_pixels(datasets_root, capfd, monkeypatch):
+    """COCO's id 0 is person and 255 unlabelled: a subset may hold these alone. The complete set never does."""
+    cases = make_coco_stuff(datasets_root)
+    for case in cases:
+        mask = quadrants([[0, 255], [255, 0]], case.size).astype(np.uint8)
+        Image.fromarray(mask).save(datasets_root / FOLDERS["coco_stuff"][0] / f"{case.name}.png")
+    prepare("coco_stuff", "--classes", "171")
+    out, err = capfd.readouterr()
+    assert "note: of the classes only person occurs" in out and "binary" not in out + err
+    complete(monkeypatch, COCO_STUFF171, len(cases))
+    assert "the labels hold 0 and 255 only: they are binary masks" in failure(capfd, "coco_stuff", "--classes", "171")
+
+
+def test_binary_masks_in_the_encoding_of_59_classes(datasets_root, capfd, monkeypatch):
+    cases = make_context59(datasets_root, "png59")
+    complete(monkeypatch, CONTEXT59_DATASET, len(cases))
+    for case in cases:
         mask = quadrants([[0, 255], [255, 0]], case.size).astype(np.uint8)
         Image.fromarray(mask).save(datasets_root / "VOC2010/SegmentationClassContext" / f"{case.name}.png")
     line = failure(capfd, "context59", "--png-classes", "59")
     assert "context59_val: the labels hold 0 and 255 only" in line
 
 
-def test_mended_binary_masks(datasets_root, capfd):
+def test_repaired_binary_masks(datasets_root, capfd):
     """What the error says helps."""
-    cases = make_coco_stuff(datasets_root)
+    write_binary_masks("voc20", datasets_root)
+    assert "get the data set's own labels" in failure(capfd, "voc20")
+    cases = make_voc20(datasets_root)
+    prepare("voc20", "--overwrite")
     for case in cases:
-        mask = quadrants([[0, 255], [255, 0]], case.size).astype(np.uint8)
-        Image.fromarray(mask).save(datasets_root / FOLDERS["coco_stuff"][0] / f"{case.name}.png")
-    assert "add --overwrite" in failure(capfd, "coco_stuff")
-    make_coco_stuff(datasets_root)
-    prepare("coco_stuff", "--overwrite")
-    for case in cases:
-        label = read(datasets_root / LAYOUTS["coco_stuff"][1] / f"{case.name}.png")
+        label = read(datasets_root / LAYOUTS["voc20"][1] / f"{case.name}.png")
         np.testing.assert_array_equal(label, case.expected_label())
 
 
@@ -357,11 +398,6 @@ def test_palette_labels_that_lost_their_palette(datasets_root, capfd):
         grey = image.convert("L")
     grey.save(path)
     assert "has id" in failure(capfd, "voc20")
-
-
-def complete(monkeypatch: pytest.MonkeyPatch, dataset: DatasetOnDisk, count: int) -> None:
-    """Let a miniature of ``count`` images pass for the whole split."""
-    monkeypatch.setitem(dataset.splits, "val", dataclasses.replace(dataset.splits["val"], count=count))
 
 
 def test_ids_that_are_one_too_small(datasets_root, capfd, monkeypatch):
@@ -470,7 +506,7 @@ def test_nothing_but_ignored_pixels(datasets_root, capfd):
         (None, "val.txt does not exist"),
         (b"", "val.txt is empty"),
         (b"2007_000033\n2007_000033\n", "names 2007_000033 twice"),
-        (b"\xff\xfe\x00", "is no text file"),
+        (b"2007_000033\n\xff\xfe\x00", "val.txt, line 2: not UTF-8 text"),
         (b"2007_000033\n2007_999999\n", "2007_999999.png"),
     ],
 )
@@ -508,7 +544,7 @@ def edit_json(root: Path, change) -> None:
         (lambda c: c["annos_segmentation"][1].update(category_id=460), "2008_000002, has id 460"),
         (lambda c: c["annos_segmentation"][1]["segmentation"].update(size=[31, 23]), "has a mask of size [31, 23]"),
         (lambda c: c["annos_segmentation"][1]["segmentation"].pop("counts"), "no run-length code"),
-        (lambda c: c["images"][0].update(height=22), "has a mask of size [23, 31], not [22, 31]"),
+        (lambda c: c["images"][0].update(height=22), "has size 31x22, its image"),
     ],
 )
 def test_context_json(datasets_root, capfd, change, expected):
@@ -531,3 +567,166 @@ def test_workers(capfd):
         load_program("voc20").main(["--workers", "0"])
     assert caught.value.code == 2
     assert "must be 1 or more" in capfd.readouterr().err
+
+
+# ---- palettes and orientations ----------------------------------------------------------------------------------
+
+
+def write_reordered(path: Path, ids: np.ndarray, colors: dict[int, tuple[int, int, int]]) -> None:
+    """A palette PNG of these colours, in the order of how often they occur, as an optimiser writes it."""
+    values, counts = np.unique(ids, return_counts=True)
+    order = values[np.argsort(-counts, kind="stable")].tolist()
+    image = Image.fromarray(np.array([order.index(k) for k in ids.reshape(-1)], np.uint8).reshape(ids.shape))
+    image.putpalette([value for k in order for value in colors[k]])
+    image.save(path)
+
+
+VOC_COLORS = {0: (0, 0, 0), 255: (224, 224, 192), 12: (64, 0, 128), 15: (192, 128, 128), 20: (0, 64, 128)}
+
+
+def one_voc_image(root: Path, ids: np.ndarray, orientation: int = 1) -> Path:
+    """VOC with a single image of the label's size; the path of its label."""
+    base = root / "VOC2012"
+    name = "2007_000001"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for folder in ("JPEGImages", "SegmentationClass"):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", ids.shape[::-1]).save(base / "JPEGImages" / f"{name}.jpg", exif=exif)
+    write_png(base / "SegmentationClass" / f"{name}.png", ids, palette=True)
+    for split in ("train", "val"):
+        write_list(base / f"ImageSets/Segmentation/{split}.txt", [name])
+    return base / "SegmentationClass" / f"{name}.png"
+
+
+IDS = np.array([[15, 15, 15, 12], [15, 15, 255, 12], [0, 0, 255, 20]], np.uint8)
+CLASSES = np.array([[14, 14, 14, 11], [14, 14, 255, 11], [255, 255, 255, 19]])
+
+
+def test_vocs_colours_in_another_order(datasets_root, capfd):
+    path = one_voc_image(datasets_root, IDS)
+    write_reordered(path, IDS, VOC_COLORS)
+    with Image.open(path) as image:
+        assert not np.array_equal(np.asarray(image), IDS)  # the indices are others
+    prepare("voc20")
+    np.testing.assert_array_equal(read(datasets_root / "VOC2012/annotations_detectron2/2007_000001.png"), CLASSES)
+
+
+def test_labels_that_were_written_from_indices_are_written_again(datasets_root, capfd):
+    path = one_voc_image(datasets_root, IDS)
+    prepare("voc20")
+    target = datasets_root / "VOC2012/annotations_detectron2/2007_000001.png"
+    Image.fromarray(np.full(IDS.shape, 3, np.uint8)).save(target)  # as if read with the wrong palette
+    write_reordered(path, IDS, VOC_COLORS)
+    capfd.readouterr()
+    prepare("voc20")
+    assert "1 written, 0 there already" in capfd.readouterr().out
+    np.testing.assert_array_equal(read(target), CLASSES)
+    prepare("voc20")
+    assert "0 written, 1 there already" in capfd.readouterr().out
+
+
+def test_colours_that_are_not_vocs(datasets_root, capfd):
+    path = one_voc_image(datasets_root, IDS)
+    write_reordered(path, IDS, {**VOC_COLORS, 20: (1, 2, 3)})
+    line = failure(capfd, "voc20")
+    assert f"label {path} is a palette image" in line and "colour (1, 2, 3) is none of the data set's own" in line
+    assert not (datasets_root / "VOC2012/annotations_detectron2/2007_000001.png").exists()
+
+
+@pytest.mark.parametrize("name", ["ade150", "cityscapes19", "coco_stuff"])
+def test_palettes_of_data_sets_without_one(name, datasets_root, capfd):
+    """In the order of the ids they say what the indices say; in another, nothing."""
+    folder, end, *_ = FOLDERS[name]
+    (case, *_) = LAYOUTS[name][0](datasets_root)
+    path, ids = datasets_root / folder / f"{case.name}{end}", case.shipped_label()
+    write_reordered(path, ids, {k: (k, 7, 9) for k in np.unique(ids).tolist()})
+    assert f"label {path} is a palette image" in failure(capfd, name)
+    image = Image.fromarray(ids)
+    image.putpalette([k for k in range(256) for _ in range(3)])
+    image.save(path)
+    prepare(name)
+    target = datasets_root / LAYOUTS[name][1] / f"{case.name}{LAYOUTS[name][2]}.png"
+    np.testing.assert_array_equal(read(target), case.expected_label())
+
+
+@pytest.mark.parametrize(("orientation", "turn"), [(2, np.fliplr), (3, lambda x: x[::-1, ::-1]), (4, np.flipud)])
+def test_orientations_that_the_size_does_not_tell(datasets_root, capfd, orientation, turn):
+    one_voc_image(datasets_root, IDS, orientation)
+    target = datasets_root / "VOC2012/annotations_detectron2/2007_000001.png"
+    prepare("voc20")
+    out = capfd.readouterr().out
+    assert "1 turned upright" in out and "orientation: 1 images have an EXIF orientation of 2 to 8" in out
+    np.testing.assert_array_equal(read(target), turn(CLASSES))
+    prepare("voc20", "--labels-drawn-on", "upright")  # the finished label is of the other choice
+    assert "0 turned upright" in capfd.readouterr().out
+    np.testing.assert_array_equal(read(target), CLASSES)
+
+
+# ---- nothing outside of the data set's folder ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../x", "/tmp/x", "a/../../x", "..", ".", "a\x00b", "a\\b", "c:/x", "x" * 300, "a/\x1b[2J"],
+)
+def test_ids_that_lead_outside(datasets_root, capfd, name):
+    one_voc_image(datasets_root, IDS)
+    listed = datasets_root / "VOC2012/ImageSets/Segmentation/val.txt"
+    listed.write_text(f"2007_000001\n{name}\n")
+    before = state(datasets_root)
+    line = failure(capfd, "voc20")
+    assert f"image list {listed}" in line and line.isprintable()
+    assert state(datasets_root) == before
+
+
+def test_a_link_that_leads_outside(datasets_root, capfd, tmp_path):
+    """The folder of labels may be a link itself, as to another disk; one below it may not lead elsewhere."""
+    outside, disk = tmp_path / "outside", tmp_path / "disk"
+    outside.mkdir()
+    disk.mkdir()
+    base = datasets_root / "VOC2012"
+    one_voc_image(datasets_root, IDS)
+    (base / "annotations_detectron2").symlink_to(disk)
+    prepare("voc20")
+    assert [path.name for path in disk.iterdir()] == ["2007_000001.png"]
+    for folder in ("JPEGImages", "SegmentationClass"):
+        (base / folder / "sub").mkdir()
+        (path,) = (base / folder).glob("2007*")
+        path.rename(base / folder / "sub" / path.name)
+    (disk / "sub").symlink_to(outside)
+    write_list(base / "ImageSets/Segmentation/val.txt", ["sub/2007_000001"])
+    capfd.readouterr()
+    assert "is a link that leads out of" in failure(capfd, "voc20")
+    assert not list(outside.iterdir())
+
+
+@pytest.mark.parametrize("name", ["..", "a\nb", "a b", "a\x00b", ""])
+def test_context_json_with_names_that_are_no_ids(datasets_root, capfd, name):
+    edit_json(datasets_root, lambda c: c["images"][0].update(file_name=name))
+    line = failure(capfd, "context59")
+    assert "trainval_merged.json" in line and line.isprintable()
+    assert not (datasets_root / "VOC2010/ImageSets").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["images"][0].update(height=10**9, width=10**9),
+        lambda c: c["images"][0].update(height="23"),
+        lambda c: c["annos_segmentation"][1].update(category_id="x"),
+        lambda c: c["annos_segmentation"][1].update(category_id=10**30),
+        lambda c: c["annos_segmentation"][1]["segmentation"].update(counts="0"),
+        lambda c: c.update(images=3),
+    ],
+)
+def test_context_json_with_absurd_values(datasets_root, capfd, change):
+    edit_json(datasets_root, change)
+    line = failure(capfd, "context59")
+    assert "memory" not in line and "trainval_merged.json" in line
+
+
+def test_deeply_nested_json(datasets_root, capfd):
+    make_context59(datasets_root)
+    (datasets_root / "VOC2010/trainval_merged.json").write_text("[" * 100_000)
+    assert "is not PASCAL Context's trainval_merged.json" in failure(capfd, "context59")

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from reclip_d2.data.index_images import Palette, pascal_color
 from reclip_d2.errors import ReclipError
-from reclip_d2.evaluation.label_maps import LabelMapEvaluator, check_label_file
+from reclip_d2.evaluation.label_files import read_label_file
+from reclip_d2.evaluation.label_maps import LabelMapEvaluator
 
 TRUTH = [np.array([[0, 0, 1, 255], [1, 1, 2, 255]], np.uint8), np.array([[2, 2, 0, 0], [2, 0, 0, 0]], np.uint8)]
 PREDICTION = [np.array([[0, 1, 1, 0], [1, 1, 2, 3]]), np.array([[2, 0, 0, 0], [2, 0, 3, 0]])]
@@ -87,16 +89,70 @@ def test_labels_without_a_class_are_refused(records):
         evaluate(records, map(torch.from_numpy, PREDICTION))
 
 
-def test_binary_masks_are_refused(tmp_path, datasets):
-    """Each file alone could be "class 0 and ignored"; a whole data set of them is not."""
+ZERO_AND_IGNORED = np.array([[0, 255], [255, 0]], np.uint8)
+
+
+def binary_records(tmp_path, datasets, **metadata) -> list[dict]:
     records = []
     for index in range(2):
         label = tmp_path / f"binary_{index}.png"
-        Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).save(label)
+        Image.fromarray(ZERO_AND_IGNORED).save(label)
         records.append({"file_name": f"{index}.jpg", "sem_seg_file_name": str(label)})
-    datasets("reclip_test_labels", records, ["background", "object"])
-    with pytest.raises(ReclipError, match="binary masks"):
+    datasets("reclip_test_labels", records, ["ground", "object"], **metadata)
+    return records
+
+
+def test_binary_masks_are_refused(tmp_path, datasets):
+    """Each file alone could be "class 0 and ignored"; a whole data set that nobody has prepared is not."""
+    records = binary_records(tmp_path, datasets)
+    with pytest.raises(ReclipError, match=r"0 and 255 only: the class ground and ignored pixels, or .* binary masks"):
         evaluate(records, [torch.zeros(2, 2, dtype=torch.int64)] * 2)
+
+
+def test_a_prepared_subset_of_one_class(tmp_path, datasets, caplog):
+    """Labels that a preparation program wrote are what they say: one class, and no word of binary masks."""
+    records = binary_records(tmp_path, datasets, reclip_protocol="a data set of ours")
+    result = evaluate(records, [torch.tensor([[0, 1], [1, 1]])] * 2)
+    assert result["mIoU"] == result["IoU-ground"] == pytest.approx(50)
+    assert "hold 0 and 255 only: the class ground and ignored pixels; the mean IoU" in caplog.text
+    assert "binary" not in caplog.text
+
+
+def test_several_model_classes_of_one_label_id(tmp_path, datasets):
+    """Background names: each is a class of the model, and all are one id of the labels."""
+    label = tmp_path / "label.png"
+    Image.fromarray(np.array([[0, 1, 2, 2, 2]], np.uint8)).save(label)
+    records = [{"file_name": "a.jpg", "sem_seg_file_name": str(label)}]
+    datasets(
+        "reclip_test_labels", records, ["a", "b", "sky", "wall"],
+        reclip_label_ids=[0, 1, 2, 2], reclip_label_classes=["a", "b", "background"],
+    )  # fmt: skip
+    result = evaluate(records, [torch.tensor([[0, 1, 2, 3, 0]])])
+    assert [result[f"IoU-{name}"] for name in ("a", "b", "background")] == pytest.approx([50, 100, 200 / 3])
+    assert result["mIoU"] == pytest.approx((50 + 100 + 200 / 3) / 3)
+
+
+def test_a_label_by_its_colours(tmp_path, datasets):
+    """The palette is in another order: b, ignored, a."""
+    image = Image.new("P", (4, 1))
+    image.putpalette([0, 0, 200, 0, 0, 0, 200, 0, 0])
+    image.putdata([0, 1, 2, 2])
+    image.save(tmp_path / "label.png")
+    records = [{"file_name": "a.jpg", "sem_seg_file_name": str(tmp_path / "label.png")}]
+    palette = Palette({0: (200, 0, 0), 1: (0, 0, 200)}, own=True)
+    datasets("reclip_test_labels", records, ["a", "b"], reclip_label_palette=palette)
+    result = evaluate(records, [torch.tensor([[1, 0, 0, 1]])])
+    assert result["IoU-a"] == pytest.approx(50) and result["IoU-b"] == pytest.approx(50)
+
+
+def test_a_label_of_the_stored_pixels(tmp_path, datasets):
+    """Turned as an image of EXIF orientation 6 is: a quarter turn clockwise."""
+    Image.fromarray(np.array([[0, 1, 2]], np.uint8)).save(tmp_path / "label.png")
+    records = [
+        {"file_name": "a.jpg", "sem_seg_file_name": str(tmp_path / "label.png"), "sem_seg_orientation": 6},
+    ]
+    datasets("reclip_test_labels", records, ["a", "b", "c"])
+    assert evaluate(records, [torch.tensor([[0], [1], [2]])])["mIoU"] == pytest.approx(100)
 
 
 # ---- one file -------------------------------------------------------------------------------------------------
@@ -104,7 +160,7 @@ def test_binary_masks_are_refused(tmp_path, datasets):
 
 def message_of(path, size=(2, 3), num_classes=3, ignore_label=255) -> str:
     with pytest.raises(ReclipError) as caught:
-        check_label_file(str(path), num_classes, ignore_label, size)
+        read_label_file(str(path), num_classes, ignore_label, size)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     return str(caught.value)
 
@@ -116,12 +172,12 @@ def save(path, array, **arguments) -> str:
 
 def test_good_files(tmp_path):
     ids = np.array([[0, 1, 2], [255, 2, 0]], np.uint8)
-    check_label_file(save(tmp_path / "l.png", ids), 3, 255, (2, 3))
-    check_label_file(save(tmp_path / "i.png", ids.astype(np.uint16)), 3, 255, (2, 3))
+    read_label_file(save(tmp_path / "l.png", ids), 3, 255, (2, 3))
+    read_label_file(save(tmp_path / "i.png", ids.astype(np.uint16)), 3, 255, (2, 3))
     palette = Image.fromarray(ids, mode="P")
-    palette.putpalette(list(range(256)) * 3)
+    palette.putpalette([value for k in range(256) for value in pascal_color(k)])
     palette.save(tmp_path / "p.png")
-    check_label_file(str(tmp_path / "p.png"), 3, 255, (2, 3))
+    read_label_file(str(tmp_path / "p.png"), 3, 255, (2, 3))
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,12 @@ def test_bad_instance_files(tmp_path):
     Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(path)
     with pytest.raises(ReclipError, match="is a RGB image"):
         read_instance_file(str(path), (2, 3))
-    with pytest.raises(ReclipError, match="cannot be read"):
+    with pytest.raises(ReclipError, match="none.png does not exist"):
         read_instance_file(str(tmp_path / "none.png"), (2, 3))
+    reordered = Image.new("P", (2, 1))
+    reordered.putpalette([224, 224, 192, 128, 0, 0])  # VOC's border has become index 0, no instance
+    reordered.save(path)
+    with pytest.raises(ReclipError, match="palette is not in the order of the ids"):
+        read_instance_file(str(path), (1, 2))
     Image.fromarray(np.array([[255, 26001]], np.uint16)).save(path)
     assert read_instance_file(str(path), (1, 2)).tolist() == [[255, 26001]]

@@ -130,6 +130,25 @@ def test_a_mask_that_is_none_is_one_line(tmp_path):
         read_index(file, CLASSES)
 
 
+def test_a_palette_mask_that_was_optimised(tmp_path):
+    """Optimisers drop unused colours and put the others into their own order: the colours still name the classes."""
+    classes = MaskClasses.make(["a", "b", "c"], [[9, 0, 0], [0, 9, 0], [0, 0, 9]])
+    labels = np.array([[0, 1, 255], [2, 2, 0]], np.uint8)
+    file = tmp_path / "mask.png"
+    mask = Image.fromarray(labels)
+    mask.putpalette(classes.table().tobytes())
+    mask.save(file)
+    assert np.array_equal(read_index(file, classes), labels)
+    mask = Image.fromarray(np.array([[3, 1, 2], [0, 0, 3]], np.uint8))
+    mask.putpalette([0, 0, 9, 0, 9, 0, 0, 0, 0, 9, 0, 0])
+    mask.save(file)
+    assert np.array_equal(read_index(file, classes), labels)
+    mask.putpalette([0, 0, 9, 0, 9, 0, 0, 0, 0, 8, 0, 0])
+    mask.save(file)
+    with pytest.raises(ReclipError, match=r"mask .*mask\.png is a palette image .* colour \(8, 0, 0\)"):
+        read_index(file, classes)
+
+
 def test_an_index_folder_of_other_classes_is_refused(tmp_path):
     IndexWriter(tmp_path, CLASSES)
     with pytest.raises(ReclipError, match="another class list"):

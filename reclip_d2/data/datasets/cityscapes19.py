@@ -6,6 +6,7 @@ Ids, names and colours are those of ``labels.py`` in the data set's own scripts;
 from __future__ import annotations
 
 from reclip_d2.data.datasets.registration import IGNORE_LABEL, DatasetOnDisk, Split
+from reclip_d2.data.index_images import Palette
 
 # Id in gtFine's labelIds, name, colour; the ids in between (and 0 to 6) are not evaluated.
 CLASSES = (
@@ -34,6 +35,11 @@ LABEL_MAPPING = dict.fromkeys(range(LAST_ID + 1), IGNORE_LABEL) | {
     label_id: index for index, (label_id, _, _) in enumerate(CLASSES)
 }
 
+# Colours of those ids, and of the first that is not evaluated; a group of poles has the colour of a pole.
+LABEL_PALETTE = Palette(
+    {0: (0, 0, 0), 18: (153, 153, 153)} | {label_id: color for label_id, _, color in CLASSES}, own=True
+)
+
 
 def _split(name: str, count: int, evaluated: bool = False) -> Split:
     return Split(
@@ -52,6 +58,7 @@ CITYSCAPES19 = DatasetOnDisk(
     splits={"train": _split("train", 2975), "val": _split("val", 500, evaluated=True)},
     class_names=[name for _, name, _ in CLASSES],
     colors=[color for _, _, color in CLASSES],
+    own_colors=True,
     protocol="cityscapes19: 19 classes of Cityscapes (fine), all others ignored; mIoU over the classes that occur",
 )
 

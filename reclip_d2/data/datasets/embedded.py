@@ -5,12 +5,12 @@ Lazy: the files are made when a data set is first asked for, under ``$DETECTRON2
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from reclip_d2.data.datasets.registration import datasets_root
 from reclip_d2.data.embedded import EMBEDDED_CLASSES, EMBEDDED_COLORS, ensure_dataset, list_split
 
 PROTOCOL = "embedded: 12 materials, every pixel labelled, 96 x 96 px; mIoU over the classes that occur"
@@ -18,7 +18,7 @@ PROTOCOL = "embedded: 12 materials, every pixel labelled, 96 x 96 px; mIoU over 
 
 def embedded_root() -> Path:
     """``$DETECTRON2_DATASETS/embedded``, by default ``datasets/embedded``."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "embedded"
+    return datasets_root() / "embedded"
 
 
 def load_embedded(split: str, with_labels: bool) -> list[dict[str, Any]]:

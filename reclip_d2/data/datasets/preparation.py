@@ -1,27 +1,33 @@
 """The engine of ``datasets/prepare_*.py``: labels as shipped to index PNGs, checked, in parallel, resumable.
 
 A label file appears under its name only when it is complete and was read back, so whatever exists is done: a program
-that was stopped goes on where it was. Files that exist are checked and counted, and made anew if they are broken.
+that was interrupted resumes where it was. Files that exist are checked and counted, and written again if they are
+broken; where an image's orientation or a palette leaves room for another reading, if they differ from today's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from reclip_d2.data.datasets.label_sources import LabelSource, read_upright, upright_size
+from reclip_d2.data.datasets.label_orientation import OrientationCounts, count_orientations, read_upright
+from reclip_d2.data.datasets.label_sources import LabelSource
 from reclip_d2.data.datasets.registration import IGNORE_LABEL, README
+from reclip_d2.data.images import read_geometry
+from reclip_d2.data.index_images import read_index_image
 from reclip_d2.errors import ReclipError
 from reclip_d2.io import atomic_write
 
 _CHUNK = 16
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,10 @@ class Report:
     """(256,) pixels by class id."""
     images: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     """(256,) images by class id that occurs in them."""
+    empty: int = 0
+    """Labels without a class: all pixels are ignored."""
+    orientation: str = ""
+    """What was found out about images with an EXIF orientation; "" if there is none."""
 
     def add(self, other: Report) -> None:
         """Add the counts of other labels."""
@@ -53,11 +63,18 @@ class Report:
         self.turned += other.turned
         self.pixels += other.pixels
         self.images += other.images
+        self.empty += other.empty
+
+    @property
+    def present(self) -> list[int]:
+        """Class ids that occur, ascending."""
+        return np.flatnonzero(self.pixels).tolist()
 
     def _count(self, labels: np.ndarray) -> None:
         histogram = np.bincount(labels.reshape(-1), minlength=256)
         self.pixels += histogram
         self.images += histogram > 0
+        self.empty += int(histogram[IGNORE_LABEL] == labels.size)
 
 
 def mapping_table(mapping: Mapping[int, int]) -> np.ndarray:
@@ -68,13 +85,20 @@ def mapping_table(mapping: Mapping[int, int]) -> np.ndarray:
     return table
 
 
-def map_labels(ids: np.ndarray, table: np.ndarray, source: object) -> np.ndarray:
+def map_labels(ids: np.ndarray, table: np.ndarray, source: LabelSource) -> np.ndarray:
     """``(H, W)`` ids to ``(H, W)`` uint8 classes.
 
     Raises:
-        ReclipError: an id that the table does not have, or a binary mask where 255 is no id.
+        ReclipError: an id that the table does not have, or a binary mask: grey, of 0 and 255, where these are no class.
     """
     found = np.unique(ids).tolist()
+    both_ignored = len(table) > IGNORE_LABEL and table[0] == table[IGNORE_LABEL] == IGNORE_LABEL
+    # With VOC's colours it may be an image whose only object is too difficult to label.
+    if found == [0, IGNORE_LABEL] and both_ignored and not source.has_palette():
+        raise ReclipError(
+            f"{source} holds 0 and 255 only, and neither is a class: it is a binary mask, not a map of class ids; get"
+            f" the data set's own labels, see {README}"
+        )
     for label_id in found:
         if not 0 <= label_id < len(table) or table[label_id] < 0:
             if label_id == IGNORE_LABEL and found in ([0, IGNORE_LABEL], [IGNORE_LABEL]):
@@ -97,16 +121,11 @@ def _ranges(ids: list[int]) -> str:
     return ", ".join(pieces if len(pieces) <= 4 else [*pieces[:2], "...", pieces[-1]])
 
 
-def _finished_label(task: LabelTask, num_classes: int) -> np.ndarray | None:
-    """The label that is there already, if it is sound."""
-    if not task.target.is_file():
-        return None
+def _finished_label(task: LabelTask, size: tuple[int, int], num_classes: int) -> np.ndarray | None:
+    """The label ``(H, W)`` that is there already, if it is sound and of the image's size."""
     try:
-        with Image.open(task.target) as image:
-            mode, labels = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
-    if mode != "L" or labels.shape != upright_size(task.image):
+        labels = read_index_image(task.target, size, "its image", modes=("L",))
+    except ReclipError:
         return None
     return labels if ((labels < num_classes) | (labels == IGNORE_LABEL)).all() else None
 
@@ -120,32 +139,42 @@ def write_label(labels: np.ndarray, target: Path) -> None:
                 raise ReclipError(f"label {target} does not read back as it was written: check the disk")
 
 
-def convert_chunk(tasks: list[LabelTask], table: np.ndarray, num_classes: int, overwrite: bool) -> Report:
-    """Make some labels, one after the other."""
+def convert_chunk(
+    tasks: list[LabelTask], table: np.ndarray, num_classes: int, overwrite: bool, drawn_on: str
+) -> Report:
+    """Make some labels, one after the other; ``drawn_on`` as of :func:`read_upright`."""
     report = Report()
     for task in tasks:
-        labels = None if overwrite else _finished_label(task, num_classes)
-        if labels is None:
-            ids, turned = read_upright(task.source, task.image)
+        geometry = read_geometry(task.image)
+        labels = finished = None if overwrite else _finished_label(task, geometry.upright, num_classes)
+        if finished is None or geometry.orientation != 1 or task.source.is_reordered():
+            ids, turned = read_upright(task.source, task.image, geometry, drawn_on)
             labels = map_labels(ids, table, task.source)
+            report.turned += turned
+        if finished is None or labels is not finished and not np.array_equal(labels, finished):
             write_label(labels, task.target)
             report.written += 1
-            report.turned += turned
         else:
             report.kept += 1
         report._count(labels)
     return report
 
 
-def _reports(chunks: list[list[LabelTask]], workers: int, *arguments: object) -> Iterator[Report]:
-    """Reports of all chunks, in the order in which they end."""
+def _scan_chunk(tasks: list[LabelTask]) -> OrientationCounts:
+    return count_orientations((task.source, task.image) for task in tasks)
+
+
+def _in_processes(
+    work: Callable[..., _Result], chunks: list[list[LabelTask]], workers: int, *arguments: object
+) -> Iterator[_Result]:
+    """Results of ``work`` for all chunks, in the order in which they end."""
     if workers == 1 or len(chunks) == 1:
         for chunk in chunks:
-            yield convert_chunk(chunk, *arguments)
+            yield work(chunk, *arguments)
         return
     executor = ProcessPoolExecutor(workers)
     try:
-        futures = [executor.submit(convert_chunk, chunk, *arguments) for chunk in chunks]
+        futures = [executor.submit(work, chunk, *arguments) for chunk in chunks]
         for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool as error:
@@ -162,6 +191,7 @@ def convert_labels(
     title: str,
     workers: int = 1,
     overwrite: bool = False,
+    drawn_on: str | None = None,
 ) -> Report:
     """Make all labels, with a progress bar.
 
@@ -169,27 +199,29 @@ def convert_labels(
         mapping: the data set's ids to classes 0 to ``num_classes`` - 1, or 255 (ignored).
         title: of the progress bar.
         workers: processes.
-        overwrite: make labels that exist anew.
+        overwrite: make labels that exist again.
+        drawn_on: what the labels of images with an EXIF orientation are drawn on, ``stored`` or ``upright``, where
+            their size does not tell; None: what the other labels show, or the stored pixels, as the programs that these
+            data sets were labelled with show them.
 
     Raises:
-        ReclipError: a label or an image is not as it should be, no label holds any class, or all are binary masks.
+        ReclipError: a label or an image is not as it should be, or no label holds any class.
     """
     table, report = mapping_table(mapping), Report()
     chunks = [tasks[start : start + _CHUNK] for start in range(0, len(tasks), _CHUNK)]
+    counts = OrientationCounts()
+    for part in _in_processes(_scan_chunk, chunks, workers):
+        counts.add(part)
+    drawn_on = counts.drawn_on(title, "stored", drawn_on, "--labels-drawn-on")
     with tqdm(total=len(tasks), desc=title, unit="label") as bar:
-        for part in _reports(chunks, workers, table, num_classes, overwrite):
+        for part in _in_processes(convert_chunk, chunks, workers, table, num_classes, overwrite, drawn_on):
             report.add(part)
             bar.update(part.written + part.kept)
-    present = np.flatnonzero(report.pixels).tolist()
-    if present == [IGNORE_LABEL]:
+    if counts.total:
+        report.orientation = counts.describe(drawn_on)
+    if report.present == [IGNORE_LABEL]:
         raise ReclipError(
             f"{title}: no label holds any class, all pixels are ignored (are they binary masks of 0 and 255?): get its"
             f" own labels, see {README}, and add --overwrite"
-        )
-    # One class of id 0, and ignored pixels of id 255, in all labels.
-    if mapping.get(0) != IGNORE_LABEL and present == [mapping.get(0), IGNORE_LABEL]:
-        raise ReclipError(
-            f"{title}: the labels hold 0 and 255 only: they are binary masks, not maps of class ids; get its own"
-            f" labels, see {README}, and add --overwrite"
         )
     return report

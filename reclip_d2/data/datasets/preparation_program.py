@@ -7,9 +7,11 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from reclip_d2.data.datasets.label_orientation import DRAWN_ON
 from reclip_d2.data.datasets.label_sources import IndexPNG, LabelSource
 from reclip_d2.data.datasets.preparation import LabelTask, Report, convert_labels
-from reclip_d2.data.datasets.registration import IGNORE_LABEL, README, DatasetOnDisk, scan_ids
+from reclip_d2.data.datasets.registration import IGNORE_LABEL, README, DatasetOnDisk, check_inside, scan_ids
+from reclip_d2.data.index_images import PLAIN, Palette
 from reclip_d2.errors import ReclipError
 
 
@@ -23,12 +25,13 @@ def check_pairs(
         label_ids: ids of all labels of the split's folder; None where that folder holds other splits too.
 
     Raises:
-        ReclipError: an image or a label is missing.
+        ReclipError: an image or a label is missing, or a label would be written outside of the split's folder.
     """
     ids = dataset.image_ids(split)
     tasks = [
         LabelTask(dataset.image_path(split, name), source_of(name), dataset.label_path(split, name)) for name in ids
     ]
+    check_inside(dataset.root / dataset.splits[split].labels, (task.target for task in tasks))
     without_label = [task for task in tasks if not task.source.exists()]
     if without_label:
         _raise_missing(without_label[0].image, "label", str(without_label[0].source), len(without_label), len(tasks))
@@ -82,16 +85,29 @@ def prepare_split(
         title=title,
         workers=arguments.workers,
         overwrite=arguments.overwrite,
+        drawn_on=arguments.labels_drawn_on,
     )
     print(format_report(title, report, dataset, split))
     last = len(dataset.class_names) - 1
     if report.written + report.kept == dataset.splits[split].count and not report.pixels[last]:
+        if _only_class_of_zero(report, mapping) is not None:
+            raise ReclipError(
+                f"{title}: the labels hold 0 and 255 only: they are binary masks, not maps of class ids; get its own"
+                f" labels, see {README}, and add --overwrite"
+            )
         raise ReclipError(
             f"{title}: none of the {report.written + report.kept} labels holds the last class,"
             f" {dataset.class_names[last]}: are the ids one too small? get its own labels, see {README}, and add"
             " --overwrite"
         )
     return report
+
+
+def _only_class_of_zero(report: Report, mapping: Mapping[int, int]) -> int | None:
+    """The class that the label id 0 means, if all labels hold it and ignored pixels alone, as binary masks would."""
+    only = mapping.get(0, IGNORE_LABEL)
+    alone = only != IGNORE_LABEL and IGNORE_LABEL in mapping and report.present == [only, IGNORE_LABEL]
+    return only if alone else None
 
 
 def prepare_folder(
@@ -103,12 +119,14 @@ def prepare_folder(
     *,
     suffix: str = ".png",
     image_suffix: str = "",
+    palette: Palette = PLAIN,
 ) -> Report:
     """:func:`prepare_split` for labels that lie in a folder of their own, named as their images.
 
     Args:
         folder: of the split's labels.
         suffix: end of the labels' names, in place of ``image_suffix`` at the end of the image's id.
+        palette: what the colours of palette labels mean.
     """
     label_folder(folder)
     return prepare_split(
@@ -116,7 +134,7 @@ def prepare_folder(
         split,
         mapping,
         arguments,
-        lambda name: IndexPNG(folder / f"{name.removesuffix(image_suffix)}{suffix}"),
+        lambda name: IndexPNG(folder / f"{name.removesuffix(image_suffix)}{suffix}", palette),
         [name + image_suffix for name in scan_ids(folder, suffix)],
     )
 
@@ -130,6 +148,12 @@ def format_report(title: str, report: Report, dataset: DatasetOnDisk, split: str
     ]
     if labels != dataset.splits[split].count:
         lines.append(f"note: the complete split has {dataset.splits[split].count} images")
+        if len(report.present) == 2 and IGNORE_LABEL in report.present:
+            lines.append(f"note: of the classes only {dataset.class_names[report.present[0]]} occurs")
+    if report.orientation:
+        lines.append(f"orientation: {report.orientation}")
+    if report.empty:
+        lines.append(f"note: {report.empty} labels hold no class: all their pixels are ignored")
     lines.append(f"{'id':>5}  {'pixels':>9}  {'images':>7}  class")
     for index, name in [*enumerate(dataset.class_names), (IGNORE_LABEL, "(ignored)")]:
         lines.append(f"{index:>5}  {report.pixels[index] / total:>9.4%}  {report.images[index]:>7}  {name}")
@@ -149,7 +173,13 @@ def argument_parser(description: str, splits: Iterable[str]) -> argparse.Argumen
     parser.add_argument(
         "--workers", type=_positive, default=min(8, os.cpu_count() or 1), help="processes (default: %(default)s)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="make labels that exist anew")
+    parser.add_argument("--overwrite", action="store_true", help="make labels that exist again")
+    parser.add_argument(
+        "--labels-drawn-on",
+        choices=DRAWN_ON,
+        help="what the labels of images with an EXIF rotation are drawn on where their size does not tell: the stored"
+        " pixels or the upright image (default: as the others, or the stored pixels)",
+    )
     return parser
 
 

@@ -8,36 +8,43 @@ folder of images, without the extension, and its label is the file of that id be
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from reclip_d2.data.index_images import Palette, pascal_color
 from reclip_d2.errors import ReclipError
+from reclip_d2.utils.files import MIB, display_path, read_text
 
 IGNORE_LABEL = 255
 README = "datasets/README.md"
+# Bytes of an image list; COCO's largest has 1.5 MiB.
+_LONGEST_LIST = 256 * MIB
+# Bytes of a file's name, less the longest extension and what atomic_write adds.
+_LONGEST_NAME = 200
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 def datasets_root() -> Path:
-    """``$DETECTRON2_DATASETS``, by default ``datasets``."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    """``$DETECTRON2_DATASETS``, with ``~`` expanded; by default ``datasets``.
+
+    Raises:
+        ReclipError: ``~name`` of a user that does not exist.
+    """
+    root = os.environ.get("DETECTRON2_DATASETS") or "datasets"
+    try:
+        return Path(root).expanduser()
+    except RuntimeError as error:
+        raise ReclipError(f"DETECTRON2_DATASETS is {root!r}: {error}; write the whole path") from error
 
 
 def pascal_colors(count: int) -> list[list[int]]:
-    """The first ``count`` colours of PASCAL VOC's colour map after its black: bit j of an id's k-th group of three bits
-    is bit 7 - k of channel j. Different for any 255 classes."""
-    colors = []
-    for index in range(1, count + 1):
-        color = [0, 0, 0]
-        for group in range(8):
-            for channel in range(3):
-                color[channel] |= (index >> (3 * group + channel) & 1) << (7 - group)
-        colors.append(color)
-    return colors
+    """The first ``count`` colours of PASCAL VOC's colour map after its black. Different for any 255 classes."""
+    return [list(pascal_color(index)) for index in range(1, count + 1)]
 
 
 def scan_ids(folder: Path, suffix: str) -> list[str]:
@@ -58,24 +65,55 @@ def read_image_list(path: Path) -> list[str]:
     """Image ids of a text file, one a line (a second column, as VOC's lists of one class have, is left out).
 
     Raises:
-        ReclipError: the file is no text, holds no id, holds paths instead, or holds one id twice.
+        ReclipError: the file is no text, holds no id, holds paths instead, names one id twice, or one that leads out of
+            the data set's folders.
     """
-    try:
-        ids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ReclipError(f"image list {path} is no text file: get it again, see {README}") from error
+    text = read_text(path, "image list", limit=_LONGEST_LIST, remedy=f"get it again, see {README}")
+    ids = [line.split()[0] for line in text.splitlines() if line.strip()]
     if not ids:
         raise ReclipError(f"image list {path} is empty: get it again, see {README}")
     paths = [name for name in ids if Path(name).suffix.lower() in IMAGE_SUFFIXES]
     if paths:  # such as the list of trainaug that comes with some networks
         example = Path(paths[0]).stem
         raise ReclipError(
-            f"image list {path} names the file {paths[0]}: write image ids, one a line, such as {example}"
+            f"image list {path} names the file {display_path(paths[0])}: write image ids, one a line, such as"
+            f" {display_path(example)}"
         )
-    if len(set(ids)) != len(ids):
-        twice = next(name for name in ids if ids.count(name) > 1)
-        raise ReclipError(f"image list {path} names {twice} twice: get it again, see {README}")
+    for name in ids:
+        check_image_id(name, f"image list {path}")
+    name, count = Counter(ids).most_common(1)[0]
+    if count > 1:
+        raise ReclipError(f"image list {path} names {name} twice: get it again, see {README}")
     return ids
+
+
+def check_image_id(name: str, source: str) -> None:
+    """Raise :class:`ReclipError` for an image id that is not a plain path below the data set's folders.
+
+    Files are read and written by their ids, and lists come from elsewhere: ``../x`` or ``/x`` would lead outside.
+
+    Args:
+        source: where the id comes from, for the error.
+    """
+    path = PurePosixPath(name)
+    plain = name.isprintable() and "\\" not in name and ":" not in path.parts[0] if path.parts else False
+    if not plain or path.is_absolute() or ".." in path.parts or len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise ReclipError(
+            f"{source} names {display_path(name)[:80]!r}, which is no image id: ids are relative paths below the folder"
+            f" of images; get it again, see {README}"
+        )
+
+
+def check_inside(folder: Path, files: Iterable[Path]) -> None:
+    """Raise :class:`ReclipError` if a file to be written below ``folder`` would lie outside of it, through a link.
+
+    ``folder`` may be a link itself.
+    """
+    root = os.path.realpath(folder)
+    for parent in {file.parent for file in files}:
+        real = os.path.realpath(parent)
+        if real != root and not real.startswith(root.rstrip(os.sep) + os.sep):
+            raise ReclipError(f"{parent} is a link that leads out of {folder}, to {real}: remove the link")
 
 
 @dataclass(frozen=True)
@@ -113,6 +151,8 @@ class DatasetOnDisk:
     colors: Sequence[Sequence[int]]
     protocol: str
     """One line: classes, background, what the mean is over."""
+    own_colors: bool = False
+    """Whether the colours are the data set's own, so that a label's colours name its classes."""
     synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Further names of some classes."""
 
@@ -198,6 +238,9 @@ class DatasetOnDisk:
                 ignore_label=IGNORE_LABEL,
                 evaluator_type="sem_seg",
                 reclip_protocol=self.protocol,
+                reclip_label_palette=Palette(
+                    {k: (color[0], color[1], color[2]) for k, color in enumerate(self.colors)}, own=self.own_colors
+                ),
             )
             if self.synonyms:
                 names = [[name, *self.synonyms.get(name, ())] for name in self.class_names]

@@ -7,6 +7,7 @@ map are those of VOC's development kit.
 from __future__ import annotations
 
 from reclip_d2.data.datasets.registration import IGNORE_LABEL, DatasetOnDisk, Split, pascal_colors
+from reclip_d2.data.index_images import VOID_COLOR, Palette, pascal_color
 
 CLASS_NAMES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table", "dog",
@@ -15,6 +16,11 @@ CLASS_NAMES = (
 
 # Ids of SegmentationClass (0 background, 255 the seam around objects) to classes.
 LABEL_MAPPING = {0: IGNORE_LABEL, 255: IGNORE_LABEL} | {index + 1: index for index in range(len(CLASS_NAMES))}
+
+# Colours of those ids, which VOC's labels have as their palette.
+LABEL_PALETTE = Palette(
+    {0: (0, 0, 0), 255: VOID_COLOR} | {k: pascal_color(k) for k in range(1, len(CLASS_NAMES) + 1)}, own=True
+)
 
 
 def _split(image_list: str, count: int, **options: object) -> Split:
@@ -39,6 +45,7 @@ VOC20 = DatasetOnDisk(
     },
     class_names=CLASS_NAMES,
     colors=pascal_colors(len(CLASS_NAMES)),
+    own_colors=True,
     protocol="voc20: 20 object classes of PASCAL VOC 2012, background ignored; mIoU over the classes that occur",
 )
 

@@ -1,0 +1,107 @@
+"""Label files of registered data sets, as evaluation reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from detectron2.data import Metadata, MetadataCatalog
+
+from reclip_d2.data.index_images import PLAIN, Palette, read_index_image
+from reclip_d2.data.orientation import SIDEWAYS, turn_upright
+from reclip_d2.errors import ReclipError
+
+
+def read_label_file(
+    path: str,
+    num_classes: int,
+    ignore_label: int,
+    size: tuple[int, int],
+    palette: Palette = PLAIN,
+    orientation: int = 1,
+) -> np.ndarray:
+    """Label map ``(H, W)`` of class ids, in the file's own integer type.
+
+    Args:
+        path: PNG.
+        num_classes: ids are 0 to num_classes - 1, or ignore_label.
+        size: (H, W) of the prediction.
+        palette: what the colours of palette PNGs mean.
+        orientation: EXIF orientation of the stored label; 1 for an upright one.
+
+    Raises:
+        ReclipError: the file is no single-channel index PNG of that size with ids in range, or has a palette in an
+            order of its own.
+    """
+    ids = read_index_image(
+        path,
+        size[::-1] if orientation in SIDEWAYS else size,
+        "its image",
+        remedy="prepare the data set again",
+        palette=palette,
+    )
+    ids = turn_upright(ids, orientation)
+    found = np.unique(ids)
+    wrong = found[((found >= num_classes) | (found < 0)) & (found != ignore_label)]
+    if len(wrong):
+        remedy = "prepare the data set again"
+        if wrong.tolist() == [num_classes]:  # ids from 1 on, and perhaps 0 for background
+            remedy = f"if its ids begin at 1, take 1 off them and write {ignore_label} for background"
+        raise ReclipError(
+            f"label {path} has id {wrong[0]}, but the classes are 0 to {num_classes - 1} and {ignore_label} is"
+            f" ignored: {remedy}"
+        )
+    return ids
+
+
+def label_palette(metadata: Metadata) -> Palette:
+    """What the colours of a data set's palette labels mean: ``reclip_label_palette`` of its metadata.
+
+    Without it ``stuff_colors`` can confirm that indices are ids, and no more: nobody has promised that labels use them.
+    """
+    colors = {k: tuple(map(int, color)) for k, color in enumerate(metadata.get("stuff_colors") or ())}
+    return metadata.get("reclip_label_palette") or Palette(colors, ignore_label=metadata.get("ignore_label", 255))
+
+
+class DatasetLabels:
+    """The labels of a registered data set.
+
+    Attributes:
+        class_names: of the label ids. As the model's classes, but where the metadata has ``reclip_label_ids`` (the
+            label id of each of the model's classes) several of them may be one.
+        ignore_label: id of pixels that do not count.
+    """
+
+    def __init__(self, dataset_name: str) -> None:
+        metadata = MetadataCatalog.get(dataset_name)
+        self.dataset_name = dataset_name
+        self.class_names: list[str] = list(metadata.get("reclip_label_classes") or metadata.stuff_classes)
+        self.ignore_label: int = metadata.ignore_label
+        self._palette = label_palette(metadata)
+        ids = metadata.get("reclip_label_ids")
+        self._ids = None if ids is None else np.asarray(ids, dtype=np.int64)
+
+    @property
+    def num_classes(self) -> int:
+        """Label ids besides the ignored one."""
+        return len(self.class_names)
+
+    def read(self, record: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+        """Label map ``(H, W)`` of a record, upright; see :func:`read_label_file`.
+
+        Args:
+            record: with ``sem_seg_file_name``, and ``sem_seg_orientation`` (EXIF) where the label is not upright.
+            size: (H, W) of the upright image.
+        """
+        return read_label_file(
+            record["sem_seg_file_name"],
+            self.num_classes,
+            self.ignore_label,
+            size,
+            self._palette,
+            record.get("sem_seg_orientation", 1),
+        )
+
+    def predicted_ids(self, prediction: np.ndarray) -> np.ndarray:
+        """Label ids of a map ``(H, W)`` of the model's classes."""
+        return prediction if self._ids is None else self._ids[prediction]
