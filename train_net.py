@@ -15,6 +15,7 @@ import argparse
 import logging
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,13 +45,14 @@ from reclip_d2.data.datasets.custom import register_custom
 from reclip_d2.data.sampling import build_train_loader
 from reclip_d2.data.training_records import build_training_records, unlabelled_records
 from reclip_d2.engine.calibration import calibrate
-from reclip_d2.engine.checkpoint import ReclipCheckpointer, forget_run, training_resolution
+from reclip_d2.engine.checkpoint import FINAL_CHECKPOINT, ReclipCheckpointer, forget_run, run_lock, training_resolution
 from reclip_d2.engine.hooks import SeedIteration
 from reclip_d2.engine.logs import UserErrorFilter
 from reclip_d2.engine.lr_scheduler import build_lr_scheduler
 from reclip_d2.engine.optimizer import build_optimizer
 from reclip_d2.engine.sync_batch_norm import broadcast_statistics, synchronize_on_cpu
 from reclip_d2.engine.train_loop import TrainLoop, amp_dtype_of
+from reclip_d2.engine.training_settings import TrainingSettings
 from reclip_d2.engine.writers import build_writers
 from reclip_d2.errors import ReclipError, exit_on_error
 from reclip_d2.evaluation.bias import build_bias_evaluators
@@ -133,6 +135,18 @@ class Trainer(DefaultTrainer):
     def build_writers(self) -> list[EventWriter]:
         return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
+    def train(self) -> Any:
+        """Train; of a run that was stopped after its last iteration, and before its end, write what is missing."""
+        if self.start_iter > self.max_iter:
+            raise ReclipError(
+                f"the last checkpoint in {self.cfg.OUTPUT_DIR} is of iteration {self.start_iter}, after SOLVER.MAX_ITER"
+                f" {self.max_iter}: raise that, or give --overwrite"
+            )
+        if self.start_iter == self.max_iter and not Path(self.cfg.OUTPUT_DIR, FINAL_CHECKPOINT).is_file():
+            # As Detectron2's PeriodicCheckpointer, whose turn comes after an iteration: here there is none.
+            self.checkpointer.save(Path(FINAL_CHECKPOINT).stem, iteration=self.iter)
+        return super().train()
+
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
         if self.start_iter > 0:  # go on with the images that an unbroken run would have drawn
@@ -187,28 +201,50 @@ def build_evaluation_model(cfg: CfgNode, resume: bool) -> nn.Module:
 @exit_on_error
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Train, or evaluate with ``--eval-only``."""
-    check_trainable(args)
-    cfg = setup(args)
     if args.eval_only:
+        cfg = setup(args)
         return Trainer.test(cfg, build_evaluation_model(cfg, args.resume))
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    if args.overwrite and not args.resume:
-        forget_run(cfg.OUTPUT_DIR)
-    return trainer.train()
+    cfg = trainable_config(args)
+    with run_lock(cfg.OUTPUT_DIR):
+        resume = check_run(cfg, args)
+        cfg = setup(args)
+        settings, images = TrainingSettings(cfg), [r["image_id"] for r in unlabelled_records(cfg.DATASETS.TRAIN)]
+        if resume:
+            settings.check_images(images)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        if args.overwrite and not args.resume:
+            forget_run(cfg.OUTPUT_DIR)
+        settings.write(images)
+        return trainer.train()
 
 
-def check_trainable(args: argparse.Namespace) -> None:
-    """Raise :class:`ReclipError` if there is nothing to train, or a run in the way; nothing is touched before."""
-    if args.eval_only:
-        return
+def trainable_config(args: argparse.Namespace) -> CfgNode:
+    """Config of the command line, for a training.
+
+    Raises:
+        ReclipError: there is nothing to train.
+    """
     cfg = load_config(args.config_file, args.opts)
     if cfg.MODEL.META_ARCHITECTURE == "MaskCLIP":
         raise ReclipError("MaskCLIP has nothing to train: add --eval-only")
     if cfg.MODEL.META_ARCHITECTURE == "Student":
         raise ReclipError("a student trains with its teacher: set MODEL.META_ARCHITECTURE Distillation")
-    if not (args.resume or args.overwrite) and ReclipCheckpointer(None, cfg.OUTPUT_DIR).has_checkpoint():
+    return cfg
+
+
+def check_run(cfg: CfgNode, args: argparse.Namespace) -> bool:
+    """Whether the training goes on with a run in ``OUTPUT_DIR``; nothing is touched before.
+
+    Raises:
+        ReclipError: a run is in the way, or it was begun with other settings than it would go on with.
+    """
+    begun = ReclipCheckpointer(None, cfg.OUTPUT_DIR).has_checkpoint()
+    if begun and not (args.resume or args.overwrite):
         raise ReclipError(f"{cfg.OUTPUT_DIR} holds a trained run: add --resume, --overwrite, or another OUTPUT_DIR")
+    if begun and args.resume:
+        TrainingSettings(cfg).check()
+    return begun and args.resume
 
 
 @exit_on_error  # of the processes that it starts each says its line itself

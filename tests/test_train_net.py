@@ -6,6 +6,7 @@ Most runs are in this process (a program's start takes seconds); what a shell se
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,15 @@ import torch
 from detectron2.utils.logger import setup_logger
 
 import train_net
-from tests.helpers import datasets, isolated_cache, register_tiny_model, write_scenes
+from tests.helpers import (
+    datasets,
+    isolated_cache,
+    register_dataset,
+    register_tiny_model,
+    unregister_dataset,
+    write_scenes,
+)
+from tests.kills import run_killed, run_with_kills
 
 __all__ = ["datasets", "isolated_cache"]
 
@@ -38,6 +47,15 @@ def fresh_logging():
         logger.propagate = True
     logging.getLogger("detectron2.engine.train_loop").filters.clear()
     setup_logger.cache_clear()
+
+
+@pytest.fixture
+def one_thread():
+    """As in the processes that are killed: sums over another number of threads differ in their last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -110,7 +128,7 @@ def test_training_from_files_to_a_checkpoint_and_a_number(scene, isolated_cache)
     assert {"model_0000002.pth", "model_0000005.pth", "model_final.pth", "last_checkpoint"} <= names
     assert {"config.yaml", "log.txt"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
-    assert len(list((isolated_cache / "hypotheses").iterdir())) == 1  # made by itself
+    assert len(list((isolated_cache / "hypotheses").glob("*.jsonl"))) == 1  # made by itself
     assert len(list((isolated_cache / "query_features").iterdir())) == 1
 
     keys = set(weights(scene, "out"))
@@ -214,6 +232,123 @@ def test_resume_without_a_checkpoint_begins(scene):
     run(scene, "fresh", "--resume")
     run(scene, "usual")
     assert_same(weights(scene, "fresh"), weights(scene, "usual"))
+
+
+def kill_before(name: str):
+    """Arrange that the process is killed when it is about to write a checkpoint."""
+
+    def arrange() -> None:
+        save = train_net.ReclipCheckpointer.save
+
+        def saving(self: object, given: str, **kwargs: object) -> None:
+            if given == name:
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(self, given, **kwargs)
+
+        train_net.ReclipCheckpointer.save = saving
+
+    return arrange
+
+
+def test_a_kill_between_the_last_checkpoint_and_the_final_one(scene, one_thread):
+    """MAX_ITER 6 is a multiple of CHECKPOINT_PERIOD 3: a resume begins at the end, and makes no iteration."""
+    run(scene, "whole")
+    assert run_killed(lambda: run(scene, "killed"), kill_before("model_final")) == -signal.SIGKILL
+    assert not (scene / "killed" / "model_final.pth").exists()
+    (scene / "killed" / ".model_final.pth.0a1b2c3d.tmp.pth").touch()
+    run(scene, "killed", "--resume")
+    whole, resumed = (torch.load(scene / name / "model_final.pth", weights_only=True) for name in ("whole", "killed"))
+    assert_same(whole["model"], resumed["model"])
+    assert whole["iteration"] == resumed["iteration"] == 5
+    assert {p.name for p in (scene / "killed").glob("*.pth")} == {p.name for p in (scene / "whole").glob("*.pth")}
+    assert not any(path.name.endswith(".tmp.pth") for path in (scene / "killed").iterdir())
+    written = (scene / "killed" / "model_final.pth").stat().st_mtime_ns
+    run(scene, "killed", "--resume")  # and once more: nothing to do
+    assert (scene / "killed" / "model_final.pth").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_killed_at_every_rename(scene, one_thread, monkeypatch):
+    run(scene, "whole")
+    monkeypatch.setenv("RECLIP_CACHE", str(scene / "cache"))  # text features and hypotheses are made again, too
+    moments = run_with_kills(lambda: run(scene, "killed", "--resume"), scene)
+    assert set(moments) >= {
+        "before training.json", "after 000000.npz", "before model_0000002.pth", "after model_0000002.pth",
+        "before last_checkpoint: model_0000005.pth", "before model_final.pth", "after model_final.pth",
+    }  # fmt: skip
+    assert_same(weights(scene, "killed"), weights(scene, "whole"))
+    names = {path.name for folder in ("killed", "cache") for path in (scene / folder).rglob("*")}
+    assert not any(".tmp" in name or ".parts-" in name for name in names)
+
+
+OTHER_SETTINGS = {
+    "SEED": "1",
+    "SOLVER.BASE_LR": "0.01",
+    "SOLVER.IMS_PER_BATCH": "3",
+    "HYPOTHESIS.THRESHOLD": "0.3",
+    "MODEL.BIAS_HEAD.RECTIFICATION": "none",
+    "INPUT.CROP.SIZE": "(24, 24)",
+    "MODEL.LOSS.COVERAGE_WEIGHT": "1.0",
+    "DATASETS.TRAIN": "('reclip_test_val',)",
+}
+
+
+def test_resume_with_other_settings_is_refused(scene, capfd, datasets):
+    run(scene, "out", "SOLVER.MAX_ITER", "3")
+    datasets("reclip_test_more", write_scenes(scene / "more", 2), NAMES)
+    before = {path: path.read_bytes() for path in (scene / "out").iterdir() if path.is_file()}
+    for key, value in OTHER_SETTINGS.items():
+        line = mistake(capfd, scene, "--resume", key, value)
+        assert f"{scene}/out was trained with {key} " in line and "give --overwrite" in line
+        assert {path: path.read_bytes() for path in (scene / "out").iterdir() if path.is_file()} == before
+    line = mistake(capfd, scene, "--resume", "SEED", "1", "SOLVER.MOMENTUM", "0.8")
+    assert "(and 1 more)" in line
+
+
+def test_resume_with_other_images_is_refused(scene, capfd, datasets):
+    run(scene, "out", "SOLVER.MAX_ITER", "3")
+    unregister_dataset("reclip_test_train")
+    register_dataset("reclip_test_train", write_scenes(scene / "others", 5), NAMES)
+    assert "was trained on 6 images, and those of DATASETS.TRAIN (5) are others" in mistake(capfd, scene, "--resume")
+
+
+def test_a_training_may_be_made_longer_but_not_shorter(scene, capfd):
+    free = ["SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "0", "DATALOADER.NUM_WORKERS", "1"]
+    run(scene, "out", "SOLVER.MAX_ITER", "3")
+    run(scene, "out", "--resume", "SOLVER.MAX_ITER", "5", *free)
+    assert metrics(scene, "out")["iteration"] == 4
+    log = (scene / "out" / "log.txt").read_text()
+    assert "SOLVER.MAX_ITER is 5 and was 3: from here on the learning rate follows the new schedule" in log
+    line = mistake(capfd, scene, "--resume", "SOLVER.MAX_ITER", "2")
+    assert "is of iteration 5, after SOLVER.MAX_ITER 2" in line
+
+
+def test_resume_of_a_run_that_does_not_say_its_settings(scene, capfd):
+    run(scene, "out", "SOLVER.MAX_ITER", "3")
+    record = scene / "out" / "training.json"
+    sound = json.loads(record.read_text())
+    for damage in ("{", "[]", json.dumps({**sound, "processes": 0}), "[" * 100_000):
+        record.write_text(damage)
+        assert "training.json is damaged" in mistake(capfd, scene, "--resume")
+    record.unlink()
+    run(scene, "out", "--resume", "SEED", "3")
+    assert "what the training was begun with is not compared" in capfd.readouterr().out
+    assert json.loads(record.read_text())["settings"]["SEED"] == 3
+
+
+def test_two_trainings_in_one_folder(scene, capfd):
+    with train_net.run_lock(str(scene / "out")):
+        assert f"another training works in {scene}/out" in mistake(capfd, scene, "SEED", "3")
+        assert [path.name for path in (scene / "out").iterdir()] == [".lock"]
+        run(scene, "out", *EVALUATE)  # an evaluation may look at it
+    run(scene, "out", "SOLVER.MAX_ITER", "1")
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"../x.pth", b"/etc/x.pth", b"", b"model_0000002.pth\0", b"a" * 5000])
+def test_what_last_checkpoint_may_say(scene, capfd, name):
+    (scene / "out").mkdir()
+    (scene / "out" / "last_checkpoint").write_bytes(name)
+    assert f"{scene}/out/last_checkpoint" in mistake(capfd, scene, "--resume")
 
 
 def test_training_is_blind_to_labels(scene, monkeypatch):

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 import reclip_d2.modeling.meta_arch.distillation
 import reclip_d2.modeling.meta_arch.student  # noqa: F401  (both register their models)
 from reclip_d2.config import load_config
+from reclip_d2.config.flat import flatten
 from reclip_d2.data.image_folder import FoundImages
 from reclip_d2.data.images import describe_alpha
 from reclip_d2.errors import ReclipError
@@ -86,17 +87,9 @@ def stage_config(kind: str, clip: str, overrides: Sequence[str]) -> CfgNode:
 
 def settings_of(cfg: CfgNode) -> dict[str, str]:
     """All keys that results depend on, and their values, for comparison with another run's."""
-
-    def flatten(node: CfgNode, prefix: str) -> dict[str, str]:
-        flat = {}
-        for key, value in node.items():
-            name = f"{prefix}{key}"
-            flat |= flatten(value, f"{name}.") if isinstance(value, CfgNode) else {name: str(_plain(value))}
-        return flat
-
     return {
-        key: value
-        for key, value in flatten(cfg, "").items()
+        key: str(_plain(value))
+        for key, value in flatten(cfg).items()
         if not any(key == name or key.startswith(f"{name}.") for name in _HARMLESS)
     }
 

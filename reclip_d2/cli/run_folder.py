@@ -23,6 +23,7 @@ from typing import Any
 
 from reclip_d2.cli.run_state import ASIDE, MASKS, RESULTS, RUN, SUMMARY, RunState, aside_name
 from reclip_d2.data.image_folder import RESULTS_MARKER, ImageFile
+from reclip_d2.engine.checkpoint import FINAL_CHECKPOINT
 from reclip_d2.errors import ReclipError
 from reclip_d2.io import atomic_write, is_temporary, remove_leftovers, remove_leftovers_of
 from reclip_d2.utils.digest import current_digest, file_digests
@@ -77,7 +78,7 @@ class RunFolder:
 
     def weights(self, kind: str) -> Path:
         """Checkpoint of a trained model."""
-        return self.model(kind) / "model_final.pth"
+        return self.model(kind) / FINAL_CHECKPOINT
 
     def is_begun(self, kind: str, state: RunState) -> bool:
         """Whether there is anything that a kind of model has made: a checkpoint, or masks."""

@@ -22,8 +22,10 @@ from reclip_d2.data.datasets.custom import check_names_fit, register_images
 from reclip_d2.data.image_folder import find_images
 from reclip_d2.data.survey import SurveyedImage, survey_images
 from reclip_d2.data.working_files import WorkingFiles
+from reclip_d2.engine.checkpoint import remove_intermediate_checkpoints
 from reclip_d2.engine.logs import logging_to
 from reclip_d2.errors import ReclipError
+from reclip_d2.hypothesis.blocks import remove_blocks
 from reclip_d2.io import atomic_write
 from reclip_d2.utils.digest import current_digest, file_digest, file_digests
 
@@ -47,11 +49,13 @@ class Stage:
         name: in messages.
         is_done: whether an earlier run has finished it.
         run: does what is missing of it.
+        tidy: removes what a run that was killed at the end of it has left.
     """
 
     name: str
     is_done: Callable[[], bool]
     run: Callable[[], None]
+    tidy: Callable[[], None]
 
 
 class SegmentRun:
@@ -131,6 +135,7 @@ class SegmentRun:
             )
             for stage in self.stages():
                 if stage.is_done():
+                    stage.tidy()
                     print(f"{stage.name}: done before")
                 else:
                     print(f"{stage.name} ...", flush=True)
@@ -170,15 +175,23 @@ class SegmentRun:
         """What comes before the masks."""
         if self.args.fast:
             return []
-        folder, rectified = self.folder, self.configs["rectified"]
+        file, cfg = self.folder.hypotheses, self.configs["rectified"]
         stages = [
-            Stage("hypotheses", folder.hypotheses.exists, lambda: training.make_hypotheses(rectified)),
-            Stage("rectification", folder.weights("rectified").exists, lambda: training.train(rectified)),
+            Stage("hypotheses", file.exists, lambda: training.make_hypotheses(cfg), lambda: remove_blocks(file)),
+            self._training("rectification", "rectified"),
         ]
         if self.args.student:
-            student = self.configs["student"]
-            stages.append(Stage("distillation", folder.weights("student").exists, lambda: training.train(student)))
+            stages.append(self._training("distillation", "student"))
         return stages
+
+    def _training(self, name: str, kind: str) -> Stage:
+        folder, cfg = self.folder, self.configs[kind]
+        return Stage(
+            name,
+            folder.weights(kind).exists,
+            lambda: training.train(cfg),
+            lambda: remove_intermediate_checkpoints(folder.model(kind)),
+        )
 
     def _announce(self) -> None:
         """Say what will be done."""

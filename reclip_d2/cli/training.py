@@ -20,6 +20,7 @@ from reclip_d2.data.class_file import ClassList
 from reclip_d2.data.datasets.custom import register_images
 from reclip_d2.data.survey import SurveyedImage
 from reclip_d2.data.training_records import build_training_records
+from reclip_d2.engine.checkpoint import remove_intermediate_checkpoints
 from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.modeling.student.weights import load_backbone_weights
 
@@ -101,5 +102,4 @@ def train(cfg: CfgNode) -> None:
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=True)
     trainer.train()
-    for checkpoint in Path(cfg.OUTPUT_DIR).glob("model_[0-9]*.pth"):
-        checkpoint.unlink()
+    remove_intermediate_checkpoints(Path(cfg.OUTPUT_DIR))

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -16,7 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reclip_d2.errors import ReclipError
-from reclip_d2.io import atomic_write, cache_dir
+from reclip_d2.io import atomic_write, cache_dir, remove_leftovers_of
+from reclip_d2.utils.files import MIB, read_bytes
+from reclip_d2.utils.locks import lock_path, waiting
+
+logger = logging.getLogger(__name__)
+
+_MAX_CACHE_BYTES = 1024 * MIB
 
 
 class TextEncoder(nn.Module):
@@ -48,6 +56,13 @@ class TextEncoder(nn.Module):
     def width(self) -> int:
         """Width E of a token embedding."""
         return self.token_embedding.weight.shape[1]
+
+    @property
+    def embed_dim(self) -> int:
+        """Width D of a text embedding."""
+        if isinstance(self.text_projection, nn.Linear):
+            return self.text_projection.out_features
+        return self.width if self.text_projection is None else self.text_projection.shape[1]
 
     @property
     def context_length(self) -> int:
@@ -121,15 +136,36 @@ def cached_query_features(
     key = json.dumps([clip_key, list(templates), [list(names) for names in class_names]])
     digest = hashlib.sha256(key.encode()).hexdigest()[:24]
     path = cache_dir() / "query_features" / f"{digest}.safetensors"
-    if path.exists():
+    shape = (len(class_names), text_encoder.embed_dim)
+    if (kept := _read_query_features(path, shape)) is not None:
+        return kept
+    with contextlib.ExitStack() as stack:
         try:
-            return safetensors.torch.load_file(path)["query_features"]
-        except (safetensors.SafetensorError, KeyError):
-            path.unlink(missing_ok=True)  # a damaged cache is no error of the user's: make it anew
-    features = query_features(text_encoder, class_names, templates, turn)
-    with atomic_write(path) as temporary:
-        safetensors.torch.save_file({"query_features": features}, temporary)
+            stack.enter_context(waiting(lock_path(path), "another run, which computes the same text features"))
+            if (kept := _read_query_features(path, shape)) is not None:
+                return kept
+        except OSError as error:
+            logger.warning("the cache cannot be written: %s", error)
+            return query_features(text_encoder, class_names, templates, turn)
+        features = query_features(text_encoder, class_names, templates, turn)
+        try:
+            remove_leftovers_of(path)
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(safetensors.torch.save({"query_features": features}))
+        except OSError as error:  # the disk is full: they are computed again next time
+            logger.warning("text features are not kept: %s", error)
     return features
+
+
+def _read_query_features(path: Path, shape: tuple[int, int]) -> Tensor | None:
+    """Features of a file; None for one that is missing, or damaged: that is no mistake of the user's."""
+    try:
+        features = safetensors.torch.load(read_bytes(path, limit=_MAX_CACHE_BYTES)).get("query_features")
+    except (ReclipError, safetensors.SafetensorError, ValueError):
+        return None
+    if features is None or features.dtype != torch.float32 or tuple(features.shape) != shape:
+        return None
+    return features if torch.allclose(features.norm(dim=1), torch.ones(shape[0]), atol=1e-3) else None
 
 
 def check_class_names(class_names: Sequence[Sequence[str]]) -> None:

@@ -6,7 +6,8 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,18 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from reclip_d2.errors import ReclipError, is_user_error
-from reclip_d2.io import atomic_write
-from reclip_d2.utils.files import MissingFileError, check_regular
+from reclip_d2.io import atomic_write, is_temporary
+from reclip_d2.utils.files import MissingFileError, check_regular, read_text
+from reclip_d2.utils.locks import LOCK_NAME, try_lock
 from reclip_d2.utils.tensor_files import check_tensors, dtype_mismatches, read_tensor_file, state_dict_of
 
 logger = logging.getLogger(__name__)
+
+
+FINAL_CHECKPOINT = "model_final.pth"
+# Checkpoints on the way to it, by Detectron2's PeriodicCheckpointer.
+_ON_THE_WAY = re.compile(r"model_\d{7,}\.pth")
+_LAST = "last_checkpoint"
 
 
 class ReclipCheckpointer(DetectionCheckpointer):
@@ -55,8 +63,23 @@ class ReclipCheckpointer(DetectionCheckpointer):
         self.logger.info("Saving checkpoint to %s", path)
         with atomic_write(path) as temporary:
             torch.save(data, temporary)
-        with atomic_write(os.path.join(self.save_dir, "last_checkpoint")) as temporary:
-            temporary.write_text(os.path.basename(path))
+        _point_to(Path(path))
+
+    def get_checkpoint_file(self) -> str:
+        """Path of the last checkpoint, which the file ``last_checkpoint`` names; "" without such a file.
+
+        Raises:
+            ReclipError: it names something else than a checkpoint of the folder.
+        """
+        pointer = os.path.join(self.save_dir, _LAST)
+        remedy = "write the name of a checkpoint of this folder into it, or give --overwrite"
+        try:
+            name = read_text(pointer, "file", limit=4096, remedy=remedy).strip()
+        except MissingFileError:
+            return ""
+        if not re.fullmatch(r"[\w.-]+\.(pth|safetensors)", name) or name.startswith("."):
+            raise ReclipError(f"file {pointer} names {name[:60]!r}, which is no checkpoint: {remedy}")
+        return os.path.join(self.save_dir, name)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint; see fvcore's ``Checkpointer``. The file must exist and fit the model."""
@@ -119,6 +142,52 @@ class ReclipCheckpointer(DetectionCheckpointer):
             )
 
 
+def _point_to(path: Path) -> None:
+    with atomic_write(path.with_name(_LAST)) as temporary:
+        temporary.write_text(path.name)
+
+
+@contextlib.contextmanager
+def run_lock(folder: str) -> Iterator[None]:
+    """Keep other trainings out of ``OUTPUT_DIR``, which is made if need be, and remove what a killed one has left half
+    written. Called by all processes; the lock goes with the main one, however that ends.
+
+    Raises:
+        ReclipError: another training is at work there.
+    """
+    lock = try_lock(Path(folder, LOCK_NAME)) if comm.is_main_process() else None
+    if not comm.all_gather(lock is not None)[0]:
+        raise ReclipError(f"another training works in {folder}: wait for it, or choose another OUTPUT_DIR")
+    try:
+        if lock is not None:
+            for path in Path(folder).iterdir():
+                if is_temporary_of_run(path):
+                    path.unlink(missing_ok=True)
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def is_temporary_of_run(path: Path) -> bool:
+    """Whether a file is a half-written checkpoint, or another file of a training."""
+    name = path.name[1:].rpartition(".tmp")[0].rpartition(".")[0]  # of .NAME.XXXXXXXX.tmp.SUFFIX
+    known = name in (FINAL_CHECKPOINT, _LAST, "training.json") or _ON_THE_WAY.fullmatch(name) is not None
+    return known and is_temporary(path, of=name)
+
+
+def remove_intermediate_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints on the way to ``model_final.pth``, if that is there."""
+    final = folder / FINAL_CHECKPOINT
+    if not final.is_file():
+        return
+    found = [path for path in folder.glob("model_*.pth") if _ON_THE_WAY.fullmatch(path.name)]
+    if found and (folder / _LAST).is_file():
+        _point_to(final)  # a kill may have come before that
+    for path in found:
+        path.unlink(missing_ok=True)
+
+
 def forget_run(folder: str) -> None:
     """Remove checkpoints and metrics of an earlier run, so that ``--resume`` cannot go on with it.
 
@@ -127,8 +196,10 @@ def forget_run(folder: str) -> None:
     comm.synchronize()
     if not comm.is_main_process():
         return
-    for path in [*Path(folder).glob("model_*.pth"), Path(folder, "last_checkpoint")]:
-        path.unlink(missing_ok=True)
+    Path(folder, _LAST).unlink(missing_ok=True)  # the pointer first: it never points to nothing
+    for path in Path(folder).glob("model_*.pth"):
+        if path.name == FINAL_CHECKPOINT or _ON_THE_WAY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):
         os.truncate(Path(folder, "metrics.json"), 0)  # the new run's writer has it open already, to append to it
 

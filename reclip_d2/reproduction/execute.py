@@ -95,8 +95,7 @@ def train(cfg: CfgNode, resume: bool = False, trainer_class: type[Trainer] = _Tr
     trainer = trainer_class(cfg)
     trainer.resume_or_load(resume=resume)
     first, start = trainer.start_iter, time.perf_counter()
-    if first < trainer.max_iter:
-        trainer.train()
+    trainer.train()
     return Trained(trainer.checkpointer.model.eval(), time.perf_counter() - start, first)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from reclip_d2.config import load_config
+from reclip_d2.config.flat import flatten
 from reclip_d2.errors import ReclipError
 from reclip_d2.reproduction.suite import Experiment, Suite
 
@@ -67,17 +68,6 @@ def settings_of(cfg: CfgNode, kind: str, teacher_fingerprint: str) -> dict[str, 
     left_out = ("OUTPUT_DIR", *(_CHECKPOINTS if teacher_fingerprint else ()))
     flat = {key: value for key, value in flatten(cfg).items() if key not in left_out}
     return json.loads(json.dumps({**flat, "kind": kind, MADE_WITH: teacher_fingerprint}))
-
-
-def flatten(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
-    """Values by their full key."""
-    values: dict[str, Any] = {}
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            values |= flatten(value, f"{prefix}{key}.")
-        else:
-            values[prefix + key] = value
-    return values
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from reclip_d2.engine.checkpoint import FINAL_CHECKPOINT, remove_intermediate_checkpoints
 from reclip_d2.errors import ReclipError
 from reclip_d2.io import atomic_write
 from reclip_d2.reproduction.resolve import differences, fingerprint
 
-CHECKPOINT = "model_final.pth"
 PROBE_FOLDER = "linear_probe"
 
 
@@ -31,7 +31,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoint = path / CHECKPOINT
+        self.checkpoint = path / FINAL_CHECKPOINT
         self.failure_file = path / "failure.txt"
         self._settings = path / "settings.json"
         self._result = path / "result.json"
@@ -81,9 +81,8 @@ class RunFolder:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Keep the result; checkpoints from before the end are removed."""
         self._write(self._result, result)
-        for pattern in ("model_[0-9]*.pth", f"{PROBE_FOLDER}/model_[0-9]*.pth"):
-            for file in self.path.glob(pattern):
-                file.unlink()
+        for folder in (self.path, self.path / PROBE_FOLDER):
+            remove_intermediate_checkpoints(folder)
 
     def fail(self, message: str) -> None:
         """Keep why the run failed."""

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -12,11 +11,13 @@ from reclip_d2.cli import masks
 from reclip_d2.cli.main import main
 from reclip_d2.cli.run_folder import RunFolder
 from reclip_d2.data import survey
+from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from reclip_d2.engine.hooks import SeedIteration
 from reclip_d2.formats import IndexWriter
 from reclip_d2.formats.pictures import OverlayWriter
 from reclip_d2.hypothesis.blocks import ScoreBlocks
 from tests.cli.conftest import all_files, segment_arguments
+from tests.kills import kill_at_new_rename, run_killed, run_with_kills
 
 FORMATS = ("--formats", "overlay", "cvat")
 
@@ -37,24 +38,6 @@ def kill_in_call(owner: object, name: str, number: int) -> Callable[[], None]:
         setattr(owner, name, counting)
 
     return arrange
-
-
-def run_killed(arguments: list[str], arrange: Callable[[], None]) -> None:
-    """Run the command in a process of its own until it is killed. No cleaning up of ours, no `finally`, runs there."""
-    process = os.fork()
-    if process == 0:
-        try:
-            torch.set_num_threads(1)
-            quiet = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(quiet, 1)
-            os.dup2(quiet, 2)
-            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
-            arrange()
-            main(arguments)
-        finally:
-            os._exit(3)
-    _, status = os.waitpid(process, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
 
 
 @pytest.fixture
@@ -84,7 +67,7 @@ def test_killed_at_every_stage(reclip, photos, classes, tmp_path, monkeypatch):
         "formats": (OverlayWriter, "_add", 4),
     }
     for stage, kill in stages.items():
-        run_killed(arguments("broken"), kill_in_call(*kill))
+        assert run_killed(lambda: main(arguments("broken")), kill_in_call(*kill)) == -signal.SIGKILL
         done = len(list((tmp_path / "broken" / "masks").rglob("*.png")))
         expected = {"masks": 2, "a mask, before its rename": 3, "formats": 6}.get(stage, 0)
         assert done == expected, stage
@@ -103,6 +86,100 @@ def test_killed_at_every_stage(reclip, photos, classes, tmp_path, monkeypatch):
         for name in ("whole", "broken")
     ]
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+def weights_of(run) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        path.parent.name: torch.load(path, weights_only=True)["model"]
+        for path in sorted((run / "run").glob("*/model_final.pth"))
+    }
+
+
+def assert_same_results(whole, broken) -> None:
+    """The same masks, formats, hypotheses and weights; and nothing is left of the kills."""
+    kept = ("masks/", "overlay/", "cvat/", "summary.json", "run/hypotheses.jsonl")
+    expected, found = ({k: v for k, v in all_files(run).items() if k.startswith(kept)} for run in (whole, broken))
+    assert found == expected
+    weights, others = weights_of(whole), weights_of(broken)
+    assert weights.keys() == others.keys()
+    for kind, tensors in weights.items():
+        assert all(torch.equal(value, others[kind][key]) for key, value in tensors.items()), kind
+    for run in (whole, broken):
+        names = {path.name for path in run.rglob("*")}
+        hidden = {name for name in names if name.startswith(".")} - {".lock", ".coverage.jsonl"}
+        assert not {name for name in hidden if not name.endswith(".lock")}
+        assert not any(name.startswith("model_0") or ".parts-" in name for name in names)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_killed_at_the_first_rename(reclip, photos, classes, tmp_path):
+    """The folder then has nothing but a file that is not yet whole, and is no folder of other files."""
+    arguments = segment_arguments("--fast", output="broken")
+    kill = kill_at_new_rename(set(), tmp_path / "killed.txt")
+    assert run_killed(lambda: main(arguments), kill) == -signal.SIGKILL
+    assert (tmp_path / "killed.txt").read_text() == "before reclip.json"
+    assert any(path.name.startswith(".reclip.json.") for path in (tmp_path / "broken").iterdir())
+    assert reclip(*arguments).status == 0
+    assert not any(path.name.startswith(".reclip.json.") for path in (tmp_path / "broken").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_killed_at_every_rename_without_training(reclip, photos, classes, tmp_path):
+    assert reclip(*segment_arguments("--fast", *FORMATS, output="whole")).status == 0
+    moments = run_with_kills(lambda: main(segment_arguments("--fast", *FORMATS, output="broken")), tmp_path)
+    assert moments[0] == "before reclip.json"  # and yet the folder is no folder of other files
+    assert {f"before {number}.png" for number in range(6)} <= set(moments) and "after summary.json" in moments
+    assert_same_results(tmp_path / "whole", tmp_path / "broken")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("flags", [(), ("--student", "--student-iterations", "4")])
+def test_killed_at_every_rename(reclip, photos, classes, tmp_path, flags):
+    """With checkpoints after iteration 2, 4 and 6, where the training ends: the last is followed by the final one."""
+    arguments = [*flags, "--iterations", "6", *FORMATS]
+    assert reclip(*segment_arguments(*arguments, output="whole")).status == 0
+    moments = run_with_kills(lambda: main(segment_arguments(*arguments, output="broken")), tmp_path)
+    assert {"before model_final.pth", "after model_final.pth", "after last_checkpoint: model_0000005.pth"} <= set(
+        moments
+    )
+    assert {"before hypotheses.jsonl", "after images.json", "before summary.json", "after 000000.npz"} <= set(moments)
+    assert_same_results(tmp_path / "whole", tmp_path / "broken")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_kill_between_the_last_checkpoint_and_the_final_one(reclip, photos, classes, tmp_path):
+    def kill_before_the_final_checkpoint() -> None:
+        save = ReclipCheckpointer.save
+
+        def saving(self: object, name: str, **kwargs: object) -> None:
+            if name == "model_final":
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(self, name, **kwargs)
+
+        ReclipCheckpointer.save = saving
+
+    arguments = segment_arguments("--iterations", "4", output="broken")  # checkpoints at 2 and 4
+    assert reclip(*segment_arguments("--iterations", "4", output="whole")).status == 0
+    assert run_killed(lambda: main(arguments), kill_before_the_final_checkpoint) == -signal.SIGKILL
+    model = tmp_path / "broken" / "run" / "rectified"
+    assert (model / "model_0000003.pth").exists() and not (model / "model_final.pth").exists()
+    assert reclip(*arguments).status == 0
+    assert_same_results(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_checkpoints_that_a_kill_left_beside_the_final_one(segment, model):
+    folder = model / "run" / "rectified"
+    for name in ("model_0000001.pth", "model_0000003.pth", "model_best.pth", "model_00.pth"):
+        (folder / name).write_bytes(b"x")
+    (folder / "last_checkpoint").write_text("model_0000003.pth")
+    (folder / ".model_final.pth.0a1b2c3d.tmp.pth").touch()
+    assert segment().status == 0
+    assert {path.name for path in folder.iterdir() if "model" in path.name} == {
+        "model_final.pth", "model_best.pth", "model_00.pth",
+    }  # fmt: skip
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
 
 
 def test_an_interrupt_says_how_to_go_on(segment, monkeypatch):
