@@ -19,6 +19,8 @@ from reclip_d2.app.tasks import Task, TaskStopped, TaskSuperseded
 from reclip_d2.cli.estimate import in_words
 from reclip_d2.cli.main import in_options
 from reclip_d2.cli.names import TITLES
+from reclip_d2.data.image_file import readable_extensions
+from reclip_d2.data.image_folder import describe_kinds
 from reclip_d2.errors import ReclipError, out_of_memory_message
 from reclip_d2.visualization.scene_figures import telling_classes
 
@@ -79,7 +81,13 @@ class Handlers:
     def _look_at(self, files: Sequence[Path], task: Task) -> tuple[list[Path], list[np.ndarray], list[str]]:
         """The usable images, their thumbnails, and what is wrong with the others."""
         paths, shown, problems = [], [], []
-        for path in files:
+        extensions = readable_extensions()
+        others = [path for path in files if path.suffix.lower() not in extensions]
+        if others:
+            problems.append(f"left out: {describe_kinds(others)}")
+        for path in others:
+            path.unlink(missing_ok=True)
+        for path in (path for path in files if path not in others):
             task.check()
             try:
                 shown.append(pictures.thumbnail(self.session.read(path)))

@@ -12,7 +12,6 @@ from reclip_d2.app.handlers import Handlers
 from reclip_d2.app.pictures import HEAT_MAPS
 from reclip_d2.app.session import Session, class_text
 from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
-from reclip_d2.data.image_folder import EXTENSIONS
 
 TITLE = "ReCLIP++"
 CSS = """
@@ -50,6 +49,8 @@ _LEARN_HELP = (
 _EXAMPLES = 24
 # Requests, each of another visitor, that are answered side by side; the images of all are in memory.
 _TOGETHER = 8
+# What the file dialogue offers: any image, so that the page can say which are not read here. Browsers do not know HEIC.
+_UPLOADS = ["image", ".heic", ".heif", ".hif", ".avif"]
 
 
 def theme() -> gr.themes.Base:
@@ -71,7 +72,7 @@ def build_page(session: Session) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=4, min_width=320):
                 files = gr.File(
-                    label="Images", file_count="multiple", file_types=list(EXTENSIONS), height=120, elem_id="files"
+                    label="Images", file_count="multiple", file_types=_UPLOADS, height=120, elem_id="files"
                 )
                 gallery = gr.Gallery(
                     label="The image that is shown", show_label=False, columns=4, height=110, object_fit="cover",

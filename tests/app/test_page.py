@@ -56,9 +56,11 @@ def test_learning_is_announced(served):
     assert served.learnt.startswith("Learnt from 4 images in ") and "poor estimate" in served.learnt
 
 
-def test_segment(served, upload):
-    _, iterations, status, *_ = upload("3.jpg", "broken.jpg", "in/4.png")
-    assert iterations == 200 and "broken.jpg cannot be read" in status.replace("&#46;", ".")
+def test_segment(served, upload, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "moving.gif")
+    _, iterations, status, *_ = upload("3.jpg", "broken.jpg", "in/4.png", tmp_path / "moving.gif")
+    status = status.replace("&#46;", ".")
+    assert iterations == 200 and "broken.jpg cannot be read" in status and "left out: 1 .gif" in status
     status, slider, sides, legend, mask, choice, bias, *maps = served.client.predict(CLASSES, api_name="/segment")
     expected = served.session.segment(served.photos / "3.jpg", CLASSES)
     assert "ReCLIP" in status and "learnt on this page" in status
