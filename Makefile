@@ -79,7 +79,7 @@ $(STATE)/venv: $(if $(shell $(PY) -c 'print(1)' 2>/dev/null),,FORCE)
 # 2. The packages and Detectron2. A package that an interrupted pip left half-installed has no INSTALLER file, and pip
 #    would take it for installed: those are removed first.
 $(STATE)/packages: $(STATE)/venv requirements.txt requirements-dev.txt \
-    tools/install_detectron2.py tools/detectron2_mends.py
+    $(wildcard reclip_d2/install_detectron2/*.py)
 	@if [ -e $(STATE)/owned ]; then \
 	  find $(VENV)/lib/python3*/site-packages -maxdepth 1 -name '*.dist-info' ! -exec test -e '{}/INSTALLER' \; \
 	    -exec echo 'environment: installing again, it was interrupted:' '{}' \; -exec rm -rf '{}' + ; \
@@ -94,7 +94,7 @@ $(STATE)/packages: $(STATE)/venv requirements.txt requirements-dev.txt \
 	  $(PY) -m pip install 'setuptools>=77' wheel 'torch>=2.6' torchvision; \
 	fi
 	@echo "environment: installing Detectron2"
-	@$(PY) tools/install_detectron2.py
+	@$(PY) -m reclip_d2.install_detectron2
 	@touch $@
 
 # 3. reclip_d2 itself, editable, with its extension; again when its build changes, or when the environment served

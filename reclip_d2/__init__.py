@@ -1,6 +1,7 @@
 """ReCLIP and ReCLIP++ as a Detectron2 project: language-guided unsupervised semantic segmentation.
 
-Importing the package registers its data sets, backbone and meta-architectures with Detectron2.
+Importing the package alone loads neither torch nor Detectron2. ``reclip_d2.modeling`` registers the backbone and the
+meta-architectures with Detectron2, ``reclip_d2.data.datasets`` the data sets.
 """
 
 __version__ = "0.1.0"

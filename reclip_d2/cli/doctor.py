@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from reclip_d2.cli.main import INSTALL_DETECTRON2, missing_package
 from reclip_d2.clip.build import build_clip
 from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
 from reclip_d2.errors import ReclipError
+from reclip_d2.install_detectron2.program import install_detectron2
 from reclip_d2.io import atomic_write, cache_dir
 from reclip_d2.layers import kernels_available
 
@@ -42,6 +44,11 @@ def run(args: argparse.Namespace) -> int:
         ("cache", _cache),
         ("CLIP", lambda: _clip(args.clip, args.pretrained)),
     )
+    if args.install_detectron2:
+        try:
+            install_detectron2()
+        except subprocess.CalledProcessError as error:
+            raise ReclipError(f"pip install of detectron2 failed with status {error.returncode}") from error
     problems = []
     for title, check in checks:
         lines = []
@@ -92,11 +99,11 @@ def _detectron2() -> Iterator[str]:
         raise missing_package(error) from error
     except ImportError as error:
         raise ReclipError(
-            f"it cannot be imported ({error}): build it anew for this torch, or uninstall it and run"
+            f"it cannot be imported ({error}): build it again for this torch, or uninstall it and run"
             f" {INSTALL_DETECTRON2}"
         ) from error
     path = Path(module.__file__).resolve().parent
-    kind = "mended for this project by tools/install_detectron2.py" if compiled.endswith(".py") else "as it was built"
+    kind = "changed for this project by reclip_d2.install_detectron2" if compiled.endswith(".py") else "as it was built"
     yield f"{module.__version__}, {kind}, {path}"
 
 

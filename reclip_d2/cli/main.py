@@ -22,7 +22,7 @@ COMMANDS: dict[str, str] = {
 }
 
 # PyPI has no release of Detectron2 under its own name.
-INSTALL_DETECTRON2 = "python tools/install_detectron2.py (in the source tree of reclip_d2)"
+INSTALL_DETECTRON2 = "python -m reclip_d2.install_detectron2"
 
 # Messages of the library name keys of configs; who uses this command knows its options.
 _OPTIONS = {

@@ -42,7 +42,7 @@ def test_without_detectron2(isolated_cache):
     """It is what the user runs to learn what is missing."""
     outcome = without_detectron2("doctor", "--clip", "reclip-embedded")
     assert outcome.returncode == 1 and "Traceback" not in outcome.stderr
-    assert "detectron2 PROBLEM: detectron2 is not installed: python tools/install_detectron2.py" in outcome.stdout
+    assert "detectron2 PROBLEM: detectron2 is not installed: python -m reclip_d2.install_detectron2" in outcome.stdout
     assert "ships with the package" in outcome.stdout and "see detectron2 above" in outcome.stderr
 
 
@@ -57,7 +57,7 @@ def test_without_detectron2(isolated_cache):
 def test_other_commands_without_detectron2(arguments):
     outcome = without_detectron2(*arguments)
     assert outcome.returncode == 1 and outcome.stderr.count("\n") == 1
-    assert outcome.stderr.startswith("error: detectron2 is not installed: python tools/install_detectron2.py")
+    assert outcome.stderr.startswith("error: detectron2 is not installed: python -m reclip_d2.install_detectron2")
 
 
 def test_a_detectron2_that_is_broken(monkeypatch):

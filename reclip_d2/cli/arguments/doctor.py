@@ -14,3 +14,8 @@ can run with this --clip and these --pretrained weights, and 1 if it cannot."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     add_clip_arguments(parser)
+    parser.add_argument(
+        "--install-detectron2",
+        action="store_true",
+        help="first install Detectron2 0.5 if none is there (python -m reclip_d2.install_detectron2 says more)",
+    )

@@ -1,13 +1,15 @@
 """What Detectron2 0.5 needs changed to run on current Python, NumPy, Pillow, setuptools and PyTorch.
 
-Used by ``install_detectron2.py``. A mend takes the files of the wheel, changes them in place, and fails if
-what it mends is not there: then the archive is not the one it was written for.
+A patch takes the files of the wheel, changes them in place, and fails if what it changes is not there: then the archive
+is not the one it was written for.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+
+from reclip_d2.errors import ReclipError
 
 Files = dict[str, bytes]  # path inside the wheel -> content
 
@@ -45,21 +47,17 @@ def __getattr__(name):
 '''
 
 
-class InstallError(Exception):
-    """A failure the user can act on; the program prints it as one line."""
-
-
 def _replace(files: Files, path: str, old: str, new: str) -> None:
-    """Replace every ``old`` in the file ``path``; InstallError if the file or the text is missing."""
+    """Replace every ``old`` in the file ``path``; ReclipError if the file or the text is missing."""
     if path not in files:
-        raise InstallError(f"cannot mend {path}: there is no such file")
+        raise ReclipError(f"cannot patch {path}: there is no such file")
     text = files[path].decode("utf-8")
     if old not in text:
-        raise InstallError(f"cannot mend {path}: it does not contain {old.splitlines()[0].strip()!r}")
+        raise ReclipError(f"cannot patch {path}: it does not contain {old.splitlines()[0].strip()!r}")
     files[path] = text.replace(old, new).encode("utf-8")
 
 
-def mend_numpy_aliases(files: Files) -> None:
+def patch_numpy_aliases(files: Files) -> None:
     """``np.int``, ``np.float``, ``np.bool``, ``np.str``, ``np.object`` left NumPy 1.24 for the builtins."""
     alias = re.compile(rb"\bnp\.(int|float|bool|str|object)\b")
     found = 0
@@ -68,15 +66,15 @@ def mend_numpy_aliases(files: Files) -> None:
             files[path], count = alias.subn(rb"\1", content)
             found += count
     if not found:
-        raise InstallError("cannot mend the NumPy aliases: none of np.int, np.float, np.bool, np.str, np.object found")
+        raise ReclipError("cannot patch the NumPy aliases: none of np.int, np.float, np.bool, np.str, np.object found")
 
 
-def mend_pillow_linear(files: Files) -> None:
+def patch_pillow_linear(files: Files) -> None:
     """``Image.LINEAR`` was removed in Pillow 10: it was another name of ``Image.BILINEAR``."""
     _replace(files, "detectron2/data/transforms/transform.py", "Image.LINEAR", "Image.BILINEAR")
 
 
-def mend_pkg_resources(files: Files) -> None:
+def patch_pkg_resources(files: Files) -> None:
     """``pkg_resources`` left setuptools in 82: find the model zoo's configs with ``importlib.resources``."""
     path = "detectron2/model_zoo/model_zoo.py"
     _replace(files, path, "import pkg_resources\n", "from importlib import resources\n")
@@ -88,7 +86,7 @@ def mend_pkg_resources(files: Files) -> None:
     )
 
 
-def mend_caffe2_export(files: Files) -> None:
+def patch_caffe2_export(files: Files) -> None:
     """Caffe2 left PyTorch in 2.2: import its exporter only where it exists, as upstream main does.
 
     Without this neither ``detectron2.export`` nor ``detectron2.utils.analysis`` can be imported.
@@ -101,16 +99,16 @@ def mend_caffe2_export(files: Files) -> None:
     )
 
 
-def mend_extension(files: Files) -> None:
+def patch_extension(files: Files) -> None:
     """Add ``detectron2._C``, whose operators raise a clear error, in the place of the compiled extension.
 
     ``detectron2.layers`` imports it on import; rotated NMS alone goes through ``torch.ops``, and is led here.
     """
     path = "detectron2/_C.py"
     if path in files:
-        raise InstallError(f"cannot add {path}: there is one already")
+        raise ReclipError(f"cannot add {path}: there is one already")
     if not any(b"from detectron2 import _C\n" in content for content in files.values()):
-        raise InstallError(f"cannot add {path}: nothing imports it")
+        raise ReclipError(f"cannot add {path}: nothing imports it")
     _replace(
         files,
         "detectron2/layers/nms.py",
@@ -120,25 +118,25 @@ def mend_extension(files: Files) -> None:
     files[path] = STAND_IN.encode("utf-8")
 
 
-MENDS: tuple[Callable[[Files], None], ...] = (
-    mend_numpy_aliases,
-    mend_pillow_linear,
-    mend_pkg_resources,
-    mend_caffe2_export,
-    mend_extension,
+PATCHES: tuple[Callable[[Files], None], ...] = (
+    patch_numpy_aliases,
+    patch_pillow_linear,
+    patch_pkg_resources,
+    patch_caffe2_export,
+    patch_extension,
 )
 
 
-def mend_all(files: Files) -> list[str]:
-    """Apply all mends, mark each changed file (the licence asks for it), and return the changed paths."""
+def patch_all(files: Files) -> list[str]:
+    """Apply all patches, mark each changed file (the licence asks for it), and return the changed paths."""
     before = dict(files)
-    for mend in MENDS:
-        mend(files)
+    for patch in PATCHES:
+        patch(files)
     changed = sorted(path for path in files if files[path] != before.get(path))
     for path in changed:
-        files[path] = b"# Changed by tools/install_detectron2.py of reclip_d2.\n" + files[path]
+        files[path] = b"# Changed by reclip_d2.install_detectron2.\n" + files[path]
         try:
             compile(files[path], path, "exec", dont_inherit=True)
         except SyntaxError as error:
-            raise InstallError(f"cannot mend {path}: line {error.lineno} is no longer valid Python") from error
+            raise ReclipError(f"cannot patch {path}: line {error.lineno} is no longer valid Python") from error
     return changed

@@ -1,0 +1,100 @@
+"""Where pip looks for packages, and how it reaches those places: ``pip config list``, files and environment alike."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from reclip_d2.errors import ReclipError
+
+PYPI = "https://pypi.org/simple"
+
+# Sections in the order in which pip reads them; a later one overrides an earlier one.
+_SECTIONS = ("global", "install", ":env:")
+
+
+@dataclasses.dataclass(frozen=True)
+class PipSettings:
+    """What fetching a file needs of pip's configuration.
+
+    Attributes:
+        indexes: addresses of package indexes, in the order in which they are asked.
+        find_links: folders, or addresses of pages with links, which are looked at first.
+        certificates: file or folder of certificate authorities; None for the system's.
+        client_certificate: file of a certificate and its key, for servers that ask for one.
+        trusted_hosts: names, or names with a port, whose certificates are not checked.
+        proxy: address; None for that of the environment.
+        timeout: in seconds, of one attempt.
+        retries: further attempts after one that failed.
+    """
+
+    indexes: tuple[str, ...] = (PYPI,)
+    find_links: tuple[str, ...] = ()
+    certificates: str | None = None
+    client_certificate: str | None = None
+    trusted_hosts: tuple[str, ...] = ()
+    proxy: str | None = None
+    timeout: float = 15.0
+    retries: int = 3
+
+    @classmethod
+    def read(cls) -> PipSettings:
+        """Those of the running Python's pip, or raise :class:`ReclipError`."""
+        command = [sys.executable, "-m", "pip", "config", "list"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise ReclipError(f"{sys.executable} has no pip that works ({reason}): python -m ensurepip installs it")
+        return cls.parse(result.stdout, os.environ)
+
+    @classmethod
+    def parse(cls, listing: str, environment: Mapping[str, str]) -> PipSettings:
+        """From the output of ``pip config list``: a line ``section.option='value'`` for each.
+
+        Raises:
+            ReclipError: a number is none.
+        """
+        values: dict[str, str] = {}
+        lines = [line.partition("=") for line in listing.splitlines()]
+        for section in _SECTIONS:
+            for name, _, quoted in lines:
+                if name.startswith(f"{section}."):
+                    values[name.removeprefix(f"{section}.")] = _unquote(quoted)
+
+        indexes = [values.get("index-url", PYPI), *values.get("extra-index-url", "").split()]
+        certificates = values.get("cert") or environment.get("REQUESTS_CA_BUNDLE") or environment.get("CURL_CA_BUNDLE")
+        return cls(
+            indexes=() if _is_true(values.get("no-index", "")) else tuple(dict.fromkeys(indexes)),
+            find_links=tuple(values.get("find-links", "").split()),
+            certificates=certificates or None,
+            client_certificate=values.get("client-cert") or None,
+            trusted_hosts=tuple(values.get("trusted-host", "").split()),
+            proxy=values.get("proxy") or None,
+            timeout=_number(values, "timeout", "default-timeout", default=cls.timeout),
+            retries=int(_number(values, "retries", default=cls.retries)),
+        )
+
+
+def _unquote(text: str) -> str:
+    try:
+        return str(ast.literal_eval(text))
+    except (SyntaxError, ValueError):
+        return text
+
+
+def _is_true(text: str) -> bool:
+    return text.strip().lower() in ("1", "true", "yes", "on", "y", "t")
+
+
+def _number(values: Mapping[str, str], *names: str, default: float) -> float:
+    for name in names:
+        if name in values:
+            try:
+                return max(0.0, float(values[name]))
+            except ValueError:
+                raise ReclipError(f"pip's setting {name} is {values[name]!r}: it must be a number") from None
+    return default
