@@ -71,9 +71,7 @@ def build_page(session: Session) -> gr.Blocks:
         paths, chosen, result = gr.State([]), gr.State(0), gr.State(None)
         with gr.Row():
             with gr.Column(scale=4, min_width=320):
-                files = gr.File(
-                    label="Images", file_count="multiple", file_types=_UPLOADS, height=120, elem_id="files"
-                )
+                files = gr.File(label="Images", file_count="multiple", file_types=_UPLOADS, height=120, elem_id="files")
                 gallery = gr.Gallery(
                     label="The image that is shown", show_label=False, columns=4, height=110, object_fit="cover",
                     fit_columns=False, allow_preview=False, interactive=False, visible=False, buttons=[],

@@ -65,7 +65,7 @@ def test_a_detectron2_that_is_broken(monkeypatch):
         raise ImportError("undefined symbol")
 
     monkeypatch.setattr(doctor.importlib, "import_module", fail)
-    with pytest.raises(ReclipError, match=r"cannot be imported \(undefined symbol\): build it anew"):
+    with pytest.raises(ReclipError, match=r"cannot be imported \(undefined symbol\): build it again"):
         list(doctor._detectron2())
 
 
