@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
 
-from reclip_d2.data.tiff import describe_tiff
+from reclip_d2.data.tiff import describe_tiff, silence_libtiff
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.files import MIB, describe_content, display_path, format_bytes, open_regular
 
@@ -153,6 +153,8 @@ def _open(stream: BinaryIO, where: str, remedy: str, formats: Sequence[str]) -> 
     stream.seek(0)
     if head[4:8] == b"ftyp":
         _register_heif()
+    if head[:2] in (b"II", b"MM"):
+        silence_libtiff()
     Image.init()  # a name that Pillow does not know, as of HEIF without pillow-heif, would be a KeyError
     usable = [name for name in formats if name in Image.OPEN]
     try:

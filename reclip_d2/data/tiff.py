@@ -5,6 +5,10 @@ Field names are the specification's (TIFF 6.0).
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
+from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image, TiffImagePlugin
@@ -107,6 +111,18 @@ def describe_tiff(stream: BinaryIO) -> str | None:
     if photometric == _WHITE_IS_ZERO and bits > 8:
         return f"inverted samples (WhiteIsZero) of {bits} bits"
     return f"{bands} band{'s' * (bands != 1)} of {bits}-bit {name} samples"
+
+
+@functools.cache
+def silence_libtiff() -> None:
+    """Keep Pillow's libtiff from writing about damaged files to standard error: Pillow raises an error, or the pixels
+    are good. Only where the library can be found in the process's memory map, which is Linux."""
+    with contextlib.suppress(OSError, AttributeError):
+        maps = Path("/proc/self/maps").read_text(errors="replace").split("\n")
+        for path in {line[line.index("/") :] for line in maps if "/libtiff" in line}:
+            library = ctypes.CDLL(path)
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
 
 
 def _bits(tags: TiffImagePlugin.ImageFileDirectory_v2) -> int:
