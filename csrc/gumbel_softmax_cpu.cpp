@@ -42,7 +42,7 @@ void forward(const at::Tensor& logits, NoiseKey key, double tau, bool hard, cons
       std::fill_n(y, classes * ld, T(0));
       for (int k = 0; k < ld; ++k) y[best[k] * ld + k] = T(1);
     } else {
-      ops.softmax(y, ld, classes);
+      ops.softmax(y, ld, classes, nullptr, 0, nullptr);
     }
     for (int k = 0; k < count; ++k)
       if (!(bad[k] == T(0)))
@@ -55,7 +55,7 @@ template <typename T>
 void backward(const at::Tensor& grad, const at::Tensor& logits, NoiseKey key, double tau, const at::Tensor& grad_logits) {
   const int64_t classes = logits.size(2);
   each_tile<T>(logits, key, tau, [&](const TileOps<T>& ops, int64_t b, int64_t i, int count, int ld, T* y, const T* bad) {
-    ops.softmax(y, ld, classes);
+    ops.softmax(y, ld, classes, nullptr, 0, nullptr);
     ops.dense_logit_gradient(y, count, ld, classes, patches_of(grad, b, i), bad, T(1.0 / tau), patches_of(grad_logits, b, i));
   });
 }

@@ -58,7 +58,9 @@ __global__ void __launch_bounds__(kPatches* kWarps) soft_masks_kernel(Scores<S> 
   const PatchSoftmax<S, Stored> softmax(s, image, patch < s.patches ? patch : s.patches - 1, reinterpret_cast<T*>(dynamic), shared);
   if (patch >= s.patches) return;
   S* to = masks.of(image, patch);
-  softmax.for_own([&](int c, T p) { to[c * masks.class_stride] = from_accumulate<S>(softmax.bad ? not_a_number<T>() : p); });
+  softmax.for_own([&](int c, T below) {
+    to[c * masks.class_stride] = from_accumulate<S>(softmax.bad ? not_a_number<T>() : softmax.probability(below));
+  });
 }
 
 template <typename S, bool Stored>
@@ -72,8 +74,8 @@ __global__ void __launch_bounds__(kPatches* kWarps)
   const PatchSoftmax<S, Stored> softmax(s, image, active ? patch : s.patches - 1, reinterpret_cast<T*>(dynamic), shared);
   const S* from = gradient.of(image, softmax.patch);
   S* to = grad_logits.of(image, softmax.patch);
-  softmax_backward(
-      softmax, shared, [&](int c) { return to_accumulate(from[c * gradient.class_stride]); },
+  softmax_backward</*OfLogs=*/false>(
+      softmax, shared, [&](int c, T) { return to_accumulate(from[c * gradient.class_stride]); },
       [&](int c, T value) {
         if (active) to[c * grad_logits.class_stride] = from_accumulate<S>(value);
       });

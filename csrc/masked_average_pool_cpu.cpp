@@ -43,11 +43,12 @@ void forward(const Hypothesis& rows, const at::Tensor& features, const at::Tenso
           std::copy_n(tile, count, weights.get() + r * n + i);
         }
   });
-  pool_weighted<T>(weights.get(), rows, features, pooled, area);
+  sum_weights<T>(weights.get(), rows.rows, n, area);
+  pool_weighted<T>(weights.get(), rows, features, area, pooled);
 }
 
 template <typename T>
-void backward(const Hypothesis& rows, const at::Tensor& features, const at::Tensor& masks, const T* weight, const T* shift,
+void backward(const Hypothesis& rows, const at::Tensor& features, const at::Tensor& masks, const RowGradient<T>& gradient,
               const at::Tensor& grad_features, const at::Tensor& grad_masks) {
   const int64_t n = masks.size(1), width = features.size(2);
   const Tiling tiling(n, 0);
@@ -59,12 +60,13 @@ void backward(const Hypothesis& rows, const at::Tensor& features, const at::Tens
       const int64_t b = task / tiling.per_image, i = tiling.first(task % tiling.per_image);
       const int count = tiling.count(task % tiling.per_image);
       const int64_t first = rows.offsets[b], row_count = rows.count(b);
+      const T* weight = gradient.weight.get() + first * width;
       if (grad_masks.numel() > 0) {
-        feature_ops.dots(patches_of(features, b, i).data, features.stride(1), count, tiling.ld, weight + first * width, row_count,
-                         width, tile.get());
+        feature_ops.dots(patches_of(features, b, i).data, features.stride(1), count, tiling.ld, weight, row_count, width,
+                         tile.get());
         for (int64_t r = 0; r < row_count; ++r) {
           T* own = tile.get() + r * tiling.ld;
-          for (int k = 0; k < count; ++k) own[k] += shift[first + r];
+          gradient.finish(first + r, own, count);
           mask_ops.store(own, count, tiling.ld, 1, class_of(grad_masks, b, i, rows.class_ids[first + r]));
         }
       }
@@ -75,7 +77,7 @@ void backward(const Hypothesis& rows, const at::Tensor& features, const at::Tens
           for (int k = 0; k < count; ++k) own[k] = std::isnan(own[k]) ? T(0) : own[k];
         }
         void* to = const_cast<void*>(patches_of(grad_features, b, i).data);
-        feature_ops.spread(tile.get(), tiling.ld, row_count, weight + first * width, count, width, to, grad_features.stride(1));
+        feature_ops.spread(tile.get(), tiling.ld, row_count, weight, count, width, to, grad_features.stride(1));
       }
     }
   });
@@ -112,10 +114,9 @@ std::tuple<at::Tensor, at::Tensor> masked_average_pool_backward(const at::Tensor
   const at::Tensor z = rows_of(features);
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    const auto weight = scratch<T>(k * d), shift = scratch<T>(k);
-    pooling_gradient<T>(grad_pooled.contiguous(), grad_area.contiguous(), pooled.contiguous(), area.contiguous(), weight.get(),
-                        shift.get());
-    backward<T>(rows, z, masks, weight.get(), shift.get(), grad_features, grad_masks);
+    const RowGradient<T> gradient(grad_pooled.contiguous(), grad_area.contiguous(), pooled.contiguous(), area.contiguous(),
+                                  /*of_shares=*/false);
+    backward<T>(rows, z, masks, gradient, grad_features, grad_masks);
   };
   if (type == at::kDouble) run(double{});
   else run(float{});

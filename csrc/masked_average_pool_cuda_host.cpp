@@ -62,15 +62,16 @@ std::tuple<at::Tensor, at::Tensor> masked_average_pool_backward(const at::Tensor
   at::Tensor grad_masks = need_masks ? at::zeros_like(masks) : at::empty({0}, masks.options());
   if (h.rows == 0 || n == 0) return {grad_features.zero_(), grad_masks};
   const UploadedRows up(h, features.device());
-  const at::Tensor weight = at::empty({h.rows, width}, options), shift = at::empty({h.rows}, options);
+  const at::Tensor weight = at::empty({h.rows, width}, options), shift = at::empty({h.rows}, options), of_area = at::empty({h.rows}, options);
   const at::Tensor of_rows = at::empty({h.rows, n}, options);
   C10_CUDA_CHECK(launch_pooling_gradient(grad_pooled.contiguous().const_data_ptr(), grad_area.contiguous().const_data_ptr(),
                                          pooled.contiguous().const_data_ptr(), area.contiguous().const_data_ptr(), h.rows, width,
-                                         type == at::kDouble, weight.mutable_data_ptr(), shift.mutable_data_ptr(), stream));
+                                         type == at::kDouble, weight.mutable_data_ptr(), shift.mutable_data_ptr(),
+                                         of_area.mutable_data_ptr(), /*log_area=*/nullptr, stream));
   if (need_masks) {
     const at::Tensor z = rows_of(features);
-    C10_CUDA_CHECK(launch_row_gradient(weight.const_data_ptr(), shift.const_data_ptr(), up.rows, view(z), n, width,
-                                       of_rows.mutable_data_ptr(), stream));
+    C10_CUDA_CHECK(launch_row_gradient(weight.const_data_ptr(), shift.const_data_ptr(), of_area.const_data_ptr(), up.rows, view(z),
+                                       n, width, of_rows.mutable_data_ptr(), stream));
     C10_CUDA_CHECK(launch_scatter_rows(of_rows.const_data_ptr(), up.rows, n, view(grad_masks), stream));
   }
   if (need_features) {

@@ -46,12 +46,18 @@ struct Workspace {
   const Inputs& in;
   const TileOps<T>& ops;
   const int ld;
-  std::unique_ptr<T[]> y, noise, bad;
+  std::unique_ptr<T[]> y, noise, bad, rows;
   std::unique_ptr<int32_t[]> best;
 
   Workspace(const Inputs& in_, int ld_)
       : in(in_), ops(tile_ops<T>(element_type(in_.logits))), ld(ld_), y(scratch<T>(in_.classes * ld_)),
         noise(scratch<T>(in_.classes * ld_ + kNoiseSlack)), bad(scratch<T>(ld_)), best(scratch<int32_t>(ld_)) {}
+
+  // Room for a tile of the hypothesis rows, made at the first call.
+  T* own_rows() {
+    if (!rows) rows = scratch<T>(in.rows.most_rows * ld);
+    return rows.get();
+  }
 
   void scores(int64_t b, int64_t i, int count) {
     const uint64_t first = static_cast<uint64_t>(b * in.patches + i) * static_cast<uint64_t>(in.classes);
@@ -61,37 +67,57 @@ struct Workspace {
   bool is_bad(int i) const { return !(bad[i] == T(0)); }
 };
 
-template <typename T>
-void forward(const Inputs& in, bool hard, T* pooled, T* area) {
+// The scores of each tile of the images that `wanted(image)` names, for use(workspace, image, first patch, count).
+template <typename T, typename Wanted, typename Use>
+void each_tile(const Inputs& in, const Wanted& wanted, const Use& use) {
   const Tiling tiling(in.patches, in.classes);
-  const int64_t n = in.patches;
-  const auto row = scratch<int32_t>(hard ? in.images * n : 0);
-  const auto weights = scratch<T>(hard ? 0 : in.rows.rows * n);
   at::parallel_for(0, in.images * tiling.per_image, 1, [&](int64_t begin, int64_t end) {
     Workspace<T> work(in, tiling.ld);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / tiling.per_image, tile = task % tiling.per_image, i = tiling.first(tile);
-      const int count = tiling.count(tile);
-      if (in.rows.count(b) == 0) {
-        if (hard) std::fill_n(row.get() + b * n + i, count, -1);
-        continue;
-      }
-      work.scores(b, i, count);
-      if (hard) {
-        work.ops.argmax(work.y.get(), tiling.ld, in.classes, work.best.get());
-        for (int k = 0; k < count; ++k)
-          row[b * n + i + k] = work.is_bad(k) ? kBadPatch : in.rows.row_of_class[b * in.classes + work.best[k]];
-      } else {
-        work.ops.softmax(work.y.get(), tiling.ld, in.classes);
-        for (int64_t r = in.rows.offsets[b]; r < in.rows.offsets[b + 1]; ++r)
-          for (int k = 0; k < count; ++k)
-            weights[r * n + i + k] =
-                work.is_bad(k) ? std::numeric_limits<T>::quiet_NaN() : work.y[in.rows.class_ids[r] * tiling.ld + k];
-      }
+      if (in.rows.count(b) == 0 || !wanted(b)) continue;
+      work.scores(b, i, tiling.count(tile));
+      use(work, b, i, tiling.count(tile));
     }
   });
-  if (hard) pool_segments<T>(row.get(), in.rows, in.features, pooled, area);
-  else pool_weighted<T>(weights.get(), in.rows, in.features, pooled, area);
+}
+
+// row[b * n + i]: the row of the patch's class within its image, -1 for none, kBadPatch.
+template <typename T>
+void hard_rows(const Inputs& in, int32_t* row) {
+  std::fill_n(row, in.images * in.patches, -1);
+  each_tile<T>(in, [](int64_t) { return true; }, [&](Workspace<T>& work, int64_t b, int64_t i, int count) {
+    work.ops.argmax(work.y.get(), work.ld, in.classes, work.best.get());
+    for (int k = 0; k < count; ++k)
+      row[b * in.patches + i + k] = work.is_bad(k) ? kBadPatch : in.rows.row_of_class[b * in.classes + work.best[k]];
+  });
+}
+
+// Logarithms of the soft masks of the hypothesis rows [row][patch], NaN at bad patches; of the images that `wanted` names.
+template <typename T, typename Wanted>
+void log_masks(const Inputs& in, const Wanted& wanted, T* out) {
+  each_tile<T>(in, wanted, [&](Workspace<T>& work, int64_t b, int64_t i, int count) {
+    const int64_t first = in.rows.offsets[b], row_count = in.rows.count(b);
+    T* rows = work.own_rows();
+    work.ops.softmax(work.y.get(), work.ld, in.classes, in.rows.class_ids + first, row_count, rows);
+    for (int64_t r = 0; r < row_count; ++r)
+      for (int k = 0; k < count; ++k)
+        out[(first + r) * in.patches + i + k] = work.is_bad(k) ? std::numeric_limits<T>::quiet_NaN() : rows[r * work.ld + k];
+  });
+}
+
+template <typename T>
+void forward(const Inputs& in, bool hard, T* pooled, T* area) {
+  if (hard) {
+    const auto row = scratch<int32_t>(in.images * in.patches);
+    hard_rows<T>(in, row.get());
+    pool_segments<T>(row.get(), in.rows, in.features, pooled, area);
+  } else {
+    const auto weights = scratch<T>(in.rows.rows * in.patches), total = scratch<T>(in.rows.rows);
+    log_masks<T>(in, [](int64_t) { return true; }, weights.get());
+    scale_log_masks<T>(weights.get(), in.rows.rows, in.patches, total.get(), area);
+    pool_weighted<T>(weights.get(), in.rows, in.features, total.get(), pooled);
+  }
 }
 
 std::tuple<at::Tensor, at::Tensor> rectify_and_pool(const at::Tensor& logits, const OptionalTensor& bias,
@@ -119,28 +145,31 @@ struct Backward {
       : work(in, ld), feature_ops(tile_ops<T>(element_type(in.features))), rows(scratch<T>(in.rows.most_rows * ld)),
         masks(scratch<T>(in.rows.most_rows * ld)) {}
 
-  void tile(int64_t b, int64_t i, int count, bool hard, const T* weight, const T* shift, const at::Tensor& grad_logits,
+  void tile(int64_t b, int64_t i, int count, const RowGradient<T>& gradient, const at::Tensor& grad_logits,
             const at::Tensor& grad_features, T* bias_gradient) {
     const Inputs& in = work.in;
     const int ld = work.ld;
     const int64_t first = in.rows.offsets[b], row_count = in.rows.count(b);
-    const bool need_logits = grad_logits.numel() > 0, need_features = grad_features.numel() > 0;
+    const bool need_logits = grad_logits.numel() > 0, need_features = grad_features.numel() > 0, hard = !gradient.of_shares;
+    const T* weight = gradient.weight.get() + first * in.width;
     work.scores(b, i, count);
     if (need_features && hard) hard_masks(b, count);
-    work.ops.softmax(work.y.get(), ld, in.classes);
+    work.ops.softmax(work.y.get(), ld, in.classes, in.rows.class_ids + first, hard ? 0 : row_count, masks.get());
+    if (!hard) shares(b, count, gradient.log_area.get() + first);
     if (need_features) {
-      if (!hard) soft_masks(b, count);
       void* to = const_cast<void*>(patches_of(grad_features, b, i).data);
-      feature_ops.spread(masks.get(), ld, row_count, weight + first * in.width, count, in.width, to, grad_features.stride(1));
+      feature_ops.spread(masks.get(), ld, row_count, weight, count, in.width, to, grad_features.stride(1));
     }
     if (!need_logits && !bias_gradient) return;
-    feature_ops.dots(patches_of(in.features, b, i).data, in.features.stride(1), count, ld, weight + first * in.width, row_count,
-                     in.width, rows.get());
-    for (int64_t r = 0; r < row_count; ++r)
-      for (int k = 0; k < ld; ++k) rows[r * ld + k] += shift[first + r];
+    feature_ops.dots(patches_of(in.features, b, i).data, in.features.stride(1), count, ld, weight, row_count, in.width,
+                     rows.get());
+    for (int64_t r = 0; r < row_count; ++r) {
+      gradient.finish(first + r, rows.get() + r * ld, ld);
+      for (int k = 0; !hard && k < ld; ++k) rows[r * ld + k] *= masks[r * ld + k];
+    }
     const Strided out = need_logits ? patches_of(grad_logits, b, i) : Strided{nullptr, 0, 0};
     work.ops.logit_gradient(work.y.get(), count, ld, in.classes, rows.get(), in.rows.row_of_class.data() + b * in.classes,
-                            in.rows.class_ids + first, row_count, work.bad.get(), T(1.0 / in.tau), out, bias_gradient);
+                            in.rows.class_ids + first, row_count, !hard, work.bad.get(), T(1.0 / in.tau), out, bias_gradient);
   }
 
  private:
@@ -153,18 +182,38 @@ struct Backward {
       if (row >= 0 && !work.is_bad(k)) masks[row * work.ld + k] = T(1);
     }
   }
-  void soft_masks(int64_t b, int count) {
-    const Inputs& in = work.in;
-    for (int64_t r = 0; r < in.rows.count(b); ++r)
+  // From logarithms of masks, their shares of the area; 0 at bad patches.
+  void shares(int64_t b, int count, const T* log_area) {
+    for (int64_t r = 0; r < work.in.rows.count(b); ++r) {
+      T* own = masks.get() + r * work.ld;
+      work.ops.exp_below(own, work.ld, log_area[r]);
       for (int k = 0; k < count; ++k)
-        masks[r * work.ld + k] =
-            work.is_bad(k) ? T(0) : work.y[in.rows.class_ids[in.rows.offsets[b] + r] * work.ld + k];
+        if (work.is_bad(k)) own[k] = T(0);
+    }
   }
 };
 
+// log_area of the rows whose area is too small for its logarithm.
 template <typename T>
-void backward(const Inputs& in, bool hard, const T* weight, const T* shift, const at::Tensor& grad_logits,
-              const at::Tensor& grad_bias, const at::Tensor& grad_features) {
+void small_log_areas(const Inputs& in, const T* area, T* log_area) {
+  const auto small = [&](int64_t r) { return area[r] < T(kSmallArea); };
+  const auto any_small = [&](int64_t b) {
+    for (int64_t r = in.rows.offsets[b]; r < in.rows.offsets[b + 1]; ++r)
+      if (small(r)) return true;
+    return false;
+  };
+  bool any = false;
+  for (int64_t b = 0; b < in.images; ++b) any = any || any_small(b);
+  if (!any) return;
+  const auto logs = scratch<T>(in.rows.rows * in.patches);
+  log_masks<T>(in, any_small, logs.get());
+  for (int64_t r = 0; r < in.rows.rows; ++r)
+    if (small(r)) log_area[r] = log_area_of(logs.get() + r * in.patches, in.patches);
+}
+
+template <typename T>
+void backward(const Inputs& in, const RowGradient<T>& gradient, const at::Tensor& grad_logits, const at::Tensor& grad_bias,
+              const at::Tensor& grad_features) {
   const Tiling tiling(in.patches, in.classes);
   const bool need_bias = grad_bias.numel() > 0;
   // The bias gradient sums over the images in order, so one task then takes a tile of patches through the whole batch.
@@ -179,7 +228,7 @@ void backward(const Inputs& in, bool hard, const T* weight, const T* shift, cons
       if (need_bias) std::fill_n(bias_gradient.get(), in.classes * tiling.ld, T(0));
       for (int64_t b = first_image; b < first_image + images_a_task; ++b)
         if (in.rows.count(b) > 0)
-          step.tile(b, i, count, hard, weight, shift, grad_logits, grad_features, need_bias ? bias_gradient.get() : nullptr);
+          step.tile(b, i, count, gradient, grad_logits, grad_features, need_bias ? bias_gradient.get() : nullptr);
       if (need_bias) {
         const OptionalTensor out(grad_bias);
         tile_ops<T>(element_type(grad_bias)).store(bias_gradient.get(), count, tiling.ld, in.classes, bias_of(out, i));
@@ -211,10 +260,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> rectify_and_pool_backward(
   const at::Tensor grad_features = at::empty(need_features ? features.sizes() : c10::IntArrayRef({0}), features.options());
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    const auto weight = scratch<T>(k * d), shift = scratch<T>(k);
-    pooling_gradient<T>(grad_pooled.contiguous(), grad_area.contiguous(), pooled.contiguous(), area.contiguous(), weight.get(),
-                        shift.get());
-    backward<T>(in, hard, weight.get(), shift.get(), grad_logits, grad_bias, grad_features);
+    const at::Tensor areas = area.contiguous();
+    const RowGradient<T> gradient(grad_pooled.contiguous(), grad_area.contiguous(), pooled.contiguous(), areas, !hard);
+    if (!hard && in.patches > 0) small_log_areas<T>(in, areas.const_data_ptr<T>(), gradient.log_area.get());
+    backward<T>(in, gradient, grad_logits, grad_bias, grad_features);
   };
   if (type == at::kDouble) run(double{});
   else run(float{});

@@ -50,29 +50,46 @@ __global__ void __launch_bounds__(kPatches* kWarps)
   row[image * s.patches + patch] = own;
 }
 
+template <typename T>
+__device__ __forceinline__ bool any_small(const T* area, int32_t begin, int32_t end) {
+  for (int32_t r = begin; r < end; ++r)
+    if (area[r] < T(kSmallArea)) return true;
+  return false;
+}
+
+// Logarithms of the hypothesis rows' soft masks, of all images or of those with a row of small area; or, with `log_area`, what
+// part of its row's area each patch has.
 template <typename S, bool Stored>
 __global__ void __launch_bounds__(kPatches* kWarps)
-    soft_rows_kernel(Scores<S> s, DeviceRows rows, int64_t tiles, typename Accumulate<S>::type* weights, bool bad_as_nan) {
+    soft_rows_kernel(Scores<S> s, DeviceRows rows, int64_t tiles, const typename Accumulate<S>::type* area,
+                     const typename Accumulate<S>::type* log_area, typename Accumulate<S>::type* out) {
   using T = typename Accumulate<S>::type;
   extern __shared__ __align__(16) unsigned char dynamic[];
   __shared__ T shared[kWarps][kPatches];
   const int64_t image = blockIdx.x / tiles, patch = blockIdx.x % tiles * kPatches + threadIdx.x;
   const int32_t first_row = rows.offsets[image];
   if (first_row == rows.offsets[image + 1]) return;
+  if (area && !any_small(area, first_row, rows.offsets[image + 1])) return;
   const PatchSoftmax<S, Stored> softmax(s, image, patch < s.patches ? patch : s.patches - 1, reinterpret_cast<T*>(dynamic), shared);
   if (patch >= s.patches) return;
-  const T at_bad = bad_as_nan ? not_a_number<T>() : T(0);
-  softmax.for_own([&](int c, T p) {
+  softmax.for_own([&](int c, T below) {
     const int32_t own = rows.row_of_class[image * s.classes + c];
-    if (own >= 0) weights[(first_row + own) * s.patches + patch] = softmax.bad ? at_bad : p;
+    if (own < 0) return;
+    const int64_t row = first_row + own;
+    T value = softmax.log_probability(below);
+    if (log_area) value = softmax.bad ? T(0) : exp_fast(value - log_area[row]);
+    else if (softmax.bad) value = not_a_number<T>();
+    out[row * s.patches + patch] = value;
   });
 }
 
 // A block takes its tile of patches through the images of one group, so that it alone adds to its part of `bias_partial`.
-template <typename S, bool Stored>
+// Hard: row_gradient is that of the mask values (straight-through). Else it is that of the masks' shares times the area.
+template <typename S, bool Stored, bool Hard>
 __global__ void __launch_bounds__(kPatches* kWarps)
     logit_gradient_kernel(Scores<S> s, DeviceRows rows, int64_t tiles, int64_t groups,
-                          const typename Accumulate<S>::type* row_gradient, S* grad_logits, int64_t image_stride,
+                          const typename Accumulate<S>::type* row_gradient,
+                          const typename Accumulate<S>::type* log_area, S* grad_logits, int64_t image_stride,
                           int64_t patch_stride, int64_t class_stride, typename Accumulate<S>::type* bias_partial) {
   using T = typename Accumulate<S>::type;
   extern __shared__ __align__(16) unsigned char dynamic[];
@@ -93,11 +110,14 @@ __global__ void __launch_bounds__(kPatches* kWarps)
     const PatchSoftmax<S, Stored> softmax(s, image, active ? patch : s.patches - 1, reinterpret_cast<T*>(dynamic), shared);
     const int32_t* row_of_class = rows.row_of_class + image * s.classes;
     const T* own_gradient = row_gradient + first_row * s.patches + softmax.patch;
-    softmax_backward(
+    softmax_backward</*OfLogs=*/!Hard>(
         softmax, shared,
-        [&](int c) {
+        [&](int c, T below) {
           const int32_t own = row_of_class[c];
-          return own >= 0 ? own_gradient[own * s.patches] : T(0);
+          if (own < 0) return T(0);
+          const T gradient = own_gradient[own * s.patches];
+          if constexpr (Hard) return gradient;
+          else return exp_fast(softmax.log_probability(below) - log_area[first_row + own]) * gradient;
         },
         [&](int c, T gradient) {
           if (!active) return;
@@ -126,6 +146,21 @@ __global__ void bias_sum_kernel(const T* partial, int64_t groups, int64_t patche
   out[at % patches * patch_stride + at / patches * class_stride] = total;
 }
 
+cudaError_t launch_soft_rows(const ScoreInputs& in, const DeviceRows& rows, const void* area, const void* log_area, void* out,
+                             cudaStream_t stream) {
+  const int64_t tiles = ceil_div(in.patches, kPatches);
+  return dispatch(in.logits.type, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    using T = typename Accumulate<S>::type;
+    const int64_t bytes = kept_bytes<T>(in.classes);
+    const auto launch = [&](auto kernel, int64_t kept) {
+      return launch_tiles(kernel, in.images * tiles, kept, stream, Scores<S>(in), rows, tiles, static_cast<const T*>(area),
+                          static_cast<const T*>(log_area), static_cast<T*>(out));
+    };
+    return bytes <= kKeptLimit ? launch(soft_rows_kernel<S, true>, bytes) : launch(soft_rows_kernel<S, false>, 0);
+  });
+}
+
 }  // namespace
 
 cudaError_t launch_hard_rows(const ScoreInputs& in, const DeviceRows& rows, int32_t* row, int32_t* count, int32_t* bad,
@@ -137,17 +172,13 @@ cudaError_t launch_hard_rows(const ScoreInputs& in, const DeviceRows& rows, int3
   });
 }
 
-cudaError_t launch_soft_rows(const ScoreInputs& in, const DeviceRows& rows, void* weights, bool bad_as_nan, cudaStream_t stream) {
-  const int64_t tiles = ceil_div(in.patches, kPatches);
-  return dispatch(in.logits.type, [&](auto tag) {
-    using S = typename decltype(tag)::type;
-    using T = typename Accumulate<S>::type;
-    const int64_t bytes = kept_bytes<T>(in.classes);
-    T* to = static_cast<T*>(weights);
-    if (bytes <= kKeptLimit)
-      return launch_tiles(soft_rows_kernel<S, true>, in.images * tiles, bytes, stream, Scores<S>(in), rows, tiles, to, bad_as_nan);
-    return launch_tiles(soft_rows_kernel<S, false>, in.images * tiles, 0, stream, Scores<S>(in), rows, tiles, to, bad_as_nan);
-  });
+cudaError_t launch_log_masks(const ScoreInputs& in, const DeviceRows& rows, const void* area, void* log_masks,
+                             cudaStream_t stream) {
+  return launch_soft_rows(in, rows, area, nullptr, log_masks, stream);
+}
+
+cudaError_t launch_shares(const ScoreInputs& in, const DeviceRows& rows, const void* log_area, void* shares, cudaStream_t stream) {
+  return launch_soft_rows(in, rows, nullptr, log_area, shares, stream);
 }
 
 // Enough blocks to fill a large GPU, few enough groups that their partial sums stay small. A function of the shapes alone:
@@ -157,8 +188,8 @@ int64_t bias_groups(int64_t images, int64_t patches) {
   return wanted < 1 ? 1 : wanted > images ? (images > 0 ? images : 1) : wanted;
 }
 
-cudaError_t launch_logit_gradient(const ScoreInputs& in, const DeviceRows& rows, const void* row_gradient, Batch grad_logits,
-                                  void* bias_partial, int64_t groups, cudaStream_t stream) {
+cudaError_t launch_logit_gradient(const ScoreInputs& in, const DeviceRows& rows, const void* row_gradient, const void* log_area,
+                                  Batch grad_logits, void* bias_partial, int64_t groups, cudaStream_t stream) {
   const int64_t tiles = ceil_div(in.patches, kPatches);
   return dispatch(in.logits.type, [&](auto tag) {
     using S = typename decltype(tag)::type;
@@ -166,11 +197,14 @@ cudaError_t launch_logit_gradient(const ScoreInputs& in, const DeviceRows& rows,
     const int64_t bytes = kept_bytes<T>(in.classes);
     const auto launch = [&](auto kernel, int64_t kept) {
       return launch_tiles(kernel, groups * tiles, kept, stream, Scores<S>(in), rows, tiles, groups,
-                          static_cast<const T*>(row_gradient), static_cast<S*>(const_cast<void*>(grad_logits.data)),
+                          static_cast<const T*>(row_gradient), static_cast<const T*>(log_area),
+                          static_cast<S*>(const_cast<void*>(grad_logits.data)),
                           grad_logits.image_stride, grad_logits.patch_stride, grad_logits.column_stride,
                           static_cast<T*>(bias_partial));
     };
-    return bytes <= kKeptLimit ? launch(logit_gradient_kernel<S, true>, bytes) : launch(logit_gradient_kernel<S, false>, 0);
+    if (bytes > kKeptLimit)
+      return log_area ? launch(logit_gradient_kernel<S, false, false>, 0) : launch(logit_gradient_kernel<S, false, true>, 0);
+    return log_area ? launch(logit_gradient_kernel<S, true, false>, bytes) : launch(logit_gradient_kernel<S, true, true>, bytes);
   });
 }
 

@@ -39,6 +39,7 @@ std::tuple<at::Tensor, at::Tensor> rectify_and_pool(const at::Tensor& logits, co
   if (h.rows == 0 || in.patches == 0) return {pooled, area};
   const UploadedRows up(h, logits.device());
   const at::Tensor z = rows_of(features), partial = at::empty({chunks, h.rows, width}, options);
+  at::Tensor total = area;  // what the sums are divided by
   if (hard) {
     const at::Tensor row = at::empty({in.images * in.patches}, options.dtype(at::kInt));
     const at::Tensor counters = at::zeros({h.rows + in.images}, row.options());
@@ -48,11 +49,13 @@ std::tuple<at::Tensor, at::Tensor> rectify_and_pool(const at::Tensor& logits, co
     C10_CUDA_CHECK(launch_pool_hard(row.const_data_ptr<int32_t>(), up.rows, view(z), in.patches, width, partial.mutable_data_ptr(), stream));
   } else {
     const at::Tensor weights = at::empty({h.rows, in.patches}, options);
-    C10_CUDA_CHECK(launch_soft_rows(in, up.rows, weights.mutable_data_ptr(), /*bad_as_nan=*/true, stream));
-    C10_CUDA_CHECK(launch_area_of_weights(weights.const_data_ptr(), h.rows, in.patches, is_double, area.mutable_data_ptr(), stream));
+    total = at::empty({h.rows}, options);
+    C10_CUDA_CHECK(launch_log_masks(in, up.rows, /*area=*/nullptr, weights.mutable_data_ptr(), stream));
+    C10_CUDA_CHECK(launch_scale_log_masks(weights.mutable_data_ptr(), h.rows, in.patches, is_double, total.mutable_data_ptr(),
+                                          area.mutable_data_ptr(), stream));
     C10_CUDA_CHECK(launch_pool_soft(weights.const_data_ptr(), up.rows, view(z), in.patches, width, partial.mutable_data_ptr(), stream));
   }
-  C10_CUDA_CHECK(launch_pool_finish(partial.const_data_ptr(), area.const_data_ptr(), chunks, h.rows, width, is_double,
+  C10_CUDA_CHECK(launch_pool_finish(partial.const_data_ptr(), total.const_data_ptr(), chunks, h.rows, width, is_double,
                                     pooled.mutable_data_ptr(), stream));
   return {pooled, area};
 }
@@ -82,17 +85,26 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> rectify_and_pool_backward(
   if (h.rows == 0 || in.patches == 0) return {grad_logits.zero_(), grad_bias.zero_(), grad_features.zero_()};
 
   const UploadedRows up(h, logits.device());
-  const at::Tensor weight = at::empty({h.rows, width}, options), shift = at::empty({h.rows}, options);
+  const at::Tensor weight = at::empty({h.rows, width}, options), shift = at::empty({h.rows}, options), of_area = at::empty({h.rows}, options);
+  const at::Tensor log_area = at::empty({hard ? 0 : h.rows}, options);
+  const at::Tensor masks = at::empty({hard ? 0 : h.rows, in.patches}, options);
+  void* const log_area_data = hard ? nullptr : log_area.mutable_data_ptr();
   C10_CUDA_CHECK(launch_pooling_gradient(grad_pooled.contiguous().const_data_ptr(), grad_area.contiguous().const_data_ptr(),
                                          pooled.contiguous().const_data_ptr(), area.contiguous().const_data_ptr(), h.rows, width,
-                                         is_double, weight.mutable_data_ptr(), shift.mutable_data_ptr(), stream));
+                                         is_double, weight.mutable_data_ptr(), shift.mutable_data_ptr(), of_area.mutable_data_ptr(), log_area_data,
+                                         stream));
+  if (!hard) {  // areas too small for float32 need the masks once more; other images are passed over
+    C10_CUDA_CHECK(launch_log_masks(in, up.rows, area.contiguous().const_data_ptr(), masks.mutable_data_ptr(), stream));
+    C10_CUDA_CHECK(launch_small_log_areas(masks.const_data_ptr(), area.contiguous().const_data_ptr(), h.rows, in.patches, is_double,
+                                          log_area_data, stream));
+  }
   if (need_logits || need_bias) {
     const at::Tensor z = rows_of(features), row_gradient = at::empty({h.rows, in.patches}, options);
-    C10_CUDA_CHECK(launch_row_gradient(weight.const_data_ptr(), shift.const_data_ptr(), up.rows, view(z), in.patches, width,
-                                       row_gradient.mutable_data_ptr(), stream));
+    C10_CUDA_CHECK(launch_row_gradient(weight.const_data_ptr(), shift.const_data_ptr(), of_area.const_data_ptr(), up.rows, view(z),
+                                       in.patches, width, row_gradient.mutable_data_ptr(), stream));
     const int64_t groups = need_bias ? bias_groups(in.images, in.patches) : in.images;
     const at::Tensor partial = at::empty({need_bias ? groups * in.classes * in.patches : 0}, options);
-    C10_CUDA_CHECK(launch_logit_gradient(in, up.rows, row_gradient.const_data_ptr(), view(grad_logits),
+    C10_CUDA_CHECK(launch_logit_gradient(in, up.rows, row_gradient.const_data_ptr(), log_area_data, view(grad_logits),
                                          need_bias ? partial.mutable_data_ptr() : nullptr, groups, stream));
     if (need_bias)
       C10_CUDA_CHECK(launch_bias_sum(partial.const_data_ptr(), is_double, groups, in.patches, in.classes,
@@ -107,9 +119,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> rectify_and_pool_backward(
       C10_CUDA_CHECK(launch_feature_gradient_hard(row.const_data_ptr<int32_t>(), weight.const_data_ptr(), up.rows, in.patches, width,
                                                   view(grad_features), stream));
     } else {
-      const at::Tensor weights = at::empty({h.rows, in.patches}, options);
-      C10_CUDA_CHECK(launch_soft_rows(in, up.rows, weights.mutable_data_ptr(), /*bad_as_nan=*/false, stream));
-      C10_CUDA_CHECK(launch_feature_gradient_soft(weights.const_data_ptr(), weight.const_data_ptr(), up.rows, in.patches, width,
+      C10_CUDA_CHECK(launch_shares(in, up.rows, log_area_data, masks.mutable_data_ptr(), stream));
+      C10_CUDA_CHECK(launch_feature_gradient_soft(masks.const_data_ptr(), weight.const_data_ptr(), up.rows, in.patches, width,
                                                   view(grad_features), stream));
     }
   }

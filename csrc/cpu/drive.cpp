@@ -15,9 +15,9 @@ int64_t slice_width(int64_t images, int64_t width) {
   return std::max<int64_t>(64, (slice + 63) / 64 * 64);
 }
 
-// Calls sum_block(image, first patch, count, first column, columns, sums) for each block and divides the totals by the area.
+// Calls sum_block(image, first patch, count, first column, columns, sums) for each block and divides the totals.
 template <typename T, typename SumBlock>
-void pool_slices(const Hypothesis& rows, int64_t patches, int64_t width, T* pooled, const T* area, const SumBlock& sum_block) {
+void pool_slices(const Hypothesis& rows, int64_t patches, int64_t width, T* pooled, const T* divisor, const SumBlock& sum_block) {
   const int64_t slice = slice_width(rows.images, width), slices = (width + slice - 1) / slice;
   at::parallel_for(0, rows.images * slices, 1, [&](int64_t begin, int64_t end) {
     const auto total = scratch<T>(rows.most_rows * slice), block = scratch<T>(rows.most_rows * slice);
@@ -31,7 +31,7 @@ void pool_slices(const Hypothesis& rows, int64_t patches, int64_t width, T* pool
         for (int64_t k = 0; k < count; ++k) total[k] += block[k];
       }
       for (int64_t r = 0; r < rows.count(b); ++r) {
-        const T a = area[rows.offsets[b] + r];
+        const T a = divisor[rows.offsets[b] + r];
         T* to = pooled + (rows.offsets[b] + r) * width + d;
         for (int64_t k = 0; k < columns; ++k)
           to[k] = a > T(0) ? total[r * columns + k] / a : std::isnan(a) ? a : T(0);
@@ -40,22 +40,63 @@ void pool_slices(const Hypothesis& rows, int64_t patches, int64_t width, T* pool
   });
 }
 
+template <typename T>
+T sum_row(const T* row, int64_t patches) {
+  T total = 0;
+  for (int64_t i = 0; i < patches; i += kBlock) {
+    T block = 0;
+    for (int64_t j = i; j < std::min(patches, i + kBlock); ++j) block += row[j];
+    total += block;
+  }
+  return total;
+}
+
+// row = exp(row - the largest of it); returns that, NaN if there is one.
+template <typename T>
+T scale_row(T* row, int64_t patches) {
+  T top = -std::numeric_limits<T>::infinity(), nonfinite = 0;
+  for (int64_t i = 0; i < patches; ++i) {
+    top = row[i] > top ? row[i] : top;
+    nonfinite += row[i] * T(0);
+  }
+  tile_ops<T>(ElementType::kFloat32).exp_below(row, patches, top);
+  return top + nonfinite;
+}
+
 }  // namespace
 
 template <typename T>
-void pool_weighted(const T* weights, const Hypothesis& rows, const at::Tensor& features, T* pooled, T* area) {
-  const int64_t n = features.size(1), width = features.size(2);
-  for (int64_t r = 0; r < rows.rows; ++r) {
-    T total = 0;
-    for (int64_t i = 0; i < n; i += kBlock) {
-      T block = 0;
-      for (int64_t j = i; j < std::min(n, i + kBlock); ++j) block += weights[r * n + j];
-      total += block;
-    }
-    area[r] = total;
+void sum_weights(const T* weights, int64_t rows, int64_t patches, T* area) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const T total = sum_row(weights + r * patches, patches);
+    area[r] = total > T(0) && total < T(kSmallArea) ? T(0) : total;
   }
+}
+
+template <typename T>
+void scale_log_masks(T* log_masks, int64_t rows, int64_t patches, T* total, T* area) {
+  at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      T* row = log_masks + r * patches;
+      const T top = scale_row(row, patches);
+      total[r] = std::isnan(top) ? top : sum_row(row, patches);
+      const T a = std::exp(top) * total[r];
+      area[r] = a < std::numeric_limits<T>::min() ? std::numeric_limits<T>::min() : a;
+    }
+  });
+}
+
+template <typename T>
+T log_area_of(T* log_masks, int64_t patches) {
+  const T top = scale_row(log_masks, patches);
+  return top + std::log(sum_row(log_masks, patches));
+}
+
+template <typename T>
+void pool_weighted(const T* weights, const Hypothesis& rows, const at::Tensor& features, const T* total, T* pooled) {
+  const int64_t n = features.size(1), width = features.size(2);
   const TileOps<T>& ops = tile_ops<T>(element_type(features));
-  pool_slices<T>(rows, n, width, pooled, area, [&](int64_t b, int64_t i, int64_t count, int64_t d, int64_t columns, T* sums) {
+  pool_slices<T>(rows, n, width, pooled, total, [&](int64_t b, int64_t i, int64_t count, int64_t d, int64_t columns, T* sums) {
     const char* from = static_cast<const char*>(patches_of(features, b, i).data) + d * ops.element_size;
     ops.accumulate(weights + rows.offsets[b] * n + i, n, rows.count(b), from, features.stride(1), static_cast<int>(count), columns,
                    sums, columns);
@@ -84,8 +125,10 @@ void pool_segments(const int32_t* row, const Hypothesis& rows, const at::Tensor&
 }
 
 template <typename T>
-void pooling_gradient(const at::Tensor& grad_pooled, const at::Tensor& grad_area, const at::Tensor& pooled,
-                      const at::Tensor& area, T* weight, T* shift) {
+RowGradient<T>::RowGradient(const at::Tensor& grad_pooled, const at::Tensor& grad_area, const at::Tensor& pooled,
+                            const at::Tensor& area, bool of_shares_)
+    : weight(scratch<T>(pooled.numel())), shift(scratch<T>(area.numel())), of_area(scratch<T>(area.numel())),
+      log_area(scratch<T>(of_shares_ ? area.numel() : 0)), of_shares(of_shares_) {
   const int64_t rows = pooled.size(0), width = pooled.size(1);
   const T* gp = grad_pooled.const_data_ptr<T>();
   const T* ga = grad_area.const_data_ptr<T>();
@@ -95,17 +138,24 @@ void pooling_gradient(const at::Tensor& grad_pooled, const at::Tensor& grad_area
   // a single patch, say, whose feature is the pooled row.
   const TileOps<T>& ops = tile_ops<T>(element_type(pooled));
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t at = r * width; at < (r + 1) * width; ++at) weight[at] = a[r] > T(0) ? gp[at] / a[r] : T(0);
+    const bool used = a[r] > T(0);
+    const T divisor = of_shares ? T(1) : a[r];
+    for (int64_t at = r * width; at < (r + 1) * width; ++at) weight[at] = used ? gp[at] / divisor : T(0);
     T along[kTileStep] = {};
-    if (a[r] > T(0)) ops.dots(p + r * width, width, 1, kTileStep, weight + r * width, 1, width, along);
-    shift[r] = ga[r] - along[0];
+    if (used) ops.dots(p + r * width, width, 1, kTileStep, weight.get() + r * width, 1, width, along);
+    shift[r] = -along[0];
+    of_area[r] = of_shares && used ? ga[r] * a[r] : ga[r];
+    if (of_shares) log_area[r] = used ? std::log(a[r]) : T(0);
   }
 }
 
-#define RECLIP_INSTANTIATE(T)                                                                                              \
-  template void pool_weighted<T>(const T*, const Hypothesis&, const at::Tensor&, T*, T*);                                  \
-  template void pool_segments<T>(const int32_t*, const Hypothesis&, const at::Tensor&, T*, T*);                            \
-  template void pooling_gradient<T>(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, T*, T*);
+#define RECLIP_INSTANTIATE(T)                                                                   \
+  template void sum_weights<T>(const T*, int64_t, int64_t, T*);                                 \
+  template void scale_log_masks<T>(T*, int64_t, int64_t, T*, T*);                               \
+  template T log_area_of<T>(T*, int64_t);                                                       \
+  template void pool_weighted<T>(const T*, const Hypothesis&, const at::Tensor&, const T*, T*); \
+  template void pool_segments<T>(const int32_t*, const Hypothesis&, const at::Tensor&, T*, T*); \
+  template struct RowGradient<T>;
 RECLIP_INSTANTIATE(float)
 RECLIP_INSTANTIATE(double)
 #undef RECLIP_INSTANTIATE

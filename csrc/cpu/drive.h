@@ -58,21 +58,43 @@ inline Strided bias_of(const std::optional<at::Tensor>& bias, int64_t i) {
   return {base + i * bias->stride(0) * bias->element_size(), bias->stride(0), bias->stride(1)};
 }
 
-// pooled (K, D) and area (K) from weights [row][patch] of the hypothesis rows: pooled = sum weight * feature / area.
+// area (K) = sum of the weights [row][patch]; areas below kSmallArea become 0.
+template <typename T>
+void sum_weights(const T* weights, int64_t rows, int64_t patches, T* area);
+
+// From logarithms of masks [row][patch], which become weights of at most 1: their sums `total` (K), by which pooling divides,
+// and the areas of the masks (K), never below the smallest normal number. NaN in a row makes both NaN.
+template <typename T>
+void scale_log_masks(T* log_masks, int64_t rows, int64_t patches, T* total, T* area);
+
+// The logarithm of the area of one row of logarithms, which it overwrites.
+template <typename T>
+T log_area_of(T* log_masks, int64_t patches);
+
+// pooled (K, D) from weights [row][patch] of the hypothesis rows: pooled = sum weight * feature / total.
 // Every output element is summed by one thread in the order of the patches: the result does not depend on the thread count.
 template <typename T>
-void pool_weighted(const T* weights, const Hypothesis& rows, const at::Tensor& features, T* pooled, T* area);
+void pool_weighted(const T* weights, const Hypothesis& rows, const at::Tensor& features, const T* total, T* pooled);
 
 // The same for one-hot masks: row[b * n + i] is the row of patch i within image b, -1 for none, kBadPatch for a patch whose
 // scores are not finite; such a patch makes its image's rows NaN.
-constexpr int32_t kBadPatch = -2;
 template <typename T>
 void pool_segments(const int32_t* row, const Hypothesis& rows, const at::Tensor& features, T* pooled, T* area);
 
-// For the backward pass: weight[r] = grad_pooled[r] / area[r], and shift[r] = grad_area[r] - weight[r] . pooled[r], so that
-// the gradient of a mask value is weight[r] . feature + shift[r]. Rows without area (0 or NaN) take part by grad_area only.
+// For the backward pass: the gradient of a row's mask value is weight . feature + shift + of_area, added in this order, with
+// weight (K, D) = grad_pooled / area, shift (K) = -weight . pooled and of_area (K) = grad_area. Of shares: the same times the
+// area, for the gradient of mask / area, and log_area (K). Rows without area (0 or NaN) take part by grad_area only.
 template <typename T>
-void pooling_gradient(const at::Tensor& grad_pooled, const at::Tensor& grad_area, const at::Tensor& pooled,
-                      const at::Tensor& area, T* weight, T* shift);
+struct RowGradient {
+  std::unique_ptr<T[]> weight, shift, of_area, log_area;
+  bool of_shares;
+
+  RowGradient(const at::Tensor& grad_pooled, const at::Tensor& grad_area, const at::Tensor& pooled, const at::Tensor& area,
+              bool of_shares);
+  // rows[k] = what the product rows[k] of a feature with row r's weight becomes.
+  void finish(int64_t r, T* rows, int64_t count) const {
+    for (int64_t k = 0; k < count; ++k) rows[k] = (rows[k] + shift[r]) + of_area[r];
+  }
+};
 
 }  // namespace reclip::cpu

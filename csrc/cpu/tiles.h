@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "../element.h"
+#include "../common.h"
 #include "../philox.h"
 
 namespace reclip::cpu {
@@ -36,8 +36,12 @@ struct TileOps {
   // best[i] = the lowest class of the largest score of patch i.
   void (*argmax)(const T* y, int ld, int64_t classes, int32_t* best);
 
-  // y = softmax over the classes, in place.
-  void (*softmax)(T* y, int ld, int64_t classes);
+  // y = softmax over the classes, in place. log_rows[r * ld + i] = its logarithm for class class_of_row[r], right also where
+  // the value itself is too small for T; rows_count may be 0.
+  void (*softmax)(T* y, int ld, int64_t classes, const int64_t* class_of_row, int64_t rows_count, T* log_rows);
+
+  // values = exp(values - top), where that is 0 at most.
+  void (*exp_below)(T* values, int64_t count, T top);
 
   // rows[r * ld + i] = sum_d weights[r * width + d] * features[i * patch_stride + d].
   void (*dots)(const void* features, int64_t patch_stride, int count, int ld, const T* weights, int64_t rows_count,
@@ -56,11 +60,12 @@ struct TileOps {
                  int64_t patch_stride);
 
   // Softmax backward for a gradient that is zero outside the hypothesis: with s_i = sum_r p[class_of_row[r]][i] * rows[r][i],
-  // gradient(c, i) = inverse_tau * p[c][i] * (rows[row_of_class[c]][i] - s_i), zero for bad patches. Written to `out` unless
-  // its data is null, subtracted from `bias_gradient` (a tile) unless null.
+  // gradient(c, i) = inverse_tau * p[c][i] * (rows[row_of_class[c]][i] - s_i), zero for bad patches. `of_logs`: rows holds the
+  // gradient of log p, and gradient(c, i) = inverse_tau * (rows[row_of_class[c]][i] - p[c][i] * sum_r rows[r][i]). Written to
+  // `out` unless its data is null, subtracted from `bias_gradient` (a tile) unless null.
   void (*logit_gradient)(const T* p, int count, int ld, int64_t classes, const T* rows, const int32_t* row_of_class,
-                         const int64_t* class_of_row, int64_t rows_count, const T* bad, T inverse_tau, Strided out,
-                         T* bias_gradient);
+                         const int64_t* class_of_row, int64_t rows_count, bool of_logs, const T* bad, T inverse_tau,
+                         Strided out, T* bias_gradient);
 
   // The same for a gradient given for every class.
   void (*dense_logit_gradient)(const T* p, int count, int ld, int64_t classes, Strided gradient, const T* bad,

@@ -36,10 +36,11 @@ void argmax(const T* y, int ld, int64_t classes, int32_t* best) {
 }
 
 template <typename T>
-void softmax(T* y, int ld, int64_t classes) {
+void softmax(T* y, int ld, int64_t classes, const int64_t* class_of_row, int64_t rows_count, T* log_rows) {
   for (int i = 0; i < ld; i += kLanes<T>) {
     Vec<T> top = load(y + i);
     for (int64_t c = 1; c < classes; ++c) top = maximum(top, load(y + c * ld + i));
+    for (int64_t r = 0; r < rows_count; ++r) store(log_rows + r * ld + i, load(y + class_of_row[r] * ld + i) - top);
     Vec<T> total{};
     for (int64_t c = 0; c < classes; ++c) {
       const Vec<T> e = exp_nonpositive(load(y + c * ld + i) - top);
@@ -48,7 +49,16 @@ void softmax(T* y, int ld, int64_t classes) {
     }
     const Vec<T> scale = T(1) / total;
     for (int64_t c = 0; c < classes; ++c) store(y + c * ld + i, load(y + c * ld + i) * scale);
+    if (rows_count == 0) continue;
+    const Vec<T> log_total = log_positive(total);
+    for (int64_t r = 0; r < rows_count; ++r) store(log_rows + r * ld + i, load(log_rows + r * ld + i) - log_total);
   }
+}
+
+template <typename T>
+void exp_below(T* values, int64_t count, T top) {
+  for (int64_t i = 0; i < count; i += kLanes<T>)
+    store_some<T>(values + i, exp_nonpositive(load_some<T>(values + i, count - i) - top), count - i);
 }
 
 // A block of kRowBlock x kPatchBlock dot products keeps its sums in registers.
@@ -172,17 +182,21 @@ void spread(const T* rows, int ld, int64_t rows_count, const T* weights, int cou
 
 template <typename T, typename S>
 void logit_gradient(const T* p, int count, int ld, int64_t classes, const T* rows, const int32_t* row_of_class,
-                    const int64_t* class_of_row, int64_t rows_count, const T* bad, T inverse_tau, Strided out,
+                    const int64_t* class_of_row, int64_t rows_count, bool of_logs, const T* bad, T inverse_tau, Strided out,
                     T* bias_gradient) {
   S* to = static_cast<S*>(const_cast<void*>(out.data));
-  Vec<T> mean[kTileMax / kLanes<T>] = {};
+  Vec<T> total[kTileMax / kLanes<T>] = {};
   for (int64_t r = 0; r < rows_count; ++r)
-    for (int i = 0; i < ld; i += kLanes<T>) mean[i / kLanes<T>] += load(p + class_of_row[r] * ld + i) * load(rows + r * ld + i);
+    for (int i = 0; i < ld; i += kLanes<T>) {
+      const Vec<T> own = load(rows + r * ld + i);
+      if (of_logs) total[i / kLanes<T>] += own;
+      else total[i / kLanes<T>] += load(p + class_of_row[r] * ld + i) * own;
+    }
   for (int64_t c = 0; c < classes; ++c) {
     const T* row = row_of_class[c] >= 0 ? rows + row_of_class[c] * ld : nullptr;
     for (int i = 0; i < ld; i += kLanes<T>) {
-      const Vec<T> own = row ? load(row + i) : Vec<T>{};
-      Vec<T> gradient = inverse_tau * load(p + c * ld + i) * (own - mean[i / kLanes<T>]);
+      const Vec<T> own = row ? load(row + i) : Vec<T>{}, own_p = load(p + c * ld + i), sum = total[i / kLanes<T>];
+      Vec<T> gradient = of_logs ? inverse_tau * (own - own_p * sum) : inverse_tau * own_p * (own - sum);
       gradient = load(bad + i) == T(0) ? gradient : Vec<T>{};
       if (to) store_strided<T>(to + c * out.class_stride + i * out.patch_stride, out.patch_stride, gradient, count - i);
       if (bias_gradient) store(bias_gradient + c * ld + i, load(bias_gradient + c * ld + i) - gradient);
@@ -280,7 +294,7 @@ void label_between(const T* left, const T* right, int64_t classes, int64_t padde
 template <typename T, typename S>
 const TileOps<T>& table() {
   static const TileOps<T> ops = {
-      sizeof(S),          scores<T, S>,         argmax<T>,    softmax<T>,  dots<T, S>,
+      sizeof(S),          scores<T, S>,         argmax<T>,    softmax<T>,  exp_below<T>, dots<T, S>,
       accumulate<T, S>,   segment_sum<T, S>,    spread<T, S>, logit_gradient<T, S>,
       dense_logit_gradient<T, S>, load_tile<T, S>, store_tile<T, S>, label_between<T>, blend<T>,
   };

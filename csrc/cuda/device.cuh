@@ -1,4 +1,4 @@
-// Device helpers: element types, packs of elements, dispatch on a dtype.
+// Device helpers: element types, packs of elements, logarithm and exponential, dispatch on a dtype.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -61,6 +61,38 @@ __device__ __forceinline__ T not_a_number() {
 template <typename T>
 __device__ __forceinline__ T lowest() {
   return static_cast<T>(-__int_as_float(0x7F800000));
+}
+
+// Natural logarithm of positive normal numbers, accurate also near 1 (Cephes logf); the CPU's counterpart is in cpu/simd.inl.
+__device__ __forceinline__ float log_positive(float x) {
+  const uint32_t shifted = __float_as_uint(x) + (0x3F800000u - 0x3F3504F3u);
+  const float exponent = static_cast<float>(static_cast<int>(shifted >> 23) - 127);
+  const float f = __uint_as_float((shifted & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f;
+  const float z = f * f;
+  float y = fmaf(f, 7.0376836292e-2f, -1.1514610310e-1f);
+  y = fmaf(y, f, 1.1676998740e-1f);
+  y = fmaf(y, f, -1.2420140846e-1f);
+  y = fmaf(y, f, 1.4249322787e-1f);
+  y = fmaf(y, f, -1.6668057665e-1f);
+  y = fmaf(y, f, 2.0000714765e-1f);
+  y = fmaf(y, f, -2.4999993993e-1f);
+  y = fmaf(y, f, 3.3333331174e-1f);
+  y = fmaf(y * f, z, fmaf(exponent, -2.12194440e-4f, -0.5f * z));
+  return fmaf(exponent, 0.693359375f, f + y);
+}
+__device__ __forceinline__ double log_positive(double x) { return log(x); }
+
+__device__ __forceinline__ float exp_fast(float x) { return __expf(x); }
+__device__ __forceinline__ double exp_fast(double x) { return exp(x); }
+
+// a * b + c, rounded once, whatever the compiler thinks of contraction.
+__device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+__device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
+// The larger number; a NaN in second place is passed over.
+template <typename T>
+__device__ __forceinline__ T max_of(T a, T b) {
+  return b > a ? b : a;
 }
 
 template <typename S>

@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "../element.h"
+#include "../common.h"
 #include "../philox.h"
 
 namespace reclip::cuda {
@@ -39,20 +39,22 @@ struct ScoreInputs {
   double inverse_tau;
 };
 
-constexpr int32_t kBadPatch = -2;
-
 // row (B, n): row within the image of each patch's class, -1 for none, kBadPatch for scores that are not finite.
 // count (K): patches of each row; bad (B): 1 if the image holds a bad patch. Both must be zero before the call.
 cudaError_t launch_hard_rows(const ScoreInputs& in, const DeviceRows& rows, int32_t* row, int32_t* count, int32_t* bad,
                              cudaStream_t stream);
 
-// weights (K, n) of T: soft masks of the hypothesis rows; NaN (or 0, for the backward pass) at bad patches.
-cudaError_t launch_soft_rows(const ScoreInputs& in, const DeviceRows& rows, void* weights, bool bad_as_nan, cudaStream_t stream);
+// log_masks (K, n) of T: logarithms of the soft masks of the hypothesis rows, NaN at bad patches. With `area` (K) given, only
+// images with a row of small area are written.
+cudaError_t launch_log_masks(const ScoreInputs& in, const DeviceRows& rows, const void* area, void* log_masks, cudaStream_t stream);
+// shares (K, n) of T: each soft mask divided by its row's area exp(log_area), 0 at bad patches.
+cudaError_t launch_shares(const ScoreInputs& in, const DeviceRows& rows, const void* log_area, void* shares, cudaStream_t stream);
 
-// Gradients of the scores' inputs from the gradient (K, n) of the hypothesis rows' mask values. `grad_logits.data` may be
-// null. `bias_partial` (groups, C, n) of T, or null, gets sums over images in groups; see bias_groups().
-cudaError_t launch_logit_gradient(const ScoreInputs& in, const DeviceRows& rows, const void* row_gradient, Batch grad_logits,
-                                  void* bias_partial, int64_t groups, cudaStream_t stream);
+// Gradients of the scores' inputs from the gradient (K, n) of the hypothesis rows' mask values (`log_area` null) or of their
+// shares times the area. `grad_logits.data` may be null. `bias_partial` (groups, C, n) of T, or null, gets sums over images in
+// groups; see bias_groups().
+cudaError_t launch_logit_gradient(const ScoreInputs& in, const DeviceRows& rows, const void* row_gradient, const void* log_area,
+                                  Batch grad_logits, void* bias_partial, int64_t groups, cudaStream_t stream);
 int64_t bias_groups(int64_t images, int64_t patches);
 cudaError_t launch_bias_sum(const void* bias_partial, bool is_double, int64_t groups, int64_t patches, int64_t classes,
                             void* grad_bias, int64_t patch_stride, int64_t class_stride, cudaStream_t stream);
@@ -67,21 +69,31 @@ cudaError_t launch_pool_hard(const int32_t* row, const DeviceRows& rows, Batch f
                              void* partial, cudaStream_t stream);
 cudaError_t launch_pool_soft(const void* weights, const DeviceRows& rows, Batch features, int64_t patches, int64_t width,
                              void* partial, cudaStream_t stream);
-// area (K) of T, from counts or from weights (K, n).
+// area (K) of T, from counts or from weights (K, n); of weights, areas below kSmallArea become 0.
 cudaError_t launch_area_of_counts(const int32_t* count, const int32_t* bad, const DeviceRows& rows, bool is_double, void* area,
                                   cudaStream_t stream);
 cudaError_t launch_area_of_weights(const void* weights, int64_t rows, int64_t patches, bool is_double, void* area,
                                    cudaStream_t stream);
-// pooled (K, D) = sum of partial over the chunks / area.
-cudaError_t launch_pool_finish(const void* partial, const void* area, int64_t chunks, int64_t rows, int64_t width,
+// From logarithms of masks (K, n) of T, which become weights of at most 1: their sums `total` (K), by which pooling divides,
+// and the areas of the masks (K), never below the smallest normal number.
+cudaError_t launch_scale_log_masks(void* log_masks, int64_t rows, int64_t patches, bool is_double, void* total, void* area,
+                                   cudaStream_t stream);
+// pooled (K, D) = sum of partial over the chunks / total.
+cudaError_t launch_pool_finish(const void* partial, const void* total, int64_t chunks, int64_t rows, int64_t width,
                                bool is_double, void* pooled, cudaStream_t stream);
 
-// weight (K, D) = grad_pooled / area and shift (K) = grad_area - weight . pooled; rows without area take part by grad_area only.
+// With `log_area` null, for the gradient of mask values: weight (K, D) = grad_pooled / area, shift (K) = -weight . pooled and
+// of_area (K) = grad_area. Else for that of shares: all times the area, and log_area (K), which small areas leave open. Rows
+// without area take part by grad_area only.
 cudaError_t launch_pooling_gradient(const void* grad_pooled, const void* grad_area, const void* pooled, const void* area,
-                                    int64_t rows, int64_t width, bool is_double, void* weight, void* shift, cudaStream_t stream);
-// row_gradient (K, n) = weight . feature + shift.
-cudaError_t launch_row_gradient(const void* weight, const void* shift, const DeviceRows& rows, Batch features, int64_t patches,
-                                int64_t width, void* row_gradient, cudaStream_t stream);
+                                    int64_t rows, int64_t width, bool is_double, void* weight, void* shift, void* of_area,
+                                    void* log_area, cudaStream_t stream);
+// log_area of the rows with small areas, from their log_masks.
+cudaError_t launch_small_log_areas(const void* log_masks, const void* area, int64_t rows, int64_t patches, bool is_double,
+                                   void* log_area, cudaStream_t stream);
+// row_gradient (K, n) = weight . feature + shift + of_area, in this order.
+cudaError_t launch_row_gradient(const void* weight, const void* shift, const void* of_area, const DeviceRows& rows,
+                                Batch features, int64_t patches, int64_t width, void* row_gradient, cudaStream_t stream);
 // Gradient of the features, contiguous (B, n, D), from hard rows or from weights (K, n).
 cudaError_t launch_feature_gradient_hard(const int32_t* row, const void* weight, const DeviceRows& rows, int64_t patches,
                                          int64_t width, Batch grad_features, cudaStream_t stream);

@@ -1,4 +1,6 @@
 // Sums of features over rows of patches, for rectify_and_pool and masked_average_pool.
+#include <limits>
+
 #include "product.cuh"
 
 namespace reclip::cuda {
@@ -107,13 +109,13 @@ __global__ void __launch_bounds__(kProductThreads)
 }
 
 template <typename T>
-__global__ void pool_finish_kernel(const T* partial, const T* area, int64_t chunks, int64_t rows, int64_t width, T* pooled) {
+__global__ void pool_finish_kernel(const T* partial, const T* total, int64_t chunks, int64_t rows, int64_t width, T* pooled) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (at >= rows * width) return;
-  T total = T(0);
-  for (int64_t c = 0; c < chunks; ++c) total += partial[c * rows * width + at];
-  const T a = area[at / width];
-  pooled[at] = a > T(0) ? total / a : a != a ? a : T(0);
+  T sum = T(0);
+  for (int64_t c = 0; c < chunks; ++c) sum += partial[c * rows * width + at];
+  const T a = total[at / width];
+  pooled[at] = a > T(0) ? sum / a : a != a ? a : T(0);
 }
 
 template <typename T>
@@ -123,7 +125,7 @@ __global__ void area_of_counts_kernel(const int32_t* count, const int32_t* bad, 
     area[r] = bad[image] ? not_a_number<T>() : static_cast<T>(count[r]);
 }
 
-// Sum of a value over a block of 128 threads, in a fixed order; the result is thread 0's.
+// Sum, or maximum, of a value over a block of 128 threads, in a fixed order, for all of them. Once a kernel.
 template <typename T>
 __device__ __forceinline__ T sum_block(T value) {
   __shared__ T of_warp[4];
@@ -133,13 +135,59 @@ __device__ __forceinline__ T sum_block(T value) {
   __syncthreads();
   return of_warp[0] + of_warp[1] + of_warp[2] + of_warp[3];
 }
+template <typename T>
+__device__ __forceinline__ T max_block(T value) {
+  __shared__ T of_warp[4];
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) value = max_of(value, __shfl_down_sync(0xFFFFFFFFu, value, step));
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
+  __syncthreads();
+  return max_of(max_of(of_warp[0], of_warp[1]), max_of(of_warp[2], of_warp[3]));
+}
 
 template <typename T>
 __global__ void __launch_bounds__(128) area_of_weights_kernel(const T* weights, int64_t patches, T* area) {
   T total = T(0);
   for (int64_t i = threadIdx.x; i < patches; i += 128) total += weights[blockIdx.x * patches + i];
   total = sum_block(total);
-  if (threadIdx.x == 0) area[blockIdx.x] = total;
+  if (threadIdx.x == 0) area[blockIdx.x] = total > T(0) && total < T(kSmallArea) ? T(0) : total;
+}
+
+// The largest of a row's logarithms; NaN is passed over.
+template <typename T>
+__device__ __forceinline__ T top_of_row(const T* row, int64_t patches) {
+  T top = lowest<T>();
+  for (int64_t i = threadIdx.x; i < patches; i += 128) top = max_of(top, row[i]);
+  return max_block(top);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(128) scale_log_masks_kernel(T* log_masks, int64_t patches, T smallest, T* total, T* area) {
+  T* row = log_masks + blockIdx.x * patches;
+  const T top = top_of_row(row, patches);
+  T sum = T(0);
+  for (int64_t i = threadIdx.x; i < patches; i += 128) {
+    const T weight = exp_fast(row[i] - top);
+    row[i] = weight;
+    sum += weight;
+  }
+  sum = sum_block(sum);
+  if (threadIdx.x != 0) return;
+  const T a = exp_fast(top) * sum;
+  total[blockIdx.x] = sum;
+  area[blockIdx.x] = a < smallest ? smallest : a;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(128)
+    small_log_areas_kernel(const T* log_masks, const T* area, int64_t patches, T* log_area) {
+  if (!(area[blockIdx.x] < T(kSmallArea))) return;
+  const T* row = log_masks + blockIdx.x * patches;
+  const T top = top_of_row(row, patches);
+  T sum = T(0);
+  for (int64_t i = threadIdx.x; i < patches; i += 128) sum += exp_fast(row[i] - top);
+  sum = sum_block(sum);
+  if (threadIdx.x == 0) log_area[blockIdx.x] = top + log_positive(sum);
 }
 
 }  // namespace
@@ -214,13 +262,35 @@ cudaError_t launch_area_of_weights(const void* weights, int64_t rows, int64_t pa
   });
 }
 
-cudaError_t launch_pool_finish(const void* partial, const void* area, int64_t chunks, int64_t rows, int64_t width, bool is_double,
+cudaError_t launch_scale_log_masks(void* log_masks, int64_t rows, int64_t patches, bool is_double, void* total, void* area,
+                                   cudaStream_t stream) {
+  if (rows * patches == 0) return cudaSuccess;
+  return dispatch_accumulate(is_double, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    scale_log_masks_kernel<T><<<static_cast<unsigned>(rows), 128, 0, stream>>>(
+        static_cast<T*>(log_masks), patches, std::numeric_limits<T>::min(), static_cast<T*>(total), static_cast<T*>(area));
+    return cudaGetLastError();
+  });
+}
+
+cudaError_t launch_small_log_areas(const void* log_masks, const void* area, int64_t rows, int64_t patches, bool is_double,
+                                   void* log_area, cudaStream_t stream) {
+  if (rows * patches == 0) return cudaSuccess;
+  return dispatch_accumulate(is_double, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    small_log_areas_kernel<T><<<static_cast<unsigned>(rows), 128, 0, stream>>>(
+        static_cast<const T*>(log_masks), static_cast<const T*>(area), patches, static_cast<T*>(log_area));
+    return cudaGetLastError();
+  });
+}
+
+cudaError_t launch_pool_finish(const void* partial, const void* total, int64_t chunks, int64_t rows, int64_t width, bool is_double,
                                void* pooled, cudaStream_t stream) {
   if (rows * width == 0) return cudaSuccess;
   return dispatch_accumulate(is_double, [&](auto tag) {
     using T = typename decltype(tag)::type;
     pool_finish_kernel<T><<<static_cast<unsigned>(ceil_div(rows * width, 256)), 256, 0, stream>>>(
-        static_cast<const T*>(partial), static_cast<const T*>(area), chunks, rows, width, static_cast<T*>(pooled));
+        static_cast<const T*>(partial), static_cast<const T*>(total), chunks, rows, width, static_cast<T*>(pooled));
     return cudaGetLastError();
   });
 }

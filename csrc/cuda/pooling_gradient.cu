@@ -4,34 +4,39 @@
 namespace reclip::cuda {
 namespace {
 
-// The product with the pooled row is summed as row_gradient_kernel sums those with the features, one term after the other, so
-// that it cancels them where it should: with a single patch, say, whose feature is the pooled row.
+// The product with the pooled row is summed as row_gradient_kernel sums those with the features, one fused term after the other,
+// so that it cancels them where it should: with a single patch, say, whose feature is the pooled row.
 template <typename T>
-__global__ void __launch_bounds__(128) pooling_gradient_kernel(const T* grad_pooled, const T* grad_area, const T* pooled,
-                                                               const T* area, int64_t width, T* weight, T* shift) {
+__global__ void __launch_bounds__(128)
+    pooling_gradient_kernel(const T* grad_pooled, const T* grad_area, const T* pooled, const T* area, int64_t width, T* weight,
+                            T* shift, T* of_area, T* log_area) {
   __shared__ T weights[128], values[128];
   const int64_t row = blockIdx.x;
-  const T a = area[row];
+  const T a = area[row], divisor = log_area ? T(1) : a;
   T along = T(0);
   for (int64_t first = 0; first < width; first += 128) {
     const int64_t at = row * width + first + threadIdx.x;
     const bool inside = first + threadIdx.x < width;
-    weights[threadIdx.x] = inside && a > T(0) ? grad_pooled[at] / a : T(0);
+    weights[threadIdx.x] = inside && a > T(0) ? grad_pooled[at] / divisor : T(0);
     values[threadIdx.x] = inside && a > T(0) ? pooled[at] : T(0);
     if (inside) weight[at] = weights[threadIdx.x];
     __syncthreads();
     if (threadIdx.x == 0)
-      for (int k = 0; k < 128; ++k) along += weights[k] * values[k];
+      for (int k = 0; k < 128; ++k) along = multiply_add(weights[k], values[k], along);
     __syncthreads();
   }
-  if (threadIdx.x == 0) shift[row] = grad_area[row] - along;
+  if (threadIdx.x != 0) return;
+  shift[row] = -along;
+  of_area[row] = log_area && a > T(0) ? grad_area[row] * a : grad_area[row];
+  if (log_area) log_area[row] = a > T(0) ? log_positive(a) : T(0);
 }
 
 template <typename S, int Vector>
 __global__ void __launch_bounds__(kProductThreads)
-    row_gradient_kernel(const typename Accumulate<S>::type* weight, const typename Accumulate<S>::type* shift, DeviceRows rows,
-                        const S* features, int64_t image_stride, int64_t patch_stride, int64_t patches, int64_t width,
-                        int64_t tiles, int64_t row_tiles, typename Accumulate<S>::type* row_gradient) {
+    row_gradient_kernel(const typename Accumulate<S>::type* weight, const typename Accumulate<S>::type* shift,
+                        const typename Accumulate<S>::type* of_area, DeviceRows rows, const S* features, int64_t image_stride,
+                        int64_t patch_stride, int64_t patches, int64_t width, int64_t tiles, int64_t row_tiles,
+                        typename Accumulate<S>::type* row_gradient) {
   using T = typename Accumulate<S>::type;
   const int64_t tile = blockIdx.x % tiles, row_tile = blockIdx.x / tiles % row_tiles, image = blockIdx.x / tiles / row_tiles;
   const int64_t first_row = rows.offsets[image], image_rows = rows.offsets[image + 1] - first_row;
@@ -45,10 +50,10 @@ __global__ void __launch_bounds__(kProductThreads)
 #pragma unroll
   for (int r = 0; r < 8; ++r) {
     if (r0 + r >= image_rows) break;
-    const T offset = shift[first_row + r0 + r];
+    const T offset = shift[first_row + r0 + r], area_part = of_area[first_row + r0 + r];
 #pragma unroll
     for (int c = 0; c < 4; ++c)
-      if (i0 + c < patches) row_gradient[(first_row + r0 + r) * patches + i0 + c] = sum[r][c] + offset;
+      if (i0 + c < patches) row_gradient[(first_row + r0 + r) * patches + i0 + c] = (sum[r][c] + offset) + area_part;
   }
 }
 
@@ -86,19 +91,21 @@ __global__ void __launch_bounds__(kProductThreads)
 }  // namespace
 
 cudaError_t launch_pooling_gradient(const void* grad_pooled, const void* grad_area, const void* pooled, const void* area,
-                                    int64_t rows, int64_t width, bool is_double, void* weight, void* shift, cudaStream_t stream) {
+                                    int64_t rows, int64_t width, bool is_double, void* weight, void* shift, void* of_area,
+                                    void* log_area, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
   return dispatch_accumulate(is_double, [&](auto tag) {
     using T = typename decltype(tag)::type;
     pooling_gradient_kernel<T><<<static_cast<unsigned>(rows), 128, 0, stream>>>(
         static_cast<const T*>(grad_pooled), static_cast<const T*>(grad_area), static_cast<const T*>(pooled),
-        static_cast<const T*>(area), width, static_cast<T*>(weight), static_cast<T*>(shift));
+        static_cast<const T*>(area), width, static_cast<T*>(weight), static_cast<T*>(shift), static_cast<T*>(of_area),
+        static_cast<T*>(log_area));
     return cudaGetLastError();
   });
 }
 
-cudaError_t launch_row_gradient(const void* weight, const void* shift, const DeviceRows& rows, Batch features, int64_t patches,
-                                int64_t width, void* row_gradient, cudaStream_t stream) {
+cudaError_t launch_row_gradient(const void* weight, const void* shift, const void* of_area, const DeviceRows& rows,
+                                Batch features, int64_t patches, int64_t width, void* row_gradient, cudaStream_t stream) {
   if (rows.rows * patches == 0) return cudaSuccess;
   const int64_t tiles = ceil_div(patches, kProductColumns), row_tiles = ceil_div(rows.most_rows, kProductRows);
   return dispatch(features.type, [&](auto tag) {
@@ -107,8 +114,8 @@ cudaError_t launch_row_gradient(const void* weight, const void* shift, const Dev
     const S* z = static_cast<const S*>(features.data);
     const auto launch = [&](auto kernel) {
       kernel<<<static_cast<unsigned>(rows.images * row_tiles * tiles), kProductThreads, 0, stream>>>(
-          static_cast<const T*>(weight), static_cast<const T*>(shift), rows, z, features.image_stride, features.patch_stride,
-          patches, width, tiles, row_tiles, static_cast<T*>(row_gradient));
+          static_cast<const T*>(weight), static_cast<const T*>(shift), static_cast<const T*>(of_area), rows, z,
+          features.image_stride, features.patch_stride, patches, width, tiles, row_tiles, static_cast<T*>(row_gradient));
       return cudaGetLastError();
     };
     if (in_packs(z, features.image_stride, features.patch_stride, width)) return launch(row_gradient_kernel<S, 4>);

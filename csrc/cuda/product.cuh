@@ -106,8 +106,8 @@ __device__ __forceinline__ void tile_product(const Operand<A>& a, const Operand<
         for (int c = 0; c < 4; ++c) {
 #pragma unroll
           for (int r = 0; r < 4; ++r) {
-            sum[r][c] += low.at[r] * column.at[c];
-            sum[r + 4][c] += high.at[r] * column.at[c];
+            sum[r][c] = multiply_add(low.at[r], column.at[c], sum[r][c]);
+            sum[r + 4][c] = multiply_add(high.at[r], column.at[c], sum[r + 4][c]);
           }
         }
       }

@@ -31,24 +31,6 @@ struct Scores {
         inverse_tau(static_cast<T>(in.inverse_tau)) {}
 };
 
-// Natural logarithm of positive normal numbers, accurate also near 1 (Cephes logf); the CPU's counterpart is in cpu/simd.inl.
-__device__ __forceinline__ float log_positive(float x) {
-  const uint32_t shifted = __float_as_uint(x) + (0x3F800000u - 0x3F3504F3u);
-  const float exponent = static_cast<float>(static_cast<int>(shifted >> 23) - 127);
-  const float f = __uint_as_float((shifted & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f;
-  const float z = f * f;
-  float y = fmaf(f, 7.0376836292e-2f, -1.1514610310e-1f);
-  y = fmaf(y, f, 1.1676998740e-1f);
-  y = fmaf(y, f, -1.2420140846e-1f);
-  y = fmaf(y, f, 1.4249322787e-1f);
-  y = fmaf(y, f, -1.6668057665e-1f);
-  y = fmaf(y, f, 2.0000714765e-1f);
-  y = fmaf(y, f, -2.4999993993e-1f);
-  y = fmaf(y, f, 3.3333331174e-1f);
-  y = fmaf(y * f, z, fmaf(exponent, -2.12194440e-4f, -0.5f * z));
-  return fmaf(exponent, 0.693359375f, f + y);
-}
-
 // -log(-log(u)) of a random word. The inner logarithm must be accurate near u = 1, where the noise is large; the outer one
 // may err by some 1e-7, so the hardware's serves.
 __device__ __forceinline__ float gumbel(uint32_t word, float) {
@@ -59,9 +41,6 @@ __device__ __forceinline__ double gumbel(uint32_t word, double) {
   const double u = (static_cast<double>(word >> 9) + 0.5) * 0x1p-23;
   return -log(-log(u));
 }
-
-__device__ __forceinline__ float exp_fast(float x) { return __expf(x); }
-__device__ __forceinline__ double exp_fast(double x) { return exp(x); }
 
 // The classes of one warp; slices begin at multiples of 4, as Philox gives noise four classes at a time.
 struct Slice {
@@ -123,7 +102,8 @@ __device__ __forceinline__ T max_warps(T value, T (*shared)[kPatches]) {
   return top;
 }
 
-// The softmax of a block's patches. Stored: exponentials wait in shared memory, [class][lane]; else they are made again.
+// The softmax of a block's patches. Stored: scores wait in shared memory, [class][lane]; else they are made again, and logits
+// are read once more each time.
 template <typename S, bool Stored>
 struct PatchSoftmax {
   using T = typename Accumulate<S>::type;
@@ -131,7 +111,7 @@ struct PatchSoftmax {
   int64_t image, patch;
   Slice slice;
   T* kept;
-  T top, scale;
+  T top, scale, log_total;
   bool bad;
 
   __device__ PatchSoftmax(const Scores<S>& scores, int64_t image_, int64_t patch_, T* kept_, T (*shared)[kPatches])
@@ -144,11 +124,7 @@ struct PatchSoftmax {
         nonfinite += y * T(0);
       });
       top = max_warps(own_top, shared);
-      for (int c = slice.begin; c < slice.end; ++c) {
-        const T e = exp_fast(kept[c * kPatches + threadIdx.x] - top);
-        kept[c * kPatches + threadIdx.x] = e;
-        total += e;
-      }
+      for (int c = slice.begin; c < slice.end; ++c) total += exp_fast(kept[c * kPatches + threadIdx.x] - top);
     } else {
       for_scores(s, image, patch, slice, [&](int, T y) {
         if (y > own_top) {
@@ -162,33 +138,42 @@ struct PatchSoftmax {
       top = max_warps(own_top, shared);
       total = slice.begin < slice.end ? total * exp_fast(own_top - top) : T(0);
     }
-    scale = T(1) / sum_warps(total, shared);
+    total = sum_warps(total, shared);
+    scale = T(1) / total;
+    log_total = log_positive(total);
     bad = !(sum_warps(nonfinite, shared) == T(0));
   }
 
-  // Calls use(class, probability) for the classes of this warp.
+  // Calls use(class, score below the top one) for the classes of this warp; what it is told gives the probability.
   template <typename Use>
   __device__ __forceinline__ void for_own(const Use& use) const {
     if constexpr (Stored) {
-      for (int c = slice.begin; c < slice.end; ++c) use(c, kept[c * kPatches + threadIdx.x] * scale);
+      for (int c = slice.begin; c < slice.end; ++c) use(c, kept[c * kPatches + threadIdx.x] - top);
     } else {
-      for_scores(s, image, patch, slice, [&](int c, T y) { use(c, exp_fast(y - top) * scale); });
+      for_scores(s, image, patch, slice, [&](int c, T y) { use(c, y - top); });
     }
   }
+  __device__ __forceinline__ T probability(T below) const { return exp_fast(below) * scale; }
+  __device__ __forceinline__ T log_probability(T below) const { return below - log_total; }
 };
 
-// The backward pass of the softmax: calls emit(class, gradient of the logit) with inverse_tau * p * (g - sum p g), zero at bad
-// patches; gradient_of(class) is g.
-template <typename S, bool Stored, typename GradientOf, typename Emit>
+// The backward pass of the softmax: calls emit(class, gradient of the logit), zero at bad patches. gradient_of(class, below) is
+// the gradient g of the probability p, and the logit's is inverse_tau * p * (g - sum p g); or, OfLogs, the gradient u of log p,
+// and the logit's is inverse_tau * (u - p * sum u).
+template <bool OfLogs, typename S, bool Stored, typename GradientOf, typename Emit>
 __device__ __forceinline__ void softmax_backward(const PatchSoftmax<S, Stored>& softmax,
                                                  typename Accumulate<S>::type (*shared)[kPatches],
                                                  const GradientOf& gradient_of, const Emit& emit) {
   using T = typename Accumulate<S>::type;
   T own = T(0);
-  softmax.for_own([&](int c, T p) { own += p * gradient_of(c); });
-  const T mean = sum_warps(own, shared);
-  softmax.for_own([&](int c, T p) {
-    emit(c, softmax.bad ? T(0) : softmax.s.inverse_tau * p * (gradient_of(c) - mean));
+  softmax.for_own([&](int c, T below) {
+    if constexpr (OfLogs) own += gradient_of(c, below);
+    else own += softmax.probability(below) * gradient_of(c, below);
+  });
+  const T total = sum_warps(own, shared);
+  softmax.for_own([&](int c, T below) {
+    const T p = softmax.probability(below), g = gradient_of(c, below);
+    emit(c, softmax.bad ? T(0) : softmax.s.inverse_tau * (OfLogs ? g - p * total : p * (g - total)));
   });
 }
 

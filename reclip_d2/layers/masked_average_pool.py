@@ -20,6 +20,9 @@ from reclip_d2.layers._checks import (
 )
 from reclip_d2.layers._extension import extension_loaded, kernels_enabled
 
+# Areas below this count as empty: in float32 a quotient by them may overflow. csrc/common.h has the same number.
+SMALL_AREA = 1e-30
+
 
 def masked_average_pool(features: Tensor, masks: Tensor, class_ids: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Average the features under the masks of the classes that each image is believed to hold.
@@ -35,9 +38,9 @@ def masked_average_pool(features: Tensor, masks: Tensor, class_ids: Tensor, offs
         offsets: int64 (B+1,), rising from 0 to K.
 
     Returns:
-        pooled (K, D) and area (K,), both float32 (float64 for float64 input). A row of area 0 is zero and passes no
-        gradient from ``pooled``. NaN masks make the area and the row NaN (and pass none either): see
-        :func:`nonfinite_images`.
+        pooled (K, D) and area (K,), both float32 (float64 for float64 input). An area between 0 and 1e-30 counts as 0:
+        float32 cannot divide by it. A row of area 0 is zero and passes no gradient from ``pooled``. NaN masks make the
+        area and the row NaN (and pass none either): see :func:`nonfinite_images`.
 
     Raises:
         TypeError, ValueError: for dtypes, shapes, devices or hypothesis rows that do not fit.
@@ -73,6 +76,8 @@ def masked_average_pool_reference(
         width = features.shape[2]
         total = torch.cat(sums) if sums else features.new_zeros((0, width), dtype=dtype)
         area = torch.cat(areas) if areas else features.new_zeros((0,), dtype=dtype)
+        small = (area > 0) & (area < SMALL_AREA)
+        area = area - torch.where(small, area, 0.0).detach()  # exactly 0; its gradient stays
         used = (area > 0).unsqueeze(1)
         # Two `where`s: the first keeps 0/0 out of the backward pass, the second shows NaN areas in the row.
         pooled = torch.where(used, total, 0.0) / torch.where(used, area.unsqueeze(1), 1.0)

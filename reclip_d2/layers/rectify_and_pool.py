@@ -6,6 +6,7 @@ Shapes: B images, n = h*w patches, D embedding width, C classes, K hypothesis ro
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from reclip_d2.layers._checks import (
 from reclip_d2.layers._extension import extension_loaded, kernels_enabled
 from reclip_d2.layers.gumbel_softmax import gumbel_softmax_reference
 from reclip_d2.layers.masked_average_pool import masked_average_pool_reference
-from reclip_d2.layers.philox import draw_seed
+from reclip_d2.layers.philox import draw_seed, gumbel_noise
 
 
 def rectify_and_pool(
@@ -40,8 +41,9 @@ def rectify_and_pool(
 
     The same as ``masked_average_pool(features, gumbel_softmax(logits - bias, tau, hard, seed), class_ids, offsets)``:
     the rectified logits M = M_q - M_b of Eq. (3), the masks softmax(M / tau + g) of Eq. (5), and the masked average
-    of Eq. (7). The kernels never write masks or noise of size (B, n, C): the backward pass computes them again from
-    ``seed``.
+    of Eq. (7). Soft masks are averaged by their logarithms, so that rows and gradients are right even where a class is
+    so unlikely that float32 cannot hold its mask. The kernels never write masks or noise of size (B, n, C): the
+    backward pass computes them again from ``seed``.
 
     Args:
         logits: M_q or mask logits (B, n, C), any strides: pass the (B, C, h, w) output of a convolution as
@@ -57,8 +59,9 @@ def rectify_and_pool(
 
     Returns:
         pooled (K, D) and area (K,), both float32 (float64 for float64 input). A row of area 0 is zero and passes no
-        gradient from ``pooled``. If a patch has a score that is not finite, all rows of its image and their areas are
-        NaN: :func:`nonfinite_images` names the images. Such patches get gradient zero, so that nothing spreads.
+        gradient from ``pooled``. Only hard masks can have area 0: that of soft ones is never below the smallest normal
+        number. If a patch has a score that is not finite, all rows of its image and their areas are NaN:
+        :func:`nonfinite_images` names the images. Such patches get gradient zero, so that nothing spreads.
 
     Raises:
         TypeError, ValueError: for dtypes, shapes, devices, hypothesis rows, tau or seed that do not fit.
@@ -99,8 +102,29 @@ def rectify_and_pool_reference(
     rectified = logits.to(accumulate_dtype(logits.dtype))
     if bias is not None:
         rectified = rectified - bias.to(rectified.dtype)
+    if not hard and logits.shape[1] > 0:
+        return _pool_soft_masks(rectified, features, class_ids, offsets, tau, seed)
     masks = gumbel_softmax_reference(rectified, tau, hard, seed)
     return masked_average_pool_reference(features, masks, class_ids, offsets)
+
+
+def _pool_soft_masks(
+    rectified: Tensor, features: Tensor, class_ids: Tensor, offsets: Tensor, tau: float, seed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Average the features under soft masks, from the logarithms of the masks."""
+    dtype = rectified.dtype
+    with torch.autocast(features.device.type, enabled=False):
+        scores = rectified * (1.0 / tau) + gumbel_noise(rectified.shape, seed, rectified.device, dtype)
+        finite = torch.isfinite(scores).all(dim=-1, keepdim=True)
+        log_masks = torch.where(finite, torch.log_softmax(torch.where(finite, scores, 0.0), dim=-1), 0.0)
+        pooled = [features.new_zeros((0, features.shape[2]), dtype=dtype)]
+        area = [features.new_zeros((0,), dtype=dtype)]
+        for image, (start, stop) in enumerate(pairwise(offsets.tolist())):
+            rows = log_masks[image].index_select(1, class_ids[start:stop].to(log_masks.device)).t()
+            poison = torch.where(finite[image].all(), 0.0, float("nan"))  # added, so that the area's gradient passes
+            pooled.append(torch.where(poison.isnan(), poison, rows.softmax(dim=1) @ features[image].to(dtype)))
+            area.append(rows.logsumexp(dim=1).exp().clamp(min=torch.finfo(dtype).tiny) + poison.to(dtype))
+        return torch.cat(pooled), torch.cat(area)
 
 
 def _fake(

@@ -70,6 +70,18 @@ def test_empty_mask_gives_a_zero_row_without_gradient(implementation, device):
     assert (features.grad == 0).all() and (masks.grad == 0).all()
 
 
+def test_area_too_small_to_divide_by_counts_as_empty(implementation, device):
+    features = torch.tensor([[[1.0], [2.0]]], device=device, requires_grad=True)
+    masks = torch.tensor([[[3e-31, 3e-30], [6e-31, 1e-30]]], device=device, requires_grad=True)
+    pooled, area = masked_average_pool(features, masks, torch.tensor([0, 1]), torch.tensor([0, 2]))
+    assert area.tolist() == [0.0, pytest.approx(4e-30)] and pooled.tolist() == [[0.0], [pytest.approx(1.25)]]
+    (pooled.sum() + area.sum()).backward()
+    assert features.grad.flatten().tolist() == pytest.approx([0.75, 0.25])
+    # The area's gradient is 1 everywhere; that of the second row's mean is (z - 1.25) / 4e-30.
+    assert masks.grad[0, :, 0].tolist() == [1.0, 1.0]
+    assert masks.grad[0, :, 1].tolist() == pytest.approx([-6.25e28, 1.875e29], rel=1e-5)
+
+
 def test_nan_masks_are_reported_and_pass_no_gradient(implementation, device):
     features = torch.randn(2, 4, 3, device=device)
     masks = torch.rand(2, 4, 2, device=device)
