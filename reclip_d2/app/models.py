@@ -127,8 +127,8 @@ class Models:
                 register_images([], ClassList(_ANY_CLASSES))
                 self._maskclip = load_predictor(self._maskclip_config, "maskclip", Path())
         built, names = self._maskclip, classes.model_classes
-        check_class_names(names)
         backbone, templates = built.model.backbone, get_templates(built.model.templates)
+        check_class_names(names, backbone.text_encoder.name_tokens)
         features = cached_query_features(backbone.text_encoder, names, templates, backbone.key, turn)
         model = copy.copy(built.model)
         model._buffers = dict(built.model._buffers)  # a copy of a module shares them

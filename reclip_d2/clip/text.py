@@ -168,11 +168,18 @@ def _read_query_features(path: Path, shape: tuple[int, int]) -> Tensor | None:
     return features if torch.allclose(features.norm(dim=1), torch.ones(shape[0]), atol=1e-3) else None
 
 
-def check_class_names(class_names: Sequence[Sequence[str]]) -> None:
-    """Raise :class:`ReclipError` for an empty list, an empty name or a name that two classes share."""
+def check_class_names(
+    class_names: Sequence[Sequence[str]], encode: Callable[[str], Sequence[int]] | None = None
+) -> None:
+    """Raise :class:`ReclipError` for an empty list, an empty name or a name that two classes share.
+
+    Args:
+        encode: token ids of a name: then names that differ in writing alone, and not in their tokens, count as one.
+    """
     if not class_names:
         raise ReclipError("the class list is empty: the data set's metadata needs stuff_classes")
     seen: dict[str, int] = {}
+    read: dict[tuple[int, ...], tuple[int, str]] = {}
     for index, names in enumerate(class_names):
         if not names:
             raise ReclipError(f"class {index} has no name: give every class a name")
@@ -183,3 +190,10 @@ def check_class_names(class_names: Sequence[Sequence[str]]) -> None:
                 raise ReclipError(
                     f"classes {seen[name.strip().lower()]} and {index} share the name {name!r}: rename one"
                 )
+            if encode is not None:
+                other_index, other = read.setdefault(tuple(encode(name)), (index, name))
+                if other_index != index:
+                    raise ReclipError(
+                        f"CLIP reads the names {other!r} of class {other_index} and {name!r} of class {index} alike:"
+                        " rename one"
+                    )

@@ -15,6 +15,7 @@ they become one: ignored, or kept as a class called ``background`` after all oth
 from __future__ import annotations
 
 import dataclasses
+import html
 import os
 import re
 from collections.abc import Callable
@@ -104,12 +105,14 @@ def parse_classes(text: str, path: str) -> ClassList:
             raise ReclipError(f"{where}: {key.strip()[:40]!r}: has no meaning; only {BACKGROUND}: may begin a line")
         if colon and background_line:
             raise ReclipError(f"{where}: a second {BACKGROUND}: line after line {background_line}: put all into one")
-        names = tuple(" ".join(name.split()) for name in (rest if colon else line).split(","))
+        written = (rest if colon else line).split(",")
+        names = tuple(" ".join(name.split()) for name in written)
         if len(seen) + len(names) > MAX_NAMES:
             raise ReclipError(f"{where}: more than {MAX_NAMES:,} names in all: shorten the list")
         if colon and len(names) > MAX_BACKGROUND:
             raise ReclipError(f"{where}: more than {MAX_BACKGROUND} background names: shorten the list")
-        for name in names:
+        for name, as_written in zip(names, written, strict=True):
+            _check_separators(as_written.strip(), where)
             _check_name(name, number, seen, where)
         if colon:
             background, background_line = names, number
@@ -119,6 +122,16 @@ def parse_classes(text: str, path: str) -> ClassList:
     result = ClassList(tuple(classes), background, path, (*lines, *(background_line for _ in background)))
     _check_count(result, seen.get(BACKGROUND))
     return result
+
+
+def _check_separators(name: str, where: str) -> None:
+    """Raise :class:`ReclipError` for a name that holds what other formats separate names with."""
+    # Twice, as CLIP's tokenizer does: "rock &amp; sand" has no semicolon.
+    for separator, title in (("\t", "a tab"), (";", "a semicolon")):
+        if separator in html.unescape(html.unescape(name)):
+            raise ReclipError(
+                f"{where}: {title} in the name {name[:40]!r}: write a class a line, and commas between a class's names"
+            )
 
 
 def _check_name(name: str, line: int, seen: dict[str, int], where: str) -> None:
@@ -156,21 +169,34 @@ def _check_count(classes: ClassList, named_background: int | None) -> None:
         )
 
 
-def check_name_lengths(classes: ClassList, count_tokens: Callable[[str], int], limit: int) -> None:
-    """Raise :class:`ReclipError`, with its line, for a name that has no tokens or more than the text encoder takes.
+def check_name_tokens(classes: ClassList, encode: Callable[[str], list[int]], limit: int | None = None) -> None:
+    """Check what CLIP's text encoder reads of the names.
+
+    Tokenizers clean names first: composed and decomposed letters, full-width and plain ones, curly and straight quotes,
+    ``&amp;`` and ``&`` become one. Of two names with the same tokens the second could never win.
 
     Args:
-        count_tokens: tokens of a name, start and end not counted.
-        limit: tokens that the context leaves to a name beside the longest prompt template.
+        encode: token ids of a name, without start and end.
+        limit: tokens that the context leaves to a name beside the longest prompt template; None for no limit.
+
+    Raises:
+        ReclipError: a name has no tokens, those of another name, or more than ``limit``; the message names the lines.
     """
+    seen: dict[tuple[int, ...], tuple[str, int]] = {}
     for names, line in zip(classes.model_classes, classes.lines, strict=True):
         for name in names:
-            tokens = count_tokens(name)
+            tokens = tuple(encode(name))
             where = f"class file {classes.path}, line {line}"
             if not tokens:
                 raise ReclipError(f"{where}: CLIP's tokenizer finds nothing in the name {name!r}: write it in letters")
-            if tokens > limit:
+            if limit is not None and len(tokens) > limit:
                 raise ReclipError(
-                    f"{where}: the name {name[:30]!r}... has {tokens} tokens, more than the {limit} that CLIP's text"
-                    " encoder takes beside a prompt: shorten it"
+                    f"{where}: the name {name[:30]!r}... has {len(tokens)} tokens, more than the {limit} that CLIP's"
+                    " text encoder takes beside a prompt: shorten it"
+                )
+            other, other_line = seen.setdefault(tokens, (name, line))
+            if (other, other_line) != (name, line):
+                raise ReclipError(
+                    f"{where}: CLIP reads the name {name!r} as it reads {other!r} in line {other_line}: a name is of"
+                    " one class, remove one of them"
                 )

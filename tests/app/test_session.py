@@ -221,6 +221,8 @@ def test_the_command_of_a_training(tmp_path, served, monkeypatch):
         ("", "the class list names no class"),
         ("sky", "the class list names a single class"),
         ("sky\n\nsky", "the class list, line 3: 'sky' stands in line 1 already"),
+        ("caf\u00e9\nsky\ncafe\u0301", "the class list, line 3: CLIP reads the name"),
+        ("sky\nroad;street", "the class list, line 2: a semicolon"),
         ("sky\n" + "very " * 90 + "long", "the class list, line 2: the name"),
         ("sky\nbackground: " + "very " * 90 + "long", "the class list, line 2: the name"),
         ("sky\nbackground: " + "a" * 50_000, "the class list, line 2: the name"),

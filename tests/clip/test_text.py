@@ -157,3 +157,15 @@ def test_bad_class_lists(names, message):
     with pytest.raises(ReclipError, match=message) as caught:
         check_class_names(names)
     assert "\n" not in str(caught.value)
+
+
+def test_classes_that_clip_reads_alike():
+    """Any class list, and any tokenizer: composed and decomposed letters, curly quotes."""
+    encode = tiny_tokenizer().encode
+    check_class_names([["caf\u00e9", "cafe\u0301"], ["sky"]], encode)  # of one class
+    for names, classes in (
+        ([["caf\u00e9"], ["sky"], ["cafe\u0301"]], "of class 0 and .* of class 2"),
+        ([["sky", "it's sky"], ["road", "it\u2019s sky"]], "of class 0 and .* of class 1"),
+    ):
+        with pytest.raises(ReclipError, match=f"CLIP reads the names .* {classes} alike: rename one"):
+            check_class_names(names, encode)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from reclip_d2.data.class_file import ClassList, check_name_lengths, parse_classes, read_class_file
+from reclip_d2.data.class_file import ClassList, check_name_tokens, parse_classes, read_class_file
 from reclip_d2.errors import ReclipError
+from tests.helpers import tiny_tokenizer
 
 
 def message_of(text: str) -> str:
@@ -65,6 +66,10 @@ def test_line_ends_and_byte_order_mark(tmp_path, ends, mark):
         ("road\nbackground: a\nbackground: b", 3, "second"),
         ("road\n1: tree", 2, "no meaning"),
         ("road\ntr\x07ee", 2, "control"),
+        ("sky\nroad\tstreet", 2, "a tab in the name"),
+        ("sky\nroad; street", 2, "a semicolon in the name 'road; street'"),
+        ("sky\nbackground: wall;wood", 2, "commas between"),
+        ("sky\n1;road;(128, 64, 128)", 2, "a class a line"),
         ("background\nroad\nbackground: sky", 1, "rename"),
         ("\n".join(f"class {i}" for i in range(256)), 256, "more than 255"),
     ],
@@ -116,14 +121,14 @@ def test_a_file_that_is_too_large_for_a_class_list(tmp_path):
 def test_name_lengths():
     classes = parse_classes("a b, a b c\nd\nbackground: e, f g h i", "c.txt")
 
-    def words(name: str) -> int:
-        return len(name.split())
+    def words(name: str) -> list[str]:
+        return name.split()
 
-    check_name_lengths(classes, words, 4)
+    check_name_tokens(classes, words, 4)
     with pytest.raises(ReclipError, match=r"line 3: the name 'f g h i'\.\.\. has 4 tokens, more than the 3"):
-        check_name_lengths(classes, words, 3)
+        check_name_tokens(classes, words, 3)
     with pytest.raises(ReclipError, match=r"line 1: .*finds nothing in the name 'a b'"):
-        check_name_lengths(classes, lambda name: 0, 3)
+        check_name_tokens(classes, lambda name: [], 3)
 
 
 def test_limits():
@@ -136,3 +141,46 @@ def test_limits():
     assert "line 2: more than 255 background names" in message_of("sky\nbackground: " + ", ".join(names[:256]))
     assert len(parse_classes("sky\n" + ", ".join(names[:4095]), "f").classes[1]) == 4095
     assert "line 2: more than 4,096 names" in message_of("sky\n" + ", ".join(names))
+
+
+# ---- names that CLIP reads alike --------------------------------------------------------------------------------
+
+ALIKE = {
+    "composed and decomposed": ("caf\u00e9", "cafe\u0301"),
+    "full width": ("road", "\uff52\uff4f\uff41\uff44"),
+    "quotes": ("it\u2019s sky", "it's sky"),
+    "entity": ("rock & sand", "rock &amp; sand"),
+    "entity twice": ("rock & sand", "rock &amp;amp; sand"),
+    "spaces about a hyphen": ("t-shirt", "t - shirt"),
+    "ligature": ("fire", "\ufb01re"),
+    "no-break space": ("red car", "red\u00a0\u00a0car"),
+    "capital with a dot": ("stra\u00dfe", "STRA\u1e9eE"),
+}
+
+
+@pytest.mark.parametrize("pair", ALIKE.values(), ids=ALIKE)
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [("{}\nsky\n{}", (1, 3)), ("sky\nwood, {}\nroad2, {}", (2, 3)), ("sky\n{}\n\nbackground: wall, {}", (2, 4))],
+)
+def test_names_with_the_same_tokens(pair, text, lines):
+    """As classes, as synonyms and as a background name; both lines are named."""
+    try:
+        classes = parse_classes(text.format(*pair), "c.txt")
+    except ReclipError as error:  # the parser sees some of them
+        message = str(error)
+    else:
+        with pytest.raises(ReclipError) as caught:
+            check_name_tokens(classes, tiny_tokenizer().encode)
+        message = str(caught.value)
+    assert f"line {lines[1]}: " in message and f"in line {lines[0]}" in message
+
+
+def test_names_that_clip_tells_apart():
+    text = "dog\ndogs\nhot dog\nsea, ocean\nsee\nfire engine\nfire-engine\nrock &amp; sand"
+    check_name_tokens(parse_classes(text, "c.txt"), tiny_tokenizer().encode)
+
+
+def test_the_same_name_twice_in_a_line():
+    with pytest.raises(ReclipError, match="line 1: CLIP reads the name 'it\u2019s' as it reads \"it's\" in line 1"):
+        check_name_tokens(parse_classes("it's, it\u2019s\nsky", "c.txt"), tiny_tokenizer().encode)

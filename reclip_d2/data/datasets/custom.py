@@ -13,10 +13,11 @@ from typing import Any
 import open_clip
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from open_clip.tokenizer import SimpleTokenizer
 
 from reclip_d2.clip.embedded import register_embedded_config
 from reclip_d2.clip.prompts import get_templates
-from reclip_d2.data.class_file import ClassList, check_name_lengths, read_class_file
+from reclip_d2.data.class_file import ClassList, check_name_tokens, read_class_file
 from reclip_d2.data.image_folder import find_images
 from reclip_d2.errors import ReclipError
 from reclip_d2.visualization.labels import class_colors
@@ -78,18 +79,16 @@ def check_names_fit(classes: ClassList, clip_name: str, templates: str) -> None:
     No weights are needed: tokenizer and context length follow from the model's name.
 
     Args:
-        clip_name: open_clip's; one that it does not know is left to the model's builder, which says so.
+        clip_name: open_clip's; of one that it does not know, or whose tokenizer is not CLIP's own, the names' lengths
+            are left to the model's builder.
         templates: name of the template set.
     """
     register_embedded_config()
     config = open_clip.get_model_config(clip_name)
     if config is None or "hf_tokenizer_name" in config["text_cfg"]:
+        check_name_tokens(classes, SimpleTokenizer().encode)
         return
-    tokenizer = open_clip.get_tokenizer(clip_name)
-
-    def count_tokens(text: str) -> int:
-        return len(tokenizer.encode(text))
-
-    longest = max(count_tokens(template.format("")) for template in get_templates(templates))
+    encode = open_clip.get_tokenizer(clip_name).encode
+    longest = max(len(encode(template.format(""))) for template in get_templates(templates))
     room = config["text_cfg"].get("context_length", 77) - 2  # start and end
-    check_name_lengths(classes, count_tokens, room - longest)
+    check_name_tokens(classes, encode, room - longest)

@@ -43,7 +43,7 @@ class CLIPSegmentor(LanguageSegmentor):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         backbone = build_clip_backbone(cfg)
         class_names = class_names_from_config(cfg)
-        check_class_names(class_names)
+        check_class_names(class_names, backbone.text_encoder.name_tokens)
         return {
             **inference_arguments(cfg),
             "backbone": backbone,

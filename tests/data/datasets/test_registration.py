@@ -38,6 +38,7 @@ from tests.datasets_prep.miniatures import (
     write_list,
     write_png,
 )
+from tests.helpers import tiny_tokenizer
 
 CLASS_COUNTS = {
     "voc20": 20,
@@ -108,7 +109,7 @@ def test_metadata(name):
         assert "ignored" in metadata.reclip_protocol and "mIoU over" in metadata.reclip_protocol
         assert "\n" not in metadata.reclip_protocol
         names = class_names_of(f"{name}_{split}")
-        check_class_names(names)
+        check_class_names(names, tiny_tokenizer().encode)
         assert [first for first, *_ in names] == metadata.stuff_classes
         assert all(names == " ".join(names.split()) for entry in names for names in entry)
 
