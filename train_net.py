@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import reclip_d2  # noqa: F401  isort: skip  (before the libraries whose messages it filters)
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader

@@ -4,4 +4,8 @@ Importing the package alone loads neither torch nor Detectron2. ``reclip_d2.mode
 meta-architectures with Detectron2, ``reclip_d2.data.datasets`` the data sets.
 """
 
+from reclip_d2.utils.library_messages import silence_library_messages
+
 __version__ = "0.1.0"
+
+silence_library_messages()

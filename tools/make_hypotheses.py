@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import reclip_d2  # noqa: E402, F401  isort: skip  (before the libraries whose messages it filters)
 from detectron2.utils import comm  # noqa: E402
 
 from reclip_d2.data.classes import class_names_of  # noqa: E402
