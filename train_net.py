@@ -54,12 +54,15 @@ from reclip_d2.engine.optimizer import build_optimizer
 from reclip_d2.engine.sync_batch_norm import broadcast_statistics, synchronize_on_cpu
 from reclip_d2.engine.train_loop import TrainLoop, amp_dtype_of
 from reclip_d2.engine.training_settings import TrainingSettings
+from reclip_d2.engine.worker_watch import watch_workers
 from reclip_d2.engine.writers import build_writers
 from reclip_d2.errors import ReclipError, exit_on_error
 from reclip_d2.evaluation.bias import build_bias_evaluators
 from reclip_d2.evaluation.label_maps import LabelMapEvaluator
 from reclip_d2.modeling import MaskCLIP
 from reclip_d2.modeling.build import check_registered_parts
+
+INTERRUPTED = "interrupted: a training goes on from its last checkpoint with --resume"
 
 
 class Trainer(DefaultTrainer):
@@ -95,6 +98,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0) -> DataLoader:
+        watch_workers()
         return build_train_loader(
             build_training_records(cfg),
             UnlabelledDatasetMapper(cfg, is_train=True),
@@ -107,6 +111,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         check_labelled(dataset_name)
+        watch_workers()
         return build_detection_test_loader(cfg, dataset_name, mapper=UnlabelledDatasetMapper(cfg, is_train=False))
 
     @classmethod
@@ -199,7 +204,7 @@ def build_evaluation_model(cfg: CfgNode, resume: bool) -> nn.Module:
     return model
 
 
-@exit_on_error
+@exit_on_error(interrupted=INTERRUPTED)
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Train, or evaluate with ``--eval-only``."""
     if args.eval_only:
@@ -248,7 +253,7 @@ def check_run(cfg: CfgNode, args: argparse.Namespace) -> bool:
     return begun and args.resume
 
 
-@exit_on_error  # of the processes that it starts each says its line itself
+@exit_on_error(interrupted=INTERRUPTED)  # of the processes that it starts each says its line itself
 def run_program(main: Callable[[argparse.Namespace], Any]) -> None:
     """Call ``main`` with the command line's arguments, in as many processes as they ask for."""
     args = argument_parser().parse_args()

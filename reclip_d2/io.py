@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import re
@@ -26,6 +27,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         ReclipError: ``path`` is a folder, a device or anything else that is not a regular file.
+        OSError: it cannot be written; the error names ``path``, whoever has met it.
     """
     check_output_file(path)
     path = Path(path)
@@ -34,8 +36,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:  # of a full disk: writing to an open file names no file, libraries not even the cause
+        own = error.filename is None or error.filename == os.fspath(temporary)
+        if not own or type(error).__module__ != "builtins":  # of another file, or a library's own kind of error
+            raise
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), os.fspath(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _make_beside(path: Path) -> Path:

@@ -1,8 +1,10 @@
 """User errors: one line, exit status 1, no traceback."""
 
+import errno
 import logging
 import os
 import signal
+import urllib.error
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +14,7 @@ from torch.multiprocessing import ProcessExitedException
 
 import train_net
 from reclip_d2.engine.logs import UserErrorFilter
-from reclip_d2.errors import ReclipError, exit_on_error, out_of_memory_message
+from reclip_d2.errors import ReclipError, error_line, exit_on_error, out_of_memory_message
 
 
 def run(error: BaseException, capsys) -> str:
@@ -190,18 +192,71 @@ def test_a_killed_data_loading_process(capfd):
 
 
 def test_other_runtime_errors_are_bugs():
-    for error in (
-        RuntimeError("shape mismatch"),
-        RuntimeError("DataLoader worker (pid 3) is killed by signal: Abort."),
+    error = RuntimeError("shape mismatch")
+    assert out_of_memory_message(error) is None and error_line(error) is None
+    with pytest.raises(RuntimeError):
+        exit_on_error(raising(error))()
+
+
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "out/a.pth"), "out/a.pth: No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", b"out/\xff"), "out/\\xff: Permission denied"),
+        (OSError(errno.EROFS, "Read-only file system"), "a file: Read-only file system"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a\nb"), "a\\nb: No such file or directory"),
+        (urllib.error.URLError(ConnectionRefusedError(111, "Connection refused")), "an address cannot be fetched ("),
+        (urllib.error.HTTPError("https://x.y/z.pth", 404, "Not Found", {}, None), "https://x.y/z.pth cannot be"),
+        (RuntimeError("DataLoader worker (pid 3) is killed by signal: Abort."), "a data-loading process has ended ("),
+        (RuntimeError("DataLoader worker (pid(s) 3, 4) exited unexpectedly"), "a data-loading process has ended ("),
+        (RuntimeError(GLOO), "another process of this run has ended"),
+        (ProcessExitedException("x", error_index=1, error_pid=3, exit_code=-9, signal_name="SIGKILL"),
+         "process 1 of this run was killed by SIGKILL, perhaps for want of memory"),
+    ],
+)  # fmt: skip
+def test_what_the_system_does(error, line, capsys):
+    printed = line_of(raising(error), capsys)
+    assert printed.startswith(line) and len(printed.splitlines()) == 1
+
+
+def test_library_errors_without_a_cause_are_bugs():
+    for error in (OSError("encoder error"), NotImplementedError()):
+        assert error_line(error) is None
+
+
+def test_ctrl_c(capsys):
+    for main, text in (
+        (exit_on_error(raising(KeyboardInterrupt())), "interrupted"),
+        (exit_on_error(interrupted="interrupted: go on")(raising(KeyboardInterrupt())), "interrupted: go on"),
     ):
-        assert out_of_memory_message(error) is None
-        with pytest.raises(RuntimeError):
-            exit_on_error(raising(error))()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 130 and capsys.readouterr().err == f"\n{text}\n"
+
+
+def test_words_of_a_program(capsys):
+    main = exit_on_error(words=lambda line: line.replace("SOLVER.MAX_ITER", "--iterations"))
+    assert line_of(main(raising(ReclipError("SOLVER.MAX_ITER 0"))), capsys) == "--iterations 0"
+
+
+def test_a_process_of_a_run_that_was_interrupted():
+    error = ProcessExitedException("x", error_index=1, error_pid=3, exit_code=130)
+    with pytest.raises(SystemExit) as caught:
+        exit_on_error(raising(error))()
+    assert caught.value.code == 130
 
 
 @pytest.mark.parametrize(
     ("error", "kept"),
-    [(ReclipError("x"), False), (torch.OutOfMemoryError(CUDA_TEXT), False), (RuntimeError("a bug"), True)],
+    [
+        (ReclipError("x"), False),
+        (torch.OutOfMemoryError(CUDA_TEXT), False),
+        (OSError(errno.ENOSPC, "No space left on device", "x.pth"), False),
+        (RuntimeError("a bug"), True),
+    ],
 )
 def test_tracebacks_in_the_log(error, kept):
     """Detectron2 logs whatever stops a training with its traceback; ours is one line at the end."""

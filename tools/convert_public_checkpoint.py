@@ -23,8 +23,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import safetensors.torch  # noqa: E402
-import torch  # noqa: E402
 import yaml  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
@@ -45,6 +43,7 @@ from reclip_d2.modeling.backbone import build_clip_backbone  # noqa: E402
 from reclip_d2.modeling.bias_head import build_bias_head  # noqa: E402
 from reclip_d2.modeling.mask_decoder import MaskDecoder  # noqa: E402
 from reclip_d2.modeling.meta_arch.segmentor import checkpoint_identity  # noqa: E402
+from reclip_d2.utils.tensor_files import save_archive, save_safetensors  # noqa: E402
 
 SUFFIXES = (".pth", ".safetensors")
 
@@ -118,9 +117,9 @@ def save(path: Path, state: dict[str, Tensor], identity: str) -> None:
     with atomic_write(path) as temporary:
         if path.suffix == ".safetensors":
             state = {name: tensor.contiguous() for name, tensor in state.items()}
-            safetensors.torch.save_file(state, temporary, metadata={"identity": identity})
+            save_safetensors(state, temporary, {"identity": identity})
         else:
-            torch.save({"model": state, "identity": identity}, temporary)
+            save_archive({"model": state, "identity": identity}, temporary)
 
 
 @exit_on_error
@@ -154,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         opts = flatten(keys)
         if class_token is not None:
             temporary = Path(folder) / token_file.name
-            safetensors.torch.save_file({"class_embedding": class_token}, temporary)
+            save_safetensors({"class_embedding": class_token}, temporary)
             opts += ["MODEL.CLIP.CLASS_TOKEN", str(temporary)]
         cfg = load_config("", opts)
         backbone = build_clip_backbone(cfg)
@@ -167,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if class_token is not None:
         with atomic_write(token_file) as path:
-            safetensors.torch.save_file({"class_embedding": class_token}, path)
+            save_safetensors({"class_embedding": class_token}, path)
     save(output, checkpoint.state, identity)
     with atomic_write(config_file) as path:
         path.write_text(

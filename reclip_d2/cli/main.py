@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -83,29 +82,12 @@ def _implementation(command: str) -> ModuleType:
 def _run(arguments: Sequence[str]) -> int:
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
     args = build_parser(command).parse_args(arguments)
-    try:
-        return _implementation(args.command).run(args)
-    except ReclipError as error:
-        raise ReclipError(in_options(str(error))) from error
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # a full disk, a folder that cannot be written
-        if error.strerror is None:
-            raise
-        raise ReclipError(f"{error.filename or 'a file'}: {error.strerror}") from error
+    return _implementation(args.command).run(args)
 
 
-@exit_on_error
+@exit_on_error(interrupted="interrupted: the same command goes on from here", words=in_options)
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; its exit status is 0, 1 after an error that the user can mend, or 130 when interrupted."""
+    """Run the command; its exit status is 0, 1 after an error that is no bug, or 130 when interrupted."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
-    try:
-        status = _run(sys.argv[1:] if arguments is None else arguments)
-    except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on from here", file=sys.stderr)
-        status = 130
-    except BrokenPipeError:  # the reader of our output has gone, as in `reclip doctor | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
-    sys.exit(status)
+    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))

@@ -12,14 +12,13 @@ import os
 from pathlib import Path
 
 import open_clip
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from reclip_d2.clip.names import EMBEDDED_MODEL_NAME
 from reclip_d2.errors import ReclipError
 from reclip_d2.io import atomic_write
-from reclip_d2.utils.tensor_files import check_tensors, read_tensor_file, state_dict_of
+from reclip_d2.utils.tensor_files import check_tensors, read_tensor_file, save_safetensors, state_dict_of
 
 EMBEDDED_CONFIG = Path(__file__).parent / "assets" / f"{EMBEDDED_MODEL_NAME}.json"
 EMBEDDED_CHECKPOINT = Path(__file__).parent / "assets" / f"{EMBEDDED_MODEL_NAME}.safetensors"
@@ -89,4 +88,4 @@ def save_embedded_checkpoint(
         state[_TOKEN_ROWS] = state[_TOKEN_ROWS][token_ids].contiguous()
     state["token_ids"] = token_ids.to(torch.int64)
     with atomic_write(path) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata=metadata)
+        save_safetensors(state, temporary, metadata)

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -20,7 +19,7 @@ from reclip_d2.errors import ReclipError, is_user_error
 from reclip_d2.io import atomic_write, is_temporary
 from reclip_d2.utils.files import MissingFileError, check_regular, read_text
 from reclip_d2.utils.locks import LOCK_NAME, try_lock
-from reclip_d2.utils.tensor_files import check_tensors, dtype_mismatches, read_tensor_file, state_dict_of
+from reclip_d2.utils.tensor_files import check_tensors, dtype_mismatches, read_tensor_file, save_archive, state_dict_of
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ class ReclipCheckpointer(DetectionCheckpointer):
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         with atomic_write(path) as temporary:
-            torch.save(data, temporary)
+            save_archive(data, temporary)
         _point_to(Path(path))
 
     def get_checkpoint_file(self) -> str:

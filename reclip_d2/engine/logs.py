@@ -7,18 +7,17 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from reclip_d2.errors import is_user_error
+from reclip_d2.errors import error_line
 
 _FORMAT = "%(asctime)s %(name)s: %(message)s"
 _LOGGERS = ("detectron2", "fvcore", "reclip_d2", "py.warnings", "huggingface_hub", "open_clip", "root")
 
 
 class UserErrorFilter(logging.Filter):
-    """Keep the traceback of a user's mistake, or of memory that ran out, out of Detectron2's log; its one line is
-    printed at the end."""
+    """Keep the traceback of an error that is no bug out of Detectron2's log; its one line is printed at the end."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and is_user_error(record.exc_info[1]))
+        return not (record.exc_info and error_line(record.exc_info[1]) is not None)
 
 
 def quiet_logging(output_dir: Path) -> None:

@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
+from collections.abc import Iterator
 
 from detectron2.engine import default_writers
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 
 logger = logging.getLogger(__name__)
+
+
+class _NamedErrors(EventWriter):
+    """A writer whose errors name where it writes: on a full disk the system names no file."""
+
+    def __init__(self, writer: EventWriter, place: str) -> None:
+        self.writer = writer
+        self._place = place
+
+    def write(self, **kwargs: object) -> None:
+        with self._named():
+            self.writer.write(**kwargs)
+
+    def close(self) -> None:
+        with self._named():
+            self.writer.close()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.filename is not None or error.errno is None:
+                raise
+            raise OSError(error.errno, error.strerror, self._place) from error
 
 
 def build_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
@@ -18,5 +45,9 @@ def build_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
         importlib.import_module("torch.utils.tensorboard")
     except ImportError:
         logger.warning("tensorboard is not installed: no event files are written (pip install tensorboard)")
-        return [CommonMetricPrinter(max_iter), JSONWriter(os.path.join(output_dir, "metrics.json"))]
-    return default_writers(output_dir, max_iter)
+        metrics = os.path.join(output_dir, "metrics.json")
+        return [CommonMetricPrinter(max_iter), _NamedErrors(JSONWriter(metrics), metrics)]
+    return [
+        writer if isinstance(writer, CommonMetricPrinter) else _NamedErrors(writer, output_dir)
+        for writer in default_writers(output_dir, max_iter)
+    ]

@@ -34,7 +34,10 @@ def write(module: ExportModule, example: Tensor, path: Path, description: str) -
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(module, example, check_trace=False)
         # Freezing drops what is not read (CLIP's text tower), and folds batch norms into convolutions.
-        torch.jit.save(torch.jit.freeze(traced.eval()), str(path), _extra_files={DESCRIPTION: description})
+        frozen = torch.jit.freeze(traced.eval())
+        # By way of memory: where the disk is full, torch's own writing to a path aborts the process.
+        with open(path, "wb") as file:
+            torch.jit.save(frozen, file, _extra_files={DESCRIPTION: description})
 
 
 def load(path: Path) -> Callable[[Tensor], Tensor]:

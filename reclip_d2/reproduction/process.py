@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from reclip_d2.errors import ReclipError, out_of_memory_message
+from reclip_d2.errors import ReclipError, error_line
 
 _SECONDS_TO_STOP = 20.0
 
@@ -115,15 +115,6 @@ def _start_server() -> None:
             os.environ["PYTHONPATH"] = before
 
 
-def mistake_of(error: BaseException) -> str | None:
-    """The line for a user's mistake, or for memory that ran out; None for any other error."""
-    if isinstance(error, ReclipError):
-        lines = str(error).strip().splitlines() or ["no message"]
-        # A data-loading worker's error comes with the worker's traceback in front.
-        return lines[-1].removeprefix(f"{ReclipError.__module__}.{ReclipError.__qualname__}: ")
-    return out_of_memory_message(error)
-
-
 class _Setting(NamedTuple):
     """What a new process does not have of the caller's, or should not have of the server's."""
 
@@ -158,7 +149,7 @@ def _serve(sender: Connection, function: Callable[[Any], Any], argument: Any, se
         return  # without an answer
     except BaseException as error:
         traceback.print_exc()
-        mistake = mistake_of(error)
+        mistake = error_line(error)
         answer = ("error", traceback.format_exc()) if mistake is None else ("mistake", mistake)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,6 +1,16 @@
-"""Weight files: read without running anything in them, and checked before they are used."""
+"""Weight files: read without running anything in them, checked before they are used, and written."""
 
 from reclip_d2.utils.tensor_files.reader import TensorFile, read_tensor_file
 from reclip_d2.utils.tensor_files.state import check_tensors, dtype_mismatches, plain_name, state_dict_of
+from reclip_d2.utils.tensor_files.writer import save_archive, save_safetensors
 
-__all__ = ["TensorFile", "check_tensors", "dtype_mismatches", "plain_name", "read_tensor_file", "state_dict_of"]
+__all__ = [
+    "TensorFile",
+    "check_tensors",
+    "dtype_mismatches",
+    "plain_name",
+    "read_tensor_file",
+    "save_archive",
+    "save_safetensors",
+    "state_dict_of",
+]
