@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +44,21 @@ class ScoreBlocks:
     def _file(self, block: int) -> Path:
         return self.folder / f"{block:06d}.npz"
 
-    def missing(self) -> list[int]:
-        """Blocks that are still to be made."""
-        return [block for block in range(len(self.images)) if not self._file(block).exists()]
+    def missing(self, is_sound: Callable[[dict[str, np.ndarray], int], bool]) -> list[int]:
+        """Blocks that are still to be made: their file is missing, damaged or of another shape.
+
+        Args:
+            is_sound: of the arrays of a block and its number of images.
+        """
+        return [block for block in range(len(self.images)) if not self._is_there(block, is_sound)]
+
+    def _is_there(self, block: int, is_sound: Callable[[dict[str, np.ndarray], int], bool]) -> bool:
+        if not self._file(block).exists():
+            return False
+        try:
+            return is_sound(self.read(block), len(self.images[block]))
+        except ReclipError:
+            return False
 
     def write(self, block: int, arrays: dict[str, np.ndarray]) -> None:
         """Keep a block; its file appears when it is whole."""
@@ -61,9 +73,9 @@ class ScoreBlocks:
         """
         file = self._file(block)
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            with np.load(file, allow_pickle=False) as arrays:  # a plain array is no context
                 return dict(arrays)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, EOFError, MemoryError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             file.unlink(missing_ok=True)
             raise ReclipError(f"{file} was damaged and is removed: run again, the other parts are kept") from error
 

@@ -26,8 +26,23 @@ from reclip_d2.hypothesis.rules import (
     window_frequencies,
 )
 from reclip_d2.io import atomic_write
+from reclip_d2.utils.files import open_regular
+from reclip_d2.utils.json_files import MAX_LINE_BYTES, JsonError, check_schema, parse_json
 
 FORMAT = "reclip_d2 hypothesis 1"
+_NAMES = {"type": "array", "items": {"type": "array", "items": {"type": "string"}, "minItems": 1}}
+_HEADER_SCHEMA = {
+    "type": "object",
+    "required": ["dataset", "class_names", "clip", "fingerprint", "templates", "method", "window_ratio"],
+    "additionalProperties": False,
+    "properties": {
+        **{name: {"type": "string"} for name in ("dataset", "clip", "fingerprint", "templates", "images")},
+        "class_names": _NAMES,
+        "method": {"enum": ["crops", "image", "imported"]},
+        "window_ratio": {"type": "number"},
+        "pixel_statistics": {"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,19 +112,24 @@ def read_hypothesis_file(path: Path, expected: HypothesisHeader) -> dict[str, di
     """
     remedy = "remove it to have it made anew, or set HYPOTHESIS.FILE"
     lines: dict[str, dict[str, Any]] = {}
-    try:
-        with open(path, encoding="utf-8") as stream:
-            head = json.loads(next(stream, "null"))
+    number = 1
+    with open_regular(path, "hypothesis file", remedy) as stream:
+        try:
+            head = parse_json(stream.readline(MAX_LINE_BYTES) or "null")
             if not isinstance(head, dict) or head.pop("format", None) != FORMAT:
                 raise ReclipError(f"{path} is not a hypothesis file ({FORMAT}): {remedy}")
+            check_schema(head, _HEADER_SCHEMA)
             if difference := expected.difference(HypothesisHeader(**head)):
                 raise ReclipError(f"{path} was made with another {difference}: {remedy}")
-            for line in map(json.loads, stream):
+            while text := stream.readline(MAX_LINE_BYTES):
+                number += 1
+                line = parse_json(text)
+                # Not by a schema, which would take longer than all else: hypotheses_of looks at the lists.
+                if not isinstance(line, dict) or not isinstance(line.get("image_id"), str):
+                    raise JsonError("without an image_id")
                 lines[line["image_id"]] = line
-    except OSError as error:
-        raise ReclipError(f"hypothesis file {path} cannot be read ({error.strerror}): {remedy}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ReclipError(f"{path} is damaged ({error}): {remedy}") from error
+        except JsonError as error:
+            raise ReclipError(f"{path} is damaged (line {number}: {error}): {remedy}") from error
     return lines
 
 

@@ -122,11 +122,27 @@ def _image_arrays(
     return {"size": np.array(sizes), "scores": np.stack(scores)}
 
 
+def _array_shapes(header: HypothesisHeader, num_classes: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """For each array of a block the kind of its numbers, and its shape for one image."""
+    if header.method == "image":
+        return {"size": ("i", (2,)), "scores": ("f", (num_classes,))}
+    windows = len(crop_windows(96, 96, header.window_ratio))
+    return {"size": ("i", (2,)), "top1": ("i", (windows,)), "scores": ("f", (windows, num_classes))}
+
+
 def _make_blocks(
     generator: HypothesisGenerator, records: Sequence[dict[str, Any]], header: HypothesisHeader, blocks: ScoreBlocks
 ) -> None:
     """Make the missing blocks, every process its share of them."""
-    missing = comm.all_gather(blocks.missing())[0]  # one view for all, before anyone adds a block
+    shapes = _array_shapes(header, len(generator.query_features))
+
+    def is_sound(arrays: dict[str, np.ndarray], images: int) -> bool:
+        return {name: (array.dtype.kind, array.shape) for name, array in arrays.items()} == {
+            name: (kind, (images, *shape)) for name, (kind, shape) in shapes.items()
+        }
+
+    # The main process's view for all, before anyone adds a block.
+    missing = comm.all_gather(blocks.missing(is_sound) if comm.is_main_process() else [])[0]
     mine = missing[comm.get_rank() :: comm.get_world_size()]
     total = sum(len(blocks.images[block]) for block in mine)
     with tqdm(

@@ -48,7 +48,7 @@ def parse_json(text: str | bytes, schema: Schema | None = None, max_depth: int =
         raise JsonError("not UTF-8 text" if isinstance(error, UnicodeDecodeError) else f"not JSON: {error}") from error
     _check_depth(value, max_depth)
     if schema is not None:
-        _check_schema(value, schema)
+        check_schema(value, schema)
     return value
 
 
@@ -103,7 +103,8 @@ def _check_depth(value: Any, max_depth: int) -> None:
         raise JsonError(f"nested more than {max_depth} deep")
 
 
-def _check_schema(value: Any, schema: Schema) -> None:
+def check_schema(value: Any, schema: Schema) -> None:
+    """Raise :class:`JsonError` for a value that does not fit a schema, see :func:`parse_json`."""
     error = next(_validator(json.dumps(schema, sort_keys=True)).iter_errors(value), None)
     if error is None:
         return
@@ -136,4 +137,4 @@ def _validator(schema: str) -> Validator:
     return jsonschema.Draft202012Validator(json.loads(schema))
 
 
-__all__ = ["JsonError", "MissingFileError", "parse_json", "read_json", "read_json_lines"]
+__all__ = ["JsonError", "MissingFileError", "check_schema", "parse_json", "read_json", "read_json_lines"]

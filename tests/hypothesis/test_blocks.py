@@ -1,7 +1,12 @@
 """Blocks of scores: a killed run goes on, processes share, another setting begins anew."""
 
 import dataclasses
-import json
+import io
+import logging
+import threading
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,7 +19,7 @@ from reclip_d2.hypothesis import blocks as blocks_module
 from reclip_d2.hypothesis import generate
 from reclip_d2.hypothesis.blocks import ScoreBlocks
 from reclip_d2.hypothesis.file import HypothesisHeader
-from reclip_d2.hypothesis.generate import HypothesisGenerator, generate_hypotheses
+from reclip_d2.hypothesis.generate import HypothesisGenerator, generate_hypotheses, load_or_generate
 
 HEADER = HypothesisHeader("colours", [["red"], ["green"], ["blue"]], "stub", "0", "photo", "crops", 0.5)
 
@@ -31,6 +36,11 @@ class MeanColour:
     def global_features(self, crops: torch.Tensor) -> torch.Tensor:
         self.crops += len(crops)
         return F.normalize(crops.mean((2, 3)), dim=1)
+
+
+def whole(arrays: dict, images: int) -> bool:
+    """Blocks of the first tests hold anything."""
+    return True
 
 
 def generator() -> HypothesisGenerator:
@@ -53,9 +63,9 @@ def records(tmp_path, monkeypatch) -> list[dict]:
 def test_blocks_cover_the_images_in_order(tmp_path):
     blocks = ScoreBlocks(tmp_path / "h.jsonl", list("abcde"), {}, size=2)
     assert [list(images) for images in blocks.images] == [[0, 1], [2, 3], [4]]
-    assert blocks.missing() == [0, 1, 2]
+    assert blocks.missing(whole) == [0, 1, 2]
     blocks.write(1, {"scores": np.arange(4)})
-    assert blocks.missing() == [0, 2]
+    assert blocks.missing(whole) == [0, 2]
     assert blocks.read(1)["scores"].tolist() == [0, 1, 2, 3]
     blocks.remove()
     assert not blocks.folder.exists()
@@ -101,12 +111,71 @@ def test_processes_share_the_blocks(tmp_path, records, monkeypatch):
     assert (tmp_path / "shared.jsonl").read_text() == (tmp_path / "alone.jsonl").read_text()
 
 
-def test_a_damaged_block_is_made_anew(tmp_path, records):
+@pytest.mark.parametrize("damage", ["rubbish", "cut", "classes", "windows", "images", "kind", "array", "bomb"])
+def test_a_damaged_block_is_made_again(tmp_path, records, damage):
+    generate_hypotheses(generator(), records, HEADER, tmp_path / "unbroken.jsonl")
     blocks = ScoreBlocks(tmp_path / "h.jsonl", [r["image_id"] for r in records], dataclasses.asdict(HEADER))
-    blocks.folder.mkdir()
-    (blocks.folder / "000000.npz").write_bytes(b"PK rubbish")
-    with pytest.raises(ReclipError, match="again"):
-        generate_hypotheses(generator(), records, HEADER, tmp_path / "h.jsonl")
-    generate_hypotheses(generator(), records, HEADER, tmp_path / "h.jsonl")
-    lines = (tmp_path / "h.jsonl").read_text().splitlines()
-    assert [json.loads(line)["image_id"] for line in lines[1:]] == ["0", "1", "2", "3", "4"]
+    file = blocks.folder / "000001.npz"
+    sound = {"size": np.ones((2, 2), int), "top1": np.ones((2, 9), int), "scores": np.ones((2, 9, 3), np.float16)}
+    arrays = {
+        "classes": {**sound, "scores": np.ones((2, 9, 4), np.float16)},
+        "windows": {**sound, "top1": np.ones((2, 8), int)},
+        "images": {name: array[:1] for name, array in sound.items()},
+        "kind": {**sound, "top1": np.ones((2, 9))},
+    }.get(damage, sound)
+    blocks.write(1, arrays)
+    if damage == "rubbish":
+        file.write_bytes(b"PK rubbish")
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-30])
+    elif damage == "array":
+        with open(file, "wb") as stream:
+            np.save(stream, np.ones(3))
+    elif damage == "bomb":  # a header that asks for a petabyte
+        head = io.BytesIO()
+        np.lib.format.write_array_header_1_0(head, {"descr": "<f8", "fortran_order": False, "shape": (10**14,)})
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("scores.npy", head.getvalue())
+    second = generator()
+    generate_hypotheses(second, records, HEADER, tmp_path / "h.jsonl")
+    assert second.backbone.crops == 5 * 9
+    assert (tmp_path / "h.jsonl").read_text() == (tmp_path / "unbroken.jsonl").read_text()
+
+
+def test_blocks_of_other_settings_go_when_the_file_is_there(tmp_path, records):
+    path = tmp_path / "h.jsonl"
+    other = ScoreBlocks(path, ["x"], {})
+    other.write(0, {"scores": np.zeros(1)})
+    (other.folder / ".000001.npz.0a1b2c3d.tmp.npz").touch()
+    mine = tmp_path / "h.jsonl.parts-0123456789ab"
+    mine.mkdir()
+    (mine / "notes.txt").touch()
+    (tmp_path / "h.jsonl.parts-of-mine").mkdir()
+    lines = load_or_generate(path, HEADER, records, generator)
+    assert len(lines) == 5 and not other.folder.exists()
+    assert (mine / "notes.txt").exists() and (tmp_path / "h.jsonl.parts-of-mine").exists()
+
+
+def test_two_runs_that_need_one_file(tmp_path, records, caplog):
+    """One makes it, the other waits, and reads it."""
+    caplog.set_level(logging.INFO)
+    made, begun, go_on = [], threading.Event(), threading.Event()
+
+    def slow_generator() -> HypothesisGenerator:
+        made.append(1)
+        begun.set()
+        assert go_on.wait(30)
+        return generator()
+
+    def run() -> dict:
+        return load_or_generate(tmp_path / "h.jsonl", HEADER, records, slow_generator)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(run)
+        assert begun.wait(30)
+        second = pool.submit(run)
+        while "waiting for another run" not in caplog.text:
+            time.sleep(0.01)
+        go_on.set()
+        assert first.result(60) == second.result(60) and len(first.result()) == 5
+    assert len(made) == 1

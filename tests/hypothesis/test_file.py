@@ -92,12 +92,18 @@ def test_not_a_hypothesis_file(tmp_path, content):
     assert "is not a hypothesis file" in message_of(path) or "is damaged" in message_of(path)
 
 
-@pytest.mark.parametrize("line", ["{", '{"image_id": "c", "top1": [1', "null", "[1]", '{"top1": [0]}', "7"])
+@pytest.mark.parametrize(
+    "line",
+    ["{", '{"image_id": "c", "top1": [1', "null", "[1]", '{"top1": [0]}', "7", '{"image_id": ["c"]}', "[" * 100_000,
+     '{"image_id": "c", "top1": [NaN]}', '{"image_id": "c", "size": ' + "1" * 9999 + "}", "\x00", "\udcff"],
+    ids=range(12),
+)  # fmt: skip
 def test_damaged_line(tmp_path, line):
     path = write(tmp_path / "h.jsonl")
-    with path.open("a") as stream:
+    with path.open("a", errors="surrogateescape") as stream:
         stream.write(line)
-    assert "is damaged" in message_of(path)
+    message = message_of(path)
+    assert "is damaged (line " in message and len(message) < 400
 
 
 def test_binary_rubbish_and_a_field_too_many(tmp_path):
@@ -107,6 +113,15 @@ def test_binary_rubbish_and_a_field_too_many(tmp_path):
     head = {"format": "reclip_d2 hypothesis 1", **dataclasses.asdict(HEADER), "colour": "red"}
     path.write_text(json.dumps(head) + "\n")
     assert "is damaged" in message_of(path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"class_names": "sky"}, {"class_names": [3]}, {"window_ratio": "1"}, {"method": "x"}, {"images": None}]
+)
+def test_a_header_of_another_shape(tmp_path, change):
+    path = tmp_path / "h.jsonl"
+    path.write_text(json.dumps({"format": "reclip_d2 hypothesis 1", **dataclasses.asdict(HEADER), **change}) + "\n")
+    assert f"is damaged (line 1: at $.{next(iter(change))}" in message_of(path)
 
 
 # ---- from lines to H ------------------------------------------------------------------------------------------
