@@ -31,6 +31,7 @@ import reclip_d2.modeling  # noqa: E402, F401  (registers the models)
 from reclip_d2.clip.text import check_class_names  # noqa: E402
 from reclip_d2.config import load_config  # noqa: E402
 from reclip_d2.data.classes import class_names_of  # noqa: E402
+from reclip_d2.engine.checkpoint import IDENTITY_VERSION  # noqa: E402
 from reclip_d2.engine.public_checkpoint import (  # noqa: E402
     check_fits,
     compatibility_keys,
@@ -117,9 +118,9 @@ def save(path: Path, state: dict[str, Tensor], identity: str) -> None:
     with atomic_write(path) as temporary:
         if path.suffix == ".safetensors":
             state = {name: tensor.contiguous() for name, tensor in state.items()}
-            save_safetensors(state, temporary, {"identity": identity})
+            save_safetensors(state, temporary, {"identity": identity, "identity_version": IDENTITY_VERSION})
         else:
-            save_archive({"model": state, "identity": identity}, temporary)
+            save_archive({"model": state, "identity": identity, "identity_version": IDENTITY_VERSION}, temporary)
 
 
 @exit_on_error
@@ -162,7 +163,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if cfg.MODEL.MASK_DECODER.ENABLED:
             modules["mask_decoder"] = MaskDecoder(cfg, backbone.embed_dim, len(class_names))
     check_fits(checkpoint, modules, args.checkpoint)
-    identity = json.dumps(checkpoint_identity(backbone, class_names, cfg.MODEL.CLIP.TEMPLATES, head))
+    statistics = (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
+    identity = json.dumps(checkpoint_identity(backbone, class_names, cfg.MODEL.CLIP.TEMPLATES, head, statistics))
 
     if class_token is not None:
         with atomic_write(token_file) as path:

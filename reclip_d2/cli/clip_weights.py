@@ -10,6 +10,7 @@ from typing import Any
 import open_clip
 from open_clip.pretrained import get_pretrained_cfg
 
+from reclip_d2.clip.architectures import open_clip_name
 from reclip_d2.clip.build import check_supported
 from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
 from reclip_d2.errors import ReclipError
@@ -27,9 +28,11 @@ def find_weights(name: str, pretrained: str) -> Path | str:
     Raises:
         ReclipError: the model or the tag is unknown, the file does not exist, or the weights cannot be fetched.
     """
-    if name not in open_clip.list_models():
+    own = open_clip_name(name)
+    if own not in open_clip.list_models():
         raise ReclipError(f"--clip {name} is not known to open_clip: take ViT-B-16-quickgelu, or {EMBEDDED_MODEL_NAME}")
     check_supported(name)
+    name = own
     file = Path(pretrained).expanduser()
     if file.is_file():
         return file

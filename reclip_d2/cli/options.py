@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from detectron2.config import CfgNode
 
 import reclip_d2.modeling.meta_arch.distillation
 import reclip_d2.modeling.meta_arch.student  # noqa: F401  (both register their models)
+from reclip_d2.clip.architectures import USUAL_SIDE, image_side, suits_resolution
+from reclip_d2.clip.build import embedding_shape
 from reclip_d2.config import load_config
 from reclip_d2.config.flat import flatten
 from reclip_d2.data.image_folder import FoundImages
@@ -28,6 +31,13 @@ _HARMLESS = (
     "CUDNN_BENCHMARK", "DATALOADER", "DATASETS.CUSTOM", "HYPOTHESIS.BATCH_SIZE", "HYPOTHESIS.FILE", "MODEL.DEVICE",
     "MODEL.CLIP.PRETRAINED", "MODEL.TEACHER.WEIGHTS", "OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "TEST.BAND_MEMORY",
     "VIS_PERIOD",
+)  # fmt: skip
+
+
+# Sizes of configs/custom that are meant for a CLIP of the usual size.
+_SIZES = (
+    "INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.CROP.SIZE",
+    "INPUT.COPIES.SHORT_SIDE",
 )  # fmt: skip
 
 
@@ -82,7 +92,34 @@ def stage_config(kind: str, clip: str, overrides: Sequence[str]) -> CfgNode:
         str(file if file.is_file() else folder / STAGE_CONFIGS[kind]), ["MODEL.CLIP.NAME", clip, *overrides]
     )
     cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
+    if not file.is_file():
+        _fit_sizes(cfg, set(overrides[::2]))
     return cfg
+
+
+def _fit_sizes(cfg: CfgNode, given: set[str]) -> None:
+    """Scale the sizes of configs/custom to a CLIP that was trained on far smaller or larger images.
+
+    Args:
+        given: keys that the user has set: they stay.
+    """
+    try:
+        side, (_, patch) = image_side(cfg.MODEL.CLIP.NAME), embedding_shape(cfg.MODEL.CLIP.NAME)
+    except ReclipError:  # the model's builder says what is wrong with it
+        return
+    if suits_resolution(cfg.INPUT.MIN_SIZE_TEST, side):
+        return
+
+    def fit(size: int) -> int:
+        return max(1, round(size * side / USUAL_SIDE / patch)) * patch
+
+    for key in _SIZES:
+        if key in given:
+            continue
+        *names, leaf = key.split(".")
+        node = functools.reduce(getattr, names, cfg)
+        value = node[leaf]
+        node[leaf] = type(value)(map(fit, value)) if isinstance(value, list | tuple) else fit(value)
 
 
 def settings_of(cfg: CfgNode) -> dict[str, str]:

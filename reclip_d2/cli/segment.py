@@ -69,6 +69,7 @@ class SegmentRun:
         self.images = self.found.images
         self.kinds = ["maskclip"] if args.fast else ["rectified", "student"] if args.student else ["rectified"]
         self.pretrained = options.resolve_pretrained(args.pretrained)
+        args.clip = options.resolve_pretrained(args.clip)  # a name, or the file of an architecture
         if args.clip != EMBEDDED_MODEL_NAME:
             find_weights(args.clip, args.pretrained)
         self.configs = {kind: self._config(kind) for kind in self.kinds}

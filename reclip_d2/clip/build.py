@@ -12,7 +12,9 @@ import torch
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from torch import nn
 
-from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME, build_embedded_clip, register_embedded_config
+from reclip_d2.clip.architectures import model_config, open_clip_name
+from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME, build_embedded_clip
+from reclip_d2.clip.settings import WeightSettings, settings_beside
 from reclip_d2.clip.weights import ClipWeights, load_clip_weights, read_clip_weights
 from reclip_d2.errors import ReclipError
 
@@ -23,7 +25,8 @@ def build_clip(name: str, pretrained: str) -> tuple[nn.Module, object]:
     """Build an open_clip model with frozen weights, in eval mode, float32, on the CPU.
 
     Args:
-        name: an open_clip model name, or ``reclip-embedded`` for the tiny CLIP that ships with the package.
+        name: an open_clip model name, the JSON file of an architecture, or ``reclip-embedded`` for the tiny CLIP that
+            ships with the package.
         pretrained: an open_clip tag (``openai``, ``laion2b_s34b_b88k``, ...); a local file: OpenAI's TorchScript
             archive, or a state dict with open_clip's or Hugging Face's names; or ``random`` for seeded random weights
             (tests). Ignored for ``reclip-embedded``.
@@ -38,11 +41,9 @@ def build_clip(name: str, pretrained: str) -> tuple[nn.Module, object]:
     if name == EMBEDDED_MODEL_NAME:
         model = build_embedded_clip()
     else:
-        if name not in open_clip.list_models():
-            raise ReclipError(f"MODEL.CLIP.NAME {name!r} is not known to open_clip: see open_clip.list_models()")
         check_supported(name)
-        model = _build(name, pretrained)
-    return model.float().eval().requires_grad_(False), open_clip.get_tokenizer(name)
+        model = _build(open_clip_name(name), pretrained)
+    return model.float().eval().requires_grad_(False), open_clip.get_tokenizer(open_clip_name(name))
 
 
 def check_supported(name: str) -> None:
@@ -51,7 +52,7 @@ def check_supported(name: str) -> None:
     Read off the model's config, before the (possibly large) model is built;
     :func:`~reclip_d2.clip.vision.check_value_path` looks at the module itself.
     """
-    config = open_clip.get_model_config(name)
+    config = model_config(name)
     vision, text = config["vision_cfg"], config["text_cfg"]
     reasons = (
         ("timm_model_name" in vision, f"its image tower is timm's {vision.get('timm_model_name')} (EVA, SigLIP, ...)"),
@@ -70,10 +71,7 @@ def check_supported(name: str) -> None:
 
 def embedding_shape(name: str) -> tuple[int, int]:
     """Width D of the joint embedding and side of a patch in pixels, read off the model's config: nothing is built."""
-    register_embedded_config()
-    config = open_clip.get_model_config(name)
-    if config is None:
-        raise ReclipError(f"MODEL.CLIP.NAME {name!r} is not known to open_clip: see open_clip.list_models()")
+    config = model_config(name)
     check_supported(name)
     return config["embed_dim"], config["vision_cfg"]["patch_size"]
 
@@ -93,7 +91,9 @@ def _build(name: str, pretrained: str) -> nn.Module:
                 f" (tags: {', '.join(tags) or 'none'})"
             )
         weights = read_clip_weights(path)
-        _check_file_activation(name, pretrained, weights)
+        settings = settings_beside(path)
+        _check_architecture(name, settings)
+        _check_file_activation(name, pretrained, weights, settings)
     model = _random_model(name)
     load_clip_weights(model, weights, name, pretrained)
     return model
@@ -103,7 +103,11 @@ def _random_model(name: str) -> nn.Module:
     """The model with open_clip's initialisation from a fixed seed; torch's own generator is untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return open_clip.create_model(name, pretrained=None, pretrained_text=False)
+        try:
+            return open_clip.create_model(name, pretrained=None, pretrained_text=False)
+        except (TypeError, ValueError, AssertionError, AttributeError, ZeroDivisionError) as error:
+            cause = " ".join(str(error).split())[:120] or type(error).__name__
+            raise ReclipError(f"open_clip cannot build MODEL.CLIP.NAME {name!r}: {cause}") from error
 
 
 def _fetch(name: str, tag: str) -> Path:
@@ -130,9 +134,29 @@ def _origin(config: dict[str, Any]) -> str:
     return " or ".join(places) or "its file"
 
 
-def _check_file_activation(name: str, source: str, weights: ClipWeights) -> None:
+def _check_architecture(name: str, settings: WeightSettings) -> None:
+    """Raise :class:`ReclipError` where a config beside the weights is of another architecture than the model."""
+
+    def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for key, value in node.items():
+            flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        return flat
+
+    theirs, ours = flatten(settings.architecture), flatten(model_config(name))
+    for key in sorted(theirs.keys() & ours.keys() - {"quick_gelu"}):  # the activation has a message of its own
+        if theirs[key] != ours[key]:
+            raise ReclipError(
+                f"{settings.origin} says {key} {theirs[key]}, and MODEL.CLIP.NAME {name} has {ours[key]}: set"
+                " MODEL.CLIP.NAME to the model of these weights"
+            )
+
+
+def _check_file_activation(name: str, source: str, weights: ClipWeights, settings: WeightSettings) -> None:
     if weights.quick_gelu is not None:
         _check_activation(name, f"MODEL.CLIP.PRETRAINED {source} ({weights.source} weights)", weights.quick_gelu)
+    elif settings.quick_gelu is not None:
+        _check_activation(name, f"MODEL.CLIP.PRETRAINED {source} (as {settings.origin} says)", settings.quick_gelu)
     elif weights.source == "Hugging Face":
         logger.warning(
             "%s has no config.json beside it: cannot tell whether it needs QuickGELU (OpenAI's weights do)", source

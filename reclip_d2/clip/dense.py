@@ -16,6 +16,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
+from reclip_d2.clip.architectures import open_clip_name
 from reclip_d2.clip.build import build_clip, clip_fingerprint
 from reclip_d2.clip.compat import OWN_IMAGE_TOWER, adapt_image_tower
 from reclip_d2.clip.text import TextEncoder
@@ -90,7 +91,7 @@ class DenseCLIP(Backbone):
         return {
             "clip": clip,
             "tokenizer": tokenizer,
-            "name": keys.NAME,
+            "name": open_clip_name(keys.NAME),
             "value_path_residual": keys.VALUE_PATH_RESIDUAL,
             "autocast_dtype": AUTOCAST_DTYPES[keys.AUTOCAST],
             "image_tower": image_tower,

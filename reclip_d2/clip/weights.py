@@ -8,7 +8,6 @@ Shape letters: D width of the joint embedding, E width of a transformer.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,8 @@ from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
 from reclip_d2.errors import ReclipError
+from reclip_d2.utils.files import MIB
+from reclip_d2.utils.json_files import read_json
 from reclip_d2.utils.tensor_files import check_tensors, dtype_mismatches, read_tensor_file, state_dict_of
 
 KEY = "MODEL.CLIP.PRETRAINED"
@@ -73,10 +74,10 @@ def _float(state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
 def _hidden_act_is_quick(path: Path) -> bool | None:
     """Whether the ``config.json`` beside a Hugging Face file asks for QuickGELU; None without one."""
     try:
-        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+        config = read_json(path.parent / "config.json", {"type": "object"}, "config", "replace it", max_bytes=MIB)
         towers = [config.get("vision_config") or {}, config.get("text_config") or {}]
         acts = {tower.get("hidden_act", "quick_gelu") for tower in towers}  # the default of transformers' CLIPConfig
-    except (OSError, ValueError, AttributeError):
+    except (ReclipError, AttributeError):
         return None
     return "quick_gelu" in acts
 

@@ -36,10 +36,15 @@ class Key:
 
 KEYS: dict[str, Key] = {
     # ---- frozen CLIP -------------------------------------------------------------------------------------
-    # open_clip model name; "reclip-embedded" is the tiny CLIP that ships with the package.
+    # open_clip model name, or the JSON file of an architecture (open_clip's model config, or the open_clip_config.json
+    # of a Hugging Face repository); "reclip-embedded" is the tiny CLIP that ships with the package.
     "MODEL.CLIP.NAME": Key("ViT-B-16-quickgelu", Text()),
     # open_clip tag, a local file (OpenAI's TorchScript archive, open_clip's or Hugging Face's weights), or "random".
     "MODEL.CLIP.PRETRAINED": Key("openai", Text()),
+    # Normalisation of images: "weights" takes what an open_clip tag, or an open_clip_config.json or
+    # preprocessor_config.json beside a local file, says, in place of the defaults of MODEL.PIXEL_MEAN and PIXEL_STD;
+    # "keys" takes those keys whatever the weights say.
+    "MODEL.CLIP.NORMALIZATION": Key("weights", Choice(("weights", "keys"))),
     # Keep residual connections and MLP around the last block's value path (public MaskCLIP and ReCLIP code).
     "MODEL.CLIP.VALUE_PATH_RESIDUAL": Key(True, Flag()),
     # Prompt templates of the Query text features W_q: imagenet_scene (85), imagenet (80), photo (1).

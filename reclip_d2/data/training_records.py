@@ -14,7 +14,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
+from reclip_d2.clip.architectures import open_clip_name
 from reclip_d2.clip.prompts import get_templates
+from reclip_d2.clip.settings import pixel_statistics
 from reclip_d2.clip.text import cached_query_features
 from reclip_d2.data.classes import check_registered, class_names_of
 from reclip_d2.data.dataset_mapper import LABEL_KEYS
@@ -61,15 +63,16 @@ def hypothesis_header(cfg: CfgNode, clip_fingerprint: str, images: str = "") -> 
         images: see :func:`images_digest`.
     """
     crops = cfg.HYPOTHESIS.METHOD == "crops"
+    statistics = pixel_statistics(cfg)
     return HypothesisHeader(
         dataset="+".join(cfg.DATASETS.TRAIN),
         class_names=class_names_of(cfg.DATASETS.TRAIN[0]),
-        clip=cfg.MODEL.CLIP.NAME,
+        clip=open_clip_name(cfg.MODEL.CLIP.NAME),
         fingerprint=clip_fingerprint,
         templates=cfg.MODEL.CLIP.TEMPLATES,
         method=cfg.HYPOTHESIS.METHOD,
         window_ratio=round(cfg.HYPOTHESIS.WINDOW_RATIO, 6) if crops else 0.0,
-        pixel_statistics=[[float(x) for x in key] for key in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)],
+        pixel_statistics=[[float(x) for x in values] for values in (statistics.mean, statistics.std)],
         images=images,
     )
 
@@ -136,8 +139,7 @@ def build_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
         return HypothesisGenerator(
             backbone,
             features.to(cfg.MODEL.DEVICE),
-            cfg.MODEL.PIXEL_MEAN,
-            cfg.MODEL.PIXEL_STD,
+            *header.pixel_statistics,
             cfg.HYPOTHESIS.BATCH_SIZE,
         )
 

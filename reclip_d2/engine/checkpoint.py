@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from reclip_d2.config.keys import KEYS
 from reclip_d2.errors import ReclipError, is_user_error
 from reclip_d2.io import atomic_write, is_temporary
 from reclip_d2.utils.files import MissingFileError, check_regular, read_text
@@ -22,6 +23,9 @@ from reclip_d2.utils.locks import LOCK_NAME, try_lock
 from reclip_d2.utils.tensor_files import check_tensors, dtype_mismatches, read_tensor_file, save_archive, state_dict_of
 
 logger = logging.getLogger(__name__)
+
+# Of checkpoints whose identity has all that the features depend on; those of earlier versions have none.
+IDENTITY_VERSION = "2"
 
 
 FINAL_CHECKPOINT = "model_final.pth"
@@ -53,7 +57,12 @@ class ReclipCheckpointer(DetectionCheckpointer):
         """Write ``<save_dir>/<name>.pth`` and tag it as the last checkpoint; see fvcore's ``Checkpointer``."""
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict(), "identity": json.dumps(self.model.identity()), **kwargs}
+        data = {
+            "model": self.model.state_dict(),
+            "identity": json.dumps(self.model.identity()),
+            "identity_version": IDENTITY_VERSION,
+            **kwargs,
+        }
         if self.resolution:
             data["resolution"] = self.resolution
         for key, checkpointable in self.checkpointables.items():
@@ -112,10 +121,13 @@ class ReclipCheckpointer(DetectionCheckpointer):
         iteration = content.get("iteration", 0)
         if type(iteration) is not int or iteration < 0:
             raise ReclipError(f"checkpoint {filename} is damaged: its iteration is {_short(iteration)}")
-        return {"identity": file.metadata.get("identity"), **content}
+        metadata = {key: file.metadata[key] for key in ("identity", "identity_version") if key in file.metadata}
+        return {**metadata, **content}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        check_identity(checkpoint.pop("identity", None), self.model.identity(), self._path)
+        recorded = str(checkpoint.pop("identity_version", "1")) == IDENTITY_VERSION
+        former = {} if recorded else self.model.former_identity()
+        check_identity(checkpoint.pop("identity", None), self.model.identity(), self._path, former)
         weights = checkpoint["model"] = state_dict_of(checkpoint["model"], f"checkpoint {self._path}", wrappers=())
         # fvcore would look a tensor of another shape up in the model by its name, which need not be its place.
         own = {key: tuple(value.shape) for key, value in self.model.state_dict().items()}
@@ -210,17 +222,20 @@ def training_resolution(cfg: CfgNode) -> str:
     return f"short side {short_sides} px{crop}"
 
 
-def check_identity(found: str | None, expected: dict[str, Any], path: str) -> None:
+def check_identity(
+    found: str | None, expected: dict[str, Any], path: str, former: Mapping[str, Any] | None = None
+) -> None:
     """Raise :class:`ReclipError` if a checkpoint belongs to another CLIP, class list or template set.
 
     Args:
         found: the identity in the file, JSON; None if it has none.
         expected: the model's.
+        former: fields that a checkpoint of an earlier version does not have, as that version took them.
     """
     if found is None:
         raise ReclipError(f"checkpoint {path} does not say which CLIP and classes it belongs to: it is not one of ours")
     try:
-        identity = dict(json.loads(found))
+        identity = {**(former or {}), **dict(json.loads(found))}
     except (ValueError, TypeError, RecursionError) as error:
         raise ReclipError(f"checkpoint {path} has a damaged identity: it is not one of ours") from error
     if "student_head" in identity and "student_head" not in expected:
@@ -236,7 +251,9 @@ def check_identity(found: str | None, expected: dict[str, Any], path: str) -> No
             continue
         if key == "class_names":
             raise ReclipError(f"checkpoint {path} is of another class list: {_difference(other, value)}")
-        raise ReclipError(f"checkpoint {path} is of another {key}: {_short(other)} instead of {_short(value)}")
+        usual = KEYS[key].default if key in KEYS else None  # keys with their defaults are not recorded
+        words = [_short(usual if entry is None else entry) for entry in (other, value)]
+        raise ReclipError(f"checkpoint {path} is of another {key}: {words[0]} instead of {words[1]}")
 
 
 def _difference(theirs: Any, ours: list[list[str]]) -> str:

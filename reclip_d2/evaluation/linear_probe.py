@@ -76,6 +76,9 @@ class LinearProbe(LanguageSegmentor):
     def identity(self) -> dict[str, Any]:
         return {**self.model.identity(), "probed model": self.model_digest}
 
+    def former_identity(self) -> dict[str, Any]:
+        return self.model.former_identity()
+
     def train(self, mode: bool = True) -> LinearProbe:
         super().train(mode)
         self.model.eval()

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from reclip_d2.config.keys import KEYS
 from reclip_d2.errors import ReclipError
 from reclip_d2.hypothesis.rules import (
     hypothesis_from_scores,
@@ -45,6 +46,10 @@ _HEADER_SCHEMA = {
 }
 
 
+def _former_statistics() -> list[list[float]]:
+    return [list(KEYS[f"MODEL.{key}"].default) for key in ("PIXEL_MEAN", "PIXEL_STD")]
+
+
 @dataclasses.dataclass(frozen=True)
 class HypothesisHeader:
     """What a hypothesis file was made with.
@@ -57,8 +62,8 @@ class HypothesisHeader:
         templates: name of the template set.
         method: ``crops`` (Eq. 6), ``image`` (ReCLIP's rule) or ``imported``.
         window_ratio: r; 0 for the other methods.
-        pixel_statistics: mean and standard deviation that images are normalised by; empty in files of earlier versions,
-            where it is not compared.
+        pixel_statistics: mean and standard deviation that images are normalised by; files of earlier versions, which do
+            not say it, were made with OpenAI's.
         images: hash of the ids and contents of the images; "" in files of earlier versions, and then not compared.
     """
 
@@ -69,7 +74,7 @@ class HypothesisHeader:
     templates: str
     method: str
     window_ratio: float
-    pixel_statistics: list[list[float]] = dataclasses.field(default_factory=list)
+    pixel_statistics: list[list[float]] = dataclasses.field(default_factory=_former_statistics)
     images: str = ""
 
     def difference(self, other: HypothesisHeader) -> str | None:
@@ -82,7 +87,7 @@ class HypothesisHeader:
             names = ["method", "dataset", "class_names"]
         for name in names:
             mine, theirs = getattr(self, name), getattr(other, name)
-            if name in ("pixel_statistics", "images") and not (mine and theirs):
+            if name == "images" and not (mine and theirs):
                 continue
             if mine != theirs and name == "images":
                 return "version of the images"

@@ -77,7 +77,7 @@ def test_hypotheses_are_made_once_and_attached(cfg, isolated_cache, monkeypatch)
     for record in records:
         assert record["hypothesis"] and set(record["hypothesis"]) <= set(range(4))
         assert not any(key in record for key in LABEL_KEYS)
-    files = list((isolated_cache / "hypotheses").iterdir())
+    files = list((isolated_cache / "hypotheses").glob("[!.]*"))
     assert len(files) == 1 and files[0].name.startswith("reclip_test_train-crops-")
     from reclip_d2.hypothesis import generate
 
@@ -102,7 +102,7 @@ def test_classes_per_image_take_the_place_of_the_threshold(cfg, method, isolated
         records = build_training_records(cfg)
     assert "HYPOTHESIS.CLASSES_PER_IMAGE 2: the threshold t is" in caplog.text
     # By a search over what the file holds.
-    (file,) = (isolated_cache / "hypotheses").iterdir()
+    (file,) = (isolated_cache / "hypotheses").glob("[!.]*")
     lines = [json.loads(line) for line in file.read_text().splitlines()[1:]]
     scores = [
         line["scores"] if method == "image" else [line["top1"].count(k) / len(line["top1"]) for k in range(4)]
@@ -124,7 +124,7 @@ def test_classes_per_image_take_the_place_of_the_threshold(cfg, method, isolated
     assert build_training_records(cfg) == records
     cfg.HYPOTHESIS.CLASSES_PER_IMAGE = 1.0
     assert all(len(record["hypothesis"]) == 1 for record in build_training_records(cfg))
-    assert len(list((isolated_cache / "hypotheses").iterdir())) == 1
+    assert len(list((isolated_cache / "hypotheses").glob("[!.]*"))) == 1
 
 
 def test_more_classes_an_image_than_there_are(cfg, isolated_cache):

@@ -32,7 +32,7 @@ def message_of(path, model=None) -> str:
 def test_file_holds_trained_parts_and_the_identity(tmp_path):
     model = make_rectified()
     content = torch.load(saved(tmp_path, model, iteration=7), weights_only=True)
-    assert set(content) == {"model", "identity", "iteration"} and content["iteration"] == 7
+    assert set(content) == {"model", "identity", "identity_version", "iteration"} and content["iteration"] == 7
     assert set(content["model"]) == set(model.state_dict())
     assert all(key.startswith(("bias_head.", "mask_decoder.")) for key in content["model"])
     assert json.loads(content["identity"])["class_names"] == CLASS_NAMES
@@ -280,3 +280,45 @@ def test_safetensors(tmp_path):
         assert torch.equal(value, other.state_dict()[key]), key
     safetensors.torch.save_file(model.state_dict(), path)
     assert "does not say which CLIP" in message_of(path)
+
+
+# ---- what the features depend on ---------------------------------------------------------------------------------
+
+
+def without_value_path_residual() -> torch.nn.Module:
+    model = make_rectified()
+    model.backbone.value_path_residual = False
+    return model
+
+
+def normalised_otherwise(from_weights: bool = False) -> torch.nn.Module:
+    model = make_rectified()
+    model.pixel_mean.fill_(127.5)
+    model.statistics_from_weights = from_weights
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (without_value_path_residual, "another MODEL.CLIP.VALUE_PATH_RESIDUAL: True instead of False"),
+        (normalised_otherwise, "another MODEL.PIXEL_MEAN: [122.7709, 116.7"),
+    ],
+)
+def test_all_that_changes_the_features_is_compared(tmp_path, make, words):
+    usual, other = saved(tmp_path), saved(tmp_path, make(), "other")
+    assert words in message_of(usual, make())
+    assert "is of another MODEL." in message_of(other)
+    ReclipCheckpointer(make()).load(str(other))
+
+
+def test_checkpoints_of_earlier_versions(tmp_path):
+    """They do not record the value path and the normalisation, which they took from the config."""
+    path = saved(tmp_path)
+    content = torch.load(path, weights_only=True)
+    del content["identity_version"]
+    torch.save(content, path)
+    for model in (make_rectified(), without_value_path_residual(), normalised_otherwise()):
+        ReclipCheckpointer(model).load(str(path))
+    # A normalisation that only the weights ask for was not theirs.
+    assert "another MODEL.PIXEL_MEAN" in message_of(path, normalised_otherwise(from_weights=True))

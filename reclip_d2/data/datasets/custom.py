@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from open_clip.tokenizer import SimpleTokenizer
 
-from reclip_d2.clip.embedded import register_embedded_config
+from reclip_d2.clip.architectures import open_clip_name
 from reclip_d2.clip.prompts import get_templates
 from reclip_d2.data.class_file import ClassList, check_name_tokens, read_class_file
 from reclip_d2.data.image_folder import find_images
@@ -83,7 +83,7 @@ def check_names_fit(classes: ClassList, clip_name: str, templates: str) -> None:
             are left to the model's builder.
         templates: name of the template set.
     """
-    register_embedded_config()
+    clip_name = open_clip_name(clip_name)
     config = open_clip.get_model_config(clip_name)
     if config is None or "hf_tokenizer_name" in config["text_cfg"]:
         check_name_tokens(classes, SimpleTokenizer().encode)

@@ -68,6 +68,11 @@ class LanguageSegmentor(nn.Module):
         """What a checkpoint of this model belongs to, besides its weights: plain values, for JSON."""
         raise NotImplementedError
 
+    def former_identity(self) -> dict[str, Any]:
+        """The part of :meth:`identity` that checkpoints of earlier versions do not record: the values that these took
+        from the config."""
+        return {}
+
     def normalize(self, image: Tensor) -> Tensor:
         """The network's view of an image ``(3, H, W)``, RGB in [0, 255]."""
         return (image.to(self.device) - self.pixel_mean) / self.pixel_std

@@ -127,6 +127,9 @@ class Distillation(nn.Module):
     def identity(self) -> dict[str, Any]:
         return self.student.identity()
 
+    def former_identity(self) -> dict[str, Any]:
+        return self.student.former_identity()
+
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The student's."""
         return self.student.state_dict(*args, **kwargs)

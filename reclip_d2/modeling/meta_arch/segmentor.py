@@ -6,6 +6,7 @@ Shape letters: B images, C classes, D width of the joint embedding, (h, w) patch
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from reclip_d2.clip.compat import OWN_IMAGE_TOWER
 from reclip_d2.clip.dense import DenseCLIP
 from reclip_d2.clip.prompts import get_templates
+from reclip_d2.clip.settings import pixel_statistics
 from reclip_d2.clip.text import cached_query_features, check_class_names
+from reclip_d2.config.keys import KEYS
 from reclip_d2.data.classes import class_names_from_config
 from reclip_d2.modeling.backbone import build_clip_backbone
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor, inference_arguments
@@ -27,15 +30,26 @@ class CLIPSegmentor(LanguageSegmentor):
     which checkpoints carry and compare.
     """
 
-    def __init__(self, backbone: DenseCLIP, query_features: Tensor, class_names: list[list[str]], **base: Any) -> None:
+    def __init__(
+        self,
+        backbone: DenseCLIP,
+        query_features: Tensor,
+        class_names: list[list[str]],
+        *,
+        statistics_from_weights: bool = False,
+        **base: Any,
+    ) -> None:
         """
         Args:
             query_features: W_q ``(C, D)`` of the templates.
             class_names: for each class its name and any synonyms.
+            statistics_from_weights: the pixel statistics are not those of the keys, see
+                :func:`~reclip_d2.clip.settings.pixel_statistics`.
             base: arguments of :class:`LanguageSegmentor`; the pixel statistics are CLIP's.
         """
         super().__init__(class_names, **base)
         self.backbone = backbone
+        self.statistics_from_weights = statistics_from_weights
         self.register_buffer("template_query_features", query_features, persistent=False)
         self.register_load_state_dict_post_hook(_expect_no_frozen_weights)
 
@@ -44,6 +58,7 @@ class CLIPSegmentor(LanguageSegmentor):
         backbone = build_clip_backbone(cfg)
         class_names = class_names_from_config(cfg)
         check_class_names(class_names, backbone.text_encoder.name_tokens)
+        statistics = pixel_statistics(cfg)
         return {
             **inference_arguments(cfg),
             "backbone": backbone,
@@ -51,8 +66,9 @@ class CLIPSegmentor(LanguageSegmentor):
                 backbone.text_encoder, class_names, get_templates(cfg.MODEL.CLIP.TEMPLATES), backbone.key
             ),
             "class_names": class_names,
-            "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
-            "pixel_std": list(cfg.MODEL.PIXEL_STD),
+            "pixel_mean": statistics.mean,
+            "pixel_std": statistics.std,
+            "statistics_from_weights": statistics.from_weights,
         }
 
     @property
@@ -76,17 +92,46 @@ class CLIPSegmentor(LanguageSegmentor):
         return self.segment(images)[0]
 
     def identity(self) -> dict[str, Any]:
-        return checkpoint_identity(self.backbone, self.class_names, self.templates, getattr(self, "bias_head", None))
+        return checkpoint_identity(
+            self.backbone,
+            self.class_names,
+            self.templates,
+            getattr(self, "bias_head", None),
+            (self.pixel_mean.flatten().tolist(), self.pixel_std.flatten().tolist()),
+        )
+
+    def former_identity(self) -> dict[str, Any]:
+        recorded_since = {"MODEL.CLIP.VALUE_PATH_RESIDUAL"}
+        if not self.statistics_from_weights:  # earlier versions normalised as the keys say
+            recorded_since |= {"MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"}
+        return {key: value for key, value in self.identity().items() if key in recorded_since}
 
 
 def checkpoint_identity(
-    backbone: DenseCLIP, class_names: list[list[str]], templates: str, bias_head: nn.Module | None = None
+    backbone: DenseCLIP,
+    class_names: list[list[str]],
+    templates: str,
+    bias_head: nn.Module | None = None,
+    pixel_statistics: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> dict[str, Any]:
-    """What a checkpoint belongs to: the pretrained CLIP, the class list, and where they are not the usual ones, the
-    changes of the image tower, whether it is trained, and the text and norm of the Reference prompt."""
-    changed = {} if backbone.image_tower == OWN_IMAGE_TOWER else {"image_tower": backbone.image_tower}
+    """What a checkpoint belongs to: all that its image features and texts depend on.
+
+    These are the pretrained CLIP and the class list and, where they are not the usual ones, the changes of the image
+    tower, its value path, whether it is trained, the normalisation of images, and the text and norm of the Reference
+    prompt. The size of images is not in it: a model may be used at others than it was trained at. Nor is the precision.
+
+    Args:
+        pixel_statistics: mean and standard deviation; None for the usual ones.
+    """
+    changed: dict[str, Any] = {} if backbone.image_tower == OWN_IMAGE_TOWER else {"image_tower": backbone.image_tower}
     if backbone.fine_tune:
         changed["MODEL.CLIP.FINE_TUNE"] = True
+    if not backbone.value_path_residual:
+        changed["MODEL.CLIP.VALUE_PATH_RESIDUAL"] = False
+    for key, values in zip(("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"), pixel_statistics or (), strict=False):
+        rounded = [round(value, 4) for value in values]  # they have been float32
+        if rounded != KEYS[key].default:
+            changed[key] = rounded
     identity = {
         "clip": backbone.name,
         **changed,

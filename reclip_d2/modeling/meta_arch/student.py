@@ -15,8 +15,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone
 from torch import Tensor
 
+from reclip_d2.clip.architectures import open_clip_name
 from reclip_d2.clip.build import embedding_shape
 from reclip_d2.clip.text import check_class_names
+from reclip_d2.config.keys import KEYS
 from reclip_d2.data.classes import class_names_from_config
 from reclip_d2.errors import ReclipError
 from reclip_d2.modeling.bias_head import BIAS_HEAD_REGISTRY
@@ -44,6 +46,7 @@ class Student(LanguageSegmentor):
         head: str,
         output_stride: int,
         image_format: str = "RGB",
+        settings: dict[str, Any] | None = None,
         **base: Any,
     ) -> None:
         """
@@ -54,6 +57,8 @@ class Student(LanguageSegmentor):
             head: which components are inherited, for the identity; see :data:`~..student.inherited.HEADS`.
             output_stride: of the backbone.
             image_format: channel order that the backbone expects.
+            settings: keys that its features depend on, that the weights do not show, and that do not have their
+                defaults; for the identity.
             base: arguments of :class:`LanguageSegmentor`; the pixel statistics are the backbone's.
         """
         super().__init__(**base)
@@ -64,6 +69,7 @@ class Student(LanguageSegmentor):
         self.head = head
         self.output_stride = output_stride
         self.image_format = image_format
+        self.settings = settings or {}
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -77,10 +83,11 @@ class Student(LanguageSegmentor):
             "backbone": backbone,
             "feature_head": DeepLabV2Head(backbone.output_shape()["res5"].channels, embed_dim, keys.DILATIONS),
             "inherited": empty_head(cfg, len(class_names)),
-            "clip_name": cfg.MODEL.CLIP.NAME,
+            "clip_name": open_clip_name(cfg.MODEL.CLIP.NAME),
             "head": keys.HEAD,
             "output_stride": keys.OUTPUT_STRIDE,
             "image_format": keys.FORMAT,
+            "settings": _changed_settings(cfg),
             "class_names": class_names,
             "pixel_mean": list(keys.PIXEL_MEAN),
             "pixel_std": list(keys.PIXEL_STD),
@@ -96,12 +103,16 @@ class Student(LanguageSegmentor):
         rectified = {"rectification": "add"} if self.inherited.rectification == "add" else {}  # the weights do not show
         return {
             **rectified,
+            **self.settings,
             "clip": self.clip_name,
             "class_names": self.class_names,
             "templates": self.templates,
             "student_head": self.head,
             "bias_grid": None if grid is None else list(grid.shape[-2:]),
         }
+
+    def former_identity(self) -> dict[str, Any]:
+        return self.settings
 
     def normalize(self, image: Tensor) -> Tensor:
         image = image.to(self.device)
@@ -137,6 +148,15 @@ class Student(LanguageSegmentor):
     def pixel_embedding(self, images: Tensor) -> Tensor:
         """What a linear probe reads, as of a rectified model: concat(Z^, M^D) ``(B, D + C, h, w)``."""
         return torch.cat(self.segment(images), dim=1)
+
+
+def _changed_settings(cfg: CfgNode) -> dict[str, Any]:
+    """See the argument ``settings`` of :class:`Student`."""
+    student = ("FORMAT", "PIXEL_MEAN", "PIXEL_STD", "OUTPUT_STRIDE", "DILATIONS")
+    values = {f"MODEL.STUDENT.{key}": cfg.MODEL.STUDENT[key] for key in student}
+    values["MODEL.RESNETS.STRIDE_IN_1X1"] = cfg.MODEL.RESNETS.STRIDE_IN_1X1
+    plain = {key: list(value) if isinstance(value, list | tuple) else value for key, value in values.items()}
+    return {key: value for key, value in plain.items() if value != KEYS[key].default}
 
 
 def bias_grid(cfg: CfgNode) -> tuple[int, int]:
