@@ -87,7 +87,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         Path(target).write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(module.torch, "save", fail)
+    monkeypatch.setattr(module, "save_archive", fail)
     with pytest.raises((OSError, ReclipError), match="no space left"):
         saved(tmp_path)
     assert path.read_bytes() == content
