@@ -44,6 +44,7 @@ from reclip_d2.modeling.backbone import build_clip_backbone  # noqa: E402
 from reclip_d2.modeling.bias_head import build_bias_head  # noqa: E402
 from reclip_d2.modeling.mask_decoder import MaskDecoder  # noqa: E402
 from reclip_d2.modeling.meta_arch.segmentor import checkpoint_identity  # noqa: E402
+from reclip_d2.utils.files import MIB, read_text  # noqa: E402
 from reclip_d2.utils.tensor_files import save_archive, save_safetensors  # noqa: E402
 
 SUFFIXES = (".pth", ".safetensors")
@@ -75,10 +76,8 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def read_names(path: Path) -> list[str]:
     """Class names of a text file, one a line."""
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ReclipError(f"class list {path} cannot be read: give a text file with one name a line") from error
+    text = read_text(path, "class list", limit=MIB, remedy="give a text file with one name a line")
+    names = [line.strip() for line in text.splitlines()]
     while names and not names[-1]:
         names.pop()
     return names

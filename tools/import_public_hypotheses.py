@@ -12,7 +12,6 @@ HYPOTHESIS.FILE <OUT>``.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +25,13 @@ from reclip_d2.data.classes import class_names_of  # noqa: E402
 from reclip_d2.data.training_records import unlabelled_records  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
 from reclip_d2.hypothesis.file import HypothesisHeader, write_hypothesis_file  # noqa: E402
+from reclip_d2.utils.files import MIB, read_text  # noqa: E402
+from reclip_d2.utils.json_files import JsonError, parse_json  # noqa: E402
 
 # Ends of file names that lists leave out (Cityscapes).
 LEFT_OUT = ("_leftImg8bit",)
+# Of lists of COCO's images and more.
+_MAX_BYTES = 256 * MIB
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -43,10 +46,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def _read_lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ReclipError(f"{path} cannot be read as text: check the path") from error
+    lines = read_text(path, limit=_MAX_BYTES).splitlines()
     while lines and not lines[-1].strip():
         lines.pop()
     return lines
@@ -61,8 +61,8 @@ def read_public_hypotheses(path: Path, num_classes: int) -> list[list[int]]:
     result = []
     for number, line in enumerate(_read_lines(path), start=1):
         try:
-            ids = json.loads(line)
-        except ValueError as error:
+            ids = parse_json(line)
+        except JsonError as error:
             raise ReclipError(f"{path} line {number} is no JSON list of class ids: {line[:40]!r}") from error
         if not isinstance(ids, list) or not all(isinstance(k, int) and not isinstance(k, bool) for k in ids):
             raise ReclipError(f"{path} line {number} is no JSON list of class ids: {line[:40]!r}")

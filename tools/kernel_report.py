@@ -16,7 +16,10 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
+from reclip_d2.errors import exit_on_error  # noqa: E402
+from reclip_d2.utils.files import MIB, read_bytes  # noqa: E402
+
+_MAX_LOG = 256 * MIB
 
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -61,12 +64,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("log", type=Path, help="log of a verbose build")
     args = parser.parse_args()
-    try:
-        kernels = parse_report(args.log.read_text(errors="replace"))
-    except OSError as error:
-        raise ReclipError(
-            f"build log {args.log} cannot be read ({error.strerror}): build with pip install -v"
-        ) from error
+    log = read_bytes(args.log, "build log", limit=_MAX_LOG, remedy="build with pip install -v")
+    kernels = parse_report(log.decode(errors="replace"))
     if not kernels:
         print("no kernels in the build log: the extension was not compiled for CUDA")
         return

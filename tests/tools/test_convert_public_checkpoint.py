@@ -193,7 +193,7 @@ def test_class_lists_that_do_not_fit(tool, capsys, saved, tmp_path):
     double = name_file(tmp_path, [*NAMES[:3], "sky"], "double.txt")
     assert "share the name 'sky'" in error_of(tool, capsys, source, output, "--class-names", double, *token)
     none = str(tmp_path / "none.txt")
-    assert "none.txt cannot be read" in error_of(tool, capsys, source, output, "--class-names", none, *token)
+    assert "none.txt does not exist" in error_of(tool, capsys, source, output, "--class-names", none, *token)
 
 
 def test_class_tokens_that_do_not_fit(tool, capsys, saved, tmp_path):

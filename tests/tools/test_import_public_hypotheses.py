@@ -137,9 +137,9 @@ def test_two_images_of_one_name(tool, capsys, source, datasets):
 
 
 def test_missing_files_an_unknown_data_set_and_an_output_that_exists(tool, capsys, source):
-    assert "cannot be read as text" in error_of(tool, capsys, source, "--list", str(source.parent / "none.txt"))
+    assert "none.txt does not exist" in error_of(tool, capsys, source, "--list", str(source.parent / "none.txt"))
     assert "'reclip_test_none' is not registered" in error_of(tool, capsys, source, "--dataset", "reclip_test_none")
-    assert "cannot be read as text" in error_of(tool, capsys, source.parent / "none.json")
+    assert "none.json does not exist: check the path" in error_of(tool, capsys, source.parent / "none.json")
     output = run(tool, source)
     before = output.read_bytes()
     source.write_text("[0]\n[0]\n[0]\n")
