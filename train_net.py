@@ -58,6 +58,7 @@ from reclip_d2.engine.worker_watch import watch_workers
 from reclip_d2.engine.writers import build_writers
 from reclip_d2.errors import ReclipError, exit_on_error
 from reclip_d2.evaluation.bias import build_bias_evaluators
+from reclip_d2.evaluation.label_check import check_own_labels
 from reclip_d2.evaluation.label_maps import LabelMapEvaluator
 from reclip_d2.modeling import MaskCLIP
 from reclip_d2.modeling.build import check_registered_parts
@@ -111,6 +112,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         check_labelled(dataset_name)
+        check_own_labels(dataset_name)
         watch_workers()
         return build_detection_test_loader(cfg, dataset_name, mapper=UnlabelledDatasetMapper(cfg, is_train=False))
 

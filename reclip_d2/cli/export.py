@@ -20,6 +20,7 @@ from reclip_d2.config import load_config
 from reclip_d2.data.class_file import read_class_file
 from reclip_d2.data.classes import class_names_from_config
 from reclip_d2.data.datasets.custom import CUSTOM, register_custom, register_images
+from reclip_d2.data.datasets.custom_labels import CUSTOM_VAL
 from reclip_d2.errors import ReclipError
 from reclip_d2.export.description import DescribedFile
 from reclip_d2.export.export import FORMATS, ExportOptions, export_model
@@ -151,7 +152,7 @@ def _classes_of(cfg: CfgNode, keep_background: bool) -> tuple[MaskClasses, Seque
     """The classes of a config's data set, and the id of each class of the model."""
     names = [synonyms[0] for synonyms in class_names_from_config(cfg)]
     dataset = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST][0]
-    if dataset == CUSTOM:
+    if dataset in (CUSTOM, CUSTOM_VAL):
         table = MaskClassTable(read_class_file(cfg.DATASETS.CUSTOM.CLASSES), keep_background)
         return table.mask_classes, table.ids.tolist()
     return MaskClasses.make(names, MetadataCatalog.get(dataset).get("stuff_colors")), range(len(names))

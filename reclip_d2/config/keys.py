@@ -201,6 +201,9 @@ KEYS: dict[str, Key] = {
     # ---- own images (configs/custom, the command `reclip`) ---------------------------------------------------
     # Registered as "custom": a folder (searched recursively), an image, a glob, or a .txt list of these; no labels.
     "DATASETS.CUSTOM.IMAGES": Key("", Text(empty=True)),
+    # Registered as "custom_val" with the images that have a label: a folder of index PNGs that mirrors the images, ids
+    # in the order of the class file, 255 ignored. For evaluation alone; with it DATASETS.TEST () becomes custom_val.
+    "DATASETS.CUSTOM.LABELS": Key("", Text(empty=True)),
     # Class file: a class a line, synonyms after commas (reclip_d2/data/class_file.py).
     "DATASETS.CUSTOM.CLASSES": Key("", Text(empty=True)),
     # The next two nodes and TEST.BAND_MEMORY are of `reclip` and demo/demo.py, which predict in a way of their own.

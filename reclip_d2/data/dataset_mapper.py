@@ -15,7 +15,14 @@ from reclip_d2.data.images import read_image
 from reclip_d2.hypothesis.rules import hypothesis_from_windows
 from reclip_d2.hypothesis.windows import crop_windows
 
-LABEL_KEYS = ("sem_seg_file_name", "annotations", "segments_info", "pan_seg_file_name", "label_file_name")
+LABEL_KEYS = (
+    "sem_seg_file_name",
+    "sem_seg_orientation",
+    "annotations",
+    "segments_info",
+    "pan_seg_file_name",
+    "label_file_name",
+)
 
 
 class UnlabelledDatasetMapper:

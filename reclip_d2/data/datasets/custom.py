@@ -1,13 +1,15 @@
 """A user's own images as the data set ``custom``: images and a class file, no labels.
 
 ``DATASETS.CUSTOM.IMAGES`` and ``DATASETS.CUSTOM.CLASSES`` say what it is, so it is registered for a config
-(:func:`register_custom`), not when the package is imported.
+(:func:`register_custom`), not when the package is imported. With ``DATASETS.CUSTOM.LABELS`` the labelled images are
+registered once more, see :mod:`reclip_d2.data.datasets.custom_labels`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -18,6 +20,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from reclip_d2.clip.architectures import open_clip_name
 from reclip_d2.clip.prompts import get_templates
 from reclip_d2.data.class_file import ClassList, check_name_tokens, read_class_file
+from reclip_d2.data.datasets.custom_labels import CUSTOM_VAL, register_labelled
 from reclip_d2.data.image_folder import find_images
 from reclip_d2.errors import ReclipError
 from reclip_d2.visualization.labels import class_colors
@@ -28,14 +31,20 @@ CUSTOM = "custom"
 
 
 def register_custom(cfg: CfgNode) -> None:
-    """Register ``custom`` if the config names it; the images are listed when the records are asked for.
+    """Register ``custom`` and ``custom_val`` if the config names them; images are listed when records are asked for.
+
+    With ``DATASETS.CUSTOM.LABELS`` an empty ``DATASETS.TEST`` becomes ``custom_val``.
 
     Raises:
-        ReclipError: a key is empty, or the class file is wrong.
+        ReclipError: a key is empty, the class file is wrong, or ``custom_val`` is trained on.
     """
-    if CUSTOM not in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        return
     keys = cfg.DATASETS.CUSTOM
+    if keys.LABELS and not cfg.DATASETS.TEST and CUSTOM in cfg.DATASETS.TRAIN:
+        cfg.DATASETS.TEST = (CUSTOM_VAL,)
+    if not {CUSTOM, CUSTOM_VAL} & {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}:
+        return
+    if CUSTOM_VAL in cfg.DATASETS.TRAIN:
+        raise ReclipError(f"{CUSTOM_VAL} in DATASETS.TRAIN has labels, which training never reads: name {CUSTOM}")
     if not keys.IMAGES or not keys.CLASSES:
         raise ReclipError(
             "DATASETS.CUSTOM.IMAGES or DATASETS.CUSTOM.CLASSES is empty: name your images (a folder, an image, a glob"
@@ -45,7 +54,12 @@ def register_custom(cfg: CfgNode) -> None:
     check_names_fit(classes, cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.TEMPLATES)
     register_images([], classes)
     DatasetCatalog.remove(CUSTOM)
-    DatasetCatalog.register(CUSTOM, lambda: _records_of(keys.IMAGES))
+    labels = [Path(keys.LABELS).expanduser()] if keys.LABELS else []  # may lie below the images; they are none
+    DatasetCatalog.register(CUSTOM, lambda: _records_of(keys.IMAGES, labels))
+    if CUSTOM_VAL in cfg.DATASETS.TEST:
+        if not keys.LABELS:
+            raise ReclipError("DATASETS.CUSTOM.LABELS is empty: name the folder of your labels, index PNGs")
+        register_labelled(keys.IMAGES, keys.LABELS, classes)
 
 
 def register_images(records: Sequence[dict[str, Any]], classes: ClassList) -> None:
@@ -66,8 +80,8 @@ def register_images(records: Sequence[dict[str, Any]], classes: ClassList) -> No
     )
 
 
-def _records_of(images: str) -> list[dict[str, Any]]:
-    found = find_images([images])
+def _records_of(images: str, exclude: Sequence[Path]) -> list[dict[str, Any]]:
+    found = find_images([images], exclude)
     if found.left_out:
         logger.info("%s: %s", CUSTOM, found.left_out)
     return [{"file_name": str(image.path), "image_id": str(image.name)} for image in found.images]

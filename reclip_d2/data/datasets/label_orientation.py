@@ -55,14 +55,14 @@ class OrientationCounts:
         """All of them."""
         return self.stored + self.upright + self.open
 
-    def drawn_on(self, title: str, rule: str, chosen: str | None = None, option: str = "") -> str:
+    def drawn_on(self, title: str, rule: str, chosen: str | None, remedy: str) -> str:
         """What the labels whose size does not tell were drawn on, ``stored`` or ``upright``.
 
         Args:
             title: of the data set, for the error.
             rule: the data set's, where no label's size tells.
             chosen: by the user; None for the labels' own evidence.
-            option: with which the user chooses.
+            remedy: what the user can do where nothing decides.
 
         Raises:
             ReclipError: the labels whose size tells are of both kinds, some tell nothing, and the user has not chosen.
@@ -72,8 +72,7 @@ class OrientationCounts:
         if self.open and self.stored and self.upright:
             raise ReclipError(
                 f"{title}: of the labels of images with an EXIF rotation {self.stored} are drawn on the stored pixels"
-                f" and {self.upright} are upright, and of {self.open} the size does not tell: add {option} stored or"
-                f" {option} upright"
+                f" and {self.upright} are upright, and of {self.open} the size does not tell: {remedy}"
             )
         if self.stored or self.upright:
             return "stored" if self.stored else "upright"

@@ -212,7 +212,7 @@ def convert_labels(
     counts = OrientationCounts()
     for part in _in_processes(_scan_chunk, chunks, workers):
         counts.add(part)
-    drawn_on = counts.drawn_on(title, "stored", drawn_on, "--labels-drawn-on")
+    drawn_on = counts.drawn_on(title, "stored", drawn_on, "add --labels-drawn-on stored or upright")
     with tqdm(total=len(tasks), desc=title, unit="label") as bar:
         for part in _in_processes(convert_chunk, chunks, workers, table, num_classes, overwrite, drawn_on):
             report.add(part)

@@ -88,21 +88,19 @@ STORED, UPRIGHT, OPEN = (6, (HEIGHT, WIDTH)), (6, (WIDTH, HEIGHT)), (3, (HEIGHT,
 
 
 def test_sizes_decide_for_those_that_do_not_tell():
-    assert counts_of(STORED, OPEN).drawn_on("x", "upright") == "stored"
-    assert counts_of(UPRIGHT, OPEN).drawn_on("x", "stored") == "upright"
-    assert counts_of(OPEN).drawn_on("x", "stored") == "stored"
-    assert counts_of(OPEN).drawn_on("x", "upright") == "upright"
+    assert counts_of(STORED, OPEN).drawn_on("x", "upright", None, "") == "stored"
+    assert counts_of(UPRIGHT, OPEN).drawn_on("x", "stored", None, "") == "upright"
+    assert counts_of(OPEN).drawn_on("x", "stored", None, "") == "stored"
+    assert counts_of(OPEN).drawn_on("x", "upright", None, "") == "upright"
     assert counts_of((1, (HEIGHT, WIDTH))).total == 0
 
 
 def test_labels_of_both_kinds():
-    assert counts_of(STORED, UPRIGHT).drawn_on("x", "stored") == "stored"  # nothing is left to decide
+    assert counts_of(STORED, UPRIGHT).drawn_on("x", "stored", None, "") == "stored"  # nothing is left to decide
     mixed = counts_of(STORED, UPRIGHT, STORED, OPEN)
-    with pytest.raises(
-        ReclipError, match=r"^x: .* 2 are drawn on the stored .* 1 are upright, and of 1 .* add --on sto"
-    ):
-        mixed.drawn_on("x", "stored", None, "--on")
-    assert mixed.drawn_on("x", "stored", "upright", "--on") == "upright"
+    with pytest.raises(ReclipError, match=r"^x: .* 2 are drawn on the stored .* 1 are upright, and of 1 .* do this$"):
+        mixed.drawn_on("x", "stored", None, "do this")
+    assert mixed.drawn_on("x", "stored", "upright", "do this") == "upright"
     assert label_turn(Geometry((HEIGHT, WIDTH), 6), (HEIGHT, WIDTH), "upright") == 6  # what the size tells, it tells
 
 
