@@ -27,13 +27,12 @@ from detectron2.engine import (
     HookBase,
     create_ddp_model,
     default_argument_parser,
-    default_setup,
     launch,
 )
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
-from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -48,9 +47,10 @@ from reclip_d2.data.training_records import build_training_records, unlabelled_r
 from reclip_d2.engine.calibration import calibrate
 from reclip_d2.engine.checkpoint import FINAL_CHECKPOINT, ReclipCheckpointer, forget_run, run_lock, training_resolution
 from reclip_d2.engine.hooks import SeedIteration
-from reclip_d2.engine.logs import UserErrorFilter
+from reclip_d2.engine.launch_checks import check_config_for, check_processes, scale_to_processes
 from reclip_d2.engine.lr_scheduler import build_lr_scheduler
 from reclip_d2.engine.optimizer import build_optimizer
+from reclip_d2.engine.run_setup import describe_model, set_up_run
 from reclip_d2.engine.sync_batch_norm import broadcast_statistics, synchronize_on_cpu
 from reclip_d2.engine.train_loop import TrainLoop, amp_dtype_of
 from reclip_d2.engine.training_settings import TrainingSettings
@@ -93,9 +93,13 @@ class Trainer(DefaultTrainer):
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self.register_hooks(self.build_hooks())
 
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        return scale_to_processes(cfg, num_workers)
+
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        return synchronize_on_cpu(super().build_model(cfg))
+        return synchronize_on_cpu(describe_model(build_model(cfg)))
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0) -> DataLoader:
@@ -179,9 +183,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         )
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="reclip_d2", abbrev_name="reclip_d2")
-    logging.getLogger("detectron2.engine.train_loop").addFilter(UserErrorFilter())
+    set_up_run(cfg, args)
     return cfg
 
 
@@ -234,6 +236,8 @@ def trainable_config(args: argparse.Namespace) -> CfgNode:
         ReclipError: there is nothing to train.
     """
     cfg = load_config(args.config_file, args.opts)
+    check_registered_parts(cfg)
+    check_config_for(cfg, comm.get_world_size())
     if cfg.MODEL.META_ARCHITECTURE == "MaskCLIP":
         raise ReclipError("MaskCLIP has nothing to train: add --eval-only")
     if cfg.MODEL.META_ARCHITECTURE == "Student":
@@ -259,8 +263,7 @@ def check_run(cfg: CfgNode, args: argparse.Namespace) -> bool:
 def run_program(main: Callable[[argparse.Namespace], Any]) -> None:
     """Call ``main`` with the command line's arguments, in as many processes as they ask for."""
     args = argument_parser().parse_args()
-    if args.num_gpus > max(1, gpus := torch.cuda.device_count()):
-        raise ReclipError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
+    check_config_for(load_config(args.config_file, args.opts), check_processes(args))
     launch(
         main,
         args.num_gpus,

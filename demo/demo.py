@@ -36,6 +36,7 @@ from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
 from reclip_d2.inference import ImagePredictor  # noqa: E402
 from reclip_d2.io import atomic_write  # noqa: E402
 from reclip_d2.modeling.build import check_registered_parts  # noqa: E402
+from reclip_d2.utils.output_paths import check_output_folder, check_output_path  # noqa: E402
 from train_net import build_evaluation_model  # noqa: E402
 
 # Files of --output; anything else names a folder.
@@ -115,6 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = find_images(args.input, exclude=[output])
     images = found.images
     paths = picture_paths(images, output, args.overwrite)
+    if args.output is not None:
+        (check_output_path if paths == [output] else check_output_folder)(args.output)
     if found.left_out:
         print(found.left_out)
     if args.output is None:

@@ -493,7 +493,7 @@ def test_the_last_checkpoint_is_gone(scene, capfd):
 
 
 def test_devices_that_are_not_there(scene, capfd, monkeypatch):
-    assert "MODEL.DEVICE is 'gpu'; take cpu, cuda or cuda:1" in mistake(capfd, scene, "MODEL.DEVICE", "gpu")
+    assert "MODEL.DEVICE is 'gpu'; it must be cpu, cuda or cuda:N" in mistake(capfd, scene, "MODEL.DEVICE", "gpu")
     count = torch.cuda.device_count()
     monkeypatch.setattr(sys, "argv", ["train_net.py", "--num-gpus", str(count + 2)])
     line = error_line(capfd, lambda: train_net.run_program(train_net.main))

@@ -43,6 +43,7 @@ from reclip_d2.evaluation.model_analysis import (  # noqa: E402
 )
 from reclip_d2.evaluation.preferences import spread_records  # noqa: E402
 from reclip_d2.modeling.build import check_registered_parts  # noqa: E402
+from reclip_d2.utils.output_paths import check_output_folder  # noqa: E402
 from reclip_d2.visualization.bias_report import BiasReport  # noqa: E402
 from reclip_d2.visualization.labels import class_colors  # noqa: E402
 from reclip_d2.visualization.report_folder import check_output_dir, remove_report  # noqa: E402
@@ -68,7 +69,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "--compare", nargs="+", action="extend", default=[], metavar="NAME=CONFIG[:WEIGHTS]", help="further models"
     )
     parser.add_argument("--dataset", default="", help="registered data set; by default the config's first for the test")
-    parser.add_argument("--output-dir", type=Path, default=Path("output/bias"))
+    parser.add_argument("--output-dir", default="output/bias")
     parser.add_argument("--overwrite", action="store_true", help="replace a report that stands in --output-dir")
     parser.add_argument("--scenes", type=int, default=4, help="scenes to draw, spread evenly over the data set")
     parser.add_argument(
@@ -203,6 +204,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = argument_parser().parse_args(arguments)
     if args.scenes < 0 or args.preference_images < 1:
         raise ReclipError("--scenes must be 0 or above, --preference-images above 0")
+    args.output_dir = check_output_folder(args.output_dir, "--output-dir")
     models = list_models(args)
     main_cfg = models[-1].cfg
     dataset = main_cfg.DATASETS.TEST[0]

@@ -37,6 +37,7 @@ from torch import Tensor
 from reclip_d2.errors import ReclipError, exit_on_error
 from reclip_d2.io import atomic_write
 from reclip_d2.layers import kernels_available, rectify_and_pool, upsample_argmax, use_kernels
+from reclip_d2.utils.output_paths import check_output_path
 
 # Vocabulary: its classes and the mean number of classes in an image.
 VOCABULARIES = {"voc20": (20, 1.85), "context59": (59, 12.8), "ade150": (150, 22.3), "large1000": (1000, 22.3)}
@@ -323,7 +324,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     result.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    result.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    result.add_argument("--json", metavar="FILE", help="write all figures there")
     result.add_argument("--vocabularies", nargs="+", choices=sorted(VOCABULARIES), default=list(VOCABULARIES))
     result.add_argument("--pixels", nargs="+", type=int, default=[336, 512, 1024], help="side of the input images")
     result.add_argument("--batches", nargs="+", type=int, default=[1, 12, 16])
@@ -340,6 +341,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the benchmark."""
     arguments = parser().parse_args()
+    if arguments.json is not None:
+        arguments.json = check_output_path(arguments.json, "--json")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.memory_of:

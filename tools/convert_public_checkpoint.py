@@ -45,6 +45,7 @@ from reclip_d2.modeling.bias_head import build_bias_head  # noqa: E402
 from reclip_d2.modeling.mask_decoder import MaskDecoder  # noqa: E402
 from reclip_d2.modeling.meta_arch.segmentor import checkpoint_identity  # noqa: E402
 from reclip_d2.utils.files import MIB, read_text  # noqa: E402
+from reclip_d2.utils.output_paths import check_output_path  # noqa: E402
 from reclip_d2.utils.tensor_files import save_archive, save_safetensors  # noqa: E402
 
 SUFFIXES = (".pth", ".safetensors")
@@ -54,7 +55,7 @@ def argument_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, metavar="IN", help="checkpoint of the public code")
-    parser.add_argument("output", type=Path, metavar="OUT", help="checkpoint to write: .pth or .safetensors")
+    parser.add_argument("output", metavar="OUT", help="checkpoint to write: .pth or .safetensors")
     names = parser.add_mutually_exclusive_group(required=True)
     names.add_argument("--dataset", help="registered data set that has the model's classes")
     names.add_argument("--class-names", type=Path, help="the model's classes, one a line")
@@ -126,6 +127,7 @@ def save(path: Path, state: dict[str, Tensor], identity: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Convert."""
     args = argument_parser().parse_args(argv)
+    args.output = check_output_path(args.output, "OUT")
     output: Path = args.output.resolve()
     config_file, token_file = output.with_suffix(".yaml"), output.with_suffix(".class_token.safetensors")
     if output.suffix not in SUFFIXES:

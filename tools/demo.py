@@ -38,6 +38,7 @@ from reclip_d2.evaluation.hypothesis import hypothesis_precision_recall  # noqa:
 from reclip_d2.evaluation.label_files import DatasetLabels  # noqa: E402
 from reclip_d2.io import atomic_write  # noqa: E402
 from reclip_d2.reproduction import execute  # noqa: E402
+from reclip_d2.utils.output_paths import check_output_folder  # noqa: E402
 from reclip_d2.visualization.report import draw_report  # noqa: E402
 
 CONFIGS = ROOT / "configs" / "embedded"
@@ -112,12 +113,13 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="seed of the training runs")
-    parser.add_argument("--output-dir", type=Path, default=Path("output/demo"))
+    parser.add_argument("--output-dir", default="output/demo")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--dataset", default="embedded_val", choices=["embedded_val", "embedded_dev"], help="where to evaluate"
     )
     args = parser.parse_args()
+    args.output_dir = check_output_folder(args.output_dir, "--output-dir")
     quiet_logging(args.output_dir)
     demo = Demo(args.seed, args.output_dir, args.device, args.dataset)
 

@@ -27,6 +27,7 @@ from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
 from reclip_d2.hypothesis.file import HypothesisHeader, write_hypothesis_file  # noqa: E402
 from reclip_d2.utils.files import MIB, read_text  # noqa: E402
 from reclip_d2.utils.json_files import JsonError, parse_json  # noqa: E402
+from reclip_d2.utils.output_paths import check_output_path  # noqa: E402
 
 # Ends of file names that lists leave out (Cityscapes).
 LEFT_OUT = ("_leftImg8bit",)
@@ -38,7 +39,7 @@ def argument_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("hypotheses", type=Path, metavar="IN", help="public file: one list of class ids a line")
-    parser.add_argument("output", type=Path, metavar="OUT", help="hypothesis file to write")
+    parser.add_argument("output", metavar="OUT", help="hypothesis file to write")
     parser.add_argument("--dataset", required=True, help="registered data set of the training images")
     parser.add_argument("--list", type=Path, help="list file in whose order the lines stand (default: the data set's)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
@@ -119,6 +120,7 @@ def order_records(records: Sequence[dict[str, Any]], list_file: Path) -> list[di
 def main(argv: Sequence[str] | None = None) -> None:
     """Import."""
     args = argument_parser().parse_args(argv)
+    args.output = check_output_path(args.output, "OUT")
     if args.output.exists() and not args.overwrite:
         raise ReclipError(f"{args.output} exists: add --overwrite, or name another output")
     class_names = class_names_of(args.dataset)

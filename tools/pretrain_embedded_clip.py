@@ -53,6 +53,7 @@ from reclip_d2.data.embedded.vocabulary import (
 )
 from reclip_d2.errors import ReclipError, exit_on_error
 from reclip_d2.io import atomic_write
+from reclip_d2.utils.output_paths import check_output_path
 
 COMPOSITIONS_PER_STEP, CLOSE_UPS_PER_STEP = 32, 16
 PEAK_LR, WEIGHT_DECAY, WARMUP_SHARE, GRADIENT_CLIP = 2e-3, 0.05, 0.06, 1.0
@@ -209,10 +210,8 @@ def evaluate(checkpoint: Path, seed: int, close_ups: int, scenes: int) -> dict[s
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, default=EMBEDDED_CHECKPOINT, help="checkpoint to write (default: the package's)"
-    )
-    parser.add_argument("--log", type=Path, help="JSON log to write (default: pretrain_log.json beside the checkpoint)")
+    parser.add_argument("--out", default=EMBEDDED_CHECKPOINT, help="checkpoint to write (default: the package's)")
+    parser.add_argument("--log", help="JSON log to write (default: pretrain_log.json beside the checkpoint)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the world, the weights and the batches")
     parser.add_argument("--steps", type=int, default=1000, help="optimiser steps")
     parser.add_argument(
@@ -226,6 +225,9 @@ def _parser() -> argparse.ArgumentParser:
 @exit_on_error
 def main() -> None:
     args = _parser().parse_args()
+    args.out = check_output_path(args.out, "--out")
+    if args.log is not None:
+        args.log = check_output_path(args.log, "--log")
     for key in ("steps", "pool", "threads", "eval_scenes"):
         if getattr(args, key) < 1:
             raise ReclipError(f"--{key.replace('_', '-')} is {getattr(args, key)}; it must be at least 1")

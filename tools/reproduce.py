@@ -38,6 +38,7 @@ from reclip_d2.reproduction.report import write_report  # noqa: E402
 from reclip_d2.reproduction.runner import run_pending  # noqa: E402
 from reclip_d2.reproduction.runs import Job, Runs, Settings  # noqa: E402
 from reclip_d2.reproduction.suite_file import load_suite, suite_names  # noqa: E402
+from reclip_d2.utils.output_paths import check_output_folder, check_output_path  # noqa: E402
 
 SUITE_FILE = ROOT / "configs" / "ablations" / "paper.yaml"
 REPORT = "REPORT.md"
@@ -49,7 +50,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", required=True, help="data set: a suite of the suite file, such as embedded or voc20")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the training runs")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the runs and the report")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the runs and the report")
     parser.add_argument("--tables", nargs="+", metavar="KEY", help="tables to run and report, such as II IX Fig3")
     parser.add_argument("--experiments", nargs="+", default=[], metavar="KEY", help="run these only, see --list")
     parser.add_argument("--dataset", default="", help="where to evaluate; by default the configs' own DATASETS.TEST")
@@ -62,7 +63,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--list", action="store_true", help="list experiments and what is done of them; run nothing")
     parser.add_argument("--report-only", action="store_true", help="write the report from what is done; run nothing")
-    parser.add_argument("--report", type=Path, metavar="FILE", help=f"the report; by default DIR/{REPORT}")
+    parser.add_argument("--report", metavar="FILE", help=f"the report; by default DIR/{REPORT}")
     parser.add_argument("--overwrite", action="store_true", help="run again what was made with another config")
     parser.add_argument(
         "--drop-checkpoints", action="store_true", help="remove the weights of finished runs that no other run needs"
@@ -158,6 +159,9 @@ def report_command(args: argparse.Namespace) -> list[str]:
 def main() -> None:
     """See the module."""
     args = argument_parser().parse_args()
+    args.out = check_output_folder(args.out, "--out")
+    if args.report is not None:
+        args.report = check_output_path(args.report, "--report")
     names = suite_names(args.suite_file)
     if args.suite not in names:
         raise ReclipError(f"--suite {args.suite!r} is not in {args.suite_file}: choose one of {', '.join(names)}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import signal
 import threading
-from pathlib import Path
 from types import FrameType
 
 from reclip_d2.app.limits import Limits
@@ -19,6 +18,7 @@ from reclip_d2.cli.trained_model import TrainedModel
 from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
 from reclip_d2.data.image_file import MAX_PIXELS
 from reclip_d2.errors import ReclipError
+from reclip_d2.utils.output_paths import check_output_folder
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     check_address(args.host, args.port)
     limits = choose_limits(args)
     clip, trained = choose_models(args)
-    output = None if args.output is None else Path(args.output).expanduser().absolute()
+    output = None if args.output is None else check_output_folder(args.output).absolute()
     _stop_on_signals()
     try:
         with working_folder(output) as folder:

@@ -27,6 +27,7 @@ from reclip_d2.export.export import FORMATS, ExportOptions, export_model
 from reclip_d2.formats import MaskClasses
 from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
+from reclip_d2.utils.output_paths import check_output_folder, check_output_path
 
 # The model is traced on the CPU, in full precision, as a whole, with PyTorch's own operators.
 _PLAIN = ("MODEL.DEVICE", "cpu", "MODEL.USE_KERNELS", "False", "MODEL.CLIP.AUTOCAST", "float32",
@@ -165,8 +166,9 @@ def _output_path(args: argparse.Namespace, source: _Source) -> Path:
     if args.output is None:
         return source.folder / name
     path = Path(args.output).expanduser()
-    if path.is_dir() or not path.suffix or args.output.endswith("/"):
-        return path / name
+    if args.output and (path.is_dir() or not path.suffix or args.output.endswith("/")):
+        return check_output_folder(args.output) / name
+    path = check_output_path(args.output)
     if path.suffix not in suffixes:
         raise ReclipError(f"--output {args.output}: a file of the format {args.format} ends in {' or '.join(suffixes)}")
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -30,6 +31,9 @@ _OPTIONS = {
     "MODEL.STUDENT.WEIGHTS": "--student-weights",
     "MODEL.DEVICE": "--device",
     "SOLVER.MAX_ITER": "--iterations",
+    "INPUT.TILES.FROM_SIDE": "--tile",
+    "INPUT.TILES.SIZE": "--tile",
+    "OUTPUT_DIR": "--output",
     "DATASETS.CUSTOM.IMAGES": "IMAGES",
     "DATASETS.CUSTOM.CLASSES": "--classes",
 }
@@ -38,7 +42,7 @@ _OPTIONS = {
 def in_options(message: str) -> str:
     """A message of the library, with this command's options in place of the keys that they set."""
     for key, option in _OPTIONS.items():
-        message = message.replace(key, option)
+        message = re.sub(rf"(?<![\w.]){re.escape(key)}(?!\.?\w)", option, message)
     return message
 
 

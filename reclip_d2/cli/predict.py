@@ -18,11 +18,12 @@ from reclip_d2.data.image_folder import ImageFile, find_images
 from reclip_d2.engine.logs import logging_to
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.digest import current_digest, file_digest
+from reclip_d2.utils.output_paths import check_output_folder
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    folder = RunFolder(args.output)
+    folder = RunFolder(check_output_folder(args.output))
     source = RunFolder(args.model).path
     if folder.path == source:
         raise ReclipError(f"--output {args.output} is the model's own folder: name another")

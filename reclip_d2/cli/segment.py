@@ -27,7 +27,9 @@ from reclip_d2.engine.logs import logging_to
 from reclip_d2.errors import ReclipError
 from reclip_d2.hypothesis.blocks import remove_blocks
 from reclip_d2.io import atomic_write
+from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.utils.digest import current_digest, file_digest, file_digests
+from reclip_d2.utils.output_paths import check_output_folder
 
 STEPS = {
     "maskclip": "masks by MaskCLIP, no training",
@@ -63,7 +65,7 @@ class SegmentRun:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.folder = RunFolder(args.output)
+        self.folder = RunFolder(check_output_folder(args.output))
         self.classes = read_class_file(args.classes)
         self.found = find_images(args.images, exclude=[self.folder.path])
         self.images = self.found.images
@@ -75,6 +77,7 @@ class SegmentRun:
         self.configs = {kind: self._config(kind) for kind in self.kinds}
         for cfg in self.configs.values():
             check_names_fit(self.classes, cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.TEMPLATES)
+            check_registered_parts(cfg, len(self.classes.model_classes))
         self.request = Request(
             self.kinds[-1],
             self.classes,

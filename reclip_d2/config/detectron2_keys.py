@@ -44,6 +44,12 @@ DETECTRON2_RULES: dict[str, Rule] = {
     "MODEL.RESNETS.STRIDE_IN_1X1": Flag(),
     "MODEL.RESNETS.RES2_OUT_CHANNELS": CHANNELS,
     "MODEL.RESNETS.STEM_OUT_CHANNELS": CHANNELS,
+    # Of Detectron2's own builder, which a student may use too.
+    "MODEL.RESNETS.OUT_FEATURES": Items(Choice(("stem", "res2", "res3", "res4", "res5")), 1, 5),
+    "MODEL.RESNETS.RES5_DILATION": Choice((1, 2)),
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": Items(Flag(), 4, 4),
+    "MODEL.RESNETS.DEFORM_MODULATED": Flag(),
+    "MODEL.RESNETS.DEFORM_NUM_GROUPS": Whole(1, 1024),
     # ---- input ------------------------------------------------------------------------------------------------
     "INPUT.FORMAT": Choice(("RGB",)),
     # 0: the image's own size.

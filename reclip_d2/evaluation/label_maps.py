@@ -14,6 +14,7 @@ from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.label_files import DatasetLabels
 
 logger = logging.getLogger(__name__)
+_SILENT = logging.Logger("silent", level=logging.CRITICAL + 1)
 
 
 class LabelMapEvaluator(SemSegEvaluator):
@@ -68,10 +69,14 @@ class LabelMapEvaluator(SemSegEvaluator):
         """
         ids = set().union(*comm.all_gather(self._label_ids)) if self._distributed else self._label_ids
         check_label_ids(ids, self._labels)
+        self._logger = _SILENT  # Detectron2 would log its own mean
         results = super().evaluate()
         if results is not None:
             scores = results["sem_seg"]
-            scores["mIoU"] = float(np.nanmean([v for key, v in scores.items() if key.startswith("IoU-")]))
+            by_class = {key.removeprefix("IoU-"): value for key, value in scores.items() if key.startswith("IoU-")}
+            scores["mIoU"] = float(np.nanmean(list(by_class.values())))
+            words = ", ".join(f"{name} {value:.2f}" for name, value in by_class.items())
+            logger.info("%s: IoU by class: %s", self._dataset_name, words)
         return results
 
 

@@ -6,12 +6,22 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils.registry import Registry
 
+from reclip_d2.clip.build import embedding_shape
 from reclip_d2.errors import ReclipError
 from reclip_d2.modeling.bias_head import BIAS_HEAD_REGISTRY
+from reclip_d2.modeling.norm import build_norm
 
 
-def check_registered_parts(cfg: CfgNode) -> None:
-    """Raise :class:`ReclipError` for a meta-architecture, backbone or bias head that no registry knows."""
+def check_registered_parts(cfg: CfgNode, num_classes: int | None = None) -> None:
+    """Check the names of parts before anything is written.
+
+    Args:
+        num_classes: also check that the mask decoder's norm layer works for so many classes.
+
+    Raises:
+        ReclipError: open_clip does not know the CLIP; a meta-architecture, backbone or bias head is in no registry, or
+            is of another task of Detectron2's; a norm layer does not work.
+    """
     parts: tuple[tuple[str, str, Registry, str], ...] = (
         (
             "MODEL.META_ARCHITECTURE",
@@ -37,3 +47,8 @@ def check_registered_parts(cfg: CfgNode) -> None:
     for key, name, registry, usual in parts:
         if name not in registry:
             raise ReclipError(f"{key} {name!r} is not registered: take {usual}")
+        if key != "MODEL.STUDENT.BACKBONE" and registry.get(name).__module__.startswith("detectron2."):
+            raise ReclipError(f"{key} {name!r} is of another task of Detectron2's: take {usual}")
+    embedding_shape(cfg.MODEL.CLIP.NAME)
+    if num_classes is not None and cfg.MODEL.MASK_DECODER.ENABLED:
+        build_norm(cfg.MODEL.MASK_DECODER.NORM, num_classes, "MODEL.MASK_DECODER.NORM")

@@ -81,6 +81,8 @@ def _try_below(folder: Path, path: Path, what: str) -> None:
             there = there.parent
         if not there.is_dir():
             kind = "is a file" if there.is_file() else "is no folder"
+            if there == Path(os.path.abspath(path)):
+                raise ReclipError(f"{what} {shown} {kind}: name a folder")
             raise ReclipError(f"{what} {shown}: {display_path(there)} {kind}: name another path")
         made = tempfile.mkdtemp(prefix=".reclip-", dir=there)
         with contextlib.suppress(OSError):

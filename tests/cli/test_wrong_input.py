@@ -88,6 +88,8 @@ def test_output_that_is_the_folder_of_the_images(segment, photos):
         (("--device", "meta"), "--device meta is not supported"),
         (("--iterations", "0"), "--iterations 0: give a number above 0"),
         (("--tile", "-5"), "--tile -5: give a number above 0"),
+        (("--tile", "1"), "--tile is 1; it must be a whole number from 16"),
+        (("--iterations", "3000000000"), "--iterations is 3000000000; it must be a whole number from 1"),
     ],
 )
 def test_arguments(segment, tmp_path, arguments, words):
@@ -95,10 +97,32 @@ def test_arguments(segment, tmp_path, arguments, words):
     nothing_written(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("", "--output is empty"),
+        ("s3://bucket/x", "--output s3://bucket/x is an address"),
+        ("classes.txt", "is a file"),
+        ("classes.txt/x", "is a file"),
+        ("/proc/x", "nothing can be written in /proc"),
+        ("x" * 300, "too long"),
+        (os.fsdecode(b"\xff"), "is not UTF-8"),
+    ],
+)
+def test_outputs_that_cannot_be_made(segment, tmp_path, output, words):
+    before = sorted(tmp_path.iterdir())
+    assert words in segment(output=output).error
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_keys(segment, tmp_path):
     assert "NONSENSE" in segment(keys=("NONSENSE", "1")).error
     assert "has no partner" in segment(keys=("SOLVER.BASE_LR",)).error
-    assert "TEST.BAND_MEMORY must be above 0" in segment(keys=("TEST.BAND_MEMORY", "0")).error
+    assert "there is no key SOLVER.BASE_RL; did you mean SOLVER.BASE_LR?" in segment(keys=("SOLVER.BASE_RL", "1")).error
+    assert "TEST.BAND_MEMORY is 0; it must be" in segment(keys=("TEST.BAND_MEMORY", "0")).error
+    assert "--iterations is 0; it must be" in segment(keys=("SOLVER.MAX_ITER", "0")).error
+    assert "MODEL.MASK_DECODER.NORM 'GN' does not work" in segment(keys=("MODEL.MASK_DECODER.NORM", "GN")).error
+    assert "MODEL.BIAS_HEAD.NAME 'X' is not registered" in segment(keys=("MODEL.BIAS_HEAD.NAME", "X")).error
     nothing_written(tmp_path)
 
 

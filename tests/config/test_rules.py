@@ -319,6 +319,7 @@ def test_every_key_that_detectron2_reads_for_us_has_a_rule():
         verify_results,
         data_build._test_loader_from_config,
         modeling.build_model,
+        inspect.unwrap(modeling.build_resnet_backbone),
         solver_build.build_optimizer,
         solver_build.maybe_add_gradient_clipping,
         solver.build_lr_scheduler,

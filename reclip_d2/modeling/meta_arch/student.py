@@ -75,6 +75,10 @@ class Student(LanguageSegmentor):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         keys = cfg.MODEL.STUDENT
         backbone = BACKBONE_REGISTRY.get(keys.BACKBONE)(cfg, ShapeSpec(channels=3))
+        if "res5" not in backbone.output_shape():
+            raise ReclipError(
+                f"MODEL.STUDENT.BACKBONE {keys.BACKBONE} gives no res5: take build_dilated_resnet_backbone"
+            )
         class_names = class_names_from_config(cfg)
         check_class_names(class_names)
         embed_dim, _ = embedding_shape(cfg.MODEL.CLIP.NAME)

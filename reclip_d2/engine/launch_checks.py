@@ -1,0 +1,77 @@
+"""Check what a training is started with before its processes are: machines, GPUs, and the keys that depend on them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
+
+from reclip_d2.errors import ReclipError
+from reclip_d2.utils.output_paths import check_output_folder
+
+
+def check_processes(args: argparse.Namespace) -> int:
+    """How many processes there will be on all machines.
+
+    Args:
+        args: of Detectron2's parser: ``num_gpus``, ``num_machines``, ``machine_rank`` and ``dist_url``.
+
+    Raises:
+        ReclipError: there are not so many GPUs, or the machines' numbers do not fit.
+    """
+    gpus = torch.cuda.device_count()
+    if args.num_gpus < 0:
+        raise ReclipError(f"--num-gpus {args.num_gpus}: give a number of at least 0")
+    if args.num_gpus > max(1, gpus):
+        raise ReclipError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
+    if args.num_machines < 1:
+        raise ReclipError(f"--num-machines {args.num_machines}: give a number of at least 1")
+    if args.num_machines > 1 and (gpus == 0 or args.num_gpus == 0):
+        raise ReclipError(f"--num-machines {args.num_machines}: training on several machines needs GPUs on each")
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise ReclipError(
+            f"--machine-rank {args.machine_rank}: give one from 0 to {args.num_machines - 1}, below --num-machines"
+        )
+    processes = max(1, args.num_gpus) * args.num_machines
+    if processes > 1 and not re.match(r"auto$|tcp://[^/]+:\d+$|file://|env://", args.dist_url):
+        raise ReclipError(f"--dist-url {args.dist_url}: give tcp://HOST:PORT of the first machine, or auto")
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise ReclipError("--dist-url auto is for one machine: give tcp://HOST:PORT of the first machine")
+    return processes
+
+
+def check_config_for(cfg: CfgNode, processes: int) -> None:
+    """Check the keys that depend on the machine and on the number of processes.
+
+    Raises:
+        ReclipError: nothing can be written to ``OUTPUT_DIR``, there is no such GPU, or the batch cannot be divided.
+    """
+    check_output_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
+    kind, _, index = cfg.MODEL.DEVICE.partition(":")
+    if kind == "cuda" and 0 < torch.cuda.device_count() <= int(index or 0):
+        raise ReclipError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}; this machine has {torch.cuda.device_count()} GPUs")
+    scaled = DefaultTrainer.auto_scale_workers(cfg, processes)
+    batch = scaled.SOLVER.IMS_PER_BATCH
+    if batch % processes:
+        raise ReclipError(f"SOLVER.IMS_PER_BATCH {batch} is no multiple of {processes} processes: change it")
+    if cfg.SOLVER.ACCUMULATE_STEPS > batch // processes:
+        raise ReclipError(
+            f"SOLVER.ACCUMULATE_STEPS {cfg.SOLVER.ACCUMULATE_STEPS} is more than the {batch // processes} images that a"
+            " process has in an iteration: lower it, or raise SOLVER.IMS_PER_BATCH"
+        )
+
+
+def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
+    """Detectron2's ``auto_scale_workers``, which may round a period or the number of iterations down to 0."""
+    scaled = DefaultTrainer.auto_scale_workers(cfg, processes)
+    if scaled is not cfg:
+        frozen = scaled.is_frozen()
+        scaled.defrost()
+        for key in ("MAX_ITER", "CHECKPOINT_PERIOD"):
+            scaled.SOLVER[key] = max(1, scaled.SOLVER[key])
+        if frozen:
+            scaled.freeze()
+    return scaled

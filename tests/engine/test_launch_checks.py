@@ -1,0 +1,90 @@
+"""What a training is started with is checked before its processes are."""
+
+import pytest
+import torch
+from detectron2.engine import default_argument_parser
+
+from reclip_d2.config import load_config
+from reclip_d2.engine.launch_checks import check_config_for, check_processes, scale_to_processes
+from reclip_d2.errors import ReclipError
+
+
+def arguments(*words: str):
+    return default_argument_parser().parse_args(list(words))
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    return lambda count: monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+@pytest.mark.parametrize(
+    ("count", "words", "expected"),
+    [
+        (0, ("--num-gpus", "-3"), "--num-gpus -3"),
+        (0, ("--num-gpus", "2"), "--num-gpus 2: this machine has 0"),
+        (1, ("--num-gpus", "2"), "--num-gpus 2: this machine has 1"),
+        (0, ("--num-machines", "0"), "--num-machines 0"),
+        (0, ("--num-machines", "-1"), "--num-machines -1"),
+        (0, ("--num-machines", "2"), "--num-machines 2: training on several machines needs GPUs"),
+        (2, ("--num-machines", "2", "--num-gpus", "0"), "--num-machines 2: training on several machines needs GPUs"),
+        (2, ("--num-machines", "2", "--dist-url", "auto"), "--dist-url auto"),
+        (2, ("--num-machines", "2", "--dist-url", "nonsense"), "--dist-url nonsense"),
+        (2, ("--num-machines", "2", "--machine-rank", "2"), "--machine-rank 2: give one from 0 to 1"),
+        (0, ("--machine-rank", "-1"), "--machine-rank -1"),
+        (0, ("--machine-rank", "1"), "--machine-rank 1"),
+    ],
+)
+def test_wrong_machines(gpus, count, words, expected):
+    gpus(count)
+    with pytest.raises(ReclipError) as caught:
+        check_processes(arguments(*words))
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("count", "words", "processes"),
+    [
+        (0, (), 1),
+        (0, ("--num-gpus", "0"), 1),
+        (0, ("--num-gpus", "1"), 1),
+        (4, ("--num-gpus", "4", "--dist-url", "auto"), 4),
+        (4, ("--num-gpus", "4", "--num-machines", "2", "--machine-rank", "1", "--dist-url", "tcp://host:1234"), 8),
+    ],
+)
+def test_processes(gpus, count, words, processes):
+    gpus(count)
+    assert check_processes(arguments(*words)) == processes
+
+
+@pytest.mark.parametrize(
+    ("processes", "keys", "expected"),
+    [
+        (5, ("SOLVER.IMS_PER_BATCH", "12"), "SOLVER.IMS_PER_BATCH 12 is no multiple of 5 processes"),
+        (4, ("SOLVER.IMS_PER_BATCH", "8", "SOLVER.ACCUMULATE_STEPS", "3"), "SOLVER.ACCUMULATE_STEPS 3 is more than"),
+        (1, ("OUTPUT_DIR", "/proc/x"), "OUTPUT_DIR /proc/x: nothing can be written"),
+        (1, ("OUTPUT_DIR", "/dev/null"), "OUTPUT_DIR /dev/null"),
+        (1, ("MODEL.DEVICE", "cuda:2"), "MODEL.DEVICE is cuda:2; this machine has 2 GPUs"),
+    ],
+)
+def test_keys_that_do_not_fit(gpus, tmp_path, processes, keys, expected):
+    gpus(2)
+    cfg = load_config("", ["OUTPUT_DIR", str(tmp_path / "out"), *keys])
+    with pytest.raises(ReclipError) as caught:
+        check_config_for(cfg, processes)
+    assert expected in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_keys_that_fit(gpus, tmp_path):
+    gpus(0)
+    pairs = ["OUTPUT_DIR", str(tmp_path / "out"), "SOLVER.REFERENCE_WORLD_SIZE", "1", "SOLVER.ACCUMULATE_STEPS", "12"]
+    check_config_for(load_config("", [*pairs, "MODEL.DEVICE", "cuda:7"]), 5)  # 12 images on each of five
+
+
+def test_scaling_never_rounds_to_zero():
+    cfg = load_config("", ["SOLVER.REFERENCE_WORLD_SIZE", "1", "SOLVER.MAX_ITER", "1", "SOLVER.CHECKPOINT_PERIOD", "1"])
+    cfg.freeze()
+    scaled = scale_to_processes(cfg, 8)
+    assert (scaled.SOLVER.MAX_ITER, scaled.SOLVER.CHECKPOINT_PERIOD, scaled.SOLVER.IMS_PER_BATCH) == (1, 1, 96)
+    assert scaled.is_frozen() and scale_to_processes(cfg, 1) is cfg
