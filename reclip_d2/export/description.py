@@ -20,6 +20,16 @@ from reclip_d2.export.onnx_file import INPUT, output_name
 from reclip_d2.formats import MaskClasses
 from reclip_d2.formats.classes import CLASSES_FILE
 from reclip_d2.io import atomic_write
+from reclip_d2.utils.json_files import read_json
+
+_SCHEMA = {
+    "type": "object",
+    "required": ["classes"],
+    "properties": {
+        "classes": {"type": "array"},
+        "files": {"type": "object", "additionalProperties": {"type": "object"}},
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,13 +111,8 @@ class DescribedFile:
         path = self.path.parent / CLASSES_FILE
         if not path.exists():
             return {}
-        try:
-            content = dict(json.loads(path.read_text(encoding="utf-8")))
-            files = content.pop("files", None)
-            if not content or files is not None and not isinstance(files, dict):
-                raise ValueError("it is no such file")
-        except (OSError, ValueError, TypeError) as error:
-            raise ReclipError(f"{path} cannot be read ({error}): remove it, or give another --output") from error
+        content = read_json(path, _SCHEMA, "class list", "remove it, or give another --output")
+        files = content.pop("files", None)
         others = {name: entry for name, entry in (files or {}).items() if name != self.path.name}
         if content == json.loads(self.classes.to_json()):
             return others

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import operator
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from reclip_d2.errors import ReclipError
 from reclip_d2.io import atomic_write
+from reclip_d2.utils.json_files import MissingFileError, read_json
 from reclip_d2.visualization.labels import class_colors
 
 CLASSES_FILE = "classes.json"
@@ -23,6 +23,25 @@ MAX_8BIT_CLASSES = 255
 MAX_CLASSES = 65535
 
 Color = tuple[int, int, int]
+
+_CHANNEL = {"type": "integer", "minimum": 0, "maximum": 255}
+_CLASS = {
+    "type": "object",
+    "required": ["id", "name", "color"],
+    "properties": {
+        "id": {"type": "integer"},
+        "name": {"type": "string"},
+        "color": {"type": "array", "items": _CHANNEL, "minItems": 3, "maxItems": 3},
+    },
+}
+_SCHEMA = {
+    "type": "object",
+    "required": ["classes", "background"],
+    "properties": {
+        "classes": {"type": "array", "items": _CLASS, "maxItems": MAX_CLASSES},
+        "background": {"type": ["integer", "null"]},
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,20 +166,18 @@ class MaskClasses:
         """
         path = folder / CLASSES_FILE
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            classes = content["classes"]
+            content = read_json(path, _SCHEMA, "class list", "predict again")
+        except MissingFileError:
+            raise ReclipError(f"{path} is missing: it is written beside the index masks; predict again") from None
+        classes = content["classes"]
+        try:
             if [entry["id"] for entry in classes] != list(range(len(classes))):
                 raise ValueError("the ids are not 0, 1, 2, ...")
-            background = content["background"]
             return cls.make(
-                [str(entry["name"]) for entry in classes],
-                [entry["color"] for entry in classes],
-                None if background is None else operator.index(background),
+                [entry["name"] for entry in classes], [entry["color"] for entry in classes], content["background"]
             )
-        except FileNotFoundError:
-            raise ReclipError(f"{path} is missing: it is written beside the index masks; predict again") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ReclipError(f"{path} cannot be read ({error}): predict again") from error
+        except ValueError as error:
+            raise ReclipError(f"class list {path} is damaged ({error}): predict again") from error
 
 
 def distinct_colors(colors: Sequence[Color], taken: set[Color]) -> list[Color]:

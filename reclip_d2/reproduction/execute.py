@@ -148,9 +148,9 @@ def training_of(cfg: CfgNode, trained: Trained) -> dict[str, Any]:
     losses = [math.nan]
     metrics = Path(cfg.OUTPUT_DIR) / "metrics.json"
     if metrics.exists():
-        for line in metrics.read_text().splitlines():
+        for line in metrics.read_text(errors="replace").splitlines():
             # A run that was killed may have left half a line, to which the next one wrote on.
-            with contextlib.suppress(ValueError, KeyError):
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 losses.append(json.loads(line)["total_loss"])
     return {
         "iterations": cfg.SOLVER.MAX_ITER,

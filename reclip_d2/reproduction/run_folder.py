@@ -22,6 +22,7 @@ from reclip_d2.engine.checkpoint import FINAL_CHECKPOINT, remove_intermediate_ch
 from reclip_d2.errors import ReclipError
 from reclip_d2.io import atomic_write
 from reclip_d2.reproduction.resolve import differences, fingerprint
+from reclip_d2.utils.json_files import MissingFileError, read_json
 
 PROBE_FOLDER = "linear_probe"
 
@@ -105,14 +106,9 @@ class RunFolder:
 
     def _read(self, file: Path) -> dict[str, Any] | None:
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(content, dict):
-                raise ValueError("no JSON object")
-        except FileNotFoundError:
+            return read_json(file, {"type": "object"}, "run file", f"remove {self.path} to run it again")
+        except MissingFileError:
             return None
-        except (OSError, ValueError) as error:
-            raise ReclipError(f"{file} cannot be read ({error}): remove {self.path} to run it again") from error
-        return content
 
     @staticmethod
     def _write(file: Path, content: Mapping[str, Any]) -> None:

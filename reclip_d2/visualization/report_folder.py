@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
 from pathlib import Path
 
 from reclip_d2.errors import ReclipError
+from reclip_d2.utils.json_files import read_json
 
 PAGE, NUMBERS = "index.html", "bias.json"
+_SCHEMA = {
+    "type": "object",
+    "required": ["pictures"],
+    "properties": {"pictures": {"type": "array"}},
+}
 
 
 def check_output_dir(folder: Path, overwrite: bool) -> None:
@@ -26,13 +32,10 @@ def check_output_dir(folder: Path, overwrite: bool) -> None:
 def remove_report(folder: Path) -> None:
     """Take away a report that stands in the folder: only files that it names as its own."""
     page, numbers = folder / PAGE, folder / NUMBERS
-    try:
-        pictures = json.loads(numbers.read_text())["pictures"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pictures = []
-    for name in pictures if isinstance(pictures, list) else []:
-        if isinstance(name, str) and re.fullmatch(r"[\w.+-]+\.png", name):
-            (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(ReclipError):  # no report of ours, or a damaged one: its pictures are not known
+        for name in read_json(numbers, _SCHEMA, "report", "")["pictures"]:
+            if isinstance(name, str) and re.fullmatch(r"[\w.+-]+\.png", name):
+                (folder / name).unlink(missing_ok=True)
     page.unlink(missing_ok=True)
     numbers.unlink(missing_ok=True)
 

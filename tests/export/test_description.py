@@ -89,10 +89,10 @@ def test_only_an_export_that_is_replaced_may_have_been_of_other_classes(tmp_path
     assert read(tmp_path)["classes"][0]["name"] == "sea"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"files": 3}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"files": 3}', "[" * 100_000, '{"classes": [], "files": {"x.onnx": 3}}'])
 def test_a_damaged_description(text, tmp_path):
     (tmp_path / "classes.json").write_text(text)
-    with pytest.raises(ReclipError, match=r"classes\.json cannot be read"):
+    with pytest.raises(ReclipError, match=r"classes\.json is damaged"):
         described(tmp_path).check(overwrite=True)
 
 

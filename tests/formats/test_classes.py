@@ -53,7 +53,7 @@ def test_another_class_list_in_the_folder_is_refused(tmp_path):
 )
 def test_a_damaged_classes_file_is_one_line(tmp_path, content):
     (tmp_path / "classes.json").write_text(content)
-    with pytest.raises(ReclipError, match=r"classes\.json cannot be read") as info:
+    with pytest.raises(ReclipError, match=r"classes\.json is damaged") as info:
         MaskClasses.read(tmp_path)
     assert "\n" not in str(info.value)
 

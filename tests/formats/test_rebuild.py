@@ -170,7 +170,7 @@ def test_user_errors_are_one_line(sample):
     (index / "two.png").write_bytes(b"damaged")
     fails("two.png cannot be read")
     (index / "classes.json").write_text("{")
-    fails("classes.json cannot be read")
+    fails("classes.json is damaged")
 
 
 def test_scores_are_left_as_they_are(sample):

@@ -245,7 +245,7 @@ def test_damaged_files_name_themselves(tmp_path):
     run(make_runs(tmp_path, only=("plain",)), Worker())
     file = tmp_path / "out" / "runs" / "plain" / "result.json"
     file.write_text("{")
-    with pytest.raises(ReclipError, match="result.json cannot be read .*remove .*plain to run it again"):
+    with pytest.raises(ReclipError, match="result.json is damaged .*remove .*plain to run it again"):
         make_runs(tmp_path).pending()
 
 

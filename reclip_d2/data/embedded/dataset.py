@@ -22,6 +22,7 @@ from reclip_d2.data.embedded.noise import SIZE
 from reclip_d2.data.embedded.scenes import render_scene
 from reclip_d2.data.embedded.vocabulary import EMBEDDED_CLASSES
 from reclip_d2.errors import ReclipError
+from reclip_d2.utils.json_files import read_json
 from reclip_d2.utils.locks import lock_path, waiting
 
 SPLIT_COUNTS = {"train": 400, "dev": 150, "val": 300}
@@ -64,9 +65,9 @@ def _is_complete(root: Path) -> bool:
     Labels of ``train`` are not asked for: training never opens them, and a user may delete them to see that.
     """
     try:
-        if json.loads((root / DESCRIPTION).read_text()) != _description():
+        if read_json(root / DESCRIPTION, {"type": "object"}, "description", "remove it") != _description():
             return False
-    except (OSError, ValueError):
+    except ReclipError:
         return False
     for split in SPLIT_COUNTS:
         stems = _file_stems(split)
