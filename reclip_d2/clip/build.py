@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME, build_embedded_clip
 from reclip_d2.clip.settings import WeightSettings, settings_beside
 from reclip_d2.clip.weights import ClipWeights, load_clip_weights, read_clip_weights
 from reclip_d2.errors import ReclipError
+from reclip_d2.utils.digest import check_digest
 
 logger = logging.getLogger(__name__)
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def build_clip(name: str, pretrained: str) -> tuple[nn.Module, object]:
@@ -115,12 +119,17 @@ def _fetch(name: str, tag: str) -> Path:
     config = get_pretrained_cfg(name, tag)
     _check_activation(name, f"the weights {tag!r}", bool(config.get("quick_gelu", False)))
     try:
-        return Path(download_pretrained(config))
+        path = Path(download_pretrained(config))
     except Exception as error:  # no network: each client has errors of its own
         raise ReclipError(
             f"the weights {tag!r} of {name} cannot be fetched ({type(error).__name__}): get {_origin(config)} where"
             " there is a network, copy the file to this machine and set MODEL.CLIP.PRETRAINED to its path"
         ) from error
+    # In the Hugging Face Hub's cache a file's name leads to its content, which is named by its SHA-256; of what it
+    # downloads from elsewhere open_clip checks the hash itself.
+    if path.is_symlink() and _SHA256.fullmatch(path.resolve().name):
+        check_digest(path.resolve(), path.resolve().name, f"the weights {tag!r} of {name}")
+    return path
 
 
 def _origin(config: dict[str, Any]) -> str:

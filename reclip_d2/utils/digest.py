@@ -78,6 +78,20 @@ def file_digests(paths: Sequence[StrPath], threads: int = 4) -> list[str]:
     return ["" if key is None else known[key] for key, _ in keys]
 
 
+def check_digest(path: StrPath, prefix: str, what: str) -> None:
+    """Raise :class:`ReclipError` unless a file's SHA-256 begins with the hex digits that its publisher gives.
+
+    Args:
+        what: the file, for the message.
+    """
+    found = file_digest(path)
+    if not found.startswith(prefix):
+        raise ReclipError(
+            f"{what}: {path} is not the file that was published: its SHA-256 begins with"
+            f" {found[: len(prefix)] or 'nothing'} instead of {prefix}: remove it, and it is fetched again"
+        )
+
+
 def current_digest(recorded: str, path: StrPath) -> str:
     """A digest that was recorded of a file, brought up to date.
 

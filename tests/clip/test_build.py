@@ -1,5 +1,6 @@
 """Building a frozen CLIP, and what goes wrong with names and files."""
 
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -214,6 +215,20 @@ def test_a_fetched_tag_is_read_like_a_local_file(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "download_pretrained", lambda config: str(path))
     message = message_of("ViT-B-32", "laion2b_s34b_b79k")
     assert "laion2b_s34b_b79k is of another model than ViT-B-32: image width 48 instead of 768" in message
+
+
+def test_a_damaged_file_in_the_hubs_cache(tmp_path, monkeypatch):
+    """Snapshots are links to blobs that are named by their SHA-256."""
+    torch.save(tiny_clip().state_dict(), tmp_path / "weights")
+    content = (tmp_path / "weights").read_bytes()
+    blob = (tmp_path / "weights").rename(tmp_path / hashlib.sha256(content).hexdigest())
+    link = tmp_path / "open_clip_model.bin"
+    link.symlink_to(blob)
+    monkeypatch.setattr(build, "download_pretrained", lambda config: str(link))
+    assert "is of another model" in message_of("ViT-B-32", "laion2b_s34b_b79k")  # it was read
+    blob.write_bytes(content[:-1] + b"x")
+    message = message_of("ViT-B-32", "laion2b_s34b_b79k")
+    assert "is not the file that was published" in message and str(blob) in message
 
 
 def test_a_local_file_in_the_home_folder(tmp_path, monkeypatch):

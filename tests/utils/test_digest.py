@@ -7,8 +7,9 @@ import threading
 
 import pytest
 
+from reclip_d2.errors import ReclipError
 from reclip_d2.utils import digest
-from reclip_d2.utils.digest import current_digest, file_digest, file_digests
+from reclip_d2.utils.digest import check_digest, current_digest, file_digest, file_digests
 from tests.helpers import isolated_cache
 
 __all__ = ["isolated_cache"]
@@ -158,3 +159,14 @@ def test_signatures_of_earlier_versions(tmp_path):
     assert current_digest(legacy, tmp_path / "none") == legacy
     for recorded in ("", "openai", "x-y", file_digest(path)):
         assert current_digest(recorded, path) == recorded
+
+
+def test_a_published_hash(tmp_path):
+    path = tmp_path / "resnet-1234abcd.pth"
+    path.write_bytes(b"weights")
+    right = hashlib.sha256(b"weights").hexdigest()[:8]
+    check_digest(path, right, "WEIGHTS torchvision://resnet")
+    with pytest.raises(ReclipError, match=rf"WEIGHTS torchvision://resnet: .* begins with {right} instead of 1234abcd"):
+        check_digest(path, "1234abcd", "WEIGHTS torchvision://resnet")
+    with pytest.raises(ReclipError, match="begins with nothing instead"):
+        check_digest(tmp_path / "none", "1234abcd", "file")

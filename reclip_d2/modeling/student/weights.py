@@ -12,9 +12,12 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from reclip_d2.errors import ReclipError
+from reclip_d2.utils.digest import check_digest
 from reclip_d2.utils.tensor_files import check_tensors, dtype_mismatches, read_tensor_file, state_dict_of
 
 KEY = "MODEL.STUDENT.WEIGHTS"
+# The names of PyTorch's own files end in the beginning of their SHA-256: resnet50-0676ba61.pth.
+_PUBLISHED_HASH = re.compile(r"^https://download\.pytorch\.org/.*-([0-9a-f]{8,64})\.pth$")
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +87,8 @@ def _local_path(source: str) -> str:
             f"MODEL.STUDENT.WEIGHTS {source!r} names no source that is known: take detectron2://..., torchvision://...,"
             " https://... or a local file"
         )
+    if published := _PUBLISHED_HASH.search(url):
+        check_digest(path, published[1], f"{KEY} {source}")
     return path
 
 

@@ -1,5 +1,6 @@
 """Initial weights of the student's backbone: every source that is understood, and what is refused."""
 
+import hashlib
 import os
 import pickle
 import re
@@ -88,9 +89,21 @@ def test_torchvision_by_name_asks_for_its_file(tmp_path, monkeypatch):
     path, asked = tmp_path / "resnet18.pth", []
     torch.save(torchvision_resnet(18).state_dict(), path)
     monkeypatch.setattr(module.PathManager, "get_local_path", lambda url: asked.append(url) or str(path))
+    checked = []
+    monkeypatch.setattr(module, "check_digest", lambda path, prefix, what: checked.append(prefix))
     for name in ("torchvision://resnet18", "torchvision://resnet18/IMAGENET1K_V1"):
         load_backbone_weights(usual_resnet(18), name)
     assert len(set(asked)) == 1 and re.fullmatch(r"https://.*/resnet18-\w+\.pth", asked[0])
+    assert {f"{prefix}.pth" for prefix in checked} == {asked[0].rpartition("-")[2]}
+
+
+def test_a_file_that_torchvision_has_not_published(tmp_path, monkeypatch):
+    path = tmp_path / "resnet18.pth"
+    torch.save(torchvision_resnet(18).state_dict(), path)
+    monkeypatch.setattr(module.PathManager, "get_local_path", lambda url: str(path))
+    found = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    with pytest.raises(ReclipError, match=rf"resnet18\.pth is not the file that was published: .* {found} instead of"):
+        load_backbone_weights(usual_resnet(18), "torchvision://resnet18")
 
 
 def test_detectron2s_pickle_of_arrays(tmp_path):
