@@ -63,17 +63,15 @@ class Develop(Command):
 
 
 class BuildPackage(build_py):
-    """Puts ``configs`` and ``train_net.py``, which stand at the top of the checkout, into the installed package, where
-    the command ``reclip`` finds them. An editable install has them in the checkout."""
+    """Puts ``configs``, which is at the top of the checkout, into the installed package, where the programs find it. An
+    editable install has it in the checkout."""
 
     def run(self) -> None:
         """Build the package, then copy."""
         super().run()
         if self.editable_mode:
             return
-        package = Path(self.build_lib) / "reclip_d2"
-        shutil.copytree(ROOT / "configs", package / "configs", dirs_exist_ok=True)
-        shutil.copy(ROOT / "train_net.py", package / "train_net.py")
+        shutil.copytree(ROOT / "configs", Path(self.build_lib) / "reclip_d2" / "configs", dirs_exist_ok=True)
 
 
 def flag(name: str) -> bool:

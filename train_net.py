@@ -3,6 +3,7 @@
 
     python train_net.py --config-file configs/embedded/reclippp_rectify.yaml
     python train_net.py --config-file configs/embedded/maskclip.yaml --eval-only
+    python -m reclip_d2.train_net ...      # the same, where the package is installed without its checkout
 
 The data flow: ``reclip_d2.data.training_records`` lists images without labels and attaches their hypotheses (Eq. 6),
 ``UnlabelledDatasetMapper`` makes crops of them, ``reclip_d2.modeling.RectifiedCLIP`` (Eqs. 1 to 7) gives losses, and

@@ -15,6 +15,7 @@ import reclip_d2.modeling.meta_arch.student  # noqa: F401  (both register their 
 from reclip_d2.clip.architectures import USUAL_SIDE, image_side, suits_resolution
 from reclip_d2.clip.build import embedding_shape
 from reclip_d2.config import load_config
+from reclip_d2.config.files import configs_folder
 from reclip_d2.config.flat import flatten
 from reclip_d2.data.image_folder import FoundImages
 from reclip_d2.data.images import describe_alpha
@@ -69,13 +70,6 @@ def resolve_pretrained(pretrained: str) -> str:
     path = Path(pretrained).expanduser()
     is_path = path.is_file() or (os.sep in pretrained and "://" not in pretrained)
     return str(path.resolve()) if is_path else pretrained
-
-
-def configs_folder() -> Path:
-    """Folder of the configs: inside the installed package, or at the top of the checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def stage_config(kind: str, clip: str, overrides: Sequence[str]) -> CfgNode:

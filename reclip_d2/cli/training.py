@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -26,17 +25,8 @@ from reclip_d2.modeling.student.weights import load_backbone_weights
 
 
 def training_program() -> ModuleType:
-    """``train_net.py``: a module of the installed package, or the file at the top of the checkout."""
-    name = "reclip_d2.train_net"
-    if name in sys.modules:
-        return sys.modules[name]
-    if importlib.util.find_spec(name) is not None:
-        return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).resolve().parents[2] / "train_net.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    """``train_net.py``; imported when it is called for, since it imports everything."""
+    return importlib.import_module("reclip_d2.train_net")
 
 
 def register_training_images(images: Sequence[SurveyedImage], classes: ClassList) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 
 from reclip_d2.config.checks import check_config
+from reclip_d2.config.files import find_config_file
 from reclip_d2.config.keys import RULES, add_reclip_config
 from reclip_d2.config.rules import MAX_TEXT, coerced, problem_of, shown
 from reclip_d2.config.yaml_file import MAX_DEPTH, read_yaml
@@ -31,7 +32,8 @@ def load_config(config_file: str, opts: Sequence[Any] = (), *, bases: bool = Tru
     and size and depth are bounded. Every value is checked against its rule.
 
     Args:
-        config_file: path; "" for the defaults alone.
+        config_file: path; "" for the defaults alone. ``configs/...`` that the working folder does not have is the
+            package's own.
         opts: keys and values in turn; a value that is a text is read as Python's literal where it is one.
         bases: take a ``_BASE_`` in the file; False for a file of unknown origin, which has no say in what is read.
 
@@ -41,6 +43,7 @@ def load_config(config_file: str, opts: Sequence[Any] = (), *, bases: bool = Tru
     cfg = get_cfg()
     add_reclip_config(cfg)
     if config_file:
+        config_file = find_config_file(config_file)
         source = f"config file {config_file}"
         for key, value in _leaves(_load_tree(Path(config_file), "config file", [], [0], bases), source):
             _set(cfg, key, value, source)

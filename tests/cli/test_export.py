@@ -12,6 +12,7 @@ from PIL import Image
 
 from reclip_d2.cli import options
 from reclip_d2.config import load_config
+from reclip_d2.config.files import configs_folder
 from reclip_d2.data.datasets.custom import register_images
 from reclip_d2.data.images import read_image
 from reclip_d2.engine.checkpoint import ReclipCheckpointer
@@ -157,7 +158,7 @@ def config(tmp_path, datasets):
     path = tmp_path / "config.yaml"
     path.write_text(
         f"""
-_BASE_: {options.configs_folder()}/Base-ReCLIP.yaml
+_BASE_: {configs_folder()}/Base-ReCLIP.yaml
 MODEL:
   META_ARCHITECTURE: Distillation
   DEVICE: cuda
@@ -205,7 +206,7 @@ def test_maskclip_needs_no_weights(reclip, config, tmp_path):
 def test_own_classes_of_a_config(reclip, photos, classes, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(
-        f"_BASE_: {options.configs_folder()}/custom/reclip-embedded/maskclip.yaml\nOUTPUT_DIR: {tmp_path}/output\n"
+        f"_BASE_: {configs_folder()}/custom/reclip-embedded/maskclip.yaml\nOUTPUT_DIR: {tmp_path}/output\n"
     )
     keys = ("MODEL.CLIP.TEMPLATES", "photo", "DATASETS.CUSTOM.CLASSES", classes, "DATASETS.CUSTOM.IMAGES", photos)
     result = reclip("export", "--config-file", config, "--format", "onnx", "--labels", "--opts", *keys)
