@@ -15,8 +15,9 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.slow
 def test_the_wheel_has_what_the_command_needs(tmp_path):
     checkout = tmp_path / "checkout"
+    ignore = shutil.ignore_patterns("*.so", "__pycache__")
     for name in ("reclip_d2", "configs", "csrc"):
-        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        shutil.copytree(ROOT / name, checkout / name, ignore=ignore, symlinks=True)
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "train_net.py"):
         shutil.copy(ROOT / name, checkout / name)
     pip = [sys.executable, "-m", "pip"]
@@ -36,14 +37,15 @@ def test_the_wheel_has_what_the_command_needs(tmp_path):
         "reclip_d2/configs/custom/reclippp_rectify.yaml",
         "reclip_d2/configs/custom/reclip-embedded/Base-input.yaml",
         "reclip_d2/cli/main.py",
+        "reclip_d2/install_detectron2/__main__.py",
         "reclip_d2/clip/assets/reclip-embedded.safetensors",
     } <= names
 
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, capture_output=True)
     lines = (
-        "import reclip_d2, reclip_d2.cli.training as training, reclip_d2.cli.options as options\n"
-        "print(reclip_d2.__file__, training.training_program().__file__, options.configs_folder())"
+        "import reclip_d2, reclip_d2.cli.training as training, reclip_d2.config.files as files\n"
+        "print(reclip_d2.__file__, training.training_program().__file__, files.configs_folder())"
     )
     result = subprocess.run(
         [sys.executable, "-c", lines],
@@ -63,3 +65,29 @@ def test_the_wheel_has_what_the_command_needs(tmp_path):
         check=True,
     )
     assert "segment" in program.stdout and "doctor" in program.stdout
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    evaluation = subprocess.run(
+        [
+            *(sys.executable, "-m", "reclip_d2.train_net", "--config-file", "configs/embedded/maskclip.yaml"),
+            *("--eval-only", "DATALOADER.NUM_WORKERS", "0"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=empty,
+        env={**environment, "PYTHONPATH": str(site), "DETECTRON2_DATASETS": str(empty)},
+        check=False,
+    )
+    assert evaluation.returncode == 0, evaluation.stderr
+    (folder,) = (path for path in empty.iterdir() if path.name == "output")
+    assert "mIoU" in (folder / "embedded" / "maskclip" / "log.txt").read_text()
+    installer = subprocess.run(
+        [sys.executable, "-m", "reclip_d2.install_detectron2"],
+        capture_output=True,
+        text=True,
+        cwd=empty,
+        env={**environment, "PYTHONPATH": str(site)},
+        check=True,
+    )
+    assert installer.stdout.endswith("is left alone\n")
