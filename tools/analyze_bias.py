@@ -33,7 +33,8 @@ from reclip_d2.data.datasets.custom import register_custom  # noqa: E402
 from reclip_d2.data.images import read_image  # noqa: E402
 from reclip_d2.engine.logs import quiet_logging  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
-from reclip_d2.evaluation.label_files import DatasetLabels  # noqa: E402
+from reclip_d2.evaluation.label_check import check_own_labels  # noqa: E402
+from reclip_d2.evaluation.label_files import DatasetLabels, check_no_background  # noqa: E402
 from reclip_d2.evaluation.model_analysis import (  # noqa: E402
     ModelAnalysis,
     evaluate_bias,
@@ -213,7 +214,10 @@ def main(arguments: list[str] | None = None) -> None:
     check_output_dir(args.output_dir, args.overwrite)
     quiet_logging(args.output_dir)
     labelled = is_labelled(dataset)
-    if not labelled:
+    if labelled:
+        check_no_background(dataset, "this report")
+        check_own_labels(dataset)
+    else:
         print(f"{dataset} has no labels: scores, Fig. 1 and IoU by class are left out")
     records, scenes = load_scenes(dataset, args.scenes, labelled)
     analyses = []

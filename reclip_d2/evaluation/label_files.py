@@ -63,6 +63,19 @@ def label_palette(metadata: Metadata) -> Palette:
     return metadata.get("reclip_label_palette") or Palette(colors, ignore_label=metadata.get("ignore_label", 255))
 
 
+def check_no_background(dataset_name: str, user: str) -> None:
+    """Raise :class:`ReclipError` if label ids are not the model's classes, as with background names that share one id.
+
+    Args:
+        user: what needs a label id for each class, for the error.
+    """
+    if DatasetLabels(dataset_name).class_names != list(MetadataCatalog.get(dataset_name).stuff_classes):
+        raise ReclipError(
+            f"{user} needs a label id for each class, but the background names of {dataset_name} share one: take the"
+            " background: line out of the class file"
+        )
+
+
 class DatasetLabels:
     """The labels of a registered data set.
 

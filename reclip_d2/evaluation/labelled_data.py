@@ -16,7 +16,7 @@ from reclip_d2.data.dataset_mapper import build_train_augmentations
 from reclip_d2.data.images import read_image
 from reclip_d2.data.index_images import PLAIN, Palette
 from reclip_d2.errors import ReclipError
-from reclip_d2.evaluation.label_files import read_label_file
+from reclip_d2.evaluation.label_files import check_no_background, read_label_file
 
 
 class LabelledDatasetMapper:
@@ -101,6 +101,7 @@ def labelled_records(datasets: Sequence[str], class_names: list[list[str]]) -> l
             raise ReclipError(
                 f"data set {name!r} has no labels to train a probe with: name another in LINEAR_PROBE.DATASETS"
             )
+        check_no_background(name, "LINEAR_PROBE.DATASETS")
         records += found
     return records
 

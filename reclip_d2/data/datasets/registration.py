@@ -39,7 +39,9 @@ def datasets_root() -> Path:
     try:
         return Path(root).expanduser()
     except RuntimeError as error:
-        raise ReclipError(f"DETECTRON2_DATASETS is {root!r}: {error}; write the whole path") from error
+        raise ReclipError(
+            f"DETECTRON2_DATASETS is {root!r}, and there is no such user: write the whole path"
+        ) from error
 
 
 def pascal_colors(count: int) -> list[list[int]]:

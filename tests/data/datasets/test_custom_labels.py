@@ -17,7 +17,8 @@ from reclip_d2.data.datasets.custom_labels import CUSTOM_VAL
 from reclip_d2.data.images import read_geometry
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.label_check import check_own_labels
-from reclip_d2.evaluation.label_files import DatasetLabels
+from reclip_d2.evaluation.label_files import DatasetLabels, check_no_background
+from reclip_d2.evaluation.labelled_data import labelled_records
 from tests.test_train_net import fresh_logging
 
 __all__ = ["fresh_logging"]
@@ -111,6 +112,18 @@ def test_classes_of_the_model_and_of_the_labels(folder):
     labels = DatasetLabels(CUSTOM_VAL)
     assert labels.class_names == ["sky", "wood", "fire", "background"]
     assert labels.predicted_ids(np.array([[0, 2, 3, 4]])).tolist() == [[0, 2, 3, 3]]
+
+
+def test_background_names_share_an_id(folder):
+    register(folder)
+    with pytest.raises(ReclipError, match="this report needs a label id for each class, but the background names"):
+        check_no_background(CUSTOM_VAL, "this report")
+    with pytest.raises(ReclipError, match=r"LINEAR_PROBE\.DATASETS needs a label id for each class"):
+        labelled_records([CUSTOM_VAL], class_names_of(CUSTOM_VAL))
+    (folder / "classes.txt").write_text("sky\nwood\nfire\n")
+    register(folder)
+    check_no_background(CUSTOM_VAL, "this report")
+    assert len(labelled_records([CUSTOM_VAL], class_names_of(CUSTOM_VAL))) == 2
 
 
 def test_labels_below_the_images_are_no_images(folder):

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +20,13 @@ from reclip_d2.data.datasets.ade150 import ADE150
 from reclip_d2.data.datasets.cityscapes19 import CLASSES
 from reclip_d2.data.datasets.coco_stuff import LEAF_NAMES, MAPPING_27, MAPPING_171, MID_LEVEL
 from reclip_d2.data.datasets.context59 import CATEGORIES
+from reclip_d2.data.datasets.embedded import embedded_root
+from reclip_d2.data.datasets.registration import datasets_root as root_of_all
 from reclip_d2.data.datasets.registration import pascal_colors, read_image_list
 from reclip_d2.data.datasets.voc20 import VOC20
 from reclip_d2.data.training_records import unlabelled_records
 from reclip_d2.errors import ReclipError
+from reclip_d2.evaluation.label_files import DatasetLabels
 from reclip_d2.evaluation.label_maps import LabelMapEvaluator
 from tests.datasets_prep.miniatures import (
     VOC20_TRAIN,
@@ -34,6 +38,7 @@ from tests.datasets_prep.miniatures import (
     make_coco_stuff,
     make_context59,
     make_voc20,
+    quadrants,
     write_image,
     write_list,
     write_png,
@@ -342,3 +347,25 @@ def test_confusion_matrix_by_hand(datasets_root):
     assert result["IoU-bird"] == 100
     assert result["mIoU"] == pytest.approx(100 * (6 / 18 + 0 + 1) / 3)  # the other 17 do not occur
     assert result["pACC"] == pytest.approx(100 * (6 + 6) / 24)
+
+
+# ---- where data sets lie ------------------------------------------------------------------------------------------
+
+
+def test_the_root_of_all_data_sets(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for value, expected in (("~/x", tmp_path / "x"), ("~", tmp_path), ("/a/~", Path("/a/~")), ("", Path("datasets"))):
+        monkeypatch.setenv("DETECTRON2_DATASETS", value)
+        assert root_of_all() == expected and embedded_root() == expected / "embedded"
+    monkeypatch.setenv("DETECTRON2_DATASETS", "~nobody-of-this-name/x")
+    with pytest.raises(ReclipError, match="DETECTRON2_DATASETS is '~nobody-of-this-name/x', and there is no such user"):
+        root_of_all()
+
+
+def test_prepared_labels_by_their_colours(datasets_root):
+    """Somebody copies SegmentationClass to where prepared labels belong: VOC's colours still name its classes."""
+    make_voc20(datasets_root)
+    labels = DatasetLabels("voc20_val")
+    path = datasets_root / "VOCdevkit/VOC2012/SegmentationClass/2007_000033.png"
+    ids = labels.read({"sem_seg_file_name": str(path)}, (23, 31))
+    np.testing.assert_array_equal(ids, quadrants([[255, 0], [19, 255]], (23, 31)))
