@@ -18,6 +18,7 @@ import dataclasses
 import html
 import os
 import re
+import unicodedata
 from collections.abc import Callable
 
 from reclip_d2.errors import ReclipError
@@ -196,7 +197,9 @@ def check_name_tokens(classes: ClassList, encode: Callable[[str], list[int]], li
                 )
             other, other_line = seen.setdefault(tokens, (name, line))
             if (other, other_line) != (name, line):
+                same = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other)
+                first, second = map(ascii if same else repr, (other, name))  # or they would look the same
                 raise ReclipError(
-                    f"{where}: CLIP reads the name {name!r} as it reads {other!r} in line {other_line}: a name is of"
-                    " one class, remove one of them"
+                    f"{where}: CLIP reads the name {second} as it reads {first} in line {other_line}: a name is of one"
+                    " class, remove one of them"
                 )

@@ -181,6 +181,12 @@ def test_names_that_clip_tells_apart():
     check_name_tokens(parse_classes(text, "c.txt"), tiny_tokenizer().encode)
 
 
+def test_names_that_look_the_same_are_shown_apart():
+    with pytest.raises(ReclipError) as caught:
+        check_name_tokens(parse_classes("caf\u00e9\ncafe\u0301", "c.txt"), tiny_tokenizer().encode)
+    assert r"line 2: CLIP reads the name 'cafe\u0301' as it reads 'caf\xe9' in line 1" in str(caught.value)
+
+
 def test_the_same_name_twice_in_a_line():
     with pytest.raises(ReclipError, match="line 1: CLIP reads the name 'it\u2019s' as it reads \"it's\" in line 1"):
         check_name_tokens(parse_classes("it's, it\u2019s\nsky", "c.txt"), tiny_tokenizer().encode)
