@@ -46,6 +46,17 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def naming_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Errors of the system inside that name no file name ``path``: writing to an open file on a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
 def _make_beside(path: Path) -> Path:
     """Make an empty file of a new name, with the permissions that a plain open() would give."""
     # Not by mkstemp: its files are private, and the umask that they lack can be read only by changing it, which in

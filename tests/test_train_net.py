@@ -6,6 +6,7 @@ Most runs are in this process (a program's start takes seconds); what a shell se
 import json
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -498,6 +499,39 @@ def test_devices_that_are_not_there(scene, capfd, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train_net.py", "--num-gpus", str(count + 2)])
     line = error_line(capfd, lambda: train_net.run_program(train_net.main))
     assert f"--num-gpus {count + 2}: this machine has {count}" in line
+
+
+def test_the_disk_is_full(scene, capfd):
+    """Files of at most 30 kB: a checkpoint has more; the hypotheses and the logs have less."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+    try:
+        line = mistake(capfd, scene, "TEST.EVAL_PERIOD", "0")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert line.endswith("/model_0000002.pth: File too large"), line
+    assert not list((scene / "out").glob("*.pth")) and not list((scene / "out").glob(".model*"))
+
+
+def test_ctrl_c(scene, capfd, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_net.SeedIteration, "before_step", interrupt)
+    with pytest.raises(SystemExit) as end:
+        run(scene, "out", "SEED", "1")
+    assert end.value.code == 130
+    err = capfd.readouterr().err
+    assert err.splitlines()[-1] == "interrupted: a training goes on from its last checkpoint with --resume"
+    assert "Traceback" not in err
+
+
+def test_an_address_that_cannot_be_reached(scene, capfd, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(scene / "fetched"))
+    address = "http://127.0.0.1:9/model.pth"  # nothing listens at the discard port
+    line = mistake(capfd, scene, "--eval-only", "MODEL.WEIGHTS", address)
+    assert address in line or "Connection refused" in line
+    assert "cannot be fetched" in line
 
 
 def test_maskclip_does_not_train(scene, capfd):

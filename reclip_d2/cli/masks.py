@@ -21,7 +21,7 @@ from reclip_d2.data.working_files import check_shape
 from reclip_d2.errors import ReclipError
 from reclip_d2.formats import IndexWriter, MaskClasses, Prediction, ScoresWriter, read_index
 from reclip_d2.inference import ImagePredictor
-from reclip_d2.io import remove_leftovers
+from reclip_d2.io import naming_errors, remove_leftovers
 from reclip_d2.utils.json_files import read_json_lines
 
 # Pixels of each class in each mask, a line an image; beside the masks, so that they move together.
@@ -134,8 +134,9 @@ def predict_masks(
             if scores is not None:
                 scores_writer.add(prediction)
             # In front of each line a line end, for the line before it may be one that a kill has cut short.
-            coverage.write("\n" + json.dumps({"image_id": image.image_id, "pixels": count_pixels(labels)}))
-            coverage.flush()
+            with naming_errors(folder / COVERAGE):
+                coverage.write("\n" + json.dumps({"image_id": image.image_id, "pixels": count_pixels(labels)}))
+                coverage.flush()
             index.add(prediction)  # last: the mask says that the image is done
             del pixels, labels, scores, prediction
     return problems

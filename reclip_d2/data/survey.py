@@ -20,6 +20,7 @@ from reclip_d2.data.image_folder import ImageFile
 from reclip_d2.data.images import peek_pixels, read_image
 from reclip_d2.data.working_files import WorkingFiles, check_shape
 from reclip_d2.errors import ReclipError
+from reclip_d2.io import naming_errors
 from reclip_d2.utils.digest import current_digest
 from reclip_d2.utils.json_files import read_json_lines
 
@@ -89,6 +90,7 @@ def survey_images(
         return {**_look(image, working_files), "signature": current[image.image_id]}
 
     with (
+        naming_errors(record),
         open(record, "a", encoding="utf-8") as stream,
         tqdm(total=len(missing), desc="images", unit="image") as bar,
         contextlib.closing(_in_threads(look, missing, threads)) as lines,

@@ -1,7 +1,7 @@
 """What a training was begun with, and whether ``--resume`` goes on with the same.
 
 ``training.json`` in ``OUTPUT_DIR`` keeps all config values that the weights depend on, and which images there were.
-``config.yaml`` cannot serve: Detectron2 writes it whenever a program uses the folder, for an evaluation, too.
+``config.yaml`` cannot serve: every program that uses the folder writes it, an evaluation, too.
 """
 
 from __future__ import annotations

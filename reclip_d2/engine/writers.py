@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import os
-from collections.abc import Iterator
 
 from detectron2.engine import default_writers
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
+
+from reclip_d2.io import naming_errors
 
 logger = logging.getLogger(__name__)
 
 
 class _NamedErrors(EventWriter):
-    """A writer whose errors name where it writes: on a full disk the system names no file."""
+    """A writer whose errors name where it writes."""
 
     def __init__(self, writer: EventWriter, place: str) -> None:
         self.writer = writer
         self._place = place
 
     def write(self, **kwargs: object) -> None:
-        with self._named():
+        with naming_errors(self._place):
             self.writer.write(**kwargs)
 
     def close(self) -> None:
-        with self._named():
+        with naming_errors(self._place):
             self.writer.close()
-
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.filename is not None or error.errno is None:
-                raise
-            raise OSError(error.errno, error.strerror, self._place) from error
 
 
 def build_writers(output_dir: str, max_iter: int) -> list[EventWriter]:

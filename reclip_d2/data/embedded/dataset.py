@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -97,6 +98,13 @@ def _check_replaceable(root: Path) -> None:
         )
 
 
+def _remove_leftovers(root: Path) -> None:
+    """Remove the temporary folders of processes that were killed here; the lock says that no other is at work."""
+    for folder in root.parent.glob(f".{root.name}.*.tmp"):
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"fresh", "replaced"}:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _write(root: Path) -> None:
     """Render all splits into the empty folder ``root``; the description comes last."""
     for split in SPLIT_COUNTS:
@@ -135,7 +143,8 @@ def ensure_dataset(root: str | os.PathLike[str]) -> Path:
             if _is_complete(root):
                 return root
             _check_replaceable(root)
-            with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as scratch:
+            _remove_leftovers(root)
+            with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.", suffix=".tmp") as scratch:
                 fresh = Path(scratch) / "fresh"
                 _write(fresh)
                 if root.exists():
