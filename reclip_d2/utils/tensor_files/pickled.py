@@ -62,7 +62,6 @@ _OPAQUE = frozenset(
     }
 )
 _NUMPY_CODE = re.compile(r"[biufc]\d{1,2}|S\d{1,4}|U\d{1,4}")
-_MEMO_OPCODES = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
 
 
 class _Inert:
@@ -116,6 +115,11 @@ class Mapping(dict):
     """Stands for ``OrderedDict`` and its kin. What hangs on them (a state dict's ``_metadata``) is dropped."""
 
     __slots__ = ()
+
+    def __init__(self, pairs: Any = ()) -> None:
+        super().__init__()
+        for key, value in pairs.items() if isinstance(pairs, dict) else pairs:
+            self[_checked_key(key)] = value
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -316,8 +320,44 @@ _NAMED = frozenset(
 )
 
 
-class _Unpickler(pickle.Unpickler):
-    """Unpickler that admits stand-ins only."""
+def _checked_key(key: Any) -> Any:
+    """A key of a dictionary. The hash of tuples within tuples is recursive, and deep ones would end the process."""
+    if not isinstance(key, str | int | float | bytes | None):
+        raise pickle.UnpicklingError("a dictionary has a key that is neither a name nor a number")
+    return key
+
+
+class _Unpickler(pickle._Unpickler):
+    """Unpickler that admits stand-ins only.
+
+    It is the one that is written in Python: its memo is a dictionary, where C's is an array as long as a file asks for,
+    and it lets the keys of dictionaries be checked before they are hashed.
+    """
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.stack[-1][_checked_key(key)] = value
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        target = self.stack[-1]
+        for i in range(0, len(items), 2):
+            target[_checked_key(items[i])] = items[i + 1]
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({_checked_key(items[i]): items[i + 1] for i in range(0, len(items), 2)})
+
+    def load_items_of_set(self) -> NoReturn:
+        raise pickle.UnpicklingError("it holds a set, which is no part of weights")
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.DICT[0]] = load_dict
+    dispatch[pickle.ADDITEMS[0]] = load_items_of_set
+    dispatch[pickle.FROZENSET[0]] = load_items_of_set
 
     def find_class(self, module: str, name: str) -> Any:
         module = "builtins" if module == "__builtin__" else module  # Python 2's name, which protocol 2 keeps
@@ -378,7 +418,5 @@ def pickle_end(stream: BinaryIO) -> int:
 
 
 def _check_opcodes(content: bytes) -> None:
-    """Raise for a pickle that would have Python reserve more memory than it has bytes: the memo is an array."""
-    for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name in _MEMO_OPCODES and argument > len(content):
-            raise pickle.UnpicklingError("it asks for more memory than it can need")
+    """Raise for a pickle that is cut short, or promises a text or bytes longer than itself: Python would make room."""
+    collections.deque(pickletools.genops(content), maxlen=0)

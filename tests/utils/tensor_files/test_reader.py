@@ -408,9 +408,32 @@ def pickled_archive(path: Path, body: bytes) -> Path:
 
 
 def test_a_memo_that_asks_for_memory(tmp_path):
-    """LONG_BINPUT 2**31 - 1: Python's memo would be an array of 32 GiB."""
+    """LONG_BINPUT 2**31 - 1: the memo of pickle's C code would be an array of 32 GiB."""
     path = pickled_archive(tmp_path / "a.pth", b"}r\xff\xff\xff\x7f")
-    assert "asks for more memory than it can need" in refused_in_little_memory(path)
+    assert read_tensor_file(path, "checkpoint").content == {}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"}N" + b"\x85" * 300_000 + b"Ns",
+        b"}(N" + b"\x85" * 300_000 + b"Nu",
+        b"(N" + b"\x85" * 300_000 + b"Nd",
+        b"\x8f(N" + b"\x85" * 300_000 + b"\x90",
+        b"(N" + b"\x85" * 300_000 + b"\x91",
+        b"ccollections\nOrderedDict\n]N" + b"\x85" * 300_000 + b"N\x86a\x85R",
+    ],
+)
+def test_deep_tuples_are_not_hashed(tmp_path, body):
+    """The hash of a tuple is recursive: it would end the process with a segmentation fault."""
+    message = refusal(pickled_archive(tmp_path / "a.pth", body))
+    assert "a key that is neither a name nor a number" in message or "it holds a set" in message
+
+
+def test_bytes_that_are_promised(tmp_path):
+    """BYTEARRAY8 of 1 TiB: Python would make room before it reads."""
+    path = pickled_archive(tmp_path / "a.pth", b"\x96" + struct.pack("<Q", 1 << 40))
+    assert "copy or download it again" in refused_in_little_memory(path)
 
 
 @pytest.mark.parametrize(
