@@ -8,7 +8,9 @@ How it measures:
 - The implementations take turns within every repetition, each on the next of several input sets (more than the caches
   hold together), so that drifts of the machine meet all of them: a ratio is the median over the repetitions' ratios.
 - "eager" is what one would write in plain PyTorch, with PyTorch's own random numbers and pooling of the hypothesis rows
-  only; "twin" draws Philox noise in plain PyTorch, as the kernels do, and is no contender in speed.
+  only, image by image; "batched" does it with one product for all images, their rows padded to one number;
+  "compile" and "compile-batched" are torch.compile's of the two. "twin" draws Philox noise in plain PyTorch, as the
+  kernels do, and is no contender in speed.
 - The floor is the bytes that must move (every input read once a pass, every output written once) over the
   bandwidth of a large copy, measured in the same run.
 - Peak memory is what a pass adds to the memory that holds the inputs: on the CPU the growth of the resident set's
@@ -27,6 +29,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,11 +43,17 @@ from reclip_d2.layers import kernels_available, rectify_and_pool, upsample_argma
 from reclip_d2.utils.output_paths import check_output_path
 
 # Vocabulary: its classes and the mean number of classes in an image.
-VOCABULARIES = {"voc20": (20, 1.85), "context59": (59, 12.8), "ade150": (150, 22.3), "large1000": (1000, 22.3)}
+VOCABULARIES = {
+    "voc20": (20, 1.85),
+    "context59": (59, 12.8),
+    "ade150": (150, 22.3),
+    "coco171": (171, 19.0),
+    "large1000": (1000, 22.3),
+}
 PATCH = 16
 WIDTH = 512
 TAU = 0.01
-METHODS = ("ours", "eager", "compile", "twin")
+METHODS = ("ours", "eager", "batched", "compile", "compile-batched", "twin")
 
 
 class Case(NamedTuple):
@@ -82,22 +91,23 @@ class Inputs(NamedTuple):
     gradient: Tensor
 
 
-def make_inputs(case: Case, device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+def make_inputs(case: Case, device: torch.device, dtype: torch.dtype, seed: int) -> Inputs:
     """Random inputs; logits as a convolution leaves them, and cosine-like in size."""
+    generator, on_device = torch.Generator().manual_seed(seed), torch.Generator(device).manual_seed(seed)
     patches, per_image = case.grid**2, VOCABULARIES[case.vocabulary][1]
     counts = [max(1, min(case.classes, round(per_image * (b + 1)) - round(per_image * b))) for b in range(case.images)]
     ids = torch.cat([torch.randperm(case.classes, generator=generator)[:count] for count in counts])
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=on_device, device=device)
 
     return Inputs(
-        (normal(case.images, case.classes, patches) * 0.05).to(device, dtype).transpose(1, 2).requires_grad_(),
-        (normal(case.classes, patches) * 0.01).to(device).t().requires_grad_(),
-        F.normalize(normal(case.images, patches, WIDTH), dim=-1).to(device, dtype),
+        (normal(case.images, case.classes, patches) * 0.05).to(dtype).transpose(1, 2).requires_grad_(),
+        (normal(case.classes, patches) * 0.01).t().requires_grad_(),
+        F.normalize(normal(case.images, patches, WIDTH), dim=-1).to(dtype),
         ids,
         torch.tensor([0, *counts]).cumsum(0),
-        normal(len(ids), WIDTH).to(device),
+        normal(len(ids), WIDTH),
     )
 
 
@@ -110,8 +120,26 @@ def eager_rectify_and_pool(
     for image, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
         rows = masks[image].index_select(1, class_ids[start:stop]).t()
         area = rows.sum(1, keepdim=True)
-        pooled.append((rows @ features[image]) / area.clamp(min=1.0))
+        pooled.append((rows.to(features.dtype) @ features[image]) / area.clamp(min=1.0))
     return torch.cat(pooled)
+
+
+def padded_rows(class_ids: Tensor, bounds: list[int]) -> tuple[Tensor, Tensor]:
+    """The hypothesis rows as ``(B, R)`` class ids, padded with class 0 to the most that an image has, and the indices
+    ``(K,)`` of the true ones among all B·R."""
+    counts = [stop - start for start, stop in pairwise(bounds)]
+    most = max(counts, default=0)
+    index = torch.cat([torch.arange(count) + image * most for image, count in enumerate(counts)])
+    padded = torch.zeros(len(counts) * most, dtype=torch.int64).index_copy(0, index, class_ids)
+    return padded.view(len(counts), most), index
+
+
+def eager_batched(logits: Tensor, bias: Tensor, features: Tensor, padded: Tensor, index: Tensor) -> Tensor:
+    """As :func:`eager_rectify_and_pool`, with one product for all images; see :func:`padded_rows`."""
+    masks = F.gumbel_softmax((logits - bias) / TAU, tau=1.0, hard=True, dim=-1)
+    rows = masks.gather(2, padded[:, None, :].expand(-1, masks.shape[1], -1)).transpose(1, 2)
+    pooled = torch.bmm(rows.to(features.dtype), features) / rows.sum(2, keepdim=True).clamp(min=1.0)
+    return pooled.flatten(0, 1)[index]
 
 
 def eager_upsample_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -123,10 +151,10 @@ def method(case: Case, name: str, device: torch.device) -> Callable[[Inputs | Te
     """The function to time: a forward and backward pass, or a label map."""
     if case.operator == "upsample_argmax":
         size = (case.height, case.width)
-        compiled = torch.compile(eager_upsample_argmax, dynamic=False) if name == "compile" else None
+        compiled = torch.compile(eager_upsample_argmax, dynamic=False) if name.startswith("compile") else None
 
         def label(logits: Tensor) -> None:
-            if compiled or name == "eager":
+            if compiled or name in ("eager", "batched"):
                 (compiled or eager_upsample_argmax)(logits, size)
             else:
                 with use_kernels(name == "ours"):
@@ -134,12 +162,15 @@ def method(case: Case, name: str, device: torch.device) -> Callable[[Inputs | Te
 
         return torch.no_grad()(label)
 
-    eager = eager_rectify_and_pool
-    if name == "compile":
-        eager = torch.compile(eager_rectify_and_pool, dynamic=False)
+    eager = eager_batched if name.endswith("batched") else eager_rectify_and_pool
+    if name.startswith("compile"):
+        eager = torch.compile(eager, dynamic=False)
 
     def train(inputs: Inputs) -> None:
-        if name in ("eager", "compile"):
+        if name in ("batched", "compile-batched"):
+            rows = (tensor.to(device) for tensor in padded_rows(inputs.class_ids, inputs.offsets.tolist()))
+            pooled = eager(inputs.logits, inputs.bias, inputs.features, *rows)
+        elif name in ("eager", "compile"):
             ids = inputs.class_ids.to(device)
             pooled = eager(inputs.logits, inputs.bias, inputs.features, ids, inputs.offsets.tolist())
         else:
@@ -152,11 +183,10 @@ def method(case: Case, name: str, device: torch.device) -> Callable[[Inputs | Te
 
 def new_inputs(case: Case, device: torch.device, dtype: torch.dtype, seed: int) -> Inputs | Tensor:
     """One input set."""
-    generator = torch.Generator().manual_seed(seed)
     if case.operator == "upsample_argmax":
         shape = (case.images, case.classes, case.grid, case.grid)
-        return torch.randn(*shape, generator=generator).to(device, dtype)
-    return make_inputs(case, device, dtype, generator)
+        return torch.randn(*shape, generator=torch.Generator(device).manual_seed(seed), device=device).to(dtype)
+    return make_inputs(case, device, dtype, seed)
 
 
 def bytes_to_move(case: Case, inputs: Inputs | Tensor) -> int:
@@ -240,6 +270,11 @@ def resident_peak(case: Case, name: str, dtype: torch.dtype) -> int:
     return int(done.stdout.split()[-1])
 
 
+def methods_of(case: Case, methods: list[str]) -> list[str]:
+    """The methods that a case has: label maps have no rows to batch."""
+    return [name for name in methods if case.operator == "rectify_and_pool" or not name.endswith("batched")]
+
+
 def benchmark(case: Case, arguments: argparse.Namespace, bandwidth: float) -> dict:
     """Measure one case."""
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
@@ -249,7 +284,7 @@ def benchmark(case: Case, arguments: argparse.Namespace, bandwidth: float) -> di
     cache = 512 * 2**20 if device.type == "cuda" else 128 * 2**20
     while len(sets) < 8 and len(sets) * moved < cache:
         sets.append(new_inputs(case, device, dtype, len(sets)))
-    runs = {name: method(case, name, device) for name in arguments.methods}
+    runs = {name: method(case, name, device) for name in methods_of(case, arguments.methods)}
     for run in runs.values():
         for _ in range(2):
             run(sets[0])
@@ -303,9 +338,9 @@ def machine(device: torch.device) -> dict:
     return {**report, "processor": f"{model} ({platform.machine()})", "cores": os.cpu_count()}
 
 
-def table(results: list[dict], methods: list[str]) -> str:
-    """The results as a Markdown table."""
-    others = [name for name in methods if name != "ours"]
+def table(results: list[dict]) -> str:
+    """The results of one operator as a Markdown table."""
+    others = [name for name in results[0]["methods"] if name != "ours"]
     head = ["case", "ours (ms)", *(f"{name} (ms)" for name in others), *(f"{name} / ours" for name in others)]
     head += ["ours / floor", "peak ours (MiB)", *(f"peak {name}" for name in others)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -328,7 +363,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--vocabularies", nargs="+", choices=sorted(VOCABULARIES), default=list(VOCABULARIES))
     result.add_argument("--pixels", nargs="+", type=int, default=[336, 512, 1024], help="side of the input images")
     result.add_argument("--batches", nargs="+", type=int, default=[1, 12, 16])
-    result.add_argument("--methods", nargs="+", choices=METHODS, default=["ours", "eager", "compile"])
+    result.add_argument("--methods", nargs="+", choices=METHODS, default=["ours", "eager", "batched", "compile"])
     result.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     result.add_argument("--repeats", type=int, default=15)
     result.add_argument("--threads", type=int, help="CPU threads")
@@ -371,7 +406,7 @@ def main() -> None:
     for operator in ("rectify_and_pool", "upsample_argmax"):
         chosen = [result for result in report["results"] if result["operator"] == operator]
         if chosen:
-            print(f"\n{operator}\n\n{table(chosen, arguments.methods)}")
+            print(f"\n{operator}\n\n{table(chosen)}")
 
 
 if __name__ == "__main__":

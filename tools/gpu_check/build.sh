@@ -1,0 +1,28 @@
+#!/bin/bash
+# Builds the extension in place, with all cores; where that fails, takes one that was brought along. Then checks that its
+# operators are there. GPU_CHECK_BUILD=no: only the last.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
+PYTHON=${PYTHON:-python3}
+if [ "${GPU_CHECK_BUILD:-yes}" != no ]; then
+  suffix=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
+  if ! FORCE_CUDA=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} "$PYTHON" setup.py build_ext --inplace; then
+    brought=${GPU_CHECK_WHEELS:-output/gpu_check_wheels}/_C$suffix
+    [ -f "$brought" ] || { echo "the build failed, and there is no $brought"; exit 1; }
+    echo "the build failed: taking $brought"
+    cp "$brought" reclip_d2/ || exit 1
+  fi
+fi
+"$PYTHON" - <<'PYTHON_END'
+import os
+import sys
+
+import torch
+
+from reclip_d2.layers import kernels_available
+
+device = "cuda" if os.environ.get("GPU_CHECK_BUILD") != "no" else "cpu"
+if not kernels_available(device):
+    sys.exit(f"the extension has no operators for {device}")
+print(f"operators for {device} with torch {torch.__version__}")
+PYTHON_END

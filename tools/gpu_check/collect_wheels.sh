@@ -1,0 +1,41 @@
+#!/bin/bash
+# Collects what tools/gpu_check.sh needs on a machine without a network that has Python 3.12, PyTorch, torchvision and the
+# usual scientific packages: wheels into output/gpu_check_wheels (git ignores output/), with Detectron2 from this environment.
+#
+#     tools/gpu_check/collect_wheels.sh [PATH_OF_A_BUILT_EXTENSION]     # reclip_d2/_C.cpython-312-x86_64-linux-gnu.so
+#
+# PYTHON names the interpreter of an environment in which reclip_d2 works (.venv/bin/python). Wheels and tracked files must
+# stay below LIMIT_MIB (64) together; exit status 1 if they do not.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+PYTHON=${PYTHON:-.venv/bin/python} LIMIT_MIB=${LIMIT_MIB:-64} WHEELS=${GPU_CHECK_WHEELS:-output/gpu_check_wheels}
+# From PyPI, in the versions of this environment: what such a machine lacks.
+PACKAGES="open_clip_torch fvcore iopath yacs termcolor ftfy wcwidth omegaconf antlr4-python3-runtime pycocotools"
+# Imported where they are there: some versions of Detectron2 and of this package need them.
+OPTIONAL="hydra-core jsonschema jsonschema-specifications referencing rpds-py"
+rm -rf "$WHEELS"
+mkdir -p "$WHEELS"
+version() { "$PYTHON" -c "import importlib.metadata as m; print(m.version('$1'))" 2>/dev/null; }
+platforms=(--platform any)
+for tag in manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux1; do platforms+=(--platform "${tag}_x86_64"); done
+fetch() { # NAME VERSION
+  "$PYTHON" -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp "${platforms[@]}" \
+    -d "$WHEELS" "$1==$2" 2>/dev/null ||
+    "$PYTHON" -m pip wheel -q --no-deps -w "$WHEELS" "$1==$2" # a source package in pure Python
+}
+for name in $PACKAGES; do
+  found=$(version "$name") || { echo "error: this environment has no $name: make env first" >&2; exit 1; }
+  fetch "$name" "$found" || { echo "error: no wheel of $name $found for Python 3.12" >&2; exit 1; }
+done
+for name in $OPTIONAL; do
+  if found=$(version "$name"); then fetch "$name" "$found" || echo "no wheel of $name $found for Python 3.12: left out"; fi
+done
+others=$(ls "$WHEELS" | grep -v -e '-py[23.]*-none-any' -e '-cp312-' -e '-abi3-' || true)
+[ -z "$others" ] || { echo "error: built for another Python: $others" >&2; exit 1; }
+# Detectron2 as it is here (0.5 needs changes that tools/install_detectron2.py makes): pure Python, packed as a wheel.
+"$PYTHON" tools/gpu_check/pack_installed.py detectron2 "$WHEELS"
+if [ -n "${1:-}" ]; then cp "$1" "$WHEELS/"; fi
+bytes=$(($(git ls-files -z | xargs -0 -r stat -c %s 2>/dev/null | paste -sd+ | bc) + $(du -sb "$WHEELS" | cut -f1)))
+ls -l "$WHEELS"
+echo "wheels and tracked files: $((bytes / 1048576)) MiB of $LIMIT_MIB"
+[ "$bytes" -le $((LIMIT_MIB * 1048576)) ] || { echo "error: more than $LIMIT_MIB MiB" >&2; exit 1; }

@@ -1,0 +1,150 @@
+"""Times of the operators and of each kernel, against the roofline and against plain PyTorch.
+
+For each case: forward and backward of the operator with inputs that take turns, by device events; the same in an eager
+loop over the images, an eager batched product and torch.compile's of that; the time for which the host is busy; and the
+time of each kernel, from PyTorch's profiler. The roofline is the bytes that must move (every input read once a pass,
+every output written once) over the copy bandwidth that the step `ceilings` has measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from reclip_d2.layers import rectify_and_pool, use_kernels
+from tools.benchmark_kernels import TAU, Case, Inputs, bytes_to_move, copy_bandwidth, method, methods_of, new_inputs
+from tools.gpu_check.figures import Clock, host_seconds, median_seconds, peak_bytes, read_ceilings, write_figures
+
+METHODS = ["ours", "eager", "batched", "compile-batched"]
+# In the order of their worth: case, type, layout of the logits ("cn": as a convolution leaves them, "nc": classes
+# together), whether torch.compile takes part (it needs some ten seconds a case).
+CUDA_CASES = [
+    (Case("rectify_and_pool", "voc20", 20, 512, 12), "float32", "cn", True),
+    (Case("rectify_and_pool", "ade150", 150, 512, 8), "float32", "cn", False),
+    (Case("rectify_and_pool", "large1000", 1000, 1024, 64), "float32", "cn", True),
+    (Case("upsample_argmax", "ade150", 150, 512, 1, 512, 683), "float32", "cn", False),
+    (Case("rectify_and_pool", "large1000", 1000, 1024, 64), "bfloat16", "cn", False),
+    (Case("rectify_and_pool", "ade150", 150, 512, 8), "bfloat16", "cn", False),
+    (Case("rectify_and_pool", "voc20", 20, 512, 12), "float32", "nc", False),
+    (Case("rectify_and_pool", "ade150", 150, 512, 8), "float32", "nc", False),
+    (Case("rectify_and_pool", "large1000", 1000, 1024, 64), "float32", "nc", False),
+    (Case("rectify_and_pool", "coco171", 171, 512, 8), "float32", "cn", False),
+    (Case("rectify_and_pool", "coco171", 171, 512, 8), "bfloat16", "nc", False),
+    (Case("upsample_argmax", "voc20", 20, 512, 1, 512, 683), "bfloat16", "cn", False),
+    (Case("upsample_argmax", "coco171", 171, 512, 1, 512, 683), "float32", "cn", True),
+]
+CPU_CASES = [
+    (Case("rectify_and_pool", "voc20", 20, 64, 2), "float32", "cn", False),
+    (Case("rectify_and_pool", "ade150", 150, 64, 2), "bfloat16", "nc", False),
+    (Case("upsample_argmax", "ade150", 150, 64, 1, 64, 85), "float32", "cn", False),
+]
+
+
+def with_layout(inputs: Inputs | Tensor, layout: str) -> Inputs | Tensor:
+    """The inputs with logits in the given layout."""
+    if isinstance(inputs, Tensor):
+        return inputs if layout == "cn" else inputs.contiguous(memory_format=torch.channels_last)
+    if layout == "cn":
+        return inputs
+    return inputs._replace(logits=inputs.logits.detach().contiguous().requires_grad_())
+
+
+def pass_seconds(sets: list[Inputs], device: torch.device, repeats: int) -> dict[str, float]:
+    """Seconds of our forward pass, and of our backward pass, each alone."""
+
+    def forward(call: int) -> Tensor:
+        return rectify_and_pool(*sets[call % len(sets)][:5], TAU, hard=True)[0]
+
+    graphs = [forward(call) for call in range(len(sets))]
+
+    def backward(call: int) -> None:
+        inputs, pooled = sets[call % len(sets)], graphs[call % len(sets)]
+        torch.autograd.grad(pooled, (inputs.logits, inputs.bias), inputs.gradient.to(pooled.dtype), retain_graph=True)
+
+    return {
+        "forward_seconds": median_seconds(forward, device, repeats),
+        "backward_seconds": median_seconds(backward, device, repeats),
+    }
+
+
+def kernel_seconds(function: Any, device: torch.device, calls: int) -> dict[str, float]:
+    """Mean seconds a call of each kernel, by name; empty where the profiler sees no kernels (the CPU)."""
+    if device.type != "cuda":
+        return {}
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        for call in range(calls):
+            function(call)
+        torch.cuda.synchronize(device)
+    totals = {event.key: event.self_device_time_total for event in recorded.key_averages()}
+    return {
+        name[:120]: total / 1e6 / calls for name, total in sorted(totals.items(), key=lambda item: -item[1]) if total
+    }
+
+
+def measure(case: Case, dtype_name: str, layout: str, compiled: bool, device: torch.device, bandwidth: float) -> dict:
+    """All figures of one case."""
+    dtype = getattr(torch, dtype_name)
+    sets = [with_layout(new_inputs(case, device, dtype, seed), layout) for seed in (0, 1)]
+    moved = bytes_to_move(case, sets[0])
+    cache = 256 * 2**20 if device.type == "cuda" else 2**20
+    while len(sets) < 8 and len(sets) * moved < cache:  # so that no call finds its inputs in the cache
+        sets.append(with_layout(new_inputs(case, device, dtype, len(sets)), layout))
+    repeats = 20 if device.type == "cuda" else 3
+    result: dict[str, Any] = {
+        **case._asdict(), "name": case.name, "dtype": dtype_name, "layout": layout, "input_sets": len(sets),
+        "bytes_to_move": moved, "floor_seconds": moved / bandwidth, "methods": {},
+    }  # fmt: skip
+    wanted = [name for name in METHODS if compiled or not name.startswith("compile")]
+    names = methods_of(case, wanted + ["compile"] * (compiled and case.operator == "upsample_argmax"))
+    for name in names:
+        try:
+            run = method(case, name, device)
+            result["methods"][name] = {
+                "median_seconds": median_seconds(lambda call, run=run: run(sets[call % len(sets)]), device, repeats),
+                "peak_bytes": peak_bytes(lambda run=run: run(sets[0]), device),
+            }
+        except Exception as error:  # a contender that fails, or finds no memory, leaves the others' figures
+            if name == "ours":
+                raise
+            result["methods"][name] = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+            torch.compiler.reset()
+    ours = method(case, "ours", device)
+    result["roofline"] = result["floor_seconds"] / result["methods"]["ours"]["median_seconds"]
+    result["host_seconds"] = host_seconds(lambda call: ours(sets[call % len(sets)]), device, repeats)
+    if case.operator == "rectify_and_pool":
+        with use_kernels(True):
+            result.update(pass_seconds(sets, device, repeats))
+    result["kernels"] = kernel_seconds(lambda call: ours(sets[call % len(sets)]), device, 5)
+    return result
+
+
+def main() -> None:
+    """Measure the cases for which there is time; the figures are written after each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--seconds", type=float, default=100.0, help="no case is begun after this")
+    options = parser.parse_args()
+    device, clock = torch.device(options.device), Clock(options.seconds)
+    bandwidth = read_ceilings().get("copy_bytes_per_second") or copy_bandwidth(device)
+    cases = CUDA_CASES if device.type == "cuda" else CPU_CASES
+    figures: dict[str, Any] = {"copy_bytes_per_second": bandwidth, "cases": [], "left_out": len(cases)}
+    for case, dtype, layout, compiled in cases:
+        if clock.left() <= 0:
+            break
+        result = measure(case, dtype, layout, compiled, device, bandwidth)
+        figures["cases"].append(result)
+        figures["left_out"] -= 1
+        write_figures(figures)
+        microseconds = result["methods"]["ours"]["median_seconds"] * 1e6
+        print(
+            f"{case.operator} {case.name} {dtype} {layout}: {microseconds:.1f} us, {result['roofline']:.0%} of roofline"
+        )
+    print(f"{len(figures['cases'])} cases, {figures['left_out']} left out for want of time")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The steps of the GPU check, in the order of their worth.
+
+Each step is a program of its own. It may write its figures as JSON to the file that the environment variable
+``GPU_CHECK_FIGURES`` names, again and again while it runs: what is there when it ends, or is ended, is kept.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+# Kernels that the profiler counts: the two passes of hard masks at 150 classes, and a label map.
+PROFILED = "hard_rows|pool_hard|row_gradient|logit_gradient|upsample_argmax"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One program.
+
+    Attributes:
+        name: of letters, digits, '-' and '_': also the name of its log.
+        command: arguments of the program, run in the root of the checkout.
+        seconds: its own limit.
+        needs: names of steps that must have passed; else it is not tried.
+        group: steps of one group, next to each other in the plan, run at the same time.
+        environment: variables on top of the caller's.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    seconds: float
+    needs: tuple[str, ...] = ()
+    group: str = ""
+    environment: dict[str, str] = field(default_factory=dict, hash=False)
+
+
+def _module(name: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", f"tools.gpu_check.{name}", *arguments)
+
+
+def plan(device: str) -> list[Step]:
+    """The steps for ``cuda``; or for ``cpu`` the same ones, small, without what only a GPU has: a rehearsal.
+
+    On ``cuda`` the limits sum up to more than 8 minutes: most steps end long before theirs.
+    """
+    if device == "cuda":
+        return [
+            Step("ceilings", _module("ceilings", "--device", "cuda"), 60),
+            Step("build", ("bash", "tools/gpu_check/build.sh"), 150, environment={"TORCH_CUDA_ARCH_LIST": "9.0"}),
+            Step("tests", _pytest("cuda and not slow", "-n", "8"), 120, ("build",)),
+            *(_sanitizer(tool) for tool in SANITIZERS),
+            Step("kernels", _module("kernel_times", "--device", "cuda", "--seconds", "100"), 120, ("build",)),
+            Step("whole_step", _module("whole_step", "--device", "cuda", "--seconds", "80"), 100, ("build",)),
+            Step("profiler", _profiler(), 45, ("build",)),
+        ]
+    return [
+        Step("ceilings", _module("ceilings", "--device", "cpu"), 60),
+        Step("build", ("bash", "tools/gpu_check/build.sh"), 60, environment={"GPU_CHECK_BUILD": "no"}),
+        Step("tests", _pytest("not cuda and not slow", "-k", "philox or hand"), 300, ("build",)),
+        Step("operator_calls", _module("operator_calls", "--device", "cpu"), 120, ("build",)),
+        Step("kernels", _module("kernel_times", "--device", "cpu", "--seconds", "60"), 180, ("build",)),
+        Step("whole_step", _module("whole_step", "--device", "cpu", "--seconds", "60"), 180, ("build",)),
+    ]
+
+
+def _pytest(markers: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "pytest", "tests/layers", "-m", markers, "-q", "-p", "no:cacheprovider", *arguments)
+
+
+def _sanitizer(tool: str) -> Step:
+    # Without PyTorch's cache each tensor has an allocation of its own, so that a step over its end is seen.
+    command = (
+        "compute-sanitizer",
+        "--tool",
+        tool,
+        "--target-processes",
+        "all",
+        "--error-exitcode",
+        "9",
+        *_module("operator_calls"),
+    )
+    return Step(
+        f"sanitizer_{tool}",
+        (*command, "--device", "cuda"),
+        120,
+        ("build",),
+        "sanitizers",
+        {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+    )
+
+
+def _profiler() -> tuple[str, ...]:
+    # The clocks stay as they are; no report file, the figures go to the log.
+    return (
+        "ncu", "--clock-control", "none", "--target-processes", "all", "--launch-count", "12",
+        "--kernel-name", f"regex:{PROFILED}",
+        "--section", "SpeedOfLight", "--section", "MemoryWorkloadAnalysis", "--section", "Occupancy",
+        "--section", "LaunchStats", *_module("operator_calls", "--device", "cuda", "--only", "profile"),
+    )  # fmt: skip

@@ -1,0 +1,232 @@
+"""The whole training step, evaluation and hypotheses at the papers' sizes, with a random ViT-B/16: images a second.
+
+The same step is timed with plain PyTorch in the operators' place (an eager batched product, PyTorch's random numbers),
+and with the image features given, which is what is left of a step once a store holds them. The image tower runs in
+float32, or in bfloat16 (MODEL.CLIP.AUTOCAST and SOLVER.AMP). Losses and masks are the model's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import Tensor, nn
+
+import reclip_d2.data.datasets
+import reclip_d2.modeling  # noqa: F401  (registers the models, as the line above the data sets)
+from reclip_d2.config import load_config
+from reclip_d2.engine.optimizer import build_optimizer
+from reclip_d2.hypothesis.generate import HypothesisGenerator
+from reclip_d2.hypothesis.windows import crop_windows
+from reclip_d2.layers import rectify_and_pool
+from reclip_d2.modeling.meta_arch import rectified_clip
+from tools.benchmark_kernels import VOCABULARIES, eager_batched, padded_rows
+from tools.gpu_check.figures import Clock, host_seconds, median_seconds, peak_bytes, read_ceilings, write_figures
+from tools.gpu_check.kernel_times import kernel_seconds
+from tools.gpu_check.steps import ROOT
+
+# Configs and mean numbers of classes in an image; the embedded one is for a rehearsal on the CPU.
+CONFIGS = {
+    "voc20": ("voc20/reclippp_rectify.yaml", VOCABULARIES["voc20"][1]),
+    "ade150": ("ade150/reclippp_rectify.yaml", VOCABULARIES["ade150"][1]),
+    "embedded": ("embedded/reclippp_rectify.yaml", 2.0),
+}
+CROP_FLOPS = 35.1e9  # of ViT-B/16 on 224 x 224 pixels: two for each of its 17.6e9 multiplications
+
+
+def configuration(name: str, device: torch.device, bfloat16: bool) -> CfgNode:
+    """A paper's config with random weights."""
+    keys = ["MODEL.DEVICE", device.type, "MODEL.CLIP.PRETRAINED", "random", "MODEL.CLIP.TEMPLATES", "photo"]
+    keys += ["MODEL.CLIP.AUTOCAST", "bfloat16" if bfloat16 else "float32"]
+    return load_config(str(ROOT / "configs" / CONFIGS[name][0]), keys)
+
+
+def training_batch(name: str, images: int, pixels: int, classes: int) -> list[dict[str, Any]]:
+    """Random images with hypotheses of the mean length."""
+    generator, mean = torch.Generator().manual_seed(0), CONFIGS[name][1]
+    counts = [max(1, round(mean * (image + 1)) - round(mean * image)) for image in range(images)]
+    return [
+        {
+            "image": torch.randint(0, 256, (3, pixels, pixels), generator=generator, dtype=torch.uint8),
+            "hypothesis": torch.randperm(classes, generator=generator)[:count],
+            "height": pixels,
+            "width": pixels,
+            "file_name": "random",
+        }
+        for count in counts
+    ]
+
+
+def plain_rectify_and_pool(
+    logits: Tensor, bias: Tensor | None, features: Tensor, class_ids: Tensor, offsets: Tensor, tau: float, hard: bool
+) -> tuple[Tensor, Tensor]:
+    """``rectify_and_pool`` as one would write it in PyTorch: see ``eager_batched``. The areas play no part in the loss
+    but for rows of area 0; here they are 1."""
+    padded, index = (rows.to(logits.device) for rows in padded_rows(class_ids, offsets.tolist()))
+    zero = logits.new_zeros(()) if bias is None else bias
+    pooled = eager_batched(logits, zero, features, padded, index)
+    return pooled.float(), pooled.new_ones(len(pooled), dtype=torch.float32)
+
+
+class GivenFeatures(nn.Module):
+    """Stands in for the image tower: the features of a batch that it has seen."""
+
+    def __init__(self, backbone: nn.Module, features: Tensor) -> None:
+        super().__init__()
+        self.tower = [backbone]  # in a list: its parameters stay the model's
+        self.features = features
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """The features, whatever the images."""
+        return {"dense": self.features}
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.tower[0], name)
+
+
+@contextlib.contextmanager
+def variant(model: nn.Module, batch: list[dict[str, Any]], plain: bool, given: bool) -> Iterator[None]:
+    """The model as the variant has it."""
+    pool = mock.patch.object(rectified_clip, "rectify_and_pool", plain_rectify_and_pool)
+    backbone = model.backbone
+    with pool if plain else contextlib.nullcontext():
+        if given:
+            with torch.no_grad():
+                features = backbone(model.preprocess_image(batch).tensor)["dense"]
+            model.backbone = GivenFeatures(backbone, features)
+        try:
+            yield
+        finally:
+            model.backbone = backbone
+
+
+def training(name: str, device: torch.device, images: int, pixels: int, clock: Clock, repeats: int) -> dict[str, Any]:
+    """The step in its variants."""
+    result: dict[str, Any] = {"images": images, "pixels": pixels, "variants": {}}
+    for bfloat16 in (True, False):
+        cfg = configuration(name, device, bfloat16)
+        model = build_model(cfg).train()
+        optimizer = build_optimizer(cfg, model)
+        batch = training_batch(name, images, pixels, model.num_classes)
+
+        def step(_: int, model=model, optimizer=optimizer, batch=batch, bfloat16=bfloat16) -> None:  # noqa: ANN001
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+                loss = sum(model(batch).values())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        for plain, given in ((False, False), (True, False), (False, True), (True, True)):
+            if clock.left() <= 0 or (given and not bfloat16):
+                continue
+            label = f"{'bfloat16' if bfloat16 else 'float32'}, {'plain PyTorch' if plain else 'kernels'}"
+            label += ", features given" * given
+            with variant(model, batch, plain, given):
+                seconds = median_seconds(step, device, repeats)
+                result["variants"][label] = {
+                    "seconds": seconds,
+                    "images_per_second": images / seconds,
+                    "host_seconds": host_seconds(step, device, repeats),
+                    "peak_bytes": peak_bytes(lambda step=step: step(0), device),
+                    "kernels": dict(list(kernel_seconds(step, device, 2).items())[:12]) if not plain else {},
+                }
+    return result
+
+
+def evaluation(name: str, device: torch.device, height: int, width: int, repeats: int) -> dict[str, Any]:
+    """Label maps of single images, with the kernels and without."""
+    model = build_model(configuration(name, device, True)).eval()
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    result: dict[str, Any] = {"height": height, "width": width, "variants": {}}
+    for kernels in (True, False):
+        model.kernels = kernels
+
+        @torch.no_grad()
+        def predict(_: int) -> None:
+            model([{"image": image, "height": height, "width": width}])
+
+        seconds = median_seconds(predict, device, repeats)
+        result["variants"]["kernels" if kernels else "plain PyTorch"] = {
+            "seconds": seconds,
+            "images_per_second": 1 / seconds,
+            "peak_bytes": peak_bytes(lambda predict=predict: predict(0), device),
+        }
+    return result
+
+
+def hypotheses(name: str, device: torch.device, side: int, images: int, repeats: int) -> dict[str, Any]:
+    """Crops a second, and their part of the peak of bfloat16 products."""
+    cfg = configuration(name, device, True)
+    model = build_model(cfg).eval()
+    generator = HypothesisGenerator(model.backbone, model.query_features, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
+    pixels = [torch.randint(0, 256, (3, side, side), dtype=torch.uint8) for _ in range(images)]
+    ratio = cfg.HYPOTHESIS.WINDOW_RATIO
+    crops = images * len(crop_windows(side, side, ratio))
+
+    @torch.no_grad()
+    def score(_: int) -> None:
+        generator.window_scores(pixels, ratio)
+
+    seconds = median_seconds(score, device, repeats, warmup=1)
+    result = {"crops": crops, "seconds": seconds, "crops_per_second": crops / seconds}
+    if name != "embedded" and (peak := read_ceilings().get("bfloat16_flops")):
+        result["of_bfloat16_peak"] = crops * CROP_FLOPS / seconds / peak
+    return result
+
+
+def graph_capture(device: torch.device) -> str:
+    """What comes of capturing the operator in a CUDA graph: today it refuses, as seed and rows are read on the host."""
+    if device.type != "cuda":
+        return "needs a GPU"
+    logits, features = torch.randn(1, 4, 3, device=device), torch.randn(1, 4, 5, device=device)
+    rows = torch.tensor([1]), torch.tensor([0, 1])
+    try:
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            rectify_and_pool(logits, None, features, *rows, 1.0, True, torch.tensor([1, 2]))
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return "captured"
+
+
+def main() -> None:
+    """Measure what there is time for; the figures are written after each part."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--seconds", type=float, default=80.0, help="no part is begun after this")
+    options = parser.parse_args()
+    device, clock = torch.device(options.device), Clock(options.seconds)
+    figures: dict[str, Any] = {}
+    parts: dict[str, Callable[[], Any]] = {
+        "training voc20": lambda: training("voc20", device, 12, 512, clock, 20),
+        "hypotheses": lambda: hypotheses("voc20", device, 512, 8, 5),
+        "evaluation ade150": lambda: evaluation("ade150", device, 512, 683, 20),
+        "training ade150": lambda: training("ade150", device, 8, 512, clock, 20),
+        "cuda graph": lambda: graph_capture(device),
+    }
+    if device.type == "cpu":
+        parts = {
+            "training embedded": lambda: training("embedded", device, 2, 64, clock, 1),
+            "hypotheses": lambda: hypotheses("embedded", device, 96, 1, 1),
+            "evaluation embedded": lambda: evaluation("embedded", device, 64, 80, 1),
+            "cuda graph": lambda: graph_capture(device),
+        }
+    for name, part in parts.items():
+        if clock.left() <= 0 and name != "cuda graph":
+            print(f"{name}: no time left")
+            continue
+        figures[name] = part()
+        write_figures(figures)
+        print(f"{name}: {figures[name]}")
+
+
+if __name__ == "__main__":
+    main()
