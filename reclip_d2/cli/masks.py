@@ -22,6 +22,7 @@ from reclip_d2.errors import ReclipError
 from reclip_d2.formats import IndexWriter, MaskClasses, Prediction, ScoresWriter, read_index
 from reclip_d2.inference import ImagePredictor
 from reclip_d2.io import naming_errors, remove_leftovers
+from reclip_d2.utils.files import open_to_append
 from reclip_d2.utils.json_files import read_json_lines
 
 # Pixels of each class in each mask, a line an image; beside the masks, so that they move together.
@@ -110,7 +111,7 @@ def predict_masks(
     with (
         IndexWriter(folder, table.mask_classes) as index,
         ScoresWriter(scores_folder or folder, table.mask_classes) as scores_writer,
-        open(folder / COVERAGE, "a", encoding="utf-8") as coverage,
+        open_to_append(folder / COVERAGE) as coverage,
     ):
         todo = [
             image

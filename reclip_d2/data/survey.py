@@ -22,6 +22,7 @@ from reclip_d2.data.working_files import WorkingFiles, check_shape
 from reclip_d2.errors import ReclipError
 from reclip_d2.io import naming_errors
 from reclip_d2.utils.digest import current_digest
+from reclip_d2.utils.files import open_to_append
 from reclip_d2.utils.json_files import read_json_lines
 
 # A line of the record. Working files lie in a folder of the run: a name that leads out of it is none of ours.
@@ -91,7 +92,7 @@ def survey_images(
 
     with (
         naming_errors(record),
-        open(record, "a", encoding="utf-8") as stream,
+        open_to_append(record) as stream,
         tqdm(total=len(missing), desc="images", unit="image") as bar,
         contextlib.closing(_in_threads(look, missing, threads)) as lines,
     ):

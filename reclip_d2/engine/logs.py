@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from reclip_d2.errors import error_line
+from reclip_d2.utils.files import check_output_file
 
 _FORMAT = "%(asctime)s %(name)s: %(message)s"
 _LOGGERS = ("detectron2", "fvcore", "reclip_d2", "py.warnings", "huggingface_hub", "open_clip", "root")
@@ -23,6 +24,7 @@ class UserErrorFilter(logging.Filter):
 def quiet_logging(output_dir: Path) -> None:
     """For programs that print a summary of their own: all logs go to ``log.txt`` in ``output_dir`` instead."""
     output_dir.mkdir(parents=True, exist_ok=True)
+    check_output_file(output_dir / "log.txt", "log")
     handler = logging.FileHandler(output_dir / "log.txt", mode="w")
     handler.setFormatter(logging.Formatter(_FORMAT))
     for name in ("detectron2", "fvcore", "reclip_d2", "py.warnings"):
@@ -36,6 +38,7 @@ def quiet_logging(output_dir: Path) -> None:
 def logging_to(folder: Path) -> Iterator[None]:
     """Logs and warnings go to the end of ``log.txt`` in ``folder``, and nowhere else: the terminal has the progress."""
     folder.mkdir(parents=True, exist_ok=True)
+    check_output_file(folder / "log.txt", "log")
     handler = logging.FileHandler(folder / "log.txt", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter(_FORMAT))
     logging.captureWarnings(True)

@@ -23,6 +23,7 @@ from torch import nn
 from reclip_d2.engine.logs import UserErrorFilter
 from reclip_d2.errors import ReclipError
 from reclip_d2.io import atomic_write
+from reclip_d2.utils.files import check_output_file
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ def log_to(folder: Path, rank: int = 0) -> None:
     if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise ReclipError(f"{LEVEL_VARIABLE} is {level!r}; choose one of DEBUG, INFO, WARNING, ERROR")
     suffix = f".rank{rank}" if rank else ""
+    check_output_file(folder / f"{LOG_FILE}{suffix}", "log")
     handlers: list[logging.Handler] = [
         logging.FileHandler(folder / f"{LOG_FILE}{suffix}", encoding="utf-8", errors="backslashreplace")
     ]

@@ -10,6 +10,7 @@ from detectron2.engine import default_writers
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 
 from reclip_d2.io import naming_errors
+from reclip_d2.utils.files import check_output_file
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +33,12 @@ class _NamedErrors(EventWriter):
 
 def build_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
     """Detectron2's writers: the log, ``metrics.json``, and TensorBoard if it is installed."""
+    metrics = os.path.join(output_dir, "metrics.json")
+    check_output_file(metrics)
     try:
         importlib.import_module("torch.utils.tensorboard")
     except ImportError:
         logger.warning("tensorboard is not installed: no event files are written (pip install tensorboard)")
-        metrics = os.path.join(output_dir, "metrics.json")
         return [CommonMetricPrinter(max_iter), _NamedErrors(JSONWriter(metrics), metrics)]
     return [
         writer if isinstance(writer, CommonMetricPrinter) else _NamedErrors(writer, output_dir)

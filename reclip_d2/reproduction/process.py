@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 
 from reclip_d2.errors import ReclipError, error_line
+from reclip_d2.utils.files import check_output_file
 
 _SECONDS_TO_STOP = 20.0
 
@@ -130,6 +131,7 @@ class _Setting(NamedTuple):
         # Or data-loading workers would start by a server of their own, which imports everything anew.
         multiprocessing.set_start_method(self.start_method, force=True)
         self.output.parent.mkdir(parents=True, exist_ok=True)
+        check_output_file(self.output, "log")
         with open(self.output, "ab", buffering=0) as file:
             os.dup2(file.fileno(), sys.stdout.fileno())
             os.dup2(file.fileno(), sys.stderr.fileno())

@@ -10,7 +10,7 @@ import codecs
 import errno
 import os
 import stat
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from reclip_d2.errors import ReclipError
 
@@ -205,6 +205,16 @@ def check_output_file(path: StrPath, what: str = "output") -> None:
     except (OSError, ValueError) as error:
         raise _refusal(path, what, "name another", error) from error
     _check_kind(status, path, what, "name another")
+
+
+def open_to_append(path: StrPath, what: str = "output") -> TextIO:
+    """Open a UTF-8 text file to write at its end; it is made if there is none.
+
+    Raises:
+        ReclipError: see :func:`check_output_file`: opening a named pipe would wait for a reader.
+    """
+    check_output_file(path, what)
+    return open(path, "a", encoding="utf-8")
 
 
 def _line(data: bytes) -> int:

@@ -11,6 +11,7 @@ from reclip_d2.data import survey
 from reclip_d2.data.image_folder import ImageFile, find_images
 from reclip_d2.data.survey import survey_images
 from reclip_d2.data.working_files import WorkingFiles
+from reclip_d2.errors import ReclipError
 from reclip_d2.inference import Tiling
 from reclip_d2.utils.digest import file_digest
 
@@ -168,6 +169,12 @@ def test_large_images_come_one_at_a_time(look, monkeypatch, decoded):
     monkeypatch.setattr(survey, "_LARGE", 16 * 24 - 1)
     assert len(look()) == 4
     assert sorted(decoded[:2]) == ["broken.jpg", "thin.png"] and decoded[2:] == ["a.png", "turned.jpg"]
+
+
+def test_a_record_that_is_a_pipe_is_not_waited_for(look, tmp_path):
+    os.mkfifo(tmp_path / "record.jsonl")
+    with pytest.raises(ReclipError, match="record.jsonl is a named pipe, not a regular file"):
+        look()
 
 
 def test_a_file_that_vanishes_is_a_broken_one(tmp_path, photos):

@@ -14,6 +14,7 @@ from reclip_d2.utils.files import (
     display_path,
     format_bytes,
     open_regular,
+    open_to_append,
     read_bytes,
     read_text,
 )
@@ -71,9 +72,10 @@ def test_only_regular_files_are_read_and_written(tmp_path, make, message):
     with pytest.raises(ReclipError) as caught:
         read_text(path, "class file", limit=10, remedy="check --classes")
     assert str(caught.value) == wanted
-    with pytest.raises(ReclipError) as caught:
-        check_output_file(path)
-    assert str(caught.value) == f"output {path} {message}: name another"
+    for write in (check_output_file, open_to_append):
+        with pytest.raises(ReclipError) as caught:
+            write(path)
+        assert str(caught.value) == f"output {path} {message}: name another"
 
 
 def test_a_file_that_turns_into_a_pipe_is_not_waited_for(tmp_path, monkeypatch):
@@ -100,6 +102,13 @@ def test_regular_files_and_links_to_them(tmp_path):
     link.unlink()
     link.symlink_to(tmp_path / "nothing")
     check_output_file(link)
+
+
+def test_appending(tmp_path):
+    for text in ("a", "ü"):
+        with open_to_append(tmp_path / "x") as stream:
+            stream.write(text)
+    assert (tmp_path / "x").read_bytes() == "aü".encode()
 
 
 def test_what_is_missing_has_an_error_of_its_own(tmp_path):
