@@ -208,6 +208,7 @@ def snapshot(folder: Path) -> dict[str, str]:
         relative = os.path.relpath(place, folder)
         if relative == ".":
             folders[:] = [name for name in folders if name not in WRITABLE]
+            files = [name for name in files if name not in WRITABLE]
         for name in [*folders, *files]:
             path = os.path.join(place, name)
             status = os.lstat(path)

@@ -140,9 +140,9 @@ def cases() -> Iterator[Case]:
         for value in values:
             either = (key, value) in _MAY_PASS
             # The last of two values of a key counts.
-            yield Case(f"train-key-{key}={value!r}", "train_net.py", (*TRAIN, key, value), either=either,
-                       telling=(key, value) in _TELLING,
-                       words="nothing|class file" if key.startswith("DATASETS") else key.rpartition(".")[2])  # fmt: skip
+            words = "nothing|class file" if key.startswith("DATASETS") else key.rpartition(".")[2]
+            yield Case(f"train-key-{key}={value!r}", "train_net.py", (*TRAIN, key, value), either=either, words=words,
+                       telling=(key, value) in _TELLING)  # fmt: skip
     for key in ("SOLVER.BASE_LR", "INPUT.TILES.SIZE", "MODEL.PIXEL_STD", "INPUT.MIN_SIZE_TEST", "TEST.BAND_MEMORY",
                 "INPUT.FORMAT", "SEED", "NOTHING", "MODEL.CLIP.TEMPLATES"):  # fmt: skip
         value = WRONG_VALUES[key][0]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.datasets_prep import miniatures
 from tests.hostile import inputs
-from tests.hostile.driver import ROOT, Case
+from tests.hostile.driver import Case
 from tests.hostile.images_and_classes import (
     CONFIG,
     CUSTOM,

@@ -15,7 +15,7 @@ FAULTS = {
     "two-lines": ("sys.exit('error: x\\nerror: y')", "2 error lines"),
     "no-line": ("sys.exit('x')", "0 error lines"),
     "words": ("sys.exit('error: something')", "the line does not say 'the file'"),
-    "overwritten": ("open('precious/letter.txt', 'w').write('x'); sys.exit('error: the file')", "changed: precious/letter.txt"),
+    "overwritten": ("open('precious/letter.txt', 'w'); sys.exit('error: the file')", "changed: precious/letter.txt"),
     "removed": ("os.unlink('photos/0.jpg'); sys.exit('error: the file')", "changed: photos/0.jpg"),
     "new": ("open('x', 'w'); sys.exit('error: the file')", "changed: x"),
     "link": ("os.symlink('a', 'home/x'); sys.exit('error: the file')", "changed: home/x"),
@@ -24,7 +24,7 @@ FAULTS = {
     "signal": ("os.kill(os.getpid(), 11)", "killed by signal 11"),
     "hangs": ("import time; time.sleep(60)", "it had not ended"),
     "waits": ("sys.stdin.read(); sys.exit(0)", "exit status 0"),
-    "memory": ("x = bytearray(100 << 20); x[::4096] = b'x' * len(x[::4096]); sys.exit('error: the file')", "MB of memory"),
+    "memory": ("x = b'x' * (100 << 20); sys.exit('error: the file')", "MB of memory"),
 }  # fmt: skip
 
 

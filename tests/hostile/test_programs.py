@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 
 from tests.hostile import images_and_classes, keys_and_configs, programs, runs, weights
-from tests.hostile.driver import Case, report
+from tests.hostile.driver import ROOT, Case, report
 
 CASES = [case for part in (images_and_classes, keys_and_configs, weights, runs, programs) for case in part.cases()]
 TELLING = [case for case in CASES if case.telling]
@@ -57,7 +57,7 @@ def test_the_cases_are_many_and_of_every_program():
     assert {"segment", "predict", "export", "doctor", "app"} <= of_reclip
     named = {case.program for case in CASES}
     for folder in ("tools", "datasets", "demo"):
-        for script in (programs.ROOT / folder).glob("*.py"):
+        for script in (ROOT / folder).glob("*.py"):
             is_program = "__main__" in script.read_text()
             assert not is_program or f"{folder}/{script.name}" in named, script
     assert "train_net.py" in named
