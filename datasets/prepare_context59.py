@@ -11,6 +11,7 @@ images). See datasets/README.md.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -88,8 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     label_folder(CONTEXT59.root / "JPEGImages")
     json_path = CONTEXT59.root / JSON_NAME
-    if args.source == "json" or (args.source == "auto" and json_path.is_file()):
-        if not json_path.is_file():
+    is_there = os.path.lexists(json_path)
+    if args.source == "json" or (args.source == "auto" and is_there):
+        if not is_there:
             raise ReclipError(f"{json_path} does not exist: see {README}, or use --source png")
         labels = read_annotations(json_path)
         write_lists(labels)

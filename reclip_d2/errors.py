@@ -41,6 +41,7 @@ _ANY_REMEDY = (
     "lower SOLVER.IMS_PER_BATCH or INPUT.CROP.SIZE (training), HYPOTHESIS.BATCH_SIZE (hypotheses), or set"
     " TEST.SLIDING_WINDOW.ENABLED True (evaluation)"
 )
+_LONGEST_LINE = 1200  # characters
 
 
 class ReclipError(Exception):
@@ -102,8 +103,14 @@ def error_line(error: BaseException | None) -> str | None:
 
 def _last_line(error: ReclipError) -> str:
     """The message. A data-loading worker's error comes with the worker's traceback in front: only its end counts."""
-    lines = str(error).strip().splitlines() or ["no message"]
-    return lines[-1].removeprefix(f"{ReclipError.__module__}.{ReclipError.__qualname__}: ")
+    text = str(error).strip() or "no message"
+    if "Traceback (most recent call last)" in text:
+        text = text.splitlines()[-1]
+    line = _one_line(text.removeprefix(f"{ReclipError.__module__}.{ReclipError.__qualname__}: "))
+    if len(line) > _LONGEST_LINE:  # of a name that someone has typed: its begin and its end will do
+        half = _LONGEST_LINE // 2
+        line = f"{line[:half]} ... {line[-half:]}"
+    return line
 
 
 def _system_line(error: BaseException) -> str | None:

@@ -116,6 +116,17 @@ def line_of(function: Callable[[], object], capsys) -> str:
     return err[7:-1]
 
 
+def _fail(message: str) -> None:
+    raise ReclipError(message)
+
+
+def test_a_name_with_line_ends_or_without_end(capsys):
+    """The whole message stays, in one line; of a very long one its begin and its end."""
+    assert line_of(lambda: _fail("--device cpu\nx is unknown"), capsys) == "--device cpu\\nx is unknown"
+    line = line_of(lambda: _fail(f"file {'x' * 5000} does not exist"), capsys)
+    assert line.startswith("file xxx") and line.endswith("xxx does not exist") and len(line) == 1205
+
+
 def test_memory_of_the_cpu(capsys):
     line = line_of(lambda: torch.empty(2**60), capsys)  # 2^60 numbers of four bytes
     assert line.startswith("out of CPU memory (4611686018427387904 bytes more were wanted): lower ")

@@ -99,9 +99,16 @@ def model_config(name: str) -> dict[str, Any]:
     """open_clip's config of ``MODEL.CLIP.NAME``.
 
     Raises:
-        ReclipError: open_clip does not know the name.
+        ReclipError: open_clip does not know the name, or cannot fetch its config.
     """
-    config = open_clip.get_model_config(open_clip_name(name))
+    known = open_clip_name(name)
+    try:
+        config = open_clip.get_model_config(known)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:  # of a name such as hf-hub:OWNER/MODEL
+        raise ReclipError(
+            f"MODEL.CLIP.NAME {name!r}: its config cannot be fetched ({type(error).__name__}): check the name and the"
+            " network, or give the JSON file of an architecture"
+        ) from error
     if config is None:
         raise ReclipError(
             f"MODEL.CLIP.NAME {name!r} is not known to open_clip: see open_clip.list_models(), or give the JSON file of"

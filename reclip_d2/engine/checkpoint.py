@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import urllib.error
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,10 @@ class ReclipCheckpointer(DetectionCheckpointer):
         self._path = path
         try:
             return super().load(path, *args, **kwargs)
+        except urllib.error.URLError as error:
+            raise ReclipError(
+                f"checkpoint {path} cannot be fetched ({error.reason}): check the network, or name a local file"
+            ) from error
         except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
             if is_user_error(error):  # memory ran out
                 raise

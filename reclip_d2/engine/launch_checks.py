@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 
 import torch
@@ -10,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 
 from reclip_d2.errors import ReclipError
-from reclip_d2.utils.output_paths import check_output_folder
+from reclip_d2.utils.output_paths import check_output_folder, check_output_path
 
 
 def check_processes(args: argparse.Namespace) -> int:
@@ -47,9 +48,12 @@ def check_config_for(cfg: CfgNode, processes: int) -> None:
     """Check the keys that depend on the machine and on the number of processes.
 
     Raises:
-        ReclipError: nothing can be written to ``OUTPUT_DIR``, there is no such GPU, or the batch cannot be divided.
+        ReclipError: nothing can be written to ``OUTPUT_DIR`` or ``HYPOTHESIS.FILE``, there is no such GPU, or the batch
+            cannot be divided.
     """
     check_output_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
+    if cfg.HYPOTHESIS.FILE and not os.path.isfile(cfg.HYPOTHESIS.FILE):
+        check_output_path(cfg.HYPOTHESIS.FILE, "HYPOTHESIS.FILE")
     kind, _, index = cfg.MODEL.DEVICE.partition(":")
     if kind == "cuda" and 0 < torch.cuda.device_count() <= int(index or 0):
         raise ReclipError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}; this machine has {torch.cuda.device_count()} GPUs")

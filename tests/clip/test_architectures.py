@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from reclip_d2.cli.options import stage_config
-from reclip_d2.clip.architectures import image_side, open_clip_name, suits_resolution
+from reclip_d2.clip.architectures import image_side, model_config, open_clip_name, suits_resolution
 from reclip_d2.clip.build import build_clip, embedding_shape
 from reclip_d2.config import load_config
 from reclip_d2.errors import ReclipError
@@ -131,3 +131,8 @@ def test_own_images_take_their_sizes_from_the_clip(file):
     for name in ("ViT-B-16-quickgelu", "ViT-L-14-336-quickgelu", small_clip(file, 224)):
         assert stage_config("rectified", name, []).INPUT.MIN_SIZE_TEST == 512
     assert stage_config("rectified", "reclip-embedded", []).INPUT.MIN_SIZE_TEST == 96
+
+
+def test_a_config_that_cannot_be_fetched():
+    with pytest.raises(ReclipError, match=r"MODEL.CLIP.NAME 'hf-hub:nobody/nothing': its config cannot be fetched"):
+        model_config("hf-hub:nobody/nothing")

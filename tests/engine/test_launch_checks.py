@@ -88,3 +88,12 @@ def test_scaling_never_rounds_to_zero():
     scaled = scale_to_processes(cfg, 8)
     assert (scaled.SOLVER.MAX_ITER, scaled.SOLVER.CHECKPOINT_PERIOD, scaled.SOLVER.IMS_PER_BATCH) == (1, 1, 96)
     assert scaled.is_frozen() and scale_to_processes(cfg, 1) is cfg
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/x", "file/x", "/proc/x", "."])
+def test_a_hypothesis_file_that_cannot_be_made(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ReclipError, match="HYPOTHESIS.FILE"):
+        check_config_for(load_config("", ["OUTPUT_DIR", str(tmp_path / "out"), "HYPOTHESIS.FILE", path]), 1)
+    check_config_for(load_config("", ["OUTPUT_DIR", str(tmp_path / "out"), "HYPOTHESIS.FILE", "file"]), 1)

@@ -141,6 +141,7 @@ def cases() -> Iterator[Case]:
             either = (key, value) in _MAY_PASS
             # The last of two values of a key counts.
             words = "nothing|class file" if key.startswith("DATASETS") else key.rpartition(".")[2]
+            words = "(https|detectron2)://|WEIGHTS" if key == "MODEL.WEIGHTS" and "://" in value else words
             yield Case(f"train-key-{key}={value!r}", "train_net.py", (*TRAIN, key, value), either=either, words=words,
                        telling=(key, value) in _TELLING)  # fmt: skip
     for key in ("SOLVER.BASE_LR", "INPUT.TILES.SIZE", "MODEL.PIXEL_STD", "INPUT.MIN_SIZE_TEST", "TEST.BAND_MEMORY",

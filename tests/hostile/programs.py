@@ -166,8 +166,9 @@ def tools() -> Iterator[Case]:
     for kind, write in files.items():
         arguments = ("public.txt", "out/x.jsonl", "--dataset", "embedded_val")
         yield Case(f"import-{kind}", "tools/import_public_hypotheses.py", arguments, replace("public.txt", write),
-                   words="public.txt", telling=kind == "code")  # fmt: skip
-        yield Case(f"kernel-report-{kind}", "tools/kernel_report.py", ("public.txt",), replace("public.txt", write))
+                   words="public.txt", telling=kind == "code", environment=_OUT)  # fmt: skip
+        yield Case(f"kernel-report-{kind}", "tools/kernel_report.py", ("public.txt",), replace("public.txt", write),
+                   either=True)  # fmt: skip
         listed = ("--suite", "embedded", "--out", "out", "--list", "--suite-file", "public.txt")
         yield Case(f"reproduce-suite-{kind}", "tools/reproduce.py", listed, replace("public.txt", write),
                    words="public.txt")  # fmt: skip
