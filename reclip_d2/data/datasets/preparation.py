@@ -7,6 +7,7 @@ broken; where an image's orientation or a palette leaves room for another readin
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -172,7 +173,8 @@ def _in_processes(
         for chunk in chunks:
             yield work(chunk, *arguments)
         return
-    executor = ProcessPoolExecutor(workers)
+    # Ctrl-C in a terminal reaches all processes; the main one ends the others, which would each print a traceback.
+    executor = ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     try:
         futures = [executor.submit(work, chunk, *arguments) for chunk in chunks]
         for future in as_completed(futures):
