@@ -63,8 +63,8 @@ def add_clip_arguments(parser: argparse.ArgumentParser, given_by: str | None = N
         "--clip",
         default=DEFAULT_CLIP if given_by is None else None,
         metavar="NAME",
-        help=f"open_clip's name of the model, or the JSON file of its architecture (default: {DEFAULT_CLIP}{unless}); {EMBEDDED_MODEL_NAME} is a toy that"
-        " ships with the package and knows 12 materials",
+        help=f"open_clip's name of the model, or the JSON file of its architecture (default: {DEFAULT_CLIP}{unless});"
+        f" {EMBEDDED_MODEL_NAME} is a toy that ships with the package and knows 12 materials",
     )
     parser.add_argument(
         "--pretrained",
