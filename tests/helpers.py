@@ -5,8 +5,12 @@ Shape letters: B images, n = h*w patches, D width of the joint embedding, C clas
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +213,28 @@ def register_tiny_model(folder: Path) -> str:
         path.write_text(json.dumps(config))
         open_clip.add_model_config(path)
     return TINY_NAME
+
+
+_watchers: list[Callable[[str], None]] = []
+
+
+def _audit(event: str, arguments: tuple) -> None:
+    if event == "open" and _watchers and isinstance(arguments[0], str | bytes | os.PathLike):
+        for watch in _watchers:
+            watch(os.fsdecode(arguments[0]))
+
+
+sys.addaudithook(_audit)  # for good: hooks cannot be taken away
+
+
+@contextlib.contextmanager
+def watch_opened_files(watch: Callable[[str], None]) -> Iterator[None]:
+    """Call ``watch`` with the path of each file that Python opens, by any function; its exception bars the file."""
+    _watchers.append(watch)
+    try:
+        yield
+    finally:
+        _watchers.remove(watch)
 
 
 def write_scenes(

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import PIL.Image
 import pytest
 import torch
 from detectron2.utils.logger import setup_logger
@@ -24,6 +23,7 @@ from tests.helpers import (
     register_dataset,
     register_tiny_model,
     unregister_dataset,
+    watch_opened_files,
     write_scenes,
 )
 from tests.kills import run_killed, run_with_kills
@@ -358,21 +358,16 @@ def test_training_is_blind_to_labels(scene, monkeypatch):
     labels = scene / "train" / "annotations_detectron2"
     for path in labels.iterdir():
         path.unlink()
-    opened, pil_open, builtin_open = [], PIL.Image.open, open
+    opened = []
 
-    def guard(function):
-        def guarded(file, *args, **kwargs):
-            if isinstance(file, str | os.PathLike) and os.fspath(file).startswith(str(labels)):
-                raise AssertionError(f"training opens a label: {file}")
-            opened.append(str(file))
-            return function(file, *args, **kwargs)
+    def guard(path: str) -> None:
+        if path.startswith(str(labels)):
+            raise AssertionError(f"training opens a label: {path}")
+        opened.append(path)
 
-        return guarded
-
-    monkeypatch.setattr(PIL.Image, "open", guard(pil_open))
-    monkeypatch.setattr("builtins.open", guard(builtin_open))
     monkeypatch.setenv("RECLIP_CACHE", str(scene / "another_cache"))  # hypotheses are made anew, label-blind too
-    run(scene, "without_labels")
+    with watch_opened_files(guard):
+        run(scene, "without_labels")
     assert any(name.endswith(".jpg") for name in opened)
     assert_same(weights(scene, "with_labels"), weights(scene, "without_labels"))
 
