@@ -51,5 +51,5 @@ def test_keys_reach_the_evaluator():
 
 @pytest.mark.parametrize("key", ["BIN_WIDTH", "MIN_OBJECT_AREA", "MIN_BIN_OBJECTS"])
 def test_values_must_be_above_0(key):
-    with pytest.raises(ReclipError, match=rf"TEST\.BIAS\.{key} must be above 0"):
+    with pytest.raises(ReclipError, match=rf"TEST\.BIAS\.{key} is 0; it must be"):
         load_config("", [f"TEST.BIAS.{key}", "0"])

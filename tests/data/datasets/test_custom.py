@@ -110,7 +110,7 @@ def test_train_net_trains_and_resumes_on_own_images(inputs, tmp_path, monkeypatc
             raise KeyboardInterrupt
         step(self)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
         step = train_net.Trainer.run_step
         patch.setattr(train_net.Trainer, "run_step", stop)
         run(inputs, tmp_path / "broken", "SOLVER.MAX_ITER", "4")
