@@ -167,6 +167,24 @@ def test_a_full_disk_is_one_line(segment, monkeypatch):
     assert "out/masks/0.png: No space left on device" in segment("--fast").error
 
 
+def test_images_that_are_no_images(segment, photos, tmp_path):
+    """None is waited for, or handed to another program, and the others get their masks."""
+    os.mkfifo(photos / "pipe.jpg")
+    (photos / "loop.png").symlink_to("loop.png")
+    (photos / "zero.bmp").symlink_to("/dev/zero")
+    (photos / "program.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
+    result = segment("--fast")
+    assert "4 of 10 images have no mask (listed above)" in result.error
+    for words in (
+        "image {}/pipe.jpg is a named pipe, not a regular file",
+        "image {}/loop.png is a loop of symbolic links",
+        "image {}/zero.bmp is a device, not a regular file",
+        "image {}/program.png cannot be read (it is a PostScript file, not JPEG, PNG,",
+    ):
+        assert words.format(photos) in result.out
+    assert len(list((tmp_path / "out" / "masks").rglob("*.png"))) == 6
+
+
 def test_odd_images_all_get_masks(segment, tmp_path):
     """Grey, alpha, palette, CMYK, 16 bits, one pixel, thin ones, pages and upper-case names."""
     odd = tmp_path / "odd"
@@ -182,8 +200,12 @@ def test_odd_images_all_get_masks(segment, tmp_path):
     image.resize((1, 1)).save(odd / "pixel.png")
     image.resize((300, 3)).save(odd / "wide.png")
     image.resize((3, 300)).save(odd / "high.png")
+    image.save(odd / "moving.gif")
     result = segment(images=("odd",))
+    assert "left out: 1 .gif\n" in result.out
+    assert "2 images have an alpha channel: transparent regions are read as white\n" in result.out
     assert result.status == 0, result.err
+    (odd / "moving.gif").unlink()
     for path in odd.iterdir():
         with Image.open(path) as source, Image.open(tmp_path / "out" / "masks" / f"{path.stem}.png") as mask:
             assert mask.size == source.size, path
