@@ -66,7 +66,7 @@ class TrainedModel:
         pairs = ["MODEL.CLIP.PRETRAINED", self.pretrained, *overrides]
         if self.kind == "maskclip" and not self.folder.config(self.kind).exists():  # any run can give CLIP's own masks
             return options.stage_config(self.kind, self.state.clip, pairs)
-        return load_config(str(self.folder.config(self.kind)), pairs)
+        return load_config(str(self.folder.config(self.kind)), pairs, bases=False)
 
 
 def _last(folder: RunFolder) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,15 @@ from reclip_d2.utils.files import check_output_file
 
 _FORMAT = "%(asctime)s %(name)s: %(message)s"
 _LOGGERS = ("detectron2", "fvcore", "reclip_d2", "py.warnings", "huggingface_hub", "open_clip", "root")
+
+
+class PlainFormatter(logging.Formatter):
+    """Messages without the terminal colours that libraries put into them: for files."""
+
+    _COLORS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._COLORS.sub("", super().format(record))
 
 
 class UserErrorFilter(logging.Filter):
@@ -26,7 +36,7 @@ def quiet_logging(output_dir: Path) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     check_output_file(output_dir / "log.txt", "log")
     handler = logging.FileHandler(output_dir / "log.txt", mode="w")
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setFormatter(PlainFormatter(_FORMAT))
     for name in ("detectron2", "fvcore", "reclip_d2", "py.warnings"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
@@ -40,7 +50,7 @@ def logging_to(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     check_output_file(folder / "log.txt", "log")
     handler = logging.FileHandler(folder / "log.txt", encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setFormatter(PlainFormatter(_FORMAT))
     logging.captureWarnings(True)
     before = []
     for name in _LOGGERS:

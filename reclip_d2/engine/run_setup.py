@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from torch import nn
 
-from reclip_d2.engine.logs import UserErrorFilter
+from reclip_d2.engine.logs import PlainFormatter, UserErrorFilter
 from reclip_d2.errors import ReclipError
 from reclip_d2.io import atomic_write
 from reclip_d2.utils.files import check_output_file
@@ -31,18 +30,8 @@ logger = logging.getLogger(__name__)
 LEVEL_VARIABLE = "RECLIP_LOG_LEVEL"
 LOG_FILE = "log.txt"
 _LOGGERS = ("detectron2", "fvcore", "reclip_d2")
-_COLORS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _MARK = "_reclip_run"
-
-
-class PlainFormatter(logging.Formatter):
-    """Time, logger, level and message, without the colours that libraries put into messages."""
-
-    def __init__(self) -> None:
-        super().__init__("[%(asctime)s] %(name)s %(levelname)s: %(message)s", datefmt="%m/%d %H:%M:%S")
-
-    def format(self, record: logging.LogRecord) -> str:
-        return _COLORS.sub("", super().format(record))
+_PLAIN = ("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S")
 
 
 class TerminalFormatter(logging.Formatter):
@@ -99,10 +88,10 @@ def log_to(folder: Path, rank: int = 0) -> None:
     handlers: list[logging.Handler] = [
         logging.FileHandler(folder / f"{LOG_FILE}{suffix}", encoding="utf-8", errors="backslashreplace")
     ]
-    handlers[0].setFormatter(PlainFormatter())
+    handlers[0].setFormatter(PlainFormatter(*_PLAIN))
     if rank == 0:
         terminal = logging.StreamHandler(sys.stdout)
-        terminal.setFormatter(TerminalFormatter() if sys.stdout.isatty() else PlainFormatter())
+        terminal.setFormatter(TerminalFormatter() if sys.stdout.isatty() else PlainFormatter(*_PLAIN))
         handlers.append(terminal)
     for handler in handlers:
         setattr(handler, _MARK, True)

@@ -1,12 +1,17 @@
 """What a training is started with is checked before its processes are."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.engine import default_argument_parser
 
+import train_net
 from reclip_d2.config import load_config
 from reclip_d2.engine.launch_checks import check_config_for, check_processes, scale_to_processes
 from reclip_d2.errors import ReclipError
+
+CONFIG = Path(__file__).parents[2] / "configs" / "embedded" / "reclippp_rectify.yaml"
 
 
 def arguments(*words: str):
@@ -97,3 +102,35 @@ def test_a_hypothesis_file_that_cannot_be_made(tmp_path, monkeypatch, path):
     with pytest.raises(ReclipError, match="HYPOTHESIS.FILE"):
         check_config_for(load_config("", ["OUTPUT_DIR", str(tmp_path / "out"), "HYPOTHESIS.FILE", path]), 1)
     check_config_for(load_config("", ["OUTPUT_DIR", str(tmp_path / "out"), "HYPOTHESIS.FILE", "file"]), 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--num-gpus", "-3"), "--num-gpus -3"),
+        (("--num-machines", "2"), "--num-machines 2"),
+        (("MODEL.DEVICE", "mps"), "MODEL.DEVICE is 'mps'"),
+        (("MODEL.DEVICE", "meta"), "MODEL.DEVICE is 'meta'"),
+        (("SEED", "4294967296"), "SEED is 4294967296"),
+        (("OUTPUT_DIR", "s3://bucket/x"), "OUTPUT_DIR is 's3://bucket/x'"),
+        (("OUTPUT_DIR", "/proc/x"), "OUTPUT_DIR /proc/x: nothing can be written"),
+        (("SOLVER.BASE_RL", "1"), "did you mean SOLVER.BASE_LR?"),
+        (
+            ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN"),
+            "MODEL.META_ARCHITECTURE 'GeneralizedRCNN' is of another task",
+        ),
+        (("MODEL.CLIP.NAME", "ViT-Z"), "MODEL.CLIP.NAME 'ViT-Z' is not known"),
+    ],
+)
+def test_the_program_ends_with_one_line(gpus, tmp_path, monkeypatch, capsys, words, expected):
+    gpus(0)
+    monkeypatch.chdir(tmp_path)
+    options = words if words[0].startswith("--") else ()
+    pairs = () if options else words
+    monkeypatch.setattr("sys.argv", ["train_net.py", "--config-file", str(CONFIG), *options, *pairs])
+    with pytest.raises(SystemExit) as caught:
+        train_net.run_program(train_net.main)
+    out, err = capsys.readouterr()
+    assert caught.value.code == 1 and out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1 and expected in err
+    assert list(tmp_path.iterdir()) == []

@@ -1,9 +1,12 @@
 """The evaluator on label maps against a confusion matrix by hand, and the checks of label files."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.evaluation import print_csv_format
 from PIL import Image
 
 from reclip_d2.data.index_images import Palette, pascal_color
@@ -63,6 +66,19 @@ def test_numbers_by_hand_for_label_maps_and_logits_alike(records):
             True
         ]
         assert result["pACC"] == pytest.approx(100 * 11 / 14)
+
+
+def test_the_log_has_our_mean_alone(records, caplog):
+    """Detectron2 0.5 counts class d, which is only predicted, and would log a lower mean beside ours."""
+    with caplog.at_level(logging.DEBUG):
+        result = evaluate(records, [torch.from_numpy(prediction) for prediction in PREDICTION])
+        print_csv_format({"sem_seg": result})
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum("mIoU" in line for line in lines) == 1 and any(f"{result['mIoU']:.4f}," in line for line in lines)
+    by_class = ", ".join(f"{name} {value:.2f}" for name, value in zip("abcd", iou_by_hand(4), strict=True))
+    assert f"reclip_test_labels: IoU by class: {by_class}" in lines
+    detectron2_0_5 = np.nansum(iou_by_hand(4)) / 4
+    assert not any(f"{detectron2_0_5:.2f}" in line for line in lines)
 
 
 def test_perfect_prediction(records):
