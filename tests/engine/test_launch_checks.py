@@ -69,6 +69,8 @@ def test_processes(gpus, count, words, processes):
         (4, ("SOLVER.IMS_PER_BATCH", "8", "SOLVER.ACCUMULATE_STEPS", "3"), "SOLVER.ACCUMULATE_STEPS 3 is more than"),
         (1, ("OUTPUT_DIR", "/proc/x"), "OUTPUT_DIR /proc/x: nothing can be written"),
         (1, ("OUTPUT_DIR", "/dev/null"), "OUTPUT_DIR /dev/null"),
+        (1, ("HYPOTHESIS.FILE", "s3://bucket/h.jsonl"), "HYPOTHESIS.FILE s3://bucket/h.jsonl is an address"),
+        (1, ("HYPOTHESIS.FILE", "/dev"), "HYPOTHESIS.FILE /dev is a folder"),
         (1, ("MODEL.DEVICE", "cuda:2"), "MODEL.DEVICE is cuda:2; this machine has 2 GPUs"),
     ],
 )
