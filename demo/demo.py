@@ -25,7 +25,6 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from detectron2.config import CfgNode  # noqa: E402
 from detectron2.data import Metadata, MetadataCatalog  # noqa: E402
-from detectron2.utils.visualizer import Visualizer  # noqa: E402
 
 from reclip_d2.config import load_config  # noqa: E402
 from reclip_d2.data.classes import class_names_from_config  # noqa: E402
@@ -94,6 +93,23 @@ def picture_paths(images: Sequence[ImageFile], output: Path, overwrite: bool) ->
     return paths
 
 
+def visualizer_class() -> type:
+    """Detectron2's Visualizer. It alone needs OpenCV, which Detectron2 does not install.
+
+    Raises:
+        ReclipError: OpenCV is not installed.
+    """
+    try:
+        from detectron2.utils.visualizer import Visualizer
+    except ModuleNotFoundError as error:
+        if error.name != "cv2":
+            raise
+        raise ReclipError(
+            "OpenCV is not installed, and Detectron2's Visualizer needs it: pip install opencv-python-headless"
+        ) from error
+    return Visualizer
+
+
 def draw(image: np.ndarray, labels: np.ndarray, metadata: Metadata, path: Path) -> None:
     """Write Detectron2's picture of a prediction.
 
@@ -102,7 +118,7 @@ def draw(image: np.ndarray, labels: np.ndarray, metadata: Metadata, path: Path) 
         labels: ``(H, W)``.
         metadata: of the data set: ``stuff_classes`` and ``stuff_colors``.
     """
-    picture = Visualizer(image, metadata).draw_sem_seg(labels)
+    picture = visualizer_class()(image, metadata).draw_sem_seg(labels)
     with atomic_write(path) as temporary:
         picture.save(str(temporary))
 
@@ -111,6 +127,7 @@ def draw(image: np.ndarray, labels: np.ndarray, metadata: Metadata, path: Path) 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Predict and draw; images that cannot be read are listed, and make the exit status 1."""
     args = argument_parser().parse_args(arguments)
+    visualizer_class()  # before any work
     cfg = load(args)
     output = Path(args.output if args.output is not None else Path(cfg.OUTPUT_DIR) / "demo").expanduser()
     found = find_images(args.input, exclude=[output])

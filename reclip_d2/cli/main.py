@@ -55,7 +55,7 @@ def missing_package(error: ModuleNotFoundError) -> ReclipError:
         missing = error.name if error.name == "detectron2._C" else package
         return ReclipError(f"{missing} is not installed: {INSTALL_DETECTRON2} installs it")
     return ReclipError(
-        f"the Python module {package} is not installed: install reclip_d2 anew with pip, which brings it"
+        f"the Python module {package} is not installed: install reclip_d2 again with pip, which brings it"
     )
 
 

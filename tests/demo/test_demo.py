@@ -1,6 +1,7 @@
 """The demo program: pictures of predictions by Detectron2's Visualizer, with tiny models."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,16 @@ def error(capsys, *arguments: object) -> str:
 
 def pixels_of(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def test_without_opencv(scene, monkeypatch, capsys):
+    """Detectron2 does not install it: the program says so, and its module, hence this one, can be imported."""
+    monkeypatch.delitem(sys.modules, "detectron2.utils.visualizer", raising=False)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert error(capsys, "--input", "photos", "--output", "pictures") == (
+        "error: OpenCV is not installed, and Detectron2's Visualizer needs it: pip install opencv-python-headless\n"
+    )
+    assert not (scene / "pictures").exists()
 
 
 def test_pictures_of_a_folder(scene, capsys):
