@@ -3,6 +3,7 @@
 //
 // Shapes: B images, n = h*w patches, D embedding width, C classes, K hypothesis rows. `class_ids` (K), `offsets` (B+1) and
 // `seed` (2: seed and offset of the noise) are int64 CPU tensors. Gradients that are not needed come back with no elements.
+#define Py_LIMITED_API 0x030A0000  // one build serves every Python from 3.10 on
 #include <Python.h>
 #include <torch/library.h>
 

@@ -5,8 +5,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 import zipfile
 from pathlib import Path
@@ -15,7 +17,8 @@ import pytest
 import torch
 
 from tools.benchmark_kernels import TAU, eager_batched, eager_rectify_and_pool, padded_rows
-from tools.gpu_check import runner
+from tools.gpu_check import kernel_times, runner
+from tools.gpu_check.figures import MORE_TO_DO
 from tools.gpu_check.operator_calls import Calls
 from tools.gpu_check.pack_installed import pack
 from tools.gpu_check.report import markdown
@@ -96,6 +99,42 @@ def test_a_second_run_does_what_the_first_had_no_time_for(tmp_path):
     third.forget(["broken"])
     third.run(30)
     assert (tmp_path / "broken").read_text() == "x\nx\n" and (tmp_path / "done").read_text() == "x\n"
+
+
+def test_a_step_that_was_partly_done_goes_on_with_its_figures(tmp_path):
+    script = "echo -n 1 >> $GPU_CHECK_FIGURES; [ $(cat $GPU_CHECK_FIGURES) -ge 11 ] || exit 75"
+    for figures, status in ((1, runner.PARTLY), (11, "passed"), (11, "passed")):
+        check = Check([shell("parts", script)], "cpu", tmp_path)
+        assert check.run(30) == (status == "passed")
+        assert check.state["steps"]["parts"]["figures"] == figures and states(check) == {"parts": status}
+    check.forget(["parts"])
+    check.run(30)
+    assert check.state["steps"]["parts"]["figures"] == 1  # begun afresh
+
+
+def test_kernel_times_measures_what_is_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPU_CHECK_FIGURES", str(tmp_path / "figures.json"))
+    monkeypatch.setenv("GPU_CHECK_CEILINGS", str(tmp_path / "ceilings.json"))
+    (tmp_path / "ceilings.json").write_text('{"copy_bytes_per_second": 1e9}')
+    monkeypatch.setattr(kernel_times, "CPU_CASES", kernel_times.CPU_CASES[1:])
+    measured = []
+
+    def measure(case, *arguments):
+        measured.append(case.operator)
+        methods = {"ours": {"median_seconds": 1e-4}}
+        dtype, layout, *_ = arguments
+        return {"operator": case.operator, "name": case.name, "dtype": dtype, "layout": layout, "methods": methods,
+                "roofline": 0.5}  # fmt: skip
+
+    monkeypatch.setattr(kernel_times, "measure", measure)
+    monkeypatch.setattr(sys, "argv", ["kernel_times", "--device", "cpu", "--seconds", "60"])
+    monkeypatch.setattr(kernel_times.Clock, "left", lambda clock: 1 - len(measured))
+    assert kernel_times.main() == MORE_TO_DO
+    monkeypatch.setattr(kernel_times.Clock, "left", lambda clock: 1)
+    assert kernel_times.main() == 0
+    assert measured == ["rectify_and_pool", "upsample_argmax"]
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert len(figures["cases"]) == 2 and figures["left_out"] == 0
 
 
 @pytest.mark.parametrize(
@@ -241,6 +280,27 @@ def test_what_cannot_be_packed_is_said(tmp_path, name, message):
     with pytest.raises(SystemExit, match=message):
         pack(name, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_extension_that_was_brought_along_serves_where_the_build_fails(tmp_path):
+    root, wheels = tmp_path / "checkout", tmp_path / "wheels"
+    for folder in (root / "tools" / "gpu_check", root / "reclip_d2", wheels):
+        folder.mkdir(parents=True)
+    shutil.copy(ROOT / "tools" / "gpu_check" / "build.sh", root / "tools" / "gpu_check")
+    (root / "setup.py").write_text("raise SystemExit('no compiler')")
+    (root / "torch.py").write_text("__version__ = '0'")  # the script only asks for its version
+    (root / "reclip_d2" / "layers.py").write_text("kernels_available = lambda device: device == 'cuda'")
+    environment = {**os.environ, "PYTHON": sys.executable, "GPU_CHECK_WHEELS": str(wheels), "PYTHONPATH": str(root)}
+    command = ["bash", str(root / "tools" / "gpu_check" / "build.sh")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout.endswith("the build failed, and no built extension was brought along\n")
+    (wheels / "_C.cpython-39-x86_64-linux-gnu.so").write_bytes(b"built elsewhere")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    assert (root / "reclip_d2" / f"_C{suffix}").read_bytes() == b"built elsewhere"
+    assert done.stdout.endswith("operators for cuda with torch 0\n")
 
 
 def test_unknown_step_is_an_error():

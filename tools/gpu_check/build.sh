@@ -7,10 +7,11 @@ PYTHON=${PYTHON:-python3}
 if [ "${GPU_CHECK_BUILD:-yes}" != no ]; then
   suffix=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
   if ! FORCE_CUDA=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} "$PYTHON" setup.py build_ext --inplace; then
-    brought=${GPU_CHECK_WHEELS:-output/gpu_check_wheels}/_C$suffix
-    [ -f "$brought" ] || { echo "the build failed, and there is no $brought"; exit 1; }
+    # Of any Python: the extension keeps to the stable interface. The version of PyTorch must be the same.
+    brought=$(ls "${GPU_CHECK_WHEELS:-output/gpu_check_wheels}"/_C*.so 2>/dev/null | head -1)
+    [ -n "$brought" ] || { echo "the build failed, and no built extension was brought along"; exit 1; }
     echo "the build failed: taking $brought"
-    cp "$brought" reclip_d2/ || exit 1
+    cp "$brought" "reclip_d2/_C$suffix" || exit 1
   fi
 fi
 "$PYTHON" - <<'PYTHON_END'

@@ -1,8 +1,9 @@
 #!/bin/bash
 # Collects what tools/gpu_check.sh needs on a machine without a network that has Python 3.12, PyTorch, torchvision and the
 # usual scientific packages: wheels into output/gpu_check_wheels (git ignores output/), with Detectron2 from this environment.
+# The extension that is built here goes along, for the case that the build fails there.
 #
-#     tools/gpu_check/collect_wheels.sh [PATH_OF_A_BUILT_EXTENSION]     # reclip_d2/_C.cpython-312-x86_64-linux-gnu.so
+#     tools/gpu_check/collect_wheels.sh
 #
 # PYTHON names the interpreter of an environment in which reclip_d2 works (.venv/bin/python). Wheels and tracked files must
 # stay below LIMIT_MIB (64) together; exit status 1 if they do not.
@@ -30,11 +31,13 @@ done
 for name in $OPTIONAL; do
   if found=$(version "$name"); then fetch "$name" "$found" || echo "no wheel of $name $found for Python 3.12: left out"; fi
 done
-others=$(ls "$WHEELS" | grep -v -e '-py[23.]*-none-any' -e '-cp312-' -e '-abi3-' || true)
+others=$(ls "$WHEELS" | grep '[.]whl$' | grep -v -e '-py[23.]*-none-any' -e '-cp312-' -e '-abi3-' || true)
 [ -z "$others" ] || { echo "error: built for another Python: $others" >&2; exit 1; }
 # Detectron2 as it is here (0.5 needs changes that tools/install_detectron2.py makes): pure Python, packed as a wheel.
 "$PYTHON" tools/gpu_check/pack_installed.py detectron2 "$WHEELS"
-if [ -n "${1:-}" ]; then cp "$1" "$WHEELS/"; fi
+for built in reclip_d2/_C*.so; do
+  [ ! -e "$built" ] || strip --strip-unneeded -o "$WHEELS/$(basename "$built")" "$built"
+done
 bytes=$(($(git ls-files -z | xargs -0 -r stat -c %s 2>/dev/null | paste -sd+ | bc) + $(du -sb "$WHEELS" | cut -f1)))
 ls -l "$WHEELS"
 echo "wheels and tracked files: $((bytes / 1048576)) MiB of $LIMIT_MIB"

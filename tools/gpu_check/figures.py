@@ -22,12 +22,24 @@ def write_figures(figures: dict[str, Any]) -> None:
         temporary.replace(path)
 
 
+def read_figures() -> dict[str, Any]:
+    """The figures that an earlier run of the step has written and could not complete; empty if there are none."""
+    try:
+        return json.loads(Path(os.environ["GPU_CHECK_FIGURES"]).read_text())
+    except (KeyError, OSError, ValueError):
+        return {}
+
+
 def read_ceilings() -> dict[str, float]:
     """The ceilings that the first step has measured; empty if there are none."""
     try:
         return json.loads(Path(os.environ["GPU_CHECK_CEILINGS"]).read_text())
     except (KeyError, OSError, ValueError):
         return {}
+
+
+# Exit status of a program that had no time for all of its parts: it is run again, and finds its figures.
+MORE_TO_DO = 75
 
 
 class Clock:

@@ -9,6 +9,7 @@ every output written once) over the copy bandwidth that the step `ceilings` has 
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 import torch
@@ -17,7 +18,16 @@ from torch.profiler import ProfilerActivity, profile
 
 from reclip_d2.layers import rectify_and_pool, use_kernels
 from tools.benchmark_kernels import TAU, Case, Inputs, bytes_to_move, copy_bandwidth, method, methods_of, new_inputs
-from tools.gpu_check.figures import Clock, host_seconds, median_seconds, peak_bytes, read_ceilings, write_figures
+from tools.gpu_check.figures import (
+    MORE_TO_DO,
+    Clock,
+    host_seconds,
+    median_seconds,
+    peak_bytes,
+    read_ceilings,
+    read_figures,
+    write_figures,
+)
 
 METHODS = ["ours", "eager", "batched", "compile-batched"]
 # In the order of their worth: case, type, layout of the logits ("cn": as a convolution leaves them, "nc": classes
@@ -122,8 +132,8 @@ def measure(case: Case, dtype_name: str, layout: str, compiled: bool, device: to
     return result
 
 
-def main() -> None:
-    """Measure the cases for which there is time; the figures are written after each."""
+def main() -> int:
+    """Measure the cases for which there is time; the figures are written after each. Those that are there stay."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--seconds", type=float, default=100.0, help="no case is begun after this")
@@ -131,8 +141,12 @@ def main() -> None:
     device, clock = torch.device(options.device), Clock(options.seconds)
     bandwidth = read_ceilings().get("copy_bytes_per_second") or copy_bandwidth(device)
     cases = CUDA_CASES if device.type == "cuda" else CPU_CASES
-    figures: dict[str, Any] = {"copy_bytes_per_second": bandwidth, "cases": [], "left_out": len(cases)}
+    done = read_figures().get("cases", [])
+    measured = {(result["operator"], result["name"], result["dtype"], result["layout"]) for result in done}
+    figures = {"copy_bytes_per_second": bandwidth, "cases": done, "left_out": len(cases) - len(done)}
     for case, dtype, layout, compiled in cases:
+        if (case.operator, case.name, dtype, layout) in measured:
+            continue
         if clock.left() <= 0:
             break
         result = measure(case, dtype, layout, compiled, device, bandwidth)
@@ -144,7 +158,8 @@ def main() -> None:
             f"{case.operator} {case.name} {dtype} {layout}: {microseconds:.1f} us, {result['roofline']:.0%} of roofline"
         )
     print(f"{len(figures['cases'])} cases, {figures['left_out']} left out for want of time")
+    return MORE_TO_DO if figures["left_out"] else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

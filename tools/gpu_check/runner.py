@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from tools.gpu_check.figures import MORE_TO_DO
 from tools.gpu_check.report import markdown
 from tools.gpu_check.steps import ROOT, Step
 
@@ -23,7 +24,10 @@ JSON_NAME, MARKDOWN_NAME = "gpu_check.json", "gpu_check.md"
 # than its own limit.
 PASSED, FAILED, TIMED_OUT, MISSING = "passed", "failed", "over its own limit", "program not found"
 OUT_OF_TIME, NOT_RUN, BLOCKED = "cut off: no time left", "not run: no time left", "not run: a step before it failed"
+PARTLY = "partly done: no time left"
 DONE = (PASSED, FAILED, TIMED_OUT, MISSING)
+# Those that go on with the figures that they have written.
+_CONTINUED = (OUT_OF_TIME, PARTLY)
 _LEAST_SECONDS = 5.0  # with less than this left no step is begun
 _GRACE_SECONDS = 2.0  # between SIGTERM and SIGKILL
 
@@ -94,7 +98,7 @@ class Check:
                 elif end - time.monotonic() < _LEAST_SECONDS:
                     self.state["steps"][step.name] = {"status": NOT_RUN}
                 else:
-                    running.append(_Process(step, self.folder, end))
+                    running.append(_Process(step, self.folder, end, self.status(step.name) in _CONTINUED))
             while any([process.poll() for process in running]):  # all of them, each time
                 time.sleep(0.05)
             for process in running:
@@ -111,12 +115,13 @@ class Check:
 class _Process:
     """A step that runs."""
 
-    def __init__(self, step: Step, folder: Path, end: float) -> None:
+    def __init__(self, step: Step, folder: Path, end: float, continued: bool) -> None:
         self.step, self.begin = step, time.monotonic()
         self.own_end = self.begin + step.seconds
         self.end = min(end, self.own_end)
         self.log, self.figures = folder / f"{step.name}.log", folder / f"{step.name}.json"
-        self.figures.unlink(missing_ok=True)
+        if not continued:
+            self.figures.unlink(missing_ok=True)
         self.stopped: str | None = None
         self.process: subprocess.Popen | None = None
         self.seconds = 0.0
@@ -160,10 +165,10 @@ class _Process:
         code = None if self.process is None else self.process.returncode
         if self.process is not None:
             self._signal(signal.SIGKILL)  # what it has left running in its session
-        status = self.stopped or (MISSING if code is None else PASSED if code == 0 else FAILED)
+        status = self.stopped or {None: MISSING, 0: PASSED, MORE_TO_DO: PARTLY}.get(code, FAILED)
         text = self.log.read_text(errors="replace")
         result: dict[str, Any] = {"status": status, "exit": code, "seconds": round(self.seconds, 1)}
-        if status != PASSED:
+        if status not in (PASSED, PARTLY):
             result["tail"] = text.splitlines()[-25:]
         with contextlib.suppress(OSError, ValueError):
             result["figures"] = json.loads(self.figures.read_text())

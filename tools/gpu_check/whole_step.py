@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -27,7 +28,16 @@ from reclip_d2.hypothesis.windows import crop_windows
 from reclip_d2.layers import rectify_and_pool
 from reclip_d2.modeling.meta_arch import rectified_clip
 from tools.benchmark_kernels import VOCABULARIES, eager_batched, padded_rows
-from tools.gpu_check.figures import Clock, host_seconds, median_seconds, peak_bytes, read_ceilings, write_figures
+from tools.gpu_check.figures import (
+    MORE_TO_DO,
+    Clock,
+    host_seconds,
+    median_seconds,
+    peak_bytes,
+    read_ceilings,
+    read_figures,
+    write_figures,
+)
 from tools.gpu_check.kernel_times import kernel_seconds
 from tools.gpu_check.steps import ROOT
 
@@ -110,8 +120,9 @@ def variant(model: nn.Module, batch: list[dict[str, Any]], plain: bool, given: b
 
 
 def training(name: str, device: torch.device, images: int, pixels: int, clock: Clock, repeats: int) -> dict[str, Any]:
-    """The step in its variants."""
-    result: dict[str, Any] = {"images": images, "pixels": pixels, "variants": {}}
+    """The step in its variants; those that an earlier run has measured stay as they are."""
+    done = read_figures().get(f"training {name}", {}).get("variants", {})
+    result: dict[str, Any] = {"images": images, "pixels": pixels, "variants": done, "left_out": 0}
     for bfloat16 in (True, False):
         cfg = configuration(name, device, bfloat16)
         model = build_model(cfg).train()
@@ -126,10 +137,15 @@ def training(name: str, device: torch.device, images: int, pixels: int, clock: C
             optimizer.step()
 
         for plain, given in ((False, False), (True, False), (False, True), (True, True)):
-            if clock.left() <= 0 or (given and not bfloat16):
+            if given and not bfloat16:
                 continue
             label = f"{'bfloat16' if bfloat16 else 'float32'}, {'plain PyTorch' if plain else 'kernels'}"
             label += ", features given" * given
+            if label in done:
+                continue
+            if clock.left() <= 0:
+                result["left_out"] += 1
+                continue
             with variant(model, batch, plain, given):
                 seconds = median_seconds(step, device, repeats)
                 result["variants"][label] = {
@@ -197,14 +213,15 @@ def graph_capture(device: torch.device) -> str:
     return "captured"
 
 
-def main() -> None:
-    """Measure what there is time for; the figures are written after each part."""
+def main() -> int:
+    """Measure what there is time for; the figures are written after each part. Parts that are there stay."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--seconds", type=float, default=80.0, help="no part is begun after this")
     options = parser.parse_args()
     device, clock = torch.device(options.device), Clock(options.seconds)
-    figures: dict[str, Any] = {}
+    figures = read_figures()
+    left_out = 0
     parts: dict[str, Callable[[], Any]] = {
         "training voc20": lambda: training("voc20", device, 12, 512, clock, 20),
         "hypotheses": lambda: hypotheses("voc20", device, 512, 8, 5),
@@ -220,13 +237,18 @@ def main() -> None:
             "cuda graph": lambda: graph_capture(device),
         }
     for name, part in parts.items():
+        if name in figures and not (isinstance(figures[name], dict) and figures[name].get("left_out")):
+            continue
         if clock.left() <= 0 and name != "cuda graph":
             print(f"{name}: no time left")
+            left_out += 1
             continue
         figures[name] = part()
+        left_out += bool(isinstance(figures[name], dict) and figures[name].get("left_out"))
         write_figures(figures)
         print(f"{name}: {figures[name]}")
+    return MORE_TO_DO if left_out else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
