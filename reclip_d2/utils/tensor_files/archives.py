@@ -235,7 +235,8 @@ class _Builder:
     def _tensor(self, view: TensorView) -> Tensor:
         """The tensor of a description, which must lie within its storage."""
         storage, item = view.storage, _item_size(view.dtype)
-        if storage.key not in self._storages:
+        is_first = storage.key not in self._storages
+        if is_first:
             self._storages[storage.key] = self._read(storage)
         content = self._storages[storage.key]
         if len(content) % item:
@@ -246,7 +247,9 @@ class _Builder:
         if count > len(values) or (count and last >= len(values)):
             raise DamagedError(f"is damaged: a tensor reaches beyond storage {storage.key}")
         self._take(count * item)
-        return torch.as_strided(values, view.size, view.stride, view.offset).clone()
+        tensor = torch.as_strided(values, view.size, view.stride, view.offset)
+        # A storage of one tensor, the usual case, becomes that tensor; views of a shared one get memory of their own.
+        return tensor if is_first and count == len(values) else tensor.clone()
 
 
 def _module_tensors(root: Module) -> dict[str, TensorView]:
