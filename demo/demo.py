@@ -31,6 +31,7 @@ from reclip_d2.data.classes import class_names_from_config  # noqa: E402
 from reclip_d2.data.datasets.custom import register_custom  # noqa: E402
 from reclip_d2.data.image_folder import ImageFile, find_images  # noqa: E402
 from reclip_d2.data.images import read_image  # noqa: E402
+from reclip_d2.data.working_files import check_shape  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
 from reclip_d2.inference import ImagePredictor  # noqa: E402
 from reclip_d2.io import atomic_write  # noqa: E402
@@ -148,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         start = time.perf_counter()
         try:
             pixels = read_image(image.path)
+            check_shape(image.path, pixels.shape[:2], predictor.tiling)
         except ReclipError as error:
             problems.append(str(error))
             print(f"skipped: {error}")

@@ -106,11 +106,15 @@ def _last_line(error: ReclipError) -> str:
     text = str(error).strip() or "no message"
     if "Traceback (most recent call last)" in text:
         text = text.splitlines()[-1]
-    line = _one_line(text.removeprefix(f"{ReclipError.__module__}.{ReclipError.__qualname__}: "))
-    if len(line) > _LONGEST_LINE:  # of a name that someone has typed: its begin and its end will do
-        half = _LONGEST_LINE // 2
-        line = f"{line[:half]} ... {line[-half:]}"
-    return line
+    return _one_line(text.removeprefix(f"{ReclipError.__module__}.{ReclipError.__qualname__}: "))
+
+
+def _shortened(line: str) -> str:
+    """Of a line with a very long name that someone has typed the begin and the end."""
+    if len(line) <= _LONGEST_LINE:
+        return line
+    half = _LONGEST_LINE // 2
+    return f"{line[:half]} ... {line[-half:]}"
 
 
 def _system_line(error: BaseException) -> str | None:
@@ -190,7 +194,7 @@ def exit_on_error(
             elif (line := error_line(error)) is None:
                 raise
             if line:
-                print(f"error: {words(line)}", file=sys.stderr)
+                print(f"error: {_shortened(words(line))}", file=sys.stderr)
             sys.exit(1)
 
     return wrapper

@@ -376,6 +376,11 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the benchmark."""
     arguments = parser().parse_args()
+    for name in ("pixels", "batches", "repeats", "threads"):
+        values = getattr(arguments, name)
+        for value in values if isinstance(values, list) else [values]:
+            if value is not None and value < (16 if name == "pixels" else 1):
+                raise ReclipError(f"--{name} {value}: give a larger number")
     if arguments.json is not None:
         arguments.json = check_output_path(arguments.json, "--json")
     if arguments.threads:

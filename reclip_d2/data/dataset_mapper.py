@@ -11,7 +11,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 
 from reclip_d2.data.color_augmentation import ColorJitter
-from reclip_d2.data.images import read_image
+from reclip_d2.data.images import check_aspect, read_image
+from reclip_d2.errors import ReclipError
 from reclip_d2.hypothesis.rules import hypothesis_from_windows
 from reclip_d2.hypothesis.windows import crop_windows
 
@@ -66,6 +67,7 @@ class UnlabelledDatasetMapper:
             raise AssertionError(f"a training record of {record['file_name']} carries a label: {found}")
         record = {key: copy.copy(value) for key, value in record.items() if key not in LABEL_KEYS}
         image = read_image(record["file_name"])
+        check_aspect(record["file_name"], image.shape[:2])
         record.setdefault("height", image.shape[0])
         record.setdefault("width", image.shape[1])
         inputs = T.AugInput(image)
@@ -75,6 +77,11 @@ class UnlabelledDatasetMapper:
         if window_classes := record.pop("window_classes", None):
             windows = crop_windows(image.shape[0], image.shape[1], self.window_ratio)
             inside = windows_inside(windows, transforms, inputs.image.shape[:2])
+            if len(window_classes) != len(inside):
+                raise ReclipError(
+                    f"the hypothesis file's line of image {record['image_id']!r} has {len(window_classes)} windows, and"
+                    f" the image has {len(inside)}: remove the file to have it made anew"
+                )
             seen = [k for k, kept in zip(window_classes, inside, strict=True) if kept]
             record["hypothesis"] = hypothesis_from_windows(seen or window_classes, threshold)
         if "hypothesis" in record:

@@ -22,6 +22,8 @@ from reclip_d2.utils.files import display_path
 
 logger = logging.getLogger(__name__)
 
+# An image with a longer side than so many times its shorter one has no patch left when it is resized.
+MAX_ASPECT = 100
 _CANNOT_HAVE_ALPHA = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 
@@ -72,6 +74,19 @@ def read_geometry(path: str | os.PathLike[str]) -> Geometry:
     """
     with open_image(path) as image:
         return geometry_of(image)
+
+
+def check_aspect(path: str | os.PathLike[str], size: tuple[int, int]) -> None:
+    """Raise :class:`ReclipError` for an image that is too thin to be resized.
+
+    Args:
+        size: (H, W).
+    """
+    if max(size) > MAX_ASPECT * min(size):
+        raise ReclipError(
+            f"image {display_path(path)} has {size[1]} x {size[0]} pixels, one side more than {MAX_ASPECT} times the"
+            " other: cut it"
+        )
 
 
 def peek_size(path: str | os.PathLike[str]) -> tuple[int, int]:

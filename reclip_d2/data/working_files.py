@@ -11,13 +11,10 @@ import numpy as np
 from detectron2.config import CfgNode
 from PIL import Image
 
-from reclip_d2.errors import ReclipError
+from reclip_d2.data.images import check_aspect
 from reclip_d2.inference.predictor import Tiling
 from reclip_d2.io import atomic_write
 from reclip_d2.modeling.postprocessing import window_starts
-
-# An image with a longer side than so many times its shorter one has no patch left when it is resized.
-MAX_ASPECT = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +90,5 @@ def check_shape(path: Path, size: tuple[int, int], tiling: Tiling) -> None:
     Args:
         size: (H, W).
     """
-    if not tiling.applies_to(size) and max(size) > MAX_ASPECT * min(size):
-        raise ReclipError(
-            f"image {path} has {size[1]} x {size[0]} pixels, one side more than {MAX_ASPECT} times the other: cut it"
-        )
+    if not tiling.applies_to(size):
+        check_aspect(path, size)

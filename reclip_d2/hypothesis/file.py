@@ -26,6 +26,7 @@ from reclip_d2.hypothesis.rules import (
     threshold_for_mean,
     window_frequencies,
 )
+from reclip_d2.hypothesis.windows import count_windows
 from reclip_d2.io import atomic_write
 from reclip_d2.utils.files import open_regular
 from reclip_d2.utils.json_files import MAX_LINE_BYTES, JsonError, check_schema, parse_json
@@ -130,9 +131,10 @@ def read_hypothesis_file(path: Path, expected: HypothesisHeader) -> dict[str, di
                 number += 1
                 line = parse_json(text)
                 # Not by a schema, which would take longer than all else: hypotheses_of looks at the lists.
-                if not isinstance(line, dict) or not isinstance(line.get("image_id"), str):
+                if not isinstance(line, dict) or not isinstance(line.get("image_id"), str | int):
                     raise JsonError("without an image_id")
-                lines[line["image_id"]] = line
+                if lines.setdefault(line["image_id"], line) != line:
+                    raise JsonError("another line of its image")
         except JsonError as error:
             raise ReclipError(f"{path} is damaged (line {number}: {error}): {remedy}") from error
     return lines
@@ -217,12 +219,22 @@ def _values(
                 " remove the file to have it made anew, or set HYPOTHESIS.FILE"
             )
         values = lines[image_id].get(key)
-        if not _is_sound(values, key, len(header.class_names)):
+        sound = _is_sound(values, key, len(header.class_names))
+        if sound and header.method == "crops" and "size" in lines[image_id]:
+            sound = len(values) == _count_windows(lines[image_id]["size"], header.window_ratio)
+        if not sound:
             raise ReclipError(
                 f"the hypothesis file's line of image {image_id!r} is damaged ({key}): remove the file to have it made"
                 " anew"
             )
         yield image_id, values
+
+
+def _count_windows(size: Any, ratio: float) -> int:
+    """Windows of an image of ``[height, width]``; 0 for what is no size."""
+    if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and 0 < side < 2**31 for side in size):
+        return 0
+    return count_windows(size[0], size[1], ratio)
 
 
 def _is_sound(values: Any, key: str, num_classes: int) -> bool:

@@ -5,6 +5,8 @@ Shape letters: N windows of an image, (H, W) image size in pixels, S side of an 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,6 +35,12 @@ def crop_windows(height: int, width: int, ratio: float) -> Tensor:
     rows, window_h = _starts(height, ratio)
     columns, window_w = _starts(width, ratio)
     return torch.tensor([[x, y, x + window_w, y + window_h] for y in rows for x in columns])
+
+
+@functools.lru_cache(maxsize=4096)
+def count_windows(height: int, width: int, ratio: float) -> int:
+    """How many :func:`crop_windows` has."""
+    return len(_starts(height, ratio)[0]) * len(_starts(width, ratio)[0])
 
 
 def cut_crops(image: Tensor, windows: Tensor, size: tuple[int, int]) -> Tensor:

@@ -192,3 +192,10 @@ class _Fixed(T.Augmentation):
 
     def get_transform(self, image):
         return self.transform
+
+
+def test_an_image_that_is_too_thin(tmp_path):
+    """It would have no row left."""
+    Image.fromarray(np.zeros((2, 300, 3), np.uint8)).save(tmp_path / "thin.png")
+    with pytest.raises(ReclipError, match=r"thin\.png has 300 x 2 pixels, one side more than 100 times the other"):
+        mapped({"file_name": str(tmp_path / "thin.png"), "image_id": "thin"})

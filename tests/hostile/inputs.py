@@ -196,7 +196,6 @@ BAD_CLASSES: dict[str, tuple[Writer, str]] = {
     "key": (content("sky\nmodel: wood\n"), "line 2"),
     "pickle": (content(PICKLE), "classes.txt"),
     "image": (content(_PNG), "classes.txt"),
-    "emptiness": (content("sky\n\u3164\u3164\n"), "line 2|classes.txt"),
     "fifo": (fifo, "named pipe"),
     "device": (link("/dev/zero"), "device"),
     "folder": (folder, "folder"),
@@ -211,7 +210,7 @@ GOOD_CLASSES: dict[str, Writer] = {
     "no-end": content("sky\nwood"),
     "comments": content("# c\n\nsky # blue\n  wood  \n"),
     "unicode": content("himmel\nträ, 木\n"),
-    "shell": content("$(touch CANARY)\n`touch CANARY`; wood\n"),
+    "shell": content("$(touch CANARY)\n`touch CANARY` wood\n"),
 }
 
 

@@ -209,10 +209,8 @@ def tools() -> Iterator[Case]:
         "analyze_bias": {
             "dataset": (*analyze, "--dataset", "nothing", "--opts", *CUSTOM), "compare": (*analyze, "--compare", "x"),
             "scenes": (*analyze, "--scenes", "-1", "--opts", *CUSTOM),
-            "unlabelled": (*analyze, "--dataset", "custom", "--opts", *CUSTOM),
         },
         "linear_probe": {"unlabelled": TRAIN},
-        "install_detectron2": {"wheel": ("--wheel-dir", "precious/letter.txt"), "option": ("--nothing",)},
         "kernel_report": {"nothing": ("nothing",)},
         "make_hypotheses": {"option": ("--nothing",)},
     }  # fmt: skip
@@ -220,6 +218,10 @@ def tools() -> Iterator[Case]:
         for kind, arguments in variants.items():
             yield Case(f"tool-{tool}-{kind}", f"tools/{tool}.py", arguments,
                        telling=(tool, kind) in (("reproduce", "suite"), ("demo", "output")))  # fmt: skip
+    for kind, arguments in {"wheel": ("--wheel-dir", "precious/letter.txt"), "option": ("--nothing",),
+                            "archive": ("--sdist", "classes.txt", "--wheel-dir", "out"),
+                            "pipe": ("--sdist", "pipe", "--wheel-dir", "out")}.items():  # fmt: skip
+        yield Case(f"install-{kind}", "reclip_d2/install_detectron2/__main__.py", arguments, make_links)
     maskclip = ("--config-file", f"{CONFIG}/maskclip.yaml", *TRAIN_KEYS)
     unlabelled = ("--eval-only", *maskclip, "DATASETS.TEST", "('custom',)")
     yield Case("evaluate-unlabelled", "train_net.py", unlabelled)

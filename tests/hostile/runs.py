@@ -132,6 +132,7 @@ HYPOTHESIS: dict[str, Callable[[Path], None]] = {
     "missing-line": lines(lambda text: text[:-1]),
     "cut": lines(lambda text: [*text[:-1], text[-1][:20]]),
     "twice": lines(lambda text: [*text, text[-1]]),
+    "two": lines(lambda text: [*text, text[-1].replace("0", "1")]),
     "blank": lines(lambda text: [text[0], "", *text[1:]]),
     "no-head": lines(lambda text: text[1:]),
     "format": first(lambda value: value.update(format="reclip_d2 hypothesis 99")),
@@ -230,7 +231,7 @@ def cases() -> Iterator[Case]:
         yield Case(f"fast-entries-{kind}", "reclip", FAST_AGAIN, prepare, resumed=True, either=True,
                    telling=kind == "dots")  # fmt: skip
     for kind, prepare in HYPOTHESIS.items():
-        either = kind in ("blank", "class-true")
+        either = kind in ("blank", "class-true", "no-size", "size-huge", "twice")
         unfinished = _unfinished(prepare)
         yield Case(f"resume-hypotheses-{kind}", "reclip", RESUME, unfinished, resumed=True, either=either,
                    words="hypothes|size|image", telling=kind in ("deep", "class-large", "fifo"))  # fmt: skip

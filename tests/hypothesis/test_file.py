@@ -18,8 +18,8 @@ HEADER = HypothesisHeader(
     window_ratio=0.166667,
 )
 LINES = [
-    {"image_id": "a", "size": [4, 6], "top1": [0, 0, 1, 0], "top1_calibrated": [2, 2, 1, 2]},
-    {"image_id": "bö", "size": [4, 6], "top1": [2, 2, 2, 2], "top1_calibrated": [0, 0, 0, 1]},
+    {"image_id": "a", "top1": [0, 0, 1, 0], "top1_calibrated": [2, 2, 1, 2]},
+    {"image_id": "bö", "top1": [2, 2, 2, 2], "top1_calibrated": [0, 0, 0, 1]},
 ]
 
 
@@ -201,3 +201,24 @@ def test_imported_file_does_not_depend_on_the_clip(tmp_path):
     assert "made with another method imported instead of crops" in message_of(path)
     crops = write(tmp_path / "crops.jsonl")
     assert "made with another method crops instead of imported" in message_of(crops, expected)
+
+
+@pytest.mark.parametrize("size", [[2, 2], [0, 0], [10**12, 3], [True, 3], "3 x 3", [3], None, [3.0, 3.0]])
+def test_windows_of_another_size(size):
+    """Half of 4 x 4 pixels: 3 x 3 windows at a stride of one pixel; a line of another number is none of the image."""
+    header = dataclasses.replace(HEADER, window_ratio=0.5)
+    line = {"image_id": "a", "size": [4, 4], "top1": [0] * 9}
+    assert hypotheses_of({"a": line}, header, ["a"], 0.0) == {"a": [0]}
+    with pytest.raises(ReclipError, match="'a' is damaged"):
+        hypotheses_of({"a": {**line, "top1": [0] * 8}}, header, ["a"], 0.0)
+    with pytest.raises(ReclipError, match="'a' is damaged"):
+        hypotheses_of({"a": {**line, "size": size}}, header, ["a"], 0.0)
+
+
+def test_two_lines_of_an_image(tmp_path, lines):
+    path = tmp_path / "h.jsonl"
+    write_hypothesis_file(path, HEADER, [*LINES, LINES[0]])
+    assert read_hypothesis_file(path, HEADER) == lines
+    write_hypothesis_file(path, HEADER, [*LINES, {**LINES[0], "top1": [1, 1, 1, 1]}])
+    with pytest.raises(ReclipError, match="line 4: another line of its image"):
+        read_hypothesis_file(path, HEADER)
