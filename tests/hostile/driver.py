@@ -22,7 +22,7 @@ CANARY = "CANARY"
 WRITABLE = ("out", "cache", "tmp")
 _SECONDS = 120  # on a loaded machine; most cases take less than one
 _MEGABYTES = 3000
-_ERROR = re.compile(r"^(?:[\w./-]+ ?[\w-]*: )?error: ", re.MULTILINE)
+_ERROR = re.compile(r"^(?:[\w./ -]+: )?error: ", re.MULTILINE)
 
 Prepare = Callable[[Path], object]
 
