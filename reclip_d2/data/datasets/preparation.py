@@ -135,7 +135,7 @@ def write_label(labels: np.ndarray, target: Path) -> None:
     """Write ``(H, W)`` uint8 classes as a PNG of mode L, and read it back before it gets its name."""
     with atomic_write(target) as temporary:
         Image.fromarray(labels).save(temporary, format="PNG")
-        with Image.open(temporary) as image:
+        with Image.open(temporary, formats=("PNG",)) as image:
             if image.mode != "L" or not np.array_equal(np.asarray(image), labels):
                 raise ReclipError(f"label {target} does not read back as it was written: check the disk")
 
