@@ -250,7 +250,8 @@ def test_resume_with_another_network(scene, teacher, capfd):
     run(scene, "out", *teacher, "SOLVER.MAX_ITER", "1")
     capfd.readouterr()
     keys = ["MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "SOLVER.MAX_ITER", "2"]
-    assert "does not fit this model" in mistake(capfd, scene, "--resume", *teacher, *keys)
+    line = mistake(capfd, scene, "--resume", *teacher, *keys)
+    assert "was trained with MODEL.RESNETS.RES2_OUT_CHANNELS 8 instead of 16" in line
 
 
 def test_a_student_does_not_train_alone(scene, capfd):
