@@ -48,7 +48,7 @@ def fine() -> Iterator[Case]:
 
 
 def images() -> Iterator[Case]:
-    telling = {"eps", "fifo", "bomb", "device", "lfs", "cut-png", "loop"}
+    telling = {"eps", "fifo", "bomb", "device"}
     for kind, write in inputs.BAD_IMAGES.items():
         name = "bad.png"
         prepare = replace(f"photos/{name}", write)
@@ -68,7 +68,7 @@ def images() -> Iterator[Case]:
 
 
 def class_files() -> Iterator[Case]:
-    telling = {"twice-nfd", "twice-wide", "utf-16", "longest", "many-background", "fifo", "device"}
+    telling = {"twice-nfd", "longest", "many-background", "fifo"}
     for kind, (write, words) in inputs.BAD_CLASSES.items():
         prepare = replace("classes.txt", write)
         yield Case(f"segment-classes-{kind}", "reclip", FAST, prepare, words=words, telling=kind in telling)
@@ -107,7 +107,7 @@ def make_links(case: Path) -> None:
 
 
 def outputs() -> Iterator[Case]:
-    telling = {"empty", "others", "bucket", "proc", "fifo"}
+    telling = {"empty", "others", "bucket", "fifo"}
     for kind, path in OUTPUTS.items():
         either = kind in ("not-utf-8", "line-end")
         for name, program, arguments, model in (
@@ -122,7 +122,7 @@ def outputs() -> Iterator[Case]:
         if kind == "others":  # Detectron2's programs write into any folder that holds no run
             continue
         yield Case(f"train-output-{kind}", "train_net.py", changed(TRAIN, "out", path), make_links, either=either,
-                   telling=kind in ("proc", "bucket"))  # fmt: skip
+                   telling=kind == "proc")  # fmt: skip
     overwrite = (*PREDICT, "--overwrite")
     for kind, path, make in (
         ("model", "model", None),
@@ -149,7 +149,7 @@ def inputs_and_lists() -> Iterator[Case]:
         "proc": "/proc/1/mem", "brackets": "[", "many-stars": "**/" * 50 + "*.nope",
     }  # fmt: skip
     for kind, path in wrong.items():
-        telling = kind in ("missing", "pipe", "url")
+        telling = kind in ("missing", "pipe")
         yield Case(f"segment-input-{kind}", "reclip", changed(FAST, "photos", path), make_links, telling=telling)
         yield Case(f"demo-input-{kind}", "demo/demo.py", changed((*DEMO, *DEMO_KEYS), "photos", path), make_links)
     lists = {

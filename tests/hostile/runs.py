@@ -218,7 +218,7 @@ def cases() -> Iterator[Case]:
     """All of this module."""
     yield Case("resume", "reclip", RESUME, resumed=True, fine=True)
     for kind, prepare in STATES.items():
-        telling = kind in ("deep", "classes-text", "results-path")
+        telling = kind in ("deep", "results-path")
         yield Case(f"resume-state-{kind}", "reclip", RESUME, prepare, resumed=True, words="reclip.json|output|out",
                    telling=telling, either=kind in ("unknown", "results-path"))  # fmt: skip
         predict = (*PREDICT[:3], "out", "--output", "cache/masks", "--device", "cpu")
@@ -227,21 +227,21 @@ def cases() -> Iterator[Case]:
     for kind, names in _OUTSIDE.items():
         prepare = _with_aside(entries(*names))
         yield Case(f"overwrite-entries-{kind}", "reclip", OVERWRITE, prepare, resumed=True, either=True,
-                   telling=kind in ("dots", "absolute", "inside-dots"))  # fmt: skip
+                   telling=kind in ("dots", "absolute"))  # fmt: skip
         yield Case(f"fast-entries-{kind}", "reclip", FAST_AGAIN, prepare, resumed=True, either=True,
                    telling=kind == "dots")  # fmt: skip
     for kind, prepare in HYPOTHESIS.items():
         either = kind in ("blank", "class-true", "no-size", "size-huge", "twice")
         unfinished = _unfinished(prepare)
         yield Case(f"resume-hypotheses-{kind}", "reclip", RESUME, unfinished, resumed=True, either=either,
-                   words="hypothes|size|image", telling=kind in ("deep", "class-large", "fifo"))  # fmt: skip
+                   words="hypothes|size|image", telling=kind == "class-large")  # fmt: skip
         if kind in ("text", "pickle", "deep", "fifo", "device", "folder", "format", "head-classes", "not-utf-8"):
             train = (*TRAIN, "HYPOTHESIS.FILE", "hypotheses")
             yield Case(f"train-hypotheses-{kind}", "train_net.py", train, _moved(prepare), resumed=True,
                        words="hypothes")  # fmt: skip
     for kind, prepare in OTHER.items():
         yield Case(f"resume-{kind}", "reclip", RESUME, prepare, resumed=True, either=True,
-                   telling=kind in ("masks-link", "last-not-utf-8", "survey-fifo"))  # fmt: skip
+                   telling=kind in ("masks-link", "last-not-utf-8"))  # fmt: skip
         if kind.startswith("last"):
             train = ("--resume", *TRAIN[:-6], "OUTPUT_DIR", "out/run/rectified", "HYPOTHESIS.WINDOW_RATIO", "0.5")
             yield Case(f"train-resume-{kind}", "train_net.py", train, prepare, resumed=True, either=True)
