@@ -1,5 +1,6 @@
 """What the server of the page refuses, asked over HTTP."""
 
+import asyncio
 import io
 import socket
 import threading
@@ -12,7 +13,7 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from reclip_d2.app.guard import HEADERS, Names
+from reclip_d2.app.guard import HEADERS, Guard, Names
 from reclip_d2.app.limits import Limits
 from reclip_d2.app.server import server_names
 from reclip_d2.errors import ReclipError
@@ -296,3 +297,29 @@ def test_only_who_has_begun_a_training_can_stop_it(served, visitor):
     assert threading.Event().wait(1) is False and not done.done()
     served.client.predict(api_name="/stop")
     assert job.result(timeout=30).startswith("Stopped")
+
+
+# ---- behind a proxy -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [("proxy.example", "https://proxy.example", 200), ("127.0.0.1:7860", "https://proxy.example", 200),
+     ("127.0.0.1:7860", "https://other.example", 403), ("other.example", "https://proxy.example", 403)],
+)  # fmt: skip
+def test_a_proxy_that_was_named(tmp_path, host, origin, status):
+    """It may pass requests on under its own name, or under the server's."""
+
+    async def page(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    guard = Guard(page, server_names("127.0.0.1", ["proxy.example"]), Limits(), tmp_path)
+
+    async def ask():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://x") as client:
+            return (
+                await client.post("/gradio_api/reset", headers={"Host": host, "Origin": origin}, json={})
+            ).status_code
+
+    assert asyncio.run(ask()) == status
