@@ -112,6 +112,22 @@ def test_a_step_that_was_partly_done_goes_on_with_its_figures(tmp_path):
     assert check.state["steps"]["parts"]["figures"] == 1  # begun afresh
 
 
+def test_the_json_alone_is_enough_to_go_on_elsewhere(tmp_path):
+    def steps():
+        return [
+            Step("build", ("bash", "-c", f"echo x >> {tmp_path}/built"), 20.0, always=True),
+            shell("figures", "echo '{\"speed\": 7}' > $GPU_CHECK_FIGURES"),
+            shell("parts", 'f=$GPU_CHECK_FIGURES; grep -q 1 "$f" && exit 0; echo 1 > "$f"; exit 75'),
+        ]
+
+    assert not Check(steps(), "cpu", tmp_path / "here").run(30)
+    (tmp_path / "there").mkdir()
+    shutil.copy(tmp_path / "here" / "gpu_check.json", tmp_path / "there")
+    assert Check(steps(), "cpu", tmp_path / "there").run(30)
+    assert json.loads((tmp_path / "there" / "figures.json").read_text()) == {"speed": 7}
+    assert (tmp_path / "built").read_text() == "x\nx\n"  # for each machine
+
+
 def test_kernel_times_measures_what_is_left(tmp_path, monkeypatch):
     monkeypatch.setenv("GPU_CHECK_FIGURES", str(tmp_path / "figures.json"))
     monkeypatch.setenv("GPU_CHECK_CEILINGS", str(tmp_path / "ceilings.json"))

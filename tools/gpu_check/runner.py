@@ -62,6 +62,9 @@ class Check:
         earlier = self._read_earlier()
         if earlier is not None:
             self.state["runs"], self.state["steps"] = earlier["runs"], earlier["steps"]
+            for name, step in earlier["steps"].items():  # the JSON alone may have come along from another machine
+                if "figures" in step and not (path := folder / f"{name}.json").exists():
+                    path.write_text(json.dumps(step["figures"]))
 
     def _read_earlier(self) -> dict[str, Any] | None:
         try:
@@ -90,7 +93,7 @@ class Check:
         end = begin + seconds
         self.state["runs"].append({"began": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), "limit": seconds})
         for _, group in groupby(self.steps, key=lambda step: step.group or step.name):
-            wanted = [step for step in group if self.state["steps"].get(step.name, {}).get("status") not in DONE]
+            wanted = [step for step in group if step.always or self.status(step.name) not in DONE]
             running = []
             for step in wanted:
                 if any(self.status(name) != PASSED for name in step.needs):

@@ -29,6 +29,7 @@ class Step:
         needs: names of steps that must have passed; else it is not tried.
         group: steps of one group, next to each other in the plan, run at the same time.
         environment: variables on top of the caller's.
+        always: run in every run, also if it has passed: the next run may be on another machine.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Step:
     needs: tuple[str, ...] = ()
     group: str = ""
     environment: dict[str, str] = field(default_factory=dict, hash=False)
+    always: bool = False
 
 
 def _module(name: str, *arguments: str) -> tuple[str, ...]:
@@ -51,7 +53,13 @@ def plan(device: str) -> list[Step]:
     if device == "cuda":
         return [
             Step("ceilings", _module("ceilings", "--device", "cuda"), 60),
-            Step("build", ("bash", "tools/gpu_check/build.sh"), 150, environment={"TORCH_CUDA_ARCH_LIST": "9.0"}),
+            Step(
+                "build",
+                ("bash", "tools/gpu_check/build.sh"),
+                150,
+                environment={"TORCH_CUDA_ARCH_LIST": "9.0"},
+                always=True,
+            ),
             Step("tests", _pytest("cuda and not slow", "-n", "8"), 120, ("build",)),
             *(_sanitizer(tool) for tool in SANITIZERS),
             Step("kernels", _module("kernel_times", "--device", "cuda", "--seconds", "100"), 120, ("build",)),
@@ -60,7 +68,7 @@ def plan(device: str) -> list[Step]:
         ]
     return [
         Step("ceilings", _module("ceilings", "--device", "cpu"), 60),
-        Step("build", ("bash", "tools/gpu_check/build.sh"), 60, environment={"GPU_CHECK_BUILD": "no"}),
+        Step("build", ("bash", "tools/gpu_check/build.sh"), 60, environment={"GPU_CHECK_BUILD": "no"}, always=True),
         Step("tests", _pytest("not cuda and not slow", "-k", "philox or hand"), 300, ("build",)),
         Step("operator_calls", _module("operator_calls", "--device", "cpu"), 120, ("build",)),
         Step("kernels", _module("kernel_times", "--device", "cpu", "--seconds", "120"), 240, ("build",)),
