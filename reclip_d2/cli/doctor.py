@@ -26,6 +26,7 @@ from reclip_d2.layers import kernels_available
 # Optional packages: what needs them, and the extra that brings them.
 _OPTIONAL = {
     "gradio": ("reclip app", "app"),
+    "pillow_heif": ("reading HEIC images", "heif"),
     "onnx": ("reclip export --format onnx", "export"),
     "onnxruntime": ("reclip export --format onnx", "export"),
 }

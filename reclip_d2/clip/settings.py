@@ -10,17 +10,18 @@ import dataclasses
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import open_clip
-from detectron2.config import CfgNode
 from open_clip.pretrained import get_pretrained_cfg
 
 from reclip_d2.clip.architectures import open_clip_name
-from reclip_d2.config.keys import KEYS
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.files import MIB, MissingFileError
 from reclip_d2.utils.json_files import read_json
+
+if TYPE_CHECKING:  # `reclip doctor` runs without it
+    from detectron2.config import CfgNode
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,8 @@ def pixel_statistics(cfg: CfgNode) -> PixelStatistics:
     Raises:
         ReclipError: keys and weights disagree.
     """
+    from reclip_d2.config.keys import KEYS  # imports detectron2
+
     keys = cfg.MODEL
     clip = cfg.MODEL.CLIP
     given = PixelStatistics(list(keys.PIXEL_MEAN), list(keys.PIXEL_STD))

@@ -262,6 +262,13 @@ RULES: dict[str, Rule] = {
     **{name: key.rule for name, key in KEYS.items() if key.rule is not None},
 }
 
+# Keys whose value may be a local path: a ``~`` at its beginning is the user's home.
+PATH_KEYS = (
+    "OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.TEACHER.WEIGHTS", "MODEL.STUDENT.WEIGHTS", "LINEAR_PROBE.WEIGHTS",
+    "MODEL.CLIP.PRETRAINED", "MODEL.CLIP.CLASS_TOKEN", "HYPOTHESIS.FILE",
+    "DATASETS.CUSTOM.IMAGES", "DATASETS.CUSTOM.CLASSES", "DATASETS.CUSTOM.LABELS",
+)  # fmt: skip
+
 
 def add_reclip_config(cfg: CfgNode) -> None:
     """Add the project's keys to Detectron2's, and set the defaults of the paper on shared ones."""

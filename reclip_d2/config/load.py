@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
+import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from reclip_d2.config.checks import check_config
 from reclip_d2.config.files import find_config_file
-from reclip_d2.config.keys import RULES, add_reclip_config
+from reclip_d2.config.keys import PATH_KEYS, RULES, add_reclip_config
 from reclip_d2.config.rules import MAX_TEXT, coerced, problem_of, shown
 from reclip_d2.config.yaml_file import MAX_DEPTH, read_yaml
 from reclip_d2.errors import ReclipError
@@ -52,8 +54,18 @@ def load_config(config_file: str, opts: Sequence[Any] = (), *, bases: bool = Tru
             raise ReclipError(f"overrides are pairs of KEY VALUE; {opts[-1]!r} has no partner")
         for key, value in zip(opts[::2], opts[1::2], strict=True):
             _set(cfg, str(key), value, "")
+    _expand_home(cfg)
     check_config(cfg)
     return cfg
+
+
+def _expand_home(cfg: CfgNode) -> None:
+    """Expand ``~`` where a value is a path: what a shell does not do in ``KEY VALUE``, nor anyone in YAML."""
+    for key in PATH_KEYS:
+        *nodes, name = key.split(".")
+        node = functools.reduce(operator.getitem, nodes, cfg)
+        if isinstance(node[name], str) and node[name].startswith("~"):
+            node[name] = os.path.expanduser(node[name])
 
 
 # ---- files ------------------------------------------------------------------------------------------------------

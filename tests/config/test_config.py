@@ -8,6 +8,8 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 
 from reclip_d2.config import KEYS, check_config, keys, load_config
+from reclip_d2.config.checks import value_at
+from reclip_d2.config.keys import PATH_KEYS
 from reclip_d2.errors import ReclipError
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +123,16 @@ def test_overrides():
         "", ["MODEL.CLIP.NAME", "ViT-L-14", "SOLVER.BASE_LR", "0.5", "DATASETS.TRAIN", "('a', 'b')", "SEED", "3"]
     )
     assert (cfg.MODEL.CLIP.NAME, cfg.SOLVER.BASE_LR, cfg.DATASETS.TRAIN, cfg.SEED) == ("ViT-L-14", 0.5, ("a", "b"), 3)
+
+
+def test_the_home_folder_in_paths(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = {key: "~/x" for key in PATH_KEYS}
+    cfg = load_config("", [part for pair in paths.items() for part in pair])
+    for key in PATH_KEYS:
+        assert value_at(cfg, key) == f"{tmp_path}/x"
+    assert load_config("", ["MODEL.WEIGHTS", "a~/b"]).MODEL.WEIGHTS == "a~/b"
+    assert load_config("", ["OUTPUT_DIR", "~nobody_of_that_name/b"]).OUTPUT_DIR == "~nobody_of_that_name/b"
 
 
 def test_overrides_beat_the_file_which_beats_its_base(tmp_path):
