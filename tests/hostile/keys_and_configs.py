@@ -139,14 +139,14 @@ def cases() -> Iterator[Case]:
         for value in values:
             either = (key, value) in _MAY_PASS
             # The last of two values of a key counts.
-            words = "nothing|class file" if key.startswith("DATASETS") else key.rpartition(".")[2]
+            words = "nothing|class file|DATASETS" if key.startswith("DATASETS") else key.rpartition(".")[2]
             words = "(https|detectron2)://|WEIGHTS" if key == "MODEL.WEIGHTS" and "://" in value else words
             yield Case(f"train-key-{key}={value!r}", "train_net.py", (*TRAIN, key, value), either=either, words=words,
                        telling=(key, value) in _TELLING)  # fmt: skip
     for key in ("SOLVER.BASE_LR", "INPUT.TILES.SIZE", "MODEL.PIXEL_STD", "INPUT.MIN_SIZE_TEST", "TEST.BAND_MEMORY",
                 "INPUT.FORMAT", "SEED", "NOTHING", "MODEL.CLIP.TEMPLATES"):  # fmt: skip
         value = WRONG_VALUES[key][0]
-        yield Case(f"segment-key-{key}", "reclip", (*FAST, key, value), words=key.rpartition(".")[2])
+        yield Case(f"segment-key-{key}", "reclip", (*FAST, key, value), words=f"{key.rpartition('.')[2]}|--tile")
         yield Case(f"demo-key-{key}", "demo/demo.py", (*DEMO, *DEMO_KEYS, key, value), words=key.rpartition(".")[2])
     for count, opts in enumerate((("SEED",), ("SEED", "1", "MODEL.DEVICE"), ("=",))):
         yield Case(f"train-odd-keys-{count}", "train_net.py", (*TRAIN, *opts))
