@@ -1,7 +1,10 @@
 """What all tests share: no network, few threads, fixed seeds, and no CUDA tests without a CUDA device."""
 
+import logging
 import os
 import random
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before any import of the hub's client, which reads it once: no test may reach for the network.
@@ -37,6 +40,22 @@ def seed() -> int:
     np.random.seed(value)
     torch.manual_seed(value)
     return value
+
+
+@pytest.fixture(autouse=True)
+def fresh_logging() -> Iterator[None]:
+    """Loggers as they were before the test: programs give them handlers and levels, and cut them off from pytest's."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "reclip_d2", "py.warnings")]
+    before = [(one, one.level, one.propagate, list(one.handlers)) for one in loggers]
+    yield
+    for one, level, propagate, handlers in before:
+        for handler in set(one.handlers) - set(handlers):
+            handler.close()
+        one.handlers, one.propagate = handlers, propagate
+        one.setLevel(level)
+    logging.getLogger("detectron2.engine.train_loop").filters.clear()
+    if detectron2_logger := sys.modules.get("detectron2.utils.logger"):
+        detectron2_logger.setup_logger.cache_clear()
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import torch
 
 import train_net
 from tests.helpers import datasets, isolated_cache
-from tests.test_train_net import assert_same, fresh_logging, metrics, run, scene, weights
+from tests.test_train_net import assert_same, metrics, run, scene, weights
 
-__all__ = ["datasets", "fresh_logging", "isolated_cache", "scene"]
+__all__ = ["datasets", "isolated_cache", "scene"]
 RECLIP = (
     *("MODEL.BIAS_HEAD.NAME", "ReCLIPBiasHead", "MODEL.BIAS_HEAD.SPACE_CHANNELS", "[8, 6]"),
     *("MODEL.MASK_DECODER.ENABLED", "False", "HYPOTHESIS.METHOD", "image", "HYPOTHESIS.THRESHOLD", "0.0"),
@@ -18,7 +18,7 @@ RECLIP = (
 
 def test_a_stopped_run_ends_as_an_unbroken_one_and_its_number_comes_back(scene, isolated_cache, monkeypatch):
     run(scene, "unbroken", *RECLIP, "VIS_PERIOD", "2")
-    (file,) = (isolated_cache / "hypotheses").iterdir()
+    (file,) = (isolated_cache / "hypotheses").glob("*.jsonl")
     assert json.loads(file.read_text().splitlines()[0])["method"] == "image"
 
     class Stopped(BaseException):

@@ -4,7 +4,6 @@ Most runs are in this process (a program's start takes seconds); what a shell se
 """
 
 import json
-import logging
 import os
 import resource
 import signal
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.utils.logger import setup_logger
 
 import train_net
 from reclip_d2.data import training_records
@@ -35,20 +33,6 @@ ROOT = Path(__file__).parents[1]
 NAMES = ["sky", "tall tree", "water", "brick wall"]
 EVALUATE = ("--eval-only", "MODEL.META_ARCHITECTURE", "MaskCLIP")
 SLIDING = {"ENABLED": "True", "SIZE": "[32, 32]", "STRIDE": "[16, 16]"}
-
-
-@pytest.fixture(autouse=True)
-def fresh_logging():
-    """Detectron2's log handlers write to the streams of the test that made them: take them away at its end."""
-    yield
-    for name in ("detectron2", "fvcore", "reclip_d2"):
-        logger = logging.getLogger(name)
-        for handler in list(logger.handlers):
-            logger.removeHandler(handler)
-            handler.close()
-        logger.propagate = True
-    logging.getLogger("detectron2.engine.train_loop").filters.clear()
-    setup_logger.cache_clear()
 
 
 @pytest.fixture

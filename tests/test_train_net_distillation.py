@@ -11,9 +11,9 @@ import reclip_d2.clip.dense
 import train_net
 from reclip_d2.modeling.student.inherited import HEADS
 from tests.helpers import EMBED_DIM, TINY_TEXT, TINY_VISION, datasets, isolated_cache, write_scenes
-from tests.test_train_net import assert_same, fresh_logging, metrics, mistake, run, scene, weights
+from tests.test_train_net import assert_same, metrics, mistake, run, scene, weights
 
-__all__ = ["datasets", "fresh_logging", "isolated_cache", "scene"]
+__all__ = ["datasets", "isolated_cache", "scene"]
 
 SMALL = {
     "MODEL.META_ARCHITECTURE": "Distillation",

@@ -121,7 +121,7 @@ def test_a_student_is_the_last_model_of_its_run(reclip, model, tmp_path):
         (["--model", "out", "--tolerance", "-1"], "tolerance -1.0: give a number above 0"),
         (["--model", "out", "--weights", "x.pth"], "--weights is for --config-file"),
         (["--model", "out", "--output", "x.pt"], "--output x.pt: a file of the format onnx ends in .onnx"),
-        (["--model", "out", "--opts", "NO.KEY", "1"], "Non-existent"),
+        (["--model", "out", "--opts", "NO.KEY", "1"], "there is no key NO.KEY"),
         (["--model", "out", "--tolerance", "1e-12"], "does not compute what the model does, and is not kept"),
         (["--config-file", "none.yaml"], "none.yaml does not exist"),
         (["--config-file", "none.yaml", "--use", "student"], "--use is for --model"),

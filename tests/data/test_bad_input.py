@@ -18,9 +18,9 @@ from reclip_d2.modeling.meta_arch.maskclip import MaskCLIP
 from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
 from tests.datasets_prep.miniatures import make_ade150
 from tests.helpers import tiny_clip
-from tests.test_train_net import EVALUATE, NAMES, fresh_logging, metrics, mistake, run, scene
+from tests.test_train_net import EVALUATE, NAMES, metrics, mistake, run, scene
 
-__all__ = ["fresh_logging", "scene"]
+__all__ = ["scene"]
 
 SHORT = ("SOLVER.MAX_ITER", "1")
 
@@ -45,7 +45,7 @@ def test_binary_masks(scene, capfd):
     for path in label_files(scene):
         save(np.where(read(path) > 1, 255, 0).astype(np.uint8), path)
     line = mistake(capfd, scene, *EVALUATE)
-    assert "the labels of reclip_test_val hold 0 and 255 only: they are binary masks" in line
+    assert "hold 0 and 255 only: the class sky and ignored pixels, or they are binary masks" in line
 
 
 def test_ids_out_of_range(scene, capfd):
@@ -72,14 +72,24 @@ def test_label_in_colours(scene, capfd):
     assert f"label {path} is a RGB image: write a single-channel PNG of class ids" in line
 
 
-def test_palette_labels_are_ids(scene):
-    """The colours of a palette PNG are for the eye: its numbers count, not its luminance."""
+def save_with_palette(path, palette):
+    image = Image.fromarray(read(path), mode="P")
+    image.putpalette(palette)
+    image.save(path)
+
+
+def test_palette_labels_in_the_order_of_the_ids(scene):
     expected = run(scene, "out", *EVALUATE)["sem_seg"]
     for path in label_files(scene):
-        image = Image.fromarray(read(path), mode="P")
-        image.putpalette([value for index in range(256) for value in (255 - index, index, 7 * index % 256)])
-        image.save(path)
+        save_with_palette(path, [value for index in range(256) for value in (index, index, index)])
     assert run(scene, "out", *EVALUATE)["sem_seg"] == expected
+
+
+def test_palette_labels_of_unknown_colours(scene, capfd):
+    path = label_files(scene)[0]
+    save_with_palette(path, [value for index in range(256) for value in (255 - index, index, 7 * index % 256)])
+    line = mistake(capfd, scene, *EVALUATE)
+    assert f"label {path} is a palette image whose palette is not in the order of the ids" in line
 
 
 def test_label_of_another_size(scene, capfd):

@@ -15,9 +15,7 @@ from PIL import Image
 import train_net
 from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
 from tests.helpers import register_tiny_model
-from tests.test_train_net import ROOT, fresh_logging
-
-__all__ = ["fresh_logging"]
+from tests.test_train_net import ROOT
 
 HEIGHT, WIDTH = 32, 48
 NAMES = ["sky", "tree", "water", "wall", "road", "sand"]

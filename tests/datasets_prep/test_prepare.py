@@ -255,7 +255,7 @@ def test_program_with_a_broken_file(datasets_root):
 
 def test_a_worker_that_is_killed(datasets_root, capfd, monkeypatch):
     class Executor:
-        def __init__(self, workers: int) -> None:
+        def __init__(self, workers: int, **_: object) -> None:
             assert workers == 2
 
         def submit(self, *_: object) -> Future:

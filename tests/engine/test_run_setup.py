@@ -18,15 +18,6 @@ from reclip_d2.errors import ReclipError
 @pytest.fixture(autouse=True)
 def usual_logging(monkeypatch):
     monkeypatch.setattr(run_setup, "collect_env_info", lambda: "none")  # a second, for compilers
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "reclip_d2")]
-    before = [(one, one.level, one.propagate, one.handlers) for one in loggers]
-    yield
-    for one, level, propagate, handlers in before:
-        for handler in one.handlers:
-            if handler not in handlers:
-                handler.close()
-        one.level, one.propagate, one.handlers = level, propagate, handlers
-    logging.getLogger("reclip_d2").manager._clear_cache()
 
 
 def config(folder, *keys):

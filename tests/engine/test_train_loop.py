@@ -120,7 +120,7 @@ def test_fewer_images_than_parts():
 
 
 def test_no_parts_at_all():
-    with pytest.raises(ReclipError, match="SOLVER.ACCUMULATE_STEPS must be above 0"):
+    with pytest.raises(ReclipError, match="SOLVER.ACCUMULATE_STEPS is 0; it must be a whole number from 1"):
         load_config("", ["SOLVER.ACCUMULATE_STEPS", "0"])
 
 

@@ -14,9 +14,9 @@ from reclip_d2.config import load_config
 from reclip_d2.engine.writers import build_writers
 from tests.helpers import datasets, isolated_cache, register_dataset, register_tiny_model, write_scenes
 from tests.processes import run_processes
-from tests.test_train_net import NAMES, assert_same, fresh_logging, metrics, mistake, run, scene, weights
+from tests.test_train_net import NAMES, assert_same, metrics, mistake, run, scene, weights
 
-__all__ = ["datasets", "fresh_logging", "isolated_cache", "scene"]
+__all__ = ["datasets", "isolated_cache", "scene"]
 
 AMP = ("SOLVER.AMP.ENABLED", "True")
 PARTS = ("SOLVER.IMS_PER_BATCH", "4", "SOLVER.ACCUMULATE_STEPS", "2")

@@ -186,5 +186,5 @@ def test_head_from_the_config():
     keys.REFERENCE_NAMES = ["one"]
     with pytest.raises(ReclipError, match="REFERENCE_NAMES has 1 names for 2 classes"):
         build_bias_head(cfg, tiny_dense(), ["sky", "water"])
-    with pytest.raises(ReclipError, match=r"MODEL\.BIAS_HEAD\.SPACE_CHANNELS must be whole numbers above 0"):
+    with pytest.raises(ReclipError, match=r"SPACE_CHANNELS is \[8, 0\]; it must be .* a whole number from 1"):
         load_config("", ["MODEL.BIAS_HEAD.SPACE_CHANNELS", "[8, 0]"])

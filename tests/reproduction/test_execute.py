@@ -10,9 +10,9 @@ from reclip_d2.config import load_config
 from reclip_d2.reproduction import execute
 from reclip_d2.reproduction.runs import Job
 from tests.helpers import datasets, isolated_cache
-from tests.test_train_net import assert_same, fresh_logging, metrics, run, scene, weights
+from tests.test_train_net import assert_same, metrics, run, scene, weights
 
-__all__ = ["datasets", "fresh_logging", "isolated_cache", "scene"]
+__all__ = ["datasets", "isolated_cache", "scene"]
 
 
 def job(scene, output, kind="train", *keys):

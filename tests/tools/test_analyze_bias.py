@@ -2,13 +2,11 @@
 
 import importlib.util
 import json
-import logging
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 import train_net
@@ -24,19 +22,6 @@ NAMES = ["sky", "tall tree", "water", "brick wall"]
 spec = importlib.util.spec_from_file_location("analyze_bias", ROOT / "tools" / "analyze_bias.py")
 program = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(program)
-
-
-@pytest.fixture(autouse=True)
-def fresh_logging():
-    """The program sends all logs to a file: take its handlers away at the test's end."""
-    yield
-    for name in ("detectron2", "fvcore", "reclip_d2", "py.warnings"):
-        logger = logging.getLogger(name)
-        for handler in list(logger.handlers):
-            logger.removeHandler(handler)
-            handler.close()
-        logger.propagate = True
-    setup_logger.cache_clear()
 
 
 @pytest.fixture

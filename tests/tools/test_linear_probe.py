@@ -10,10 +10,10 @@ import torch
 import train_net
 from reclip_d2.evaluation.linear_probe import weights_digest
 from tests.helpers import datasets, isolated_cache, write_scenes
-from tests.test_train_net import assert_same, error_line, fresh_logging, scene
+from tests.test_train_net import assert_same, error_line, scene
 from tests.test_train_net import run as train
 
-__all__ = ["datasets", "fresh_logging", "isolated_cache", "scene"]
+__all__ = ["datasets", "isolated_cache", "scene"]
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("linear_probe_program", ROOT / "tools" / "linear_probe.py")

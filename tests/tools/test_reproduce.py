@@ -11,9 +11,9 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from tests.helpers import datasets, isolated_cache
-from tests.test_train_net import fresh_logging, metrics, run, scene
+from tests.test_train_net import metrics, run, scene
 
-__all__ = ["datasets", "fresh_logging", "isolated_cache", "scene"]
+__all__ = ["datasets", "isolated_cache", "scene"]
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("reproduce_program", ROOT / "tools" / "reproduce.py")

@@ -14,9 +14,6 @@ from reclip_d2.data.classes import class_names_of
 from reclip_d2.data.datasets.custom import CUSTOM, check_names_fit, register_custom, register_images
 from reclip_d2.errors import ReclipError
 from tests.helpers import write_scenes
-from tests.test_train_net import fresh_logging
-
-__all__ = ["fresh_logging"]
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "custom"
 

@@ -19,9 +19,6 @@ from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.label_check import check_own_labels
 from reclip_d2.evaluation.label_files import DatasetLabels, check_no_background
 from reclip_d2.evaluation.labelled_data import labelled_records
-from tests.test_train_net import fresh_logging
-
-__all__ = ["fresh_logging"]
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "custom" / "reclip-embedded"
 

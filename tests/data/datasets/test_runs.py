@@ -22,9 +22,6 @@ from tests.datasets_prep.miniatures import (
     write_png,
 )
 from tests.helpers import register_tiny_model
-from tests.test_train_net import fresh_logging
-
-__all__ = ["fresh_logging"]
 
 
 def make_voc20_with_all_classes(root: Path) -> list[Case]:

@@ -96,7 +96,7 @@ def test_freezing():
     ("key", "value", "expected"),
     [
         ("MODEL.RESNETS.DEPTH", 20, "MODEL.RESNETS.DEPTH is 20; choose one of 18, 34, 50, 101, 152"),
-        ("MODEL.RESNETS.NORM", "Nothing", "MODEL.RESNETS.NORM 'Nothing'"),
+        ("MODEL.RESNETS.NORM", "Nothing", "MODEL.RESNETS.NORM is 'Nothing'; choose one of"),
     ],
 )
 def test_mistakes(key, value, expected):
