@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 from reclip_d2.errors import ReclipError
 
-PYPI = "https://pypi.org/simple"
+# pip tells its configuration, but not the index that it asks without one: that it has in its code alone.
+_DEFAULT_INDEX = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
 
 # Sections in the order in which pip reads them; a later one overrides an earlier one.
 _SECTIONS = ("global", "install", ":env:")
@@ -32,7 +33,7 @@ class PipSettings:
         retries: further attempts after one that failed.
     """
 
-    indexes: tuple[str, ...] = (PYPI,)
+    indexes: tuple[str, ...] = ()
     find_links: tuple[str, ...] = ()
     certificates: str | None = None
     client_certificate: str | None = None
@@ -44,16 +45,15 @@ class PipSettings:
     @classmethod
     def read(cls) -> PipSettings:
         """Those of the running Python's pip, or raise :class:`ReclipError`."""
-        command = [sys.executable, "-m", "pip", "config", "list"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode != 0:
-            reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise ReclipError(f"{sys.executable} has no pip that works ({reason}): python -m ensurepip installs it")
-        return cls.parse(result.stdout, os.environ)
+        listing = _ask_pip("-m", "pip", "config", "list")
+        return cls.parse(listing, os.environ, _ask_pip("-c", _DEFAULT_INDEX).strip())
 
     @classmethod
-    def parse(cls, listing: str, environment: Mapping[str, str]) -> PipSettings:
+    def parse(cls, listing: str, environment: Mapping[str, str], default_index: str) -> PipSettings:
         """From the output of ``pip config list``: a line ``section.option='value'`` for each.
+
+        Args:
+            default_index: address that is asked where the settings name none.
 
         Raises:
             ReclipError: a number is none.
@@ -65,7 +65,7 @@ class PipSettings:
                 if name.startswith(f"{section}."):
                     values[name.removeprefix(f"{section}.")] = _unquote(quoted)
 
-        indexes = [values.get("index-url", PYPI), *values.get("extra-index-url", "").split()]
+        indexes = [values.get("index-url", default_index), *values.get("extra-index-url", "").split()]
         certificates = values.get("cert") or environment.get("REQUESTS_CA_BUNDLE") or environment.get("CURL_CA_BUNDLE")
         return cls(
             indexes=() if _is_true(values.get("no-index", "")) else tuple(dict.fromkeys(indexes)),
@@ -77,6 +77,15 @@ class PipSettings:
             timeout=_number(values, "timeout", "default-timeout", default=cls.timeout),
             retries=int(_number(values, "retries", default=cls.retries)),
         )
+
+
+def _ask_pip(*arguments: str) -> str:
+    """What the running Python prints; its pip must work."""
+    result = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ReclipError(f"{sys.executable} has no pip that works ({reason}): python -m ensurepip installs it")
+    return result.stdout
 
 
 def _unquote(text: str) -> str:

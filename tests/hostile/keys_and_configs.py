@@ -9,7 +9,7 @@ from tests.hostile.driver import CANARY, Case
 from tests.hostile.images_and_classes import CONFIG, CUSTOM, DEMO, DEMO_KEYS, FAST, SEGMENT, TRAIN, TRAIN_KEYS, changed
 from tests.hostile.inputs import content, replace
 
-# Key: wrong values, as they are typed. The value is what its name in the issue tracker of any such program would be.
+# Key: wrong values, as they are typed.
 WRONG_VALUES: dict[str, tuple[str, ...]] = {
     "SOLVER.BASE_LR": ("nan", "inf", "-0.1", "None", "'x'", "[0.1]"),
     "SOLVER.MAX_ITER": ("0", "-5", "1.5", "None", "10**3", "1" + "0" * 30),

@@ -1,17 +1,21 @@
 """Where pip looks, from what ``pip config list`` prints."""
 
+import os
 import subprocess
+import sys
 import types
 
 import pytest
 
 from reclip_d2.errors import ReclipError
 from reclip_d2.install_detectron2 import pip_settings
-from reclip_d2.install_detectron2.pip_settings import PYPI, PipSettings
+from reclip_d2.install_detectron2.pip_settings import PipSettings
+
+DEFAULT = "https://default.example/simple"
 
 
-def test_without_a_configuration_it_is_pypi():
-    assert PipSettings.parse("", {}) == PipSettings(indexes=(PYPI,))
+def test_without_a_configuration_it_is_the_default():
+    assert PipSettings.parse("", {}, DEFAULT) == PipSettings(indexes=(DEFAULT,))
 
 
 def test_sections_override_each_other_in_pips_order():
@@ -29,7 +33,7 @@ def test_sections_override_each_other_in_pips_order():
         ":env:.client-cert='/mine.pem'",
         ":env:.proxy='http://proxy.example:3128'",
     ]
-    assert PipSettings.parse("\n".join(lines), {"REQUESTS_CA_BUNDLE": "/ca.pem"}) == PipSettings(
+    assert PipSettings.parse("\n".join(lines), {"REQUESTS_CA_BUNDLE": "/ca.pem"}, DEFAULT) == PipSettings(
         indexes=("https://env.example/simple", "https://one.example/simple", "file:///two/simple"),
         find_links=("/wheels", "https://links.example/page"),
         certificates="/ca.pem",
@@ -41,19 +45,19 @@ def test_sections_override_each_other_in_pips_order():
     )
 
 
-@pytest.mark.parametrize(("text", "indexes"), [("1", ()), ("true", ()), ("0", (PYPI,)), ("False", (PYPI,))])
+@pytest.mark.parametrize(("text", "indexes"), [("1", ()), ("true", ()), ("0", (DEFAULT,)), ("False", (DEFAULT,))])
 def test_no_index(text, indexes):
-    assert PipSettings.parse(f":env:.no-index='{text}'", {}).indexes == indexes
+    assert PipSettings.parse(f":env:.no-index='{text}'", {}, DEFAULT).indexes == indexes
 
 
 def test_certificates_that_pip_names_come_first():
-    found = PipSettings.parse("global.cert='/pip.pem'", {"REQUESTS_CA_BUNDLE": "/other.pem"})
+    found = PipSettings.parse("global.cert='/pip.pem'", {"REQUESTS_CA_BUNDLE": "/other.pem"}, DEFAULT)
     assert found.certificates == "/pip.pem"
 
 
 def test_a_number_that_is_none():
     with pytest.raises(ReclipError, match="pip's setting timeout is 'soon': it must be a number"):
-        PipSettings.parse("global.timeout='soon'", {})
+        PipSettings.parse("global.timeout='soon'", {}, DEFAULT)
 
 
 def test_a_python_without_pip(monkeypatch):
@@ -72,3 +76,14 @@ def test_the_real_pip_is_understood(monkeypatch):
         "https://other.example/simple",
         "https://third.example/simple",
     )
+
+
+def test_the_default_index_is_pips_own(monkeypatch):
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    help_text = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    (index,) = PipSettings.read().indexes
+    assert f"(default {index})" in " ".join(help_text.split())
