@@ -77,9 +77,9 @@ $(STATE)/venv: $(if $(shell $(PY) -c 'print(1)' 2>/dev/null),,FORCE)
 	mkdir -p $(STATE); touch $@
 
 # 2. The packages and Detectron2. A package that an interrupted pip left half-installed has no INSTALLER file, and pip
-#    would take it for installed: those are removed first.
-$(STATE)/packages: $(STATE)/venv requirements.txt requirements-dev.txt \
-    $(wildcard reclip_d2/install_detectron2/*.py)
+#    would take it for installed: those are removed first. A file whose SHA-256 is not in requirements.txt is refused. The
+#    three packages that build the source archives come first: nothing is fetched for a build.
+$(STATE)/packages: $(STATE)/venv requirements.txt $(wildcard reclip_d2/install_detectron2/*.py)
 	@if [ -e $(STATE)/owned ]; then \
 	  find $(VENV)/lib/python3*/site-packages -maxdepth 1 -name '*.dist-info' ! -exec test -e '{}/INSTALLER' \; \
 	    -exec echo 'environment: installing again, it was interrupted:' '{}' \; -exec rm -rf '{}' + ; \
@@ -87,8 +87,10 @@ $(STATE)/packages: $(STATE)/venv requirements.txt requirements-dev.txt \
 	if [ -e $(STATE)/owned ] && $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
 	  echo "environment: installing the pinned packages. The first time PyTorch and its CUDA libraries are downloaded,"; \
 	  echo "environment: about 3 GB: some minutes to half an hour, as fast as your line is. Interrupt and repeat at will."; \
-	  $(PY) -m pip install --constraint requirements.txt setuptools wheel; \
-	  $(PY) -m pip install --no-build-isolation --requirement requirements-dev.txt; \
+	  { $(PY) -m pip install --require-hashes --requirement \
+	      <(awk '/^[^ #]/ { wanted = /^(packaging|setuptools|wheel)==/ } wanted' requirements.txt) \
+	    && $(PY) -m pip install --require-hashes --no-build-isolation --requirement requirements.txt; \
+	  } || { echo "error: the pinned packages were not installed; pip names the package and the reason above" >&2; exit 1; }; \
 	else \
 	  echo "environment: installing what is missing; PyTorch, if it is missing, is about 3 GB with its CUDA libraries"; \
 	  $(PY) -m pip install 'setuptools>=77' wheel 'torch>=2.6' torchvision; \

@@ -33,7 +33,7 @@ for name in $OPTIONAL; do
 done
 others=$(ls "$WHEELS" | grep '[.]whl$' | grep -v -e '-py[23.]*-none-any' -e '-cp312-' -e '-abi3-' || true)
 [ -z "$others" ] || { echo "error: built for another Python: $others" >&2; exit 1; }
-# Detectron2 as it is here (0.5 needs changes that tools/install_detectron2.py makes): pure Python, packed as a wheel.
+# Detectron2 as it is here (0.5 needs changes that reclip_d2.install_detectron2 makes): pure Python, packed as a wheel.
 "$PYTHON" tools/gpu_check/pack_installed.py detectron2 "$WHEELS"
 for built in reclip_d2/_C*.so; do
   [ ! -e "$built" ] || strip --strip-unneeded -o "$WHEELS/$(basename "$built")" "$built"
