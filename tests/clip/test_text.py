@@ -75,6 +75,68 @@ def test_a_clip_with_a_text_tower_of_its_own():
     torch.testing.assert_close(encoder.encode(["sky"])[0], feature / feature.norm())
 
 
+# ---- texts at their own length --------------------------------------------------------------------------------
+
+TEXTS = ["a photo of a very tall old oak tree in the park", "sky", "a brick wall.", "sky", "the water", "a b c d e f g"]
+
+
+class CountTokens:
+    """Counts what goes through a text transformer."""
+
+    def __init__(self, transformer: torch.nn.Module) -> None:
+        self.shapes = []
+        transformer.register_forward_pre_hook(lambda _, inputs: self.shapes.append(tuple(inputs[0].shape[:2])))
+
+
+@pytest.mark.parametrize("pool", [{}, {"pool_type": "eos", "eos_id": 49407}], ids=["argmax", "eos"])
+@pytest.mark.parametrize("custom_text", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-7)])
+def test_short_texts_equal_padded_ones(custom_text, pool, dtype, tolerance):
+    clip = tiny_clip(custom_text=custom_text, text=pool).to(dtype)
+    full = torch.nn.functional.normalize(clip.encode_text(tiny_tokenizer()(TEXTS)).float(), dim=-1)
+    encoder = TextEncoder(clip, tiny_tokenizer())
+    count = CountTokens(encoder.transformer)
+    got = encoder.encode(TEXTS, batch_size=2)
+    torch.testing.assert_close(got, full, rtol=0, atol=tolerance)
+    assert count.shapes == [(2, 3), (2, 6), (2, 14)]  # "sky" twice; "the water", "a brick wall."; the long ones
+
+
+def test_a_text_as_long_as_the_context():
+    encoder = TextEncoder(clip := tiny_clip(context_length=8), tokenizer := tiny_tokenizer(8))
+    texts = ["one two three four five six", "one two three four five six seven eight", ""]
+    torch.testing.assert_close(encoder.encode(texts), torch.nn.functional.normalize(clip.encode_text(tokenizer(texts))))
+
+
+@pytest.mark.parametrize(
+    "text", [{"no_causal_mask": True}, {"embed_cls": True}, {"pool_type": "last"}], ids=lambda text: next(iter(text))
+)
+def test_a_tower_that_reads_the_padding_gets_it(text):
+    clip = tiny_clip(custom_text=True, text=text)
+    full = torch.nn.functional.normalize(clip.encode_text(tiny_tokenizer()(TEXTS)))
+    encoder = TextEncoder(clip, tiny_tokenizer())
+    count = CountTokens(encoder.transformer)
+    torch.testing.assert_close(encoder.encode(TEXTS, batch_size=4), full)
+    assert [length for _, length in count.shapes] == [77 + ("embed_cls" in text)] * 2
+    assert encoder.is_causal == ("no_causal_mask" not in text)
+
+
+def test_a_mask_that_lets_tokens_look_ahead_is_not_causal():
+    clip = tiny_clip()
+    clip.attn_mask[3, 5] = 0
+    encoder = TextEncoder(clip, tiny_tokenizer())
+    assert not encoder.is_causal
+    torch.testing.assert_close(
+        encoder.encode(TEXTS), torch.nn.functional.normalize(clip.encode_text(tiny_tokenizer()(TEXTS)))
+    )
+
+
+def test_more_classes_than_are_encoded_at_once(encoder, monkeypatch):
+    names = [[f"thing {index}", *["other thing"] * (index % 3)] for index in range(9)]
+    whole = query_features(encoder, names, TEMPLATES)
+    monkeypatch.setattr("reclip_d2.clip.text._CLASSES_AT_ONCE", 4)
+    torch.testing.assert_close(query_features(encoder, names, TEMPLATES), whole, rtol=0, atol=1e-6)
+
+
 # ---- cache ----------------------------------------------------------------------------------------------------
 
 
