@@ -17,6 +17,7 @@ from reclip_d2.data.image_folder import ImageFile
 from reclip_d2.data.images import peek_size, read_image
 from reclip_d2.data.survey import SurveyedImage
 from reclip_d2.errors import ReclipError
+from reclip_d2.hypothesis.generate import HypothesisGenerator
 from reclip_d2.hypothesis.windows import crop_windows
 from reclip_d2.inference import ImagePredictor, Tiling
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
@@ -93,13 +94,22 @@ def _wait(device: torch.device) -> None:
 
 def _hypothesis_seconds(cfg: CfgNode, model: CLIPSegmentor, sample: str) -> float:
     """Of one image: decoding, and the windows that the batch size lets through together, times their number."""
-    windows = len(crop_windows(96, 96, cfg.HYPOTHESIS.WINDOW_RATIO))
-    if cfg.HYPOTHESIS.METHOD == "image":
-        windows = 1
+    reading = _time(lambda: read_image(sample), model.device)
+    if cfg.HYPOTHESIS.METHOD == "one_pass":
+        generator = HypothesisGenerator(
+            model.backbone, model.query_features, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.HYPOTHESIS.BATCH_SIZE
+        )
+        image = torch.from_numpy(read_image(sample)).permute(2, 0, 1)
+        sides = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        split = cfg.HYPOTHESIS.SPLIT_BLOCK
+        return reading + _time(
+            lambda: generator.one_pass_scores([image], cfg.HYPOTHESIS.WINDOW_RATIO, sides, split), model.device
+        )
+    windows = 1 if cfg.HYPOTHESIS.METHOD == "image" else len(crop_windows(96, 96, cfg.HYPOTHESIS.WINDOW_RATIO))
     size = min(windows, cfg.HYPOTHESIS.BATCH_SIZE, 16 if model.device.type == "cpu" else 256)
     crops = torch.zeros(size, 3, *model.backbone.image_size, device=model.device)
     encoding = _time(lambda: model.backbone.global_features(crops) @ model.query_features.T, model.device)
-    return encoding / size * windows + _time(lambda: read_image(sample), model.device)
+    return encoding / size * windows + reading
 
 
 def _iteration_seconds(cfg: CfgNode, model: LanguageSegmentor, record: dict) -> float:

@@ -223,7 +223,8 @@ class RunFolder:
 
 # Keys that hypotheses depend on; the others of a training may change until it begins.
 _HYPOTHESIS_KEYS = (
-    "HYPOTHESIS.METHOD", "HYPOTHESIS.WINDOW_RATIO", "INPUT.COPIES", "INPUT.TILES", "MODEL.CLIP",
+    "HYPOTHESIS.METHOD", "HYPOTHESIS.SPLIT_BLOCK", "HYPOTHESIS.WINDOW_RATIO",
+    "INPUT.COPIES", "INPUT.TILES", "MODEL.CLIP",
 )  # fmt: skip
 
 

@@ -24,9 +24,12 @@ from reclip_d2.clip.vision import (
     check_value_path,
     key_path,
     last_block_input,
+    patches_inside,
     project_dense,
     resize_positional_embedding,
+    window_image_features,
 )
+from reclip_d2.errors import ReclipError
 
 AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -159,6 +162,31 @@ class DenseCLIP(Backbone):
         """Global image features ``(B, D)`` of length 1: open_clip's own ``encode_image``, at ``image_size``."""
         with self._autocast(images.device):
             features = self.clip.encode_image(images)
+        return F.normalize(features.float(), dim=-1)
+
+    @torch.no_grad()
+    def window_features(self, images: Tensor, windows: Tensor, split: int = 0) -> Tensor:
+        """Global features of windows, all in one forward pass: ``(B, N, D)`` of length 1.
+
+        Args:
+            images: ``(B, 3, H, W)``, normalised; H and W are multiples of the patch size.
+            windows: ``(N, 4)`` boxes (x0, y0, x1, y1) in pixels of ``images``, the ends exclusive.
+            split: block from which on the windows go their own way, see
+                :func:`~reclip_d2.clip.vision.window_image_features`.
+        """
+        visual = self.clip.visual
+        if getattr(visual, "pool_type", "tok") != "tok":
+            raise ReclipError(
+                f"HYPOTHESIS.METHOD one_pass needs a CLIP whose global feature is its class token; {self.name} averages"
+                " its patches: take HYPOTHESIS.METHOD crops"
+            )
+        blocks = len(visual.transformer.resblocks)
+        if not 0 <= split < blocks:
+            raise ReclipError(f"HYPOTHESIS.SPLIT_BLOCK is {split}; the blocks of {self.name} are 0 to {blocks - 1}")
+        grid = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
+        inside = patches_inside(windows.to(images.device), grid, self.patch_size)
+        with self._autocast(images.device):
+            features = window_image_features(visual, images, inside, split)
         return F.normalize(features.float(), dim=-1)
 
     def positional_embedding(self, size: tuple[int, int]) -> Tensor:

@@ -76,8 +76,8 @@ def _model_relations(cfg: CfgNode) -> Iterator[tuple[object, str]]:
 def _hypothesis_relations(cfg: CfgNode) -> Iterator[tuple[object, str]]:
     keys = cfg.HYPOTHESIS
     yield (
-        not keys.CROP_AWARE or keys.METHOD == "crops",
-        "HYPOTHESIS.CROP_AWARE needs HYPOTHESIS.METHOD crops: the others know no windows",
+        not keys.CROP_AWARE or keys.METHOD in ("crops", "one_pass"),
+        "HYPOTHESIS.CROP_AWARE needs HYPOTHESIS.METHOD crops or one_pass: the others know no windows",
     )
     yield (
         keys.METHOD != "imported" or keys.FILE,
@@ -85,7 +85,7 @@ def _hypothesis_relations(cfg: CfgNode) -> Iterator[tuple[object, str]]:
     )
     yield (
         keys.METHOD != "imported" or not keys.CLASSES_PER_IMAGE,
-        "HYPOTHESIS.CLASSES_PER_IMAGE is for HYPOTHESIS.METHOD crops and image: imported sets have no threshold",
+        "HYPOTHESIS.CLASSES_PER_IMAGE is for HYPOTHESIS.METHOD crops, one_pass and image: imported sets have no threshold",
     )
 
 

@@ -158,9 +158,10 @@ KEYS: dict[str, Key] = {
     # Compiled kernels where the extension is built; False: their plain PyTorch twins.
     "MODEL.USE_KERNELS": Key(True, Flag()),
     # ---- image-level multi-label hypotheses (Eq. 6) -----------------------------------------------------------
-    # "crops" (Eq. 6), "image" (ReCLIP: whole-image scores above the threshold), or "imported" (the sets that stand in
-    # HYPOTHESIS.FILE, written by tools/import_public_hypotheses.py; THRESHOLD and CALIBRATED do not apply).
-    "HYPOTHESIS.METHOD": Key("crops", Choice(("crops", "image", "imported"))),
+    # "crops" (Eq. 6), "one_pass" (ours: the same windows as class tokens of one forward pass, at the size of the test),
+    # "image" (ReCLIP: whole-image scores above the threshold), or "imported" (the sets that stand in HYPOTHESIS.FILE,
+    # written by tools/import_public_hypotheses.py; THRESHOLD and CALIBRATED do not apply).
+    "HYPOTHESIS.METHOD": Key("crops", Choice(("crops", "one_pass", "image", "imported"))),
     # t of Eq. (6): 0.07 for VOC and Cityscapes, 0 else; for "image" a cosine similarity (0.23 for VOC).
     "HYPOTHESIS.THRESHOLD": Key(0.0, Number(minimum=-1, maximum=1)),
     # Not in the papers: where t is a raw cosine that nobody can guess, the mean number of classes an image that the
@@ -169,9 +170,12 @@ KEYS: dict[str, Key] = {
     "HYPOTHESIS.CLASSES_PER_IMAGE": Key(0.0, Number(minimum=1, maximum=1000, also=0)),
     # r of Eq. (6): window size as a part of the image's.
     "HYPOTHESIS.WINDOW_RATIO": Key(1 / 6, Number(minimum=0.02, maximum=1)),
+    # Block of the image tower, from 0, from which on the windows of "one_pass" see their own patches alone.
+    "HYPOTHESIS.SPLIT_BLOCK": Key(0, Whole(0, 1000)),
     # Ours: an offset per class on the window scores that makes their mean soft-max uniform.
     "HYPOTHESIS.CALIBRATED": Key(False, Flag()),
-    # The hypothesis of a training crop from the windows whose centres lie in it, instead of the image's ("crops" only).
+    # The hypothesis of a training crop from the windows whose centres lie in it, instead of the image's ("crops" and
+    # "one_pass").
     "HYPOTHESIS.CROP_AWARE": Key(False, Flag()),
     # Where the hypotheses are kept; "": a file in the cache folder named by all that they depend on.
     "HYPOTHESIS.FILE": Key("", Text(empty=True)),

@@ -22,7 +22,13 @@ from reclip_d2.data.classes import check_registered, class_names_of
 from reclip_d2.data.dataset_mapper import LABEL_KEYS
 from reclip_d2.data.images import log_alpha
 from reclip_d2.errors import ReclipError
-from reclip_d2.hypothesis.file import HypothesisHeader, check_classes_per_image, find_threshold, hypotheses_of
+from reclip_d2.hypothesis.file import (
+    WINDOW_METHODS,
+    HypothesisHeader,
+    check_classes_per_image,
+    find_threshold,
+    hypotheses_of,
+)
 from reclip_d2.hypothesis.generate import HypothesisGenerator, load_or_generate
 from reclip_d2.io import cache_dir
 from reclip_d2.modeling.backbone import build_clip_backbone
@@ -62,7 +68,8 @@ def hypothesis_header(cfg: CfgNode, clip_fingerprint: str, images: str = "") -> 
     Args:
         images: see :func:`images_digest`.
     """
-    crops = cfg.HYPOTHESIS.METHOD == "crops"
+    method = cfg.HYPOTHESIS.METHOD
+    one_pass = method == "one_pass"
     statistics = pixel_statistics(cfg)
     return HypothesisHeader(
         dataset="+".join(cfg.DATASETS.TRAIN),
@@ -70,8 +77,10 @@ def hypothesis_header(cfg: CfgNode, clip_fingerprint: str, images: str = "") -> 
         clip=open_clip_name(cfg.MODEL.CLIP.NAME),
         fingerprint=clip_fingerprint,
         templates=cfg.MODEL.CLIP.TEMPLATES,
-        method=cfg.HYPOTHESIS.METHOD,
-        window_ratio=round(cfg.HYPOTHESIS.WINDOW_RATIO, 6) if crops else 0.0,
+        method=method,
+        window_ratio=round(cfg.HYPOTHESIS.WINDOW_RATIO, 6) if method in WINDOW_METHODS else 0.0,
+        image_sides=[cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST] if one_pass else [0, 0],
+        split_block=cfg.HYPOTHESIS.SPLIT_BLOCK if one_pass else 0,
         pixel_statistics=[[float(x) for x in values] for values in (statistics.mean, statistics.std)],
         images=images,
     )

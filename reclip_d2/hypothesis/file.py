@@ -32,6 +32,8 @@ from reclip_d2.utils.files import open_regular
 from reclip_d2.utils.json_files import MAX_LINE_BYTES, JsonError, check_schema, parse_json
 
 FORMAT = "reclip_d2 hypothesis 1"
+# Methods that give a class for each window.
+WINDOW_METHODS = ("crops", "one_pass")
 _NAMES = {"type": "array", "items": {"type": "array", "items": {"type": "string"}, "minItems": 1}}
 _HEADER_SCHEMA = {
     "type": "object",
@@ -40,8 +42,10 @@ _HEADER_SCHEMA = {
     "properties": {
         **{name: {"type": "string"} for name in ("dataset", "clip", "fingerprint", "templates", "images")},
         "class_names": _NAMES,
-        "method": {"enum": ["crops", "image", "imported"]},
+        "method": {"enum": [*WINDOW_METHODS, "image", "imported"]},
         "window_ratio": {"type": "number"},
+        "image_sides": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+        "split_block": {"type": "integer"},
         "pixel_statistics": {"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
     },
 }
@@ -61,8 +65,12 @@ class HypothesisHeader:
         clip: open_clip name of the model.
         fingerprint: hash of its weights.
         templates: name of the template set.
-        method: ``crops`` (Eq. 6), ``image`` (ReCLIP's rule) or ``imported``.
-        window_ratio: r; 0 for the other methods.
+        method: ``crops`` (Eq. 6), ``one_pass`` (the same windows in one forward pass), ``image`` (ReCLIP's rule) or
+            ``imported``.
+        window_ratio: r; 0 for methods without windows.
+        image_sides: of ``one_pass``: short and longest side of the images, see
+            :func:`~reclip_d2.hypothesis.windows.one_pass_size`.
+        split_block: of ``one_pass``: block from which on the windows go their own way.
         pixel_statistics: mean and standard deviation that images are normalised by; files of earlier versions, which do
             not say it, were made with OpenAI's.
         images: hash of the ids and contents of the images; "" in files of earlier versions, and then not compared.
@@ -75,6 +83,8 @@ class HypothesisHeader:
     templates: str
     method: str
     window_ratio: float
+    image_sides: list[int] = dataclasses.field(default_factory=lambda: [0, 0])
+    split_block: int = 0
     pixel_statistics: list[list[float]] = dataclasses.field(default_factory=_former_statistics)
     images: str = ""
 
@@ -151,7 +161,7 @@ def hypotheses_of(
 
     Args:
         threshold: t of Eq. (6), or the least score of the whole-image rule; imported sets have none.
-        calibrated: from the windows' calibrated classes (method ``crops``).
+        calibrated: from the windows' calibrated classes.
 
     Raises:
         ReclipError: an image has no line, or a damaged one.
@@ -186,7 +196,7 @@ def find_threshold(
     """
     num_classes, key = len(header.class_names), _key_of(header, calibrated)
     if key == "classes":
-        raise ReclipError("HYPOTHESIS.CLASSES_PER_IMAGE is for HYPOTHESIS.METHOD crops and image: set it to 0")
+        raise ReclipError("HYPOTHESIS.CLASSES_PER_IMAGE is not for HYPOTHESIS.METHOD imported: set it to 0")
     check_classes_per_image(classes_per_image, num_classes)
     rows = [
         np.asarray(values, dtype=np.float64) if key == "scores" else window_frequencies(values, num_classes).numpy()
@@ -205,7 +215,9 @@ def check_classes_per_image(classes_per_image: float, num_classes: int) -> None:
 
 def _key_of(header: HypothesisHeader, calibrated: bool) -> str:
     """What a line holds that the rule needs."""
-    return {"crops": "top1_calibrated" if calibrated else "top1", "imported": "classes"}.get(header.method, "scores")
+    if header.method in WINDOW_METHODS:
+        return "top1_calibrated" if calibrated else "top1"
+    return "classes" if header.method == "imported" else "scores"
 
 
 def _values(
@@ -220,7 +232,7 @@ def _values(
             )
         values = lines[image_id].get(key)
         sound = _is_sound(values, key, len(header.class_names))
-        if sound and header.method == "crops" and "size" in lines[image_id]:
+        if sound and header.method in WINDOW_METHODS and "size" in lines[image_id]:
             sound = len(values) == _count_windows(lines[image_id]["size"], header.window_ratio)
         if not sound:
             raise ReclipError(

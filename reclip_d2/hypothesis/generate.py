@@ -1,4 +1,4 @@
-"""Compute the hypotheses of a data set with a frozen CLIP: Eq. (6), or ReCLIP's whole-image rule.
+"""Compute the hypotheses of a data set with a frozen CLIP: Eq. (6), in one pass (ours), or ReCLIP's whole-image rule.
 
 Shape letters: N windows of an image, C classes, D width of the joint embedding.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor
 from tqdm import tqdm
@@ -24,11 +24,12 @@ from reclip_d2.data.images import read_image
 from reclip_d2.errors import ReclipError
 from reclip_d2.hypothesis.blocks import ScoreBlocks, remove_blocks
 from reclip_d2.hypothesis.file import (
+    WINDOW_METHODS,
     HypothesisHeader,
     read_hypothesis_file,
     write_hypothesis_file,
 )
-from reclip_d2.hypothesis.windows import crop_windows, cut_crops
+from reclip_d2.hypothesis.windows import crop_windows, cut_crops, one_pass_size, resize_pixels
 from reclip_d2.io import remove_leftovers_of
 from reclip_d2.modeling.calibration import mean_probability_offset
 from reclip_d2.utils.locks import lock_path, try_lock
@@ -51,7 +52,7 @@ class HypothesisGenerator:
         Args:
             query_features: W_q ``(C, D)``.
             pixel_mean, pixel_std: the CLIP's, RGB, in [0, 255].
-            batch_size: crops that are encoded together.
+            batch_size: windows that are encoded together.
         """
         self.backbone = backbone
         self.query_features = query_features
@@ -76,15 +77,32 @@ class HypothesisGenerator:
             crops.append(cut_crops(image.float().to(self.pixel_mean.device), windows, self.backbone.image_size))
         return list(self._encode(torch.cat(crops)).split([len(part) for part in crops]))
 
+    def one_pass_scores(
+        self, images: Sequence[Tensor], ratio: float, sides: tuple[int, int] = (0, 0), split: int = 0
+    ) -> list[Tensor]:
+        """``(N, C)`` scores of the windows of each image ``(3, H, W)`` uint8, without cutting them out.
+
+        Consecutive images that are resized to one size share a forward pass, see :meth:`DenseCLIP.window_features`.
+
+        Args:
+            sides: see :func:`~reclip_d2.hypothesis.windows.one_pass_size`.
+            split: block from which on the windows go their own way.
+        """
+        patch = self.backbone.patch_size
+        scores: list[Tensor] = []
+        for size, group in itertools.groupby(images, lambda image: one_pass_size(*image.shape[1:], sides, patch)):
+            pixels = torch.cat([resize_pixels(image.to(self.pixel_mean.device), size) for image in group])
+            normalised = (pixels - self.pixel_mean) / self.pixel_std
+            features = self.backbone.window_features(normalised, crop_windows(*size, ratio), split)
+            scores += list(features @ self.query_features.T)
+        return scores
+
     def image_scores(self, image: Tensor) -> Tensor:
         """``(C,)`` scores of a whole image ``(3, H, W)`` uint8, resized to the CLIP's size.
 
         The image is squeezed to the square that the CLIP was trained at, so that no border is cut off.
         """
-        pixels = image.float()[None].to(self.pixel_mean.device)
-        size = self.backbone.image_size
-        pixels = F.interpolate(pixels, size=size, mode="bicubic", align_corners=False, antialias=True)
-        return self._encode(pixels.clamp_(0, 255))[0]
+        return self._encode(resize_pixels(image.to(self.pixel_mean.device), self.backbone.image_size))[0]
 
 
 def _read(record: dict[str, Any]) -> Tensor:
@@ -93,15 +111,20 @@ def _read(record: dict[str, Any]) -> Tensor:
 
 
 def _window_arrays(
-    generator: HypothesisGenerator, records: Sequence[dict[str, Any]], ratio: float, progress: tqdm
+    generator: HypothesisGenerator, records: Sequence[dict[str, Any]], header: HypothesisHeader, progress: tqdm
 ) -> dict[str, np.ndarray]:
     """Eq. (6) on one block: sizes ``(n, 2)``, best class of each window ``(n, N)``, and all scores ``(n, N, C)`` as
     half floats for the calibration. Images are decoded once and encoded a few at a time."""
+    ratio = header.window_ratio
     group = max(1, generator.batch_size // len(crop_windows(96, 96, ratio)))
     sizes, top1, scores = [], [], []
     for start in range(0, len(records), group):
         images = [_read(record) for record in records[start : start + group]]
-        for image, image_scores in zip(images, generator.window_scores(images, ratio), strict=True):
+        if header.method == "one_pass":
+            of_images = generator.one_pass_scores(images, ratio, tuple(header.image_sides), header.split_block)
+        else:
+            of_images = generator.window_scores(images, ratio)
+        for image, image_scores in zip(images, of_images, strict=True):
             sizes.append(image.shape[1:])
             top1.append(image_scores.argmax(1).cpu().numpy())
             scores.append(image_scores.cpu().numpy().astype(np.float16))
@@ -153,7 +176,7 @@ def _make_blocks(
             if header.method == "image":
                 arrays = _image_arrays(generator, part, progress)
             else:
-                arrays = _window_arrays(generator, part, header.window_ratio, progress)
+                arrays = _window_arrays(generator, part, header, progress)
             blocks.write(block, arrays)
 
 
@@ -208,8 +231,9 @@ def generate_hypotheses(
     _make_blocks(generator, records, header, blocks)
     comm.synchronize()
     if comm.is_main_process():
-        crops = header.method == "crops"
-        offset = _calibration_offset(blocks, generator.backbone.logit_scale, calibration_images) if crops else None
+        offset = None
+        if header.method in WINDOW_METHODS:
+            offset = _calibration_offset(blocks, generator.backbone.logit_scale, calibration_images)
         remove_leftovers_of(path)  # of a run that was killed here; no other makes the file now
         write_hypothesis_file(path, header, _lines(blocks, records, offset))
         blocks.remove()

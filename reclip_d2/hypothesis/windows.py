@@ -54,4 +54,24 @@ def cut_crops(image: Tensor, windows: Tensor, size: tuple[int, int]) -> Tensor:
         ``(N, 3, *size)`` float in [0, 255].
     """
     crops = torch.stack([image[:, y0:y1, x0:x1] for x0, y0, x1, y1 in windows.tolist()])
-    return F.interpolate(crops, size=size, mode="bicubic", align_corners=False, antialias=True).clamp_(0, 255)
+    return resize_pixels(crops, size)
+
+
+def resize_pixels(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images ``(3, H, W)`` or ``(B, 3, H, W)`` in [0, 255], resized as by CLIP's own preprocessing (bicubic,
+    antialiased): ``(B, 3, *size)`` float32."""
+    images = (images if images.ndim == 4 else images[None]).float()
+    return F.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=True).clamp_(0, 255)
+
+
+def one_pass_size(height: int, width: int, sides: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Size of an image whose windows are encoded in one pass: near its own shape, both sides multiples of the patch.
+
+    Args:
+        sides: length that the short side is to have, and the greatest length of the long side, as
+            ``INPUT.MIN_SIZE_TEST`` and ``INPUT.MAX_SIZE_TEST``; a short side of 0 keeps the image's own size.
+    """
+    short, longest = sides
+    scale = min(short / min(height, width), longest / max(height, width)) if short else 1.0
+    rows, columns = (max(1, round(side * scale / patch_size)) for side in (height, width))
+    return rows * patch_size, columns * patch_size

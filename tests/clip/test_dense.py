@@ -15,6 +15,7 @@ from torch import nn
 from reclip_d2.clip.dense import DenseCLIP
 from reclip_d2.clip.vision import dense_image_features, key_path, last_block_input
 from reclip_d2.config import load_config
+from reclip_d2.errors import ReclipError
 from tests.helpers import EMBED_DIM, register_tiny_model, tiny_clip, tiny_dense, tiny_tokenizer
 
 
@@ -196,3 +197,29 @@ def test_state_dict_has_the_image_tower_that_was_fine_tuned():
     twin.load_state_dict(dense.state_dict(), strict=False)
     assert torch.equal(twin.clip.visual.proj, dense.clip.visual.proj)
     assert twin.fingerprint == dense.fingerprint == fingerprint == tiny_dense().fingerprint
+
+
+# ---- windows in one pass ----------------------------------------------------------------------------------------
+
+
+def test_window_features_have_length_one_and_follow_the_windows():
+    dense = tiny_dense()
+    image = torch.randn(1, 3, 32, 48)
+    windows = torch.tensor([[0, 0, 16, 16], [32, 16, 48, 32]])
+    features = dense.window_features(image, windows)
+    assert features.shape == (1, 2, dense.embed_dim) and not features.requires_grad
+    torch.testing.assert_close(features.norm(dim=-1), torch.ones(1, 2))
+    swapped = dense.window_features(image, windows.flip(0))
+    torch.testing.assert_close(swapped, features.flip(1))
+
+
+def test_window_features_of_a_block_that_is_not_there():
+    with pytest.raises(ReclipError, match=r"HYPOTHESIS.SPLIT_BLOCK is 3; the blocks of tiny are 0 to 2"):
+        tiny_dense().window_features(torch.zeros(1, 3, 8, 8), torch.tensor([[0, 0, 8, 8]]), split=3)
+
+
+def test_window_features_need_a_class_token_that_is_read():
+    clip = tiny_clip(pool_type="avg")
+    dense = DenseCLIP(clip, tiny_tokenizer(), name="average")
+    with pytest.raises(ReclipError, match="one_pass needs a CLIP whose global feature is its class token"):
+        dense.window_features(torch.zeros(1, 3, 8, 8), torch.tensor([[0, 0, 8, 8]]))

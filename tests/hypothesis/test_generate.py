@@ -4,6 +4,7 @@ Shape letters: N windows, C classes.
 """
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 from reclip_d2.errors import ReclipError
 from reclip_d2.hypothesis.file import HypothesisHeader, hypotheses_of, read_hypothesis_file
 from reclip_d2.hypothesis.generate import HypothesisGenerator, generate_hypotheses, load_or_generate
-from reclip_d2.hypothesis.windows import crop_windows
+from reclip_d2.hypothesis.windows import crop_windows, one_pass_size
 from tests.helpers import PIXEL_MEAN, PIXEL_STD, tiny_dense
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -157,3 +158,71 @@ def test_a_broken_image_is_named_and_leaves_no_file(tmp_path, records):
         generate_hypotheses(generator(), [*records, {"file_name": str(broken), "image_id": "x"}], HEADER, path)
     assert not path.exists()
     assert {entry.suffix for entry in tmp_path.iterdir()} == {".png", ".jpg"}
+
+
+# ---- windows in one pass ----------------------------------------------------------------------------------------
+
+ONE_PASS = dataclasses.replace(HEADER, method="one_pass", image_sides=[16, 100], split_block=2)
+
+
+class MeanColourOfWindows(MeanColour):
+    """Also gives the mean colour of windows of an image; keeps what it was called with."""
+
+    patch_size = 4
+
+    def window_features(self, images: Tensor, windows: Tensor, split: int) -> Tensor:
+        self.calls.append((tuple(images.shape), split))
+        pixels = images * torch.tensor(PIXEL_STD).view(3, 1, 1) + torch.tensor(PIXEL_MEAN).view(3, 1, 1)
+        means = [pixels[:, :, y0:y1, x0:x1].mean((2, 3)) for x0, y0, x1, y1 in windows.tolist()]
+        return F.normalize(torch.stack(means, dim=1), dim=-1)
+
+
+def test_one_pass_gives_a_file_like_that_of_crops(tmp_path, records):
+    backbone = MeanColourOfWindows()
+    path = tmp_path / "h.jsonl"
+    generate_hypotheses(HypothesisGenerator(backbone, torch.eye(3), PIXEL_MEAN, PIXEL_STD), records, ONE_PASS, path)
+    lines = read_hypothesis_file(path, ONE_PASS)
+    assert lines["bars"]["size"] == [16, 32] and len(lines["bars"]["top1"]) == len(lines["bars"]["top1_calibrated"])
+    found = hypotheses_of(lines, ONE_PASS, ["red", "bars", "green"], 0.0)
+    assert found == {"red": [0], "bars": [0, 2], "green": [1]}
+    # The short side is 16; 30 x 24 becomes 20 x 16, in patches of 4. No two neighbours have one size.
+    assert backbone.calls == [((1, 3, 16, 16), 2), ((1, 3, 16, 32), 2), ((1, 3, 20, 16), 2)]
+
+
+def test_images_of_one_size_share_a_pass():
+    backbone = MeanColourOfWindows()
+    images = [torch.full((3, 16, side), 7 * side, dtype=torch.uint8) for side in (16, 16, 32, 16)]
+    scores = HypothesisGenerator(backbone, torch.eye(3), PIXEL_MEAN, PIXEL_STD).one_pass_scores(images, 0.5)
+    assert [shape[0] for shape, _ in backbone.calls] == [2, 1, 1] and [len(s) for s in scores] == [9] * 4
+
+
+@pytest.mark.parametrize(
+    ("size", "sides", "wanted"),
+    [
+        ((96, 96), (96, 1000), (96, 96)),
+        ((480, 640), (512, 2048), (512, 688)),  # 682.7 is 42.7 patches
+        ((100, 1000), (512, 1024), (96, 1024)),  # the long side rules: 102.4 is 6.4 patches
+        ((50, 70), (0, 0), (48, 64)),  # its own size
+        ((3, 2000), (0, 0), (16, 2000)),  # at least a patch
+    ],
+)
+def test_one_pass_size(size, sides, wanted):
+    assert one_pass_size(*size, sides, 16) == wanted
+
+
+def test_one_pass_of_another_size_or_block_is_another_file(tmp_path, records):
+    path = tmp_path / "h.jsonl"
+    backbone = MeanColourOfWindows()
+    generate_hypotheses(HypothesisGenerator(backbone, torch.eye(3), PIXEL_MEAN, PIXEL_STD), records, ONE_PASS, path)
+    for change in ({"split_block": 0}, {"image_sides": [32, 100]}, {"method": "crops"}):
+        with pytest.raises(ReclipError, match=next(iter(change))):
+            read_hypothesis_file(path, dataclasses.replace(ONE_PASS, **change))
+
+
+def test_a_file_from_before_one_pass_is_still_read(tmp_path, records):
+    path = tmp_path / "h.jsonl"
+    generate_hypotheses(generator(), records, HEADER, path)
+    head, *rest = path.read_text().splitlines()
+    old = {key: value for key, value in json.loads(head).items() if key not in ("image_sides", "split_block")}
+    path.write_text("\n".join([json.dumps(old), *rest]))
+    assert set(read_hypothesis_file(path, HEADER)) == {"red", "bars", "green"}
