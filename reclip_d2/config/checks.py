@@ -85,7 +85,7 @@ def _hypothesis_relations(cfg: CfgNode) -> Iterator[tuple[object, str]]:
     )
     yield (
         keys.METHOD != "imported" or not keys.CLASSES_PER_IMAGE,
-        "HYPOTHESIS.CLASSES_PER_IMAGE is for HYPOTHESIS.METHOD crops, one_pass and image: imported sets have no threshold",
+        "HYPOTHESIS.CLASSES_PER_IMAGE is not for HYPOTHESIS.METHOD imported: imported sets have no threshold",
     )
 
 
