@@ -30,7 +30,7 @@ from torch import nn  # noqa: E402
 
 from reclip_d2.config import load_config  # noqa: E402
 from reclip_d2.data.datasets.embedded import embedded_root  # noqa: E402
-from reclip_d2.data.embedded import list_split  # noqa: E402
+from reclip_d2.data.embedded import EMBEDDED, list_split  # noqa: E402
 from reclip_d2.data.training_records import build_training_records  # noqa: E402
 from reclip_d2.engine.logs import quiet_logging  # noqa: E402
 from reclip_d2.errors import exit_on_error  # noqa: E402
@@ -91,7 +91,7 @@ def hypothesis_quality(cfg: CfgNode) -> dict[str, float] | None:
 
     None without the labels, which may be deleted: nothing else needs them.
     """
-    labelled = {record["image_id"]: record for record in list_split(embedded_root(), "train")}
+    labelled = {record["image_id"]: record for record in list_split(embedded_root(EMBEDDED), "train")}
     if not all(os.path.isfile(record["sem_seg_file_name"]) for record in labelled.values()):
         return None
     records = build_training_records(cfg)

@@ -51,6 +51,7 @@ from reclip_d2.data.embedded.vocabulary import (
     RARE_NAME_SHARE,
     name_vocabulary,
 )
+from reclip_d2.data.embedded.worlds import EMBEDDED, WORLDS, World
 from reclip_d2.errors import ReclipError, exit_on_error
 from reclip_d2.io import atomic_write
 from reclip_d2.utils.output_paths import check_output_path
@@ -104,7 +105,9 @@ def image_loss(logits: Tensor, names: Tensor) -> Tensor:
     return (F.cross_entropy(logits, target) + to_images) / 2
 
 
-def train(seed: int, steps: int, pool_size: int, threads: int) -> tuple[open_clip.CLIP, Tensor, list[dict]]:
+def train(
+    world: World, seed: int, steps: int, pool_size: int, threads: int
+) -> tuple[open_clip.CLIP, Tensor, list[dict]]:
     """Pretrain; returns the model (its token embedding has K rows), the kept token ids (K,) and the log."""
     model = create_embedded_clip(seed).train()
     captions = CaptionTokens(open_clip.get_tokenizer(EMBEDDED_MODEL_NAME), get_templates("imagenet_scene"))
@@ -112,8 +115,8 @@ def train(seed: int, steps: int, pool_size: int, threads: int) -> tuple[open_cli
         model.token_embedding.weight.detach()[captions.token_ids].clone(), freeze=False
     )
     patch = model.visual.conv1.kernel_size[0]
-    compositions = render_pictures(seed, pool_size, False, patch, threads)
-    close_ups = render_pictures(seed, pool_size, True, patch, threads)
+    compositions = render_pictures(world, seed, pool_size, False, patch, threads)
+    close_ups = render_pictures(world, seed, pool_size, True, patch, threads)
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}]
@@ -170,7 +173,7 @@ def train(seed: int, steps: int, pool_size: int, threads: int) -> tuple[open_cli
 
 
 @torch.no_grad()
-def evaluate(checkpoint: Path, seed: int, close_ups: int, scenes: int) -> dict[str, float]:
+def evaluate(checkpoint: Path, world: World, seed: int, close_ups: int, scenes: int) -> dict[str, float]:
     """Zero-shot accuracy on unseen close-ups and MaskCLIP's accuracy and mIoU on unseen task scenes.
 
     All in percent; the mean is over the classes that occur. The query features are the product's:
@@ -187,7 +190,7 @@ def evaluate(checkpoint: Path, seed: int, close_ups: int, scenes: int) -> dict[s
     pooled, materials = model.encode_image(images), torch.tensor(materials)
     confusion = torch.zeros(NUM_MATERIALS, NUM_MATERIALS, dtype=torch.float64)
     for index in range(scenes):
-        scene = render_scene(seed, index)
+        scene = render_scene(seed, index, world)
         image = normalize_images(torch.from_numpy(scene.image).permute(2, 0, 1)[None])
         dense, (h, w) = dense_image_features(model.visual, image)
         logits = (dense @ queries.T).transpose(1, 2).unflatten(2, (h, w))
@@ -211,6 +214,7 @@ def evaluate(checkpoint: Path, seed: int, close_ups: int, scenes: int) -> dict[s
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default=EMBEDDED_CHECKPOINT, help="checkpoint to write (default: the package's)")
+    parser.add_argument("--world", choices=sorted(WORLDS), default=EMBEDDED.name, help="world of the pictures")
     parser.add_argument("--log", help="JSON log to write (default: pretrain_log.json beside the checkpoint)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the world, the weights and the batches")
     parser.add_argument("--steps", type=int, default=1000, help="optimiser steps")
@@ -236,17 +240,20 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)  # saturated probabilities would slow the CPU many times over
     start = time.time()
-    model, token_ids, rows = train(args.seed, args.steps, args.pool, args.threads)
+    world = WORLDS[args.world]
+    model, token_ids, rows = train(world, args.seed, args.steps, args.pool, args.threads)
     seconds = round(time.time() - start, 1)
     metadata = {
         "format": "pt",
         "model": EMBEDDED_MODEL_NAME,
+        "world": args.world,
         "seed": str(args.seed),
         "steps": str(args.steps),
     }
     save_embedded_checkpoint(args.out, model, token_ids, metadata)
     report = {
-        "command": f"{PROGRAM} --seed {args.seed} --steps {args.steps} --pool {args.pool}",
+        "command": f"{PROGRAM} --world {args.world} --seed {args.seed} --steps {args.steps} --pool {args.pool}",
+        "world": args.world,
         "seed": args.seed,
         "steps": args.steps,
         "seconds": seconds,
@@ -254,7 +261,7 @@ def main() -> None:
         "torch": torch.__version__,
         "tokens_kept": len(token_ids),
         "bytes": args.out.stat().st_size,
-        **evaluate(args.out, args.seed, max(args.eval_scenes, 12), args.eval_scenes),
+        **evaluate(args.out, world, args.seed, max(args.eval_scenes, 12), args.eval_scenes),
         "training": rows,
     }
     log = args.log or args.out.with_name("pretrain_log.json")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from reclip_d2.data.embedded.dataset import DATASET_SEED
 from reclip_d2.data.embedded.scenes import render_scene
 from reclip_d2.data.embedded.vocabulary import EMBEDDED_CLASSES
+from reclip_d2.data.embedded.worlds import EMBEDDED
 from reclip_d2.io import atomic_write
 
 EXAMPLE_CLASSES = "\n".join(EMBEDDED_CLASSES)
@@ -21,5 +21,7 @@ def write_example_scenes(folder: Path, count: int) -> list[Path]:
     paths = [folder / f"scene {number + 1:02d}.jpg" for number in range(count)]
     for number, path in enumerate(paths):
         with atomic_write(path) as temporary:
-            Image.fromarray(render_scene(DATASET_SEED, _FIRST_INDEX + number).image).save(temporary, "JPEG", quality=95)
+            Image.fromarray(render_scene(EMBEDDED.dataset_seed, _FIRST_INDEX + number).image).save(
+                temporary, "JPEG", quality=95
+            )
     return paths

@@ -5,6 +5,7 @@ import pytest
 from reclip_d2.config import load_config
 from reclip_d2.data.classes import check_labelled, check_registered, class_names_from_config, class_names_of
 from reclip_d2.data.datasets.embedded import register_embedded  # noqa: F401  (registers the embedded data set)
+from reclip_d2.data.embedded.worlds import WORLDS
 from reclip_d2.errors import ReclipError
 
 
@@ -56,10 +57,11 @@ def test_embedded_training_records_carry_no_labels(monkeypatch, tmp_path):
     """Without making the data set: only the list of its files."""
     from reclip_d2.data.datasets import embedded
 
-    monkeypatch.setattr(embedded, "ensure_dataset", lambda root: root)
+    monkeypatch.setattr(embedded, "ensure_dataset", lambda root, world: root)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    assert embedded.embedded_root() == tmp_path / "embedded"
-    assert not any("sem_seg_file_name" in record for record in embedded.load_embedded("train", with_labels=False))
-    assert all("sem_seg_file_name" in record for record in embedded.load_embedded("val", with_labels=True))
+    for world in WORLDS.values():
+        assert embedded.embedded_root(world) == tmp_path / world.name
+        assert not any("sem_seg_file_name" in record for record in embedded.load_embedded(world, "train", False))
+        assert all("sem_seg_file_name" in record for record in embedded.load_embedded(world, "val", True))
     assert len(class_names_of("embedded_train")) == 12
     assert class_names_of("embedded_train") == class_names_of("embedded_val") == class_names_of("embedded_dev")

@@ -150,7 +150,7 @@ def test_labelled_twin_on_disk(datasets_root):
 
 
 def test_labelled_twin_of_the_embedded_data_set(monkeypatch, tmp_path):
-    monkeypatch.setattr(embedded, "ensure_dataset", lambda root: tmp_path)  # no need to draw the scenes
+    monkeypatch.setattr(embedded, "ensure_dataset", lambda root, world: tmp_path)  # no need to draw the scenes
     bare, labelled = DatasetCatalog.get("embedded_train"), DatasetCatalog.get("embedded_train_labelled")
     assert not any("sem_seg_file_name" in record for record in bare)
     assert len(labelled) == len(bare) == 400

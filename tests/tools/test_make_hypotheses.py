@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from reclip_d2.data.embedded import SPLIT_COUNTS, ensure_dataset
+from reclip_d2.data.embedded import EMBEDDED, ensure_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +27,7 @@ def test_makes_the_file_and_counts_classes(tmp_path):
     assert result.returncode == 0, result.stderr
     header, *lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert header["dataset"] == "embedded_train" and header["window_ratio"] == 0.5
-    assert len(lines) == SPLIT_COUNTS["train"] and all(len(line["top1"]) == 9 for line in lines)
+    assert len(lines) == EMBEDDED.split_counts["train"] and all(len(line["top1"]) == 9 for line in lines)
     row = next(line for line in result.stdout.splitlines() if line.startswith("desert"))
     desert = header["class_names"].index(["desert"])
     # t = 0.02 is below one window in nine: a class counts when any window shows it.

@@ -1,6 +1,6 @@
-"""Registration of the embedded data set: ``embedded_train``, ``embedded_dev``, ``embedded_val``.
+"""Registration of the embedded data sets: ``embedded_{train,dev,val}`` and ``embedded_longtail_{train,dev,val}``.
 
-Lazy: the files are made when a data set is first asked for, under ``$DETECTRON2_DATASETS/embedded``.
+Lazy: the files are made when a data set is first asked for, under ``$DETECTRON2_DATASETS``.
 """
 
 from __future__ import annotations
@@ -11,39 +11,42 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from reclip_d2.data.datasets.registration import datasets_root
-from reclip_d2.data.embedded import EMBEDDED_CLASSES, EMBEDDED_COLORS, ensure_dataset, list_split
+from reclip_d2.data.embedded import EMBEDDED_CLASSES, EMBEDDED_COLORS, WORLDS, World, ensure_dataset, list_split
 
-PROTOCOL = "embedded: 12 materials, every pixel labelled, 96 x 96 px; mIoU over the classes that occur"
-
-
-def embedded_root() -> Path:
-    """``$DETECTRON2_DATASETS/embedded``, by default ``datasets/embedded``."""
-    return datasets_root() / "embedded"
+PROTOCOL = "12 materials, every pixel labelled, 96 x 96 px; mIoU over the classes that occur"
 
 
-def load_embedded(split: str, with_labels: bool) -> list[dict[str, Any]]:
+def embedded_root(world: World) -> Path:
+    """Folder of a world's data set in ``$DETECTRON2_DATASETS``, which is by default ``datasets``."""
+    return datasets_root() / world.name
+
+
+def load_embedded(world: World, split: str, with_labels: bool) -> list[dict[str, Any]]:
     """Records of a split; without labels for training, so that nothing downstream can open one."""
-    root = ensure_dataset(embedded_root())
-    records = list_split(root, split)
+    root = ensure_dataset(embedded_root(world), world)
+    records = list_split(root, split, world)
     if not with_labels:
         for record in records:
             del record["sem_seg_file_name"]
     return records
 
 
-def register_embedded() -> None:
-    """Register the three splits. ``embedded_dev`` is for choosing, ``embedded_val`` for reporting only.
-    ``embedded_train_labelled`` is the training split once more, for linear probing."""
+def register_embedded(world: World) -> None:
+    """Register the three splits: ``dev`` is for choosing, ``val`` for reporting only.
+
+    ``train_labelled`` is the training split once more, for linear probing.
+    """
     for split, with_labels in (("train", False), ("train", True), ("dev", True), ("val", True)):
-        name = "embedded_train_labelled" if split == "train" and with_labels else f"embedded_{split}"
-        DatasetCatalog.register(name, lambda split=split, labels=with_labels: load_embedded(split, labels))
+        name = f"{world.name}_{split}" + "_labelled" * (split == "train" and with_labels)
+        DatasetCatalog.register(name, lambda split=split, labels=with_labels: load_embedded(world, split, labels))
         MetadataCatalog.get(name).set(
             stuff_classes=list(EMBEDDED_CLASSES),
             stuff_colors=[list(color) for color in EMBEDDED_COLORS],
             ignore_label=255,
             evaluator_type="sem_seg",
-            reclip_protocol=PROTOCOL,
+            reclip_protocol=f"{world.name}: {PROTOCOL}",
         )
 
 
-register_embedded()
+for _world in WORLDS.values():
+    register_embedded(_world)

@@ -1,4 +1,4 @@
-"""The embedded data set on disk: JPEGs and index PNGs, made on first use.
+"""The embedded data sets on disk: JPEGs and index PNGs, made on first use.
 
 Layout below the data set's folder, that of the other data sets of the project::
 
@@ -22,12 +22,11 @@ from PIL import Image
 from reclip_d2.data.embedded.noise import SIZE
 from reclip_d2.data.embedded.scenes import render_scene
 from reclip_d2.data.embedded.vocabulary import EMBEDDED_CLASSES
+from reclip_d2.data.embedded.worlds import EMBEDDED, World
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.json_files import read_json
 from reclip_d2.utils.locks import lock_path, waiting
 
-SPLIT_COUNTS = {"train": 400, "dev": 150, "val": 300}
-DATASET_SEED = 2024
 DATASET_VERSION = 2
 """Raise it whenever the generator changes what it draws: folders of another version are made anew."""
 
@@ -37,19 +36,19 @@ IMAGES, LABELS, DESCRIPTION = "images", "annotations_detectron2", "dataset.json"
 _FIRST_INDEX = {"train": 0, "dev": 100_000, "val": 200_000}
 
 
-def _description() -> dict:
+def _description(world: World) -> dict:
     return {
-        "name": "embedded",
+        "name": world.name,
         "version": DATASET_VERSION,
-        "seed": DATASET_SEED,
+        "seed": world.dataset_seed,
         "size": [SIZE, SIZE],
-        "counts": dict(SPLIT_COUNTS),
+        "counts": dict(world.split_counts),
         "classes": list(EMBEDDED_CLASSES),
     }
 
 
-def _file_stems(split: str) -> list[str]:
-    return [f"{number:05d}" for number in range(SPLIT_COUNTS[split])]
+def _file_stems(world: World, split: str) -> list[str]:
+    return [f"{number:05d}" for number in range(world.split_counts[split])]
 
 
 def _nonempty_files(folder: Path) -> set[str]:
@@ -60,18 +59,18 @@ def _nonempty_files(folder: Path) -> set[str]:
         return set()
 
 
-def _is_complete(root: Path) -> bool:
+def _is_complete(root: Path, world: World) -> bool:
     """Whether ``root`` holds this version's data set.
 
     Labels of ``train`` are not asked for: training never opens them, and a user may delete them to see that.
     """
     try:
-        if read_json(root / DESCRIPTION, {"type": "object"}, "description", "remove it") != _description():
+        if read_json(root / DESCRIPTION, {"type": "object"}, "description", "remove it") != _description(world):
             return False
     except ReclipError:
         return False
-    for split in SPLIT_COUNTS:
-        stems = _file_stems(split)
+    for split in world.split_counts:
+        stems = _file_stems(world, split)
         if not {f"{stem}.jpg" for stem in stems} <= _nonempty_files(root / IMAGES / split):
             return False
         if split != "train" and not {f"{stem}.png" for stem in stems} <= _nonempty_files(root / LABELS / split):
@@ -105,21 +104,21 @@ def _remove_leftovers(root: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(root: Path) -> None:
+def _write(root: Path, world: World) -> None:
     """Render all splits into the empty folder ``root``; the description comes last."""
-    for split in SPLIT_COUNTS:
+    for split in world.split_counts:
         images, labels = root / IMAGES / split, root / LABELS / split
         images.mkdir(parents=True)
         labels.mkdir(parents=True)
-        for number, stem in enumerate(_file_stems(split)):
-            scene = render_scene(DATASET_SEED, _FIRST_INDEX[split] + number)
+        for number, stem in enumerate(_file_stems(world, split)):
+            scene = render_scene(world.dataset_seed, _FIRST_INDEX[split] + number, world)
             Image.fromarray(scene.image).save(images / f"{stem}.jpg", quality=95)
             Image.fromarray(scene.labels).save(labels / f"{stem}.png")
-    (root / DESCRIPTION).write_text(json.dumps(_description(), indent=1) + "\n")
+    (root / DESCRIPTION).write_text(json.dumps(_description(world), indent=1) + "\n")
 
 
-def ensure_dataset(root: str | os.PathLike[str]) -> Path:
-    """Make the embedded data set in the folder ``root`` unless it is there; takes seconds, on first use only.
+def ensure_dataset(root: str | os.PathLike[str], world: World = EMBEDDED) -> Path:
+    """Make the data set of a world in the folder ``root`` unless it is there; takes seconds, on first use only.
 
     The data set is rendered into a temporary folder beside ``root`` and renamed, so that a reader never sees
     half of it; of several processes one makes it and the others wait. A folder that is incomplete or of
@@ -135,29 +134,29 @@ def ensure_dataset(root: str | os.PathLike[str]) -> Path:
         ReclipError: ``root`` holds something else, or cannot be written.
     """
     root = Path(root).absolute()
-    if _is_complete(root):
+    if _is_complete(root, world):
         return root
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with waiting(lock_path(root), f"another process, which makes {root}"):
-            if _is_complete(root):
+            if _is_complete(root, world):
                 return root
             _check_replaceable(root)
             _remove_leftovers(root)
             with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.", suffix=".tmp") as scratch:
                 fresh = Path(scratch) / "fresh"
-                _write(fresh)
+                _write(fresh, world)
                 if root.exists():
                     root.rename(Path(scratch) / "replaced")
                 fresh.rename(root)
     except OSError as error:
-        if _is_complete(root):  # another process was first, where there are no locks
+        if _is_complete(root, world):  # another process was first, where there are no locks
             return root
         raise ReclipError(f"{root}: cannot make the embedded data set: {error.strerror or error}") from error
     return root
 
 
-def list_split(root: str | os.PathLike[str], split: str) -> list[dict]:
+def list_split(root: str | os.PathLike[str], split: str, world: World = EMBEDDED) -> list[dict]:
     """The pictures of a split, in order.
 
     Args:
@@ -168,8 +167,8 @@ def list_split(root: str | os.PathLike[str], split: str) -> list[dict]:
         one dictionary a picture: ``file_name`` (JPEG) and ``sem_seg_file_name`` (index PNG) as strings,
         ``height`` and ``width`` in pixels, ``image_id``. Nothing is opened: the label files need not exist.
     """
-    if split not in SPLIT_COUNTS:
-        raise ReclipError(f"the embedded data set has no split {split!r}; choose one of {', '.join(SPLIT_COUNTS)}")
+    if split not in world.split_counts:
+        raise ReclipError(f"{world.name} has no split {split!r}; choose one of {', '.join(world.split_counts)}")
     root = Path(root).absolute()
     return [
         {
@@ -179,5 +178,5 @@ def list_split(root: str | os.PathLike[str], split: str) -> list[dict]:
             "width": SIZE,
             "image_id": f"{split}_{stem}",
         }
-        for stem in _file_stems(split)
+        for stem in _file_stems(world, split)
     ]

@@ -17,6 +17,7 @@ from torch import Tensor
 from reclip_d2.data.embedded.captions import long_prefix, salient_material
 from reclip_d2.data.embedded.scenes import render_close_up, render_composition
 from reclip_d2.data.embedded.vocabulary import NUM_MATERIALS, name_vocabulary
+from reclip_d2.data.embedded.worlds import World
 
 BOXES_PER_IMAGE, BOX_PURITY = 3, 0.7
 # The material a caption speaks of is drawn this often when a picture is rendered; a batch takes one draw.
@@ -40,10 +41,12 @@ class Pictures:
     salient: np.ndarray
 
 
-def _render_compositions(seed: int, start: int, stop: int, patch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _render_compositions(
+    world: World, seed: int, start: int, stop: int, patch: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     images, fractions, salient = [], [], []
     for index in range(start, stop):
-        scene = render_composition(seed, index)
+        scene = render_composition(seed, index, world)
         grid = scene.labels.shape[0] // patch
         one_hot = scene.labels[..., None] == np.arange(NUM_MATERIALS)
         images.append(scene.image.transpose(2, 0, 1))
@@ -53,7 +56,10 @@ def _render_compositions(seed: int, start: int, stop: int, patch: int) -> tuple[
     return np.stack(images), np.stack(fractions), np.array(salient)
 
 
-def _render_close_ups(seed: int, start: int, stop: int, patch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _render_close_ups(
+    world: World, seed: int, start: int, stop: int, patch: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Close-ups show every material equally often in every world: they teach the names, not the shares."""
     pictures = [render_close_up(seed, index) for index in range(start, stop)]
     grid = pictures[0][0].shape[0] // patch
     materials = np.array([material for _, material in pictures])
@@ -65,13 +71,14 @@ def _render_close_ups(seed: int, start: int, stop: int, patch: int) -> tuple[np.
     )
 
 
-def render_pictures(seed: int, count: int, close_ups: bool, patch: int, threads: int) -> Pictures:
+def render_pictures(world: World, seed: int, count: int, close_ups: bool, patch: int, threads: int) -> Pictures:
     """Render ``count`` compositions or close-ups in ``threads`` processes; their number changes nothing."""
     render = _render_close_ups if close_ups else _render_compositions
     bounds = list(range(0, count, JOB_SIZE)) + [count]
     with ProcessPoolExecutor(threads) as pool:
         jobs = [
-            pool.submit(render, seed, start, stop, patch) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
+            pool.submit(render, world, seed, start, stop, patch)
+            for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
         ]
         images, fractions, salient = (
             np.concatenate(parts) for parts in zip(*(job.result() for job in jobs), strict=True)

@@ -1,7 +1,7 @@
 """Scenes of the embedded world: curved regions, each of one material that is blended with its partner.
 
-A *task scene* (what the data set holds) puts materials anywhere; a *composition* (what the tiny CLIP is
-pretrained on) puts them in their preferred places; a *close-up* shows one material. Each is a function of its
+A *task scene* is what the data set holds; a *composition* is what the tiny CLIP is pretrained on; both put materials
+where and as often as their world says. A *close-up* shows one material. Each is a function of its
 seed and index alone: rendering one does not depend on what was rendered before.
 
 Shape letters: S image side in pixels (96), R regions of a scene, C = 12 materials.
@@ -9,7 +9,7 @@ Shape letters: S image side in pixels (96), R regions of a scene, C = 12 materia
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from PIL import Image
 from reclip_d2.data.embedded import textures_built, textures_nature
 from reclip_d2.data.embedded.noise import SIZE, pixel_grid, value_noise
 from reclip_d2.data.embedded.vocabulary import MATERIALS, NUM_MATERIALS, partner
+from reclip_d2.data.embedded.worlds import EMBEDDED, World
 
 TEXTURES: tuple[Callable[[np.random.Generator], np.ndarray], ...] = tuple(
     getattr(textures_nature, m.key, None) or getattr(textures_built, m.key) for m in MATERIALS
@@ -34,8 +35,6 @@ PRETRAINING_BLEND_RANGE = (0.10, 0.65)
 
 So the look of a region says less there about its name, and place and frequency of names say more: the tiny CLIP
 learns to lean on them, as a CLIP does that has read captions from the web."""
-PLACE_STRENGTH = 4.0
-"""Log-odds per unit of ``place_preference``: how strongly compositions keep materials in their places."""
 
 # Streams keep the random numbers of different kinds of pictures apart.
 TASK_STREAM, COMPOSITION_STREAM, CLOSE_UP_STREAM = 0, 1, 2
@@ -130,22 +129,24 @@ def _compose(
     return Scene(_to_bytes(image), labels, materials, blends)
 
 
-def render_scene(seed: int, index: int) -> Scene:
-    """Task scene number ``index`` of the world ``seed``: no material prefers any place."""
+def render_scene(seed: int, index: int, world: World = EMBEDDED) -> Scene:
+    """Task scene number ``index`` of the world with seed ``seed``."""
     rng = np.random.default_rng([seed, TASK_STREAM, index])
-    weights = np.array([m.task_weight for m in MATERIALS])
-    return _compose(rng, lambda center: weights, lambda count: rng.uniform(*BLEND_RANGE, count))
+    chances = _chances(world.task_weights, world.task_place_strength)
+    return _compose(rng, chances, lambda count: rng.uniform(*BLEND_RANGE, count))
 
 
-def render_composition(seed: int, index: int) -> Scene:
+def render_composition(seed: int, index: int, world: World = EMBEDDED) -> Scene:
     """Pretraining composition: materials tend to be in their preferred places, and to mix more than in the task."""
     rng = np.random.default_rng([seed, COMPOSITION_STREAM, index])
     low, high = PRETRAINING_BLEND_RANGE
-    return _compose(
-        rng,
-        lambda center: np.exp(PLACE_STRENGTH * place_preference(center[0], center[1])),
-        lambda count: high - (high - low) * np.sqrt(rng.random(count)),
-    )
+    chances = _chances(world.pretraining_weights, world.pretraining_place_strength)
+    return _compose(rng, chances, lambda count: high - (high - low) * np.sqrt(rng.random(count)))
+
+
+def _chances(weights: Sequence[float], place_strength: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Relative chances (C,) of the materials for a region, by its centre (2,)."""
+    return lambda center: np.array(weights) * np.exp(place_strength * place_preference(center[0], center[1]))
 
 
 def render_close_up(seed: int, index: int) -> tuple[np.ndarray, int]:

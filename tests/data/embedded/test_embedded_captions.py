@@ -12,6 +12,7 @@ from reclip_d2.clip.prompts import get_templates
 from reclip_d2.data.embedded import captions, pretraining
 from reclip_d2.data.embedded.scenes import Scene, render_close_up, render_composition
 from reclip_d2.data.embedded.vocabulary import MATERIALS, NUM_MATERIALS, RARE_NAME_SHARE, name_vocabulary
+from reclip_d2.data.embedded.worlds import EMBEDDED
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +101,8 @@ def test_kept_tokens_are_those_of_all_names_in_all_templates(tokenizer, caption_
 
 def test_pictures_do_not_depend_on_the_number_of_processes(monkeypatch):
     monkeypatch.setattr(pretraining, "JOB_SIZE", 2)
-    one = pretraining.render_pictures(3, 5, False, 8, 1)
-    two = pretraining.render_pictures(3, 5, False, 8, 2)
+    one = pretraining.render_pictures(EMBEDDED, 3, 5, False, 8, 1)
+    two = pretraining.render_pictures(EMBEDDED, 3, 5, False, 8, 2)
     assert torch.equal(one.images, two.images) and np.array_equal(one.salient, two.salient)
     scene = render_composition(3, 4)
     assert np.array_equal(one.images[4].permute(1, 2, 0).numpy(), scene.image)
@@ -110,7 +111,7 @@ def test_pictures_do_not_depend_on_the_number_of_processes(monkeypatch):
 
 
 def test_close_up_pictures_name_their_material():
-    pictures = pretraining.render_pictures(3, 4, True, 8, 1)
+    pictures = pretraining.render_pictures(EMBEDDED, 3, 4, True, 8, 1)
     for index in range(4):
         image, material = render_close_up(3, index)
         assert np.array_equal(pictures.images[index].permute(1, 2, 0).numpy(), image)

@@ -22,6 +22,7 @@ from reclip_d2.clip.text import TextEncoder, query_features
 from reclip_d2.clip.vision import dense_image_features
 from reclip_d2.data.embedded.scenes import render_close_up, render_scene
 from reclip_d2.data.embedded.vocabulary import EMBEDDED_CLASSES, NUM_MATERIALS, name_vocabulary
+from reclip_d2.data.embedded.worlds import EMBEDDED
 from reclip_d2.errors import ReclipError
 
 ROOT = Path(__file__).parents[3]
@@ -202,7 +203,7 @@ def test_same_seed_same_weights(program, tiny_run):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        model, token_ids, _ = program.train(seed=1, steps=3, pool_size=12, threads=1)
+        model, token_ids, _ = program.train(EMBEDDED, seed=1, steps=3, pool_size=12, threads=1)
     finally:
         torch.set_num_threads(threads)
     state = safetensors.torch.load_file(tiny_run / "tiny.safetensors")
