@@ -15,7 +15,6 @@ from reclip_d2.cli import options
 from reclip_d2.cli.clip_weights import find_weights
 from reclip_d2.cli.names import DEFAULT_CLIP, DEFAULT_PRETRAINED
 from reclip_d2.cli.trained_model import TrainedModel
-from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
 from reclip_d2.data.image_file import MAX_PIXELS
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.output_paths import check_output_folder
@@ -70,8 +69,7 @@ def choose_models(args: argparse.Namespace) -> tuple[ClipChoice, TrainedModel | 
         trained = None
         name = DEFAULT_CLIP if args.clip is None else args.clip
         pretrained = options.resolve_pretrained(DEFAULT_PRETRAINED if args.pretrained is None else args.pretrained)
-    if name != EMBEDDED_MODEL_NAME:
-        find_weights(name, pretrained)
+    find_weights(name, pretrained)
     return ClipChoice(name, pretrained, device, opts), trained
 
 

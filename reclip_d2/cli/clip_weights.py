@@ -12,7 +12,7 @@ from open_clip.pretrained import get_pretrained_cfg
 
 from reclip_d2.clip.architectures import open_clip_name
 from reclip_d2.clip.build import check_supported
-from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
+from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME, embedded_checkpoint
 from reclip_d2.errors import ReclipError
 
 _SECONDS = 5  # to wait for a server
@@ -22,12 +22,14 @@ def find_weights(name: str, pretrained: str) -> Path | str:
     """The local file of CLIP's weights or, if it is not here but can be fetched, its address.
 
     Args:
-        name: open_clip's name of the model; not the one that ships with the package.
+        name: open_clip's name of the model, or that of the one that ships with the package.
         pretrained: a file or a tag.
 
     Raises:
         ReclipError: the model or the tag is unknown, the file does not exist, or the weights cannot be fetched.
     """
+    if name == EMBEDDED_MODEL_NAME:
+        return embedded_checkpoint(pretrained)
     own = open_clip_name(name)
     if own not in open_clip.list_models():
         raise ReclipError(f"--clip {name} is not known to open_clip: take ViT-B-16-quickgelu, or {EMBEDDED_MODEL_NAME}")

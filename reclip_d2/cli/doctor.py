@@ -143,7 +143,7 @@ def _cache() -> Iterator[str]:
 def _clip(name: str, pretrained: str) -> Iterator[str]:
     """The weights, read as a run would read them; those that are not here must be to be had."""
     if name == EMBEDDED_MODEL_NAME:
-        build_clip(name, "")
+        build_clip(name, pretrained)
         yield f"{name}: ships with the package; a toy that knows 12 materials"
         return
     found = find_weights(name, pretrained)

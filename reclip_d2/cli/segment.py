@@ -72,8 +72,7 @@ class SegmentRun:
         self.kinds = ["maskclip"] if args.fast else ["rectified", "student"] if args.student else ["rectified"]
         self.pretrained = options.resolve_pretrained(args.pretrained)
         args.clip = options.resolve_pretrained(args.clip)  # a name, or the file of an architecture
-        if args.clip != EMBEDDED_MODEL_NAME:
-            find_weights(args.clip, args.pretrained)
+        find_weights(args.clip, args.pretrained)
         self.configs = {kind: self._config(kind) for kind in self.kinds}
         for cfg in self.configs.values():
             check_names_fit(self.classes, cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.TEMPLATES)

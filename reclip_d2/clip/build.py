@@ -14,7 +14,7 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from torch import nn
 
 from reclip_d2.clip.architectures import model_config, open_clip_name
-from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME, build_embedded_clip
+from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME, build_embedded_clip, embedded_checkpoint
 from reclip_d2.clip.settings import WeightSettings, settings_beside
 from reclip_d2.clip.weights import ClipWeights, load_clip_weights, read_clip_weights
 from reclip_d2.errors import ReclipError
@@ -33,7 +33,8 @@ def build_clip(name: str, pretrained: str) -> tuple[nn.Module, object]:
             ships with the package.
         pretrained: an open_clip tag (``openai``, ``laion2b_s34b_b88k``, ...); a local file: OpenAI's TorchScript
             archive, or a state dict with open_clip's or Hugging Face's names; or ``random`` for seeded random weights
-            (tests). Ignored for ``reclip-embedded``.
+            (tests). Of ``reclip-embedded``: ``embedded`` (also by ``openai``), the weights that ship, or a file of
+            tools/pretrain_embedded_clip.py.
 
     Returns:
         the model and its tokenizer.
@@ -43,7 +44,7 @@ def build_clip(name: str, pretrained: str) -> tuple[nn.Module, object]:
             fit.
     """
     if name == EMBEDDED_MODEL_NAME:
-        model = build_embedded_clip()
+        model = build_embedded_clip(embedded_checkpoint(pretrained))
     else:
         check_supported(name)
         model = _build(open_clip_name(name), pretrained)

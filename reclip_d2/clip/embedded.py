@@ -1,6 +1,6 @@
 """The tiny CLIP that ships with the package: an open_clip model of its own config and checkpoint.
 
-It was pretrained by ``tools/pretrain_embedded_clip.py`` on the embedded world (``reclip_d2.data.embedded``)
+It was pretrained by ``tools/pretrain_embedded_clip.py`` on the embedded worlds (``reclip_d2.data.embedded``)
 and stands in for a real CLIP where there is neither network nor GPU.
 
 Shape letters: V = 49408 tokens of CLIP's vocabulary, K kept tokens, E = 64 width of the text transformer.
@@ -21,7 +21,9 @@ from reclip_d2.io import atomic_write
 from reclip_d2.utils.tensor_files import check_tensors, read_tensor_file, save_safetensors, state_dict_of
 
 EMBEDDED_CONFIG = Path(__file__).parent / "assets" / f"{EMBEDDED_MODEL_NAME}.json"
-EMBEDDED_CHECKPOINT = Path(__file__).parent / "assets" / f"{EMBEDDED_MODEL_NAME}.safetensors"
+EMBEDDED_CHECKPOINT = EMBEDDED_CONFIG.with_suffix(".safetensors")
+# By what MODEL.CLIP.PRETRAINED says: the name of the world. "openai" is that key's default.
+EMBEDDED_CHECKPOINTS = {"embedded": EMBEDDED_CHECKPOINT, "openai": EMBEDDED_CHECKPOINT}
 
 _TOKEN_ROWS = "token_embedding.weight"
 
@@ -30,6 +32,21 @@ def register_embedded_config() -> None:
     """Make ``reclip-embedded`` known to open_clip's ``create_model`` and ``get_tokenizer``."""
     if EMBEDDED_MODEL_NAME not in open_clip.list_models():
         open_clip.add_model_config(EMBEDDED_CONFIG)
+
+
+def embedded_checkpoint(pretrained: str) -> Path:
+    """Checkpoint that ``MODEL.CLIP.PRETRAINED`` means for ``reclip-embedded``: of a world, or a file.
+
+    Raises:
+        ReclipError: it is neither.
+    """
+    path = EMBEDDED_CHECKPOINTS.get(pretrained) or Path(pretrained).expanduser()
+    if not path.is_file():
+        raise ReclipError(
+            f"MODEL.CLIP.PRETRAINED {pretrained!r} of {EMBEDDED_MODEL_NAME} is neither a file nor embedded, the one that ships:"
+            " tools/pretrain_embedded_clip.py makes others"
+        )
+    return path
 
 
 def create_embedded_clip(seed: int = 0) -> open_clip.CLIP:

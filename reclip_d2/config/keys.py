@@ -40,6 +40,8 @@ KEYS: dict[str, Key] = {
     # of a Hugging Face repository); "reclip-embedded" is the tiny CLIP that ships with the package.
     "MODEL.CLIP.NAME": Key("ViT-B-16-quickgelu", Text()),
     # open_clip tag, a local file (OpenAI's TorchScript archive, open_clip's or Hugging Face's weights), or "random".
+    # Of reclip-embedded: "embedded" (also by "openai"), the weights that ship, or a file of
+    # tools/pretrain_embedded_clip.py.
     "MODEL.CLIP.PRETRAINED": Key("openai", Text()),
     # Normalisation of images: "weights" takes what an open_clip tag, or an open_clip_config.json or
     # preprocessor_config.json beside a local file, says, in place of the defaults of MODEL.PIXEL_MEAN and PIXEL_STD;

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import open_clip
 import pytest
+import safetensors.torch
 import torch
 
 from reclip_d2.clip import build
 from reclip_d2.clip.build import build_clip, check_supported, clip_fingerprint
+from reclip_d2.clip.embedded import EMBEDDED_CHECKPOINT
 from reclip_d2.errors import ReclipError
 from tests.helpers import TINY_NAME, register_tiny_model, tiny_clip, tiny_dense
 
@@ -27,11 +29,27 @@ def message_of(name: str, pretrained: str) -> str:
 
 
 def test_embedded_model_is_frozen_and_ready():
-    model, tokenizer = build_clip("reclip-embedded", "ignored")
+    model, tokenizer = build_clip("reclip-embedded", "openai")
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert tokenizer(["sky"]).shape == (1, 77)
+
+
+@pytest.mark.parametrize("missing", ["embedded_shorttail", "no/such.safetensors"])
+def test_embedded_model_of_unknown_weights(missing):
+    with pytest.raises(ReclipError, match=rf"PRETRAINED '{missing}' of reclip-embedded is neither a file nor embedded"):
+        build_clip("reclip-embedded", missing)
+
+
+def test_embedded_model_with_weights_of_a_file(tmp_path):
+    usual = clip_fingerprint(build_clip("reclip-embedded", "embedded")[0])
+    state = safetensors.torch.load_file(EMBEDDED_CHECKPOINT)
+    state["visual.proj"] = -state["visual.proj"]
+    safetensors.torch.save_file(state, tmp_path / "mine.safetensors")
+    own, _ = build_clip("reclip-embedded", str(tmp_path / "mine.safetensors"))
+    assert torch.equal(own.visual.proj, state["visual.proj"].float()) and clip_fingerprint(own) != usual
+    assert clip_fingerprint(build_clip("reclip-embedded", "openai")[0]) == usual
 
 
 def test_random_weights_are_seeded_and_leave_the_generator_alone():
