@@ -43,7 +43,7 @@ def embedded_checkpoint(pretrained: str) -> Path:
     path = EMBEDDED_CHECKPOINTS.get(pretrained) or Path(pretrained).expanduser()
     if not path.is_file():
         raise ReclipError(
-            f"MODEL.CLIP.PRETRAINED {pretrained!r} of {EMBEDDED_MODEL_NAME} is neither a file nor embedded, the one that ships:"
+            f"MODEL.CLIP.PRETRAINED {pretrained!r} of {EMBEDDED_MODEL_NAME} is neither a file nor embedded:"
             " tools/pretrain_embedded_clip.py makes others"
         )
     return path

@@ -76,7 +76,8 @@ WRONG_VALUES: dict[str, tuple[str, ...]] = {
 # Read by other programs, or only with other keys: a value that is wrong there may pass here.
 _MAY_PASS = {("DATALOADER.NUM_WORKERS", "100000"), ("INPUT.MAX_SIZE_TEST", "0"), ("SOLVER.MAX_ITER", "10**3"),
              ("HYPOTHESIS.THRESHOLD", "nan"), ("VERSION", "99"), ("INPUT.CROP.ENABLED", "2"),
-             ("HYPOTHESIS.WINDOW_RATIO", "1.5"), ("INPUT.MIN_SIZE_TRAIN", "(0,)"), ("MODEL.DEVICE", "cuda:99")}  # fmt: skip
+             ("HYPOTHESIS.WINDOW_RATIO", "1.5"), ("INPUT.MIN_SIZE_TRAIN", "(0,)"),
+             ("MODEL.DEVICE", "cuda:99")}  # fmt: skip
 _TELLING = {("SOLVER.BASE_LR", "nan"), ("SOLVER.MAX_ITER", "0"), ("INPUT.CROP.SIZE", "[0, 0]"), ("SEED", "4294967296"),
             ("MODEL.DEVICE", "meta"), ("MODEL.PIXEL_STD", "[0, 0, 0]"),
             ("HYPOTHESIS.WINDOW_RATIO", "0.001"),
