@@ -47,7 +47,7 @@ class TrainedModel:
         folder = RunFolder(model)
         state = folder.read() if folder.marker.is_file() else None
         if state is None:
-            raise ReclipError(f"--model {model} is no output of reclip segment: name one")
+            raise ReclipError(f"--model {model} is no output of reclip segment: name its --output folder")
         kind = use or _last(folder)
         if kind != "maskclip" and not folder.weights(kind).exists():
             raise ReclipError(f"--model {model} has no finished model ({kind}): run its reclip segment to the end")

@@ -14,6 +14,7 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from torch import nn
 
 from reclip_d2.clip.architectures import model_config, open_clip_name
+from reclip_d2.clip.download import address_of, cached_file, is_reachable
 from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME, build_embedded_clip, embedded_checkpoint
 from reclip_d2.clip.settings import WeightSettings, settings_beside
 from reclip_d2.clip.weights import ClipWeights, load_clip_weights, read_clip_weights
@@ -119,6 +120,11 @@ def _fetch(name: str, tag: str) -> Path:
     """The file of a tag, from open_clip's cache or the network."""
     config = get_pretrained_cfg(name, tag)
     _check_activation(name, f"the weights {tag!r}", bool(config.get("quick_gelu", False)))
+    if cached_file(config) is None and not is_reachable(address_of(config)):
+        raise ReclipError(
+            f"the weights {tag!r} of {name} are not on this machine, and their server cannot be reached: get"
+            f" {_origin(config)} elsewhere, copy the file to this machine and set MODEL.CLIP.PRETRAINED to its path"
+        )
     try:
         path = Path(download_pretrained(config))
     except Exception as error:  # no network: each client has errors of its own

@@ -152,7 +152,8 @@ def _check_name(name: str, line: int, seen: dict[str, int], where: str) -> None:
 def _check_count(classes: ClassList, named_background: int | None) -> None:
     path = classes.path
     if not classes.classes:
-        raise ReclipError(f"class file {path} names no class: write a class a line")
+        alone = "; background names alone are not enough" if classes.background else ""
+        raise ReclipError(f"class file {path} names no class: write a class a line{alone}")
     if len(classes.model_classes) < 2:
         raise ReclipError(
             f"class file {path} names a single class, which every pixel would get: add others, or a {BACKGROUND}: line"

@@ -93,7 +93,7 @@ def survey_images(
     with (
         naming_errors(record),
         open_to_append(record) as stream,
-        tqdm(total=len(missing), desc="images", unit="image") as bar,
+        tqdm(total=len(missing), desc="images", unit="image", disable=not missing) as bar,
         contextlib.closing(_in_threads(look, missing, threads)) as lines,
     ):
         for line in lines:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from reclip_d2.cli import clip_weights, doctor
+from reclip_d2.clip import download
 from reclip_d2.errors import ReclipError
 from tests.helpers import register_tiny_model, tiny_clip
 
@@ -77,7 +78,7 @@ def test_weights_that_are_not_here(reclip):
 
 def test_weights_that_can_be_fetched(reclip, monkeypatch):
     asked = []
-    monkeypatch.setattr(clip_weights, "_is_reachable", lambda address: asked.append(address) or True)
+    monkeypatch.setattr(clip_weights, "is_reachable", lambda address: asked.append(address) or True)
     outcome = reclip("doctor")
     assert outcome.status == 0
     assert asked[0].startswith("https://") and asked[0] in outcome.out and "the first run fetches" in outcome.out
@@ -103,15 +104,15 @@ def test_weights_in_the_hubs_cache(monkeypatch, tmp_path):
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("abc")
     (folder / "snapshots" / "abc").mkdir(parents=True)
-    assert clip_weights._cached(config) is None
+    assert download.cached_file(config) is None
     file = folder / "snapshots" / "abc" / "open_clip_model.safetensors"
     file.write_bytes(b"")
-    assert clip_weights._cached(config) == file
+    assert download.cached_file(config) == file
     other = {"url": "https://example.org/x/ViT.pt"}
-    assert clip_weights._cached(other) is None
+    assert download.cached_file(other) is None
     (tmp_path / ".cache" / "clip").mkdir(parents=True)
     (tmp_path / ".cache" / "clip" / "ViT.pt").write_bytes(b"")
-    assert clip_weights._cached(other) == tmp_path / ".cache" / "clip" / "ViT.pt"
+    assert download.cached_file(other) == tmp_path / ".cache" / "clip" / "ViT.pt"
 
 
 def test_a_cache_that_cannot_be_written(reclip, monkeypatch, tmp_path):

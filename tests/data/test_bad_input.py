@@ -193,7 +193,8 @@ def test_checkpoint_of_another_clip(scene, capfd):
     for flags in (("--eval-only",), ()):
         line = mistake(capfd, scene, *flags, *checkpoint, *other)
         assert "model_final.pth is of another fingerprint: " in line
-    line = mistake(capfd, scene, "--eval-only", *checkpoint, "MODEL.CLIP.NAME", "reclip-embedded")
+    shipped = ("MODEL.CLIP.PRETRAINED", "embedded")
+    line = mistake(capfd, scene, "--eval-only", *checkpoint, "MODEL.CLIP.NAME", "reclip-embedded", *shipped)
     assert "model_final.pth is of another clip: reclip-test-tiny instead of reclip-embedded" in line
 
 
@@ -208,7 +209,7 @@ def test_hub_that_cannot_be_reached(scene, capfd):
     keys = ("MODEL.CLIP.NAME", "ViT-B-16-quickgelu", "MODEL.CLIP.PRETRAINED", "openai")
     for flags in (EVALUATE, ()):
         line = mistake(capfd, scene, *flags, *keys)
-        assert "'openai' of ViT-B-16-quickgelu cannot be fetched" in line
+        assert "'openai' of ViT-B-16-quickgelu are not on this machine, and their server cannot be reached" in line
         assert "ViT-B-16.pt" in line and "set MODEL.CLIP.PRETRAINED to its path" in line
 
 
