@@ -1,5 +1,6 @@
 """A file that cannot be written for want of space: the error names it, and nothing is left of it."""
 
+import contextlib
 import errno
 import json
 import resource
@@ -21,13 +22,18 @@ from reclip_d2.utils.tensor_files import save_archive, save_safetensors
 LIMIT = 20_000
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """No file of this process may have more than LIMIT bytes; what is beyond fails as on a full disk."""
+    """No file of this process may have more than LIMIT bytes; what is beyond fails as on a full disk.
+
+    Not for a whole test: pytest's own output may go to a longer file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def checkpoint(folder: Path) -> None:
@@ -77,16 +83,16 @@ def mask(folder: Path) -> None:
 @pytest.mark.parametrize(
     "write", [checkpoint, torchscript, archive, safetensors, blocks, picture, mask], ids=lambda f: f.__name__
 )
-def test_the_error_names_the_file(tmp_path, write, small_files):
-    with pytest.raises(OSError) as caught:
+def test_the_error_names_the_file(tmp_path, write):
+    with pytest.raises(OSError) as caught, small_files():
         write(tmp_path)
     assert caught.value.errno in (errno.EFBIG, errno.EIO) and caught.value.strerror
     assert Path(caught.value.filename).name in ("x.pth", "x.pt", "x.safetensors", "000000.npz", "x.png")
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "classes.json"]
 
 
-def test_what_fits_is_whole(tmp_path, small_files):
-    with atomic_write(tmp_path / "x.pth") as path:
+def test_what_fits_is_whole(tmp_path):
+    with small_files(), atomic_write(tmp_path / "x.pth") as path:
         save_archive({"a": torch.arange(9.0)}, path)
     assert torch.equal(torch.load(tmp_path / "x.pth", weights_only=True)["a"], torch.arange(9.0))
 
