@@ -24,6 +24,7 @@ from reclip_d2.data.datasets.embedded import embedded_root
 from reclip_d2.data.datasets.registration import datasets_root as root_of_all
 from reclip_d2.data.datasets.registration import pascal_colors, read_image_list
 from reclip_d2.data.datasets.voc20 import VOC20
+from reclip_d2.data.embedded.worlds import EMBEDDED
 from reclip_d2.data.training_records import unlabelled_records
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.label_files import DatasetLabels
@@ -356,7 +357,7 @@ def test_the_root_of_all_data_sets(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for value, expected in (("~/x", tmp_path / "x"), ("~", tmp_path), ("/a/~", Path("/a/~")), ("", Path("datasets"))):
         monkeypatch.setenv("DETECTRON2_DATASETS", value)
-        assert root_of_all() == expected and embedded_root() == expected / "embedded"
+        assert root_of_all() == expected and embedded_root(EMBEDDED) == expected / "embedded"
     monkeypatch.setenv("DETECTRON2_DATASETS", "~nobody-of-this-name/x")
     with pytest.raises(ReclipError, match="DETECTRON2_DATASETS is '~nobody-of-this-name/x', and there is no such user"):
         root_of_all()
