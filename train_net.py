@@ -5,9 +5,9 @@
     python train_net.py --config-file configs/embedded/maskclip.yaml --eval-only
     python -m reclip_d2.train_net ...      # the same, where the package is installed without its checkout
 
-The data flow: ``reclip_d2.data.training_records`` lists images without labels and attaches their hypotheses (Eq. 6),
-``UnlabelledDatasetMapper`` makes crops of them, ``reclip_d2.modeling.RectifiedCLIP`` (Eqs. 1 to 7) gives losses, and
-Detectron2's trainer, evaluator and checkpoints do what they always do.
+The data flow: ``reclip_d2.hypothesis.training_records`` lists images without labels and attaches their hypotheses
+(Eq. 6), ``UnlabelledDatasetMapper`` makes crops of them, ``reclip_d2.modeling.RectifiedCLIP`` (Eqs. 1 to 7) gives
+losses, and Detectron2's trainer, evaluator and checkpoints do what they always do.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ from reclip_d2.data.classes import check_labelled
 from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
 from reclip_d2.data.datasets.custom import register_custom
 from reclip_d2.data.sampling import build_train_loader
-from reclip_d2.data.training_records import build_training_records, unlabelled_records
 from reclip_d2.engine.calibration import calibrate
 from reclip_d2.engine.checkpoint import FINAL_CHECKPOINT, ReclipCheckpointer, forget_run, run_lock, training_resolution
 from reclip_d2.engine.hooks import SeedIteration
@@ -61,6 +60,7 @@ from reclip_d2.errors import ReclipError, exit_on_error
 from reclip_d2.evaluation.bias import build_bias_evaluators
 from reclip_d2.evaluation.label_check import check_own_labels
 from reclip_d2.evaluation.label_maps import LabelMapEvaluator
+from reclip_d2.hypothesis.training_records import build_training_records, unlabelled_records
 from reclip_d2.modeling import MaskCLIP
 from reclip_d2.modeling.build import check_registered_parts
 

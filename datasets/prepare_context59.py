@@ -25,8 +25,8 @@ from reclip_d2.data.datasets.label_sources import IndexPNG, RunLengthLabel  # no
 from reclip_d2.data.datasets.preparation_program import argument_parser, label_folder, prepare_split  # noqa: E402
 from reclip_d2.data.datasets.registration import README, check_image_id  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
-from reclip_d2.io import atomic_write  # noqa: E402
 from reclip_d2.utils.files import open_regular  # noqa: E402
+from reclip_d2.utils.io import atomic_write  # noqa: E402
 
 JSON_NAME = "trainval_merged.json"
 SPLITS = ("train", "val")

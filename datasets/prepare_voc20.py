@@ -20,7 +20,7 @@ from reclip_d2.data.datasets.preparation_program import argument_parser, label_f
 from reclip_d2.data.datasets.registration import README, read_image_list  # noqa: E402
 from reclip_d2.data.datasets.voc20 import LABEL_MAPPING, LABEL_PALETTE, VOC20  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
-from reclip_d2.io import atomic_write  # noqa: E402
+from reclip_d2.utils.io import atomic_write  # noqa: E402
 
 
 def write_trainaug(sbd: Path) -> None:

@@ -23,9 +23,9 @@ from detectron2.modeling import ResNet
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 
-from reclip_d2.clip.dense import DenseCLIP
-from reclip_d2.clip.reference import ReferencePrompt
-from reclip_d2.clip.text import query_features
+from reclip_d2.backbones.dense import DenseCLIP
+from reclip_d2.backbones.reference import ReferencePrompt
+from reclip_d2.backbones.text import query_features
 from reclip_d2.config import load_config
 from reclip_d2.modeling.bias_head import PositionalProjection, ReCLIPPPBiasHead
 from reclip_d2.modeling.mask_decoder import MaskDecoder

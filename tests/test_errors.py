@@ -162,12 +162,12 @@ def test_what_counts_as_memory(error, start, capsys):
     ("stack", "keys"),
     [
         (("train_net", "detectron2.engine.train_loop"), {"SOLVER.IMS_PER_BATCH", "INPUT.CROP.SIZE"}),
-        (("train_net", "reclip_d2.hypothesis.generate", "reclip_d2.clip.dense"), {"HYPOTHESIS.BATCH_SIZE"}),
+        (("train_net", "reclip_d2.hypothesis.generate", "reclip_d2.backbones.dense"), {"HYPOTHESIS.BATCH_SIZE"}),
         (("detectron2.evaluation.evaluator", "reclip_d2.modeling"), {"TEST.SLIDING_WINDOW", "INPUT.MIN_SIZE_TEST"}),
         # Evaluation in the middle of a training.
         (("detectron2.engine.train_loop", "detectron2.evaluation.evaluator"), {"TEST.SLIDING_WINDOW"}),
         (("reclip_d2.engine.calibration",), {"INPUT.MIN_SIZE_TEST"}),
-        (("reclip_d2.cli.masks", "reclip_d2.inference.predictor"), {"INPUT.MIN_SIZE_TEST", "TEST.BAND_MEMORY"}),
+        (("reclip_d2.workspace.masks", "reclip_d2.inference.predictor"), {"INPUT.MIN_SIZE_TEST", "TEST.BAND_MEMORY"}),
         (("reclip_d2.data.datasets.preparation",), {"--workers"}),
         (("reclip_d2.hypothesisX", "reclip_d2"), set(ALL_KEYS)),
     ],

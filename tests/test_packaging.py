@@ -38,13 +38,13 @@ def test_the_wheel_has_what_the_command_needs(tmp_path):
         "reclip_d2/configs/custom/reclip-embedded/Base-input.yaml",
         "reclip_d2/cli/main.py",
         "reclip_d2/install_detectron2/__main__.py",
-        "reclip_d2/clip/assets/reclip-embedded.safetensors",
+        "reclip_d2/backbones/assets/reclip-embedded.safetensors",
     } <= names
 
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, capture_output=True)
     lines = (
-        "import reclip_d2, reclip_d2.cli.training as training, reclip_d2.config.files as files\n"
+        "import reclip_d2, reclip_d2.workspace.training as training, reclip_d2.config.files as files\n"
         "print(reclip_d2.__file__, training.training_program().__file__, files.configs_folder())"
     )
     result = subprocess.run(

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import train_net
-from reclip_d2.data import training_records
+from reclip_d2.hypothesis import training_records
 from tests.helpers import (
     datasets,
     isolated_cache,

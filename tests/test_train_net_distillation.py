@@ -7,7 +7,7 @@ import open_clip
 import pytest
 import torch
 
-import reclip_d2.clip.dense
+import reclip_d2.backbones.dense
 import train_net
 from reclip_d2.modeling.student.inherited import HEADS
 from tests.helpers import EMBED_DIM, TINY_TEXT, TINY_VISION, datasets, isolated_cache, write_scenes
@@ -46,7 +46,7 @@ def without_clip(monkeypatch) -> None:
     def refuse(*args, **kwargs):
         raise AssertionError("a CLIP is built")
 
-    monkeypatch.setattr(reclip_d2.clip.dense, "build_clip", refuse)
+    monkeypatch.setattr(reclip_d2.backbones.dense, "build_clip", refuse)
     monkeypatch.setattr(open_clip, "create_model", refuse)
 
 

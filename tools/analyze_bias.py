@@ -29,6 +29,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
 
 from reclip_d2.config import load_config  # noqa: E402
 from reclip_d2.data.classes import check_registered, class_names_from_config, class_names_of  # noqa: E402
+from reclip_d2.data.colors import class_colors  # noqa: E402
 from reclip_d2.data.datasets.custom import register_custom  # noqa: E402
 from reclip_d2.data.images import read_image  # noqa: E402
 from reclip_d2.engine.logs import quiet_logging  # noqa: E402
@@ -46,7 +47,6 @@ from reclip_d2.evaluation.preferences import spread_records  # noqa: E402
 from reclip_d2.modeling.build import check_registered_parts  # noqa: E402
 from reclip_d2.utils.output_paths import check_output_folder  # noqa: E402
 from reclip_d2.visualization.bias_report import BiasReport  # noqa: E402
-from reclip_d2.visualization.labels import class_colors  # noqa: E402
 from reclip_d2.visualization.report_folder import check_output_dir, remove_report  # noqa: E402
 from reclip_d2.visualization.report_subject import ReportSubject, Scene  # noqa: E402
 from train_net import build_evaluation_model  # noqa: E402

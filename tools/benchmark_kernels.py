@@ -38,8 +38,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reclip_d2.errors import ReclipError, exit_on_error
-from reclip_d2.io import atomic_write
 from reclip_d2.layers import kernels_available, rectify_and_pool, upsample_argmax, use_kernels
+from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.output_paths import check_output_path
 
 # Vocabulary: its classes and the mean number of classes in an image.

@@ -28,7 +28,7 @@ from torch import Tensor, nn  # noqa: E402
 
 import reclip_d2.data.datasets  # noqa: E402  (registers the data sets)
 import reclip_d2.modeling  # noqa: E402, F401  (registers the models)
-from reclip_d2.clip.text import check_class_names  # noqa: E402
+from reclip_d2.backbones.text import check_class_names  # noqa: E402
 from reclip_d2.config import load_config  # noqa: E402
 from reclip_d2.data.classes import class_names_of  # noqa: E402
 from reclip_d2.engine.checkpoint import IDENTITY_VERSION  # noqa: E402
@@ -39,12 +39,12 @@ from reclip_d2.engine.public_checkpoint import (  # noqa: E402
     read_public_class_token,
 )
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
-from reclip_d2.io import atomic_write  # noqa: E402
 from reclip_d2.modeling.backbone import build_clip_backbone  # noqa: E402
 from reclip_d2.modeling.bias_head import build_bias_head  # noqa: E402
 from reclip_d2.modeling.mask_decoder import MaskDecoder  # noqa: E402
 from reclip_d2.modeling.meta_arch.segmentor import checkpoint_identity  # noqa: E402
 from reclip_d2.utils.files import MIB, read_text  # noqa: E402
+from reclip_d2.utils.io import atomic_write  # noqa: E402
 from reclip_d2.utils.output_paths import check_output_path  # noqa: E402
 from reclip_d2.utils.tensor_files import save_archive, save_safetensors  # noqa: E402
 

@@ -30,14 +30,14 @@ from torch import nn  # noqa: E402
 
 from reclip_d2.config import load_config  # noqa: E402
 from reclip_d2.data.datasets.embedded import embedded_root  # noqa: E402
-from reclip_d2.data.embedded import EMBEDDED, list_split  # noqa: E402
-from reclip_d2.data.training_records import build_training_records  # noqa: E402
 from reclip_d2.engine.logs import quiet_logging  # noqa: E402
 from reclip_d2.errors import exit_on_error  # noqa: E402
 from reclip_d2.evaluation.hypothesis import hypothesis_precision_recall  # noqa: E402
 from reclip_d2.evaluation.label_files import DatasetLabels  # noqa: E402
-from reclip_d2.io import atomic_write  # noqa: E402
-from reclip_d2.reproduction import execute  # noqa: E402
+from reclip_d2.experiments import execute  # noqa: E402
+from reclip_d2.hypothesis.training_records import build_training_records  # noqa: E402
+from reclip_d2.toy import EMBEDDED, list_split  # noqa: E402
+from reclip_d2.utils.io import atomic_write  # noqa: E402
 from reclip_d2.utils.output_paths import check_output_folder  # noqa: E402
 from reclip_d2.visualization.report import draw_report  # noqa: E402
 

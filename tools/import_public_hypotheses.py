@@ -22,9 +22,9 @@ sys.path.insert(0, str(ROOT))
 
 import reclip_d2.data.datasets  # noqa: E402, F401  (registers the data sets)
 from reclip_d2.data.classes import class_names_of  # noqa: E402
-from reclip_d2.data.training_records import unlabelled_records  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
 from reclip_d2.hypothesis.file import HypothesisHeader, write_hypothesis_file  # noqa: E402
+from reclip_d2.hypothesis.training_records import unlabelled_records  # noqa: E402
 from reclip_d2.utils.files import MIB, read_text  # noqa: E402
 from reclip_d2.utils.json_files import JsonError, parse_json  # noqa: E402
 from reclip_d2.utils.output_paths import check_output_path  # noqa: E402

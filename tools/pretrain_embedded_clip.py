@@ -32,28 +32,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reclip_d2.clip.embedded import (
+from reclip_d2.backbones.embedded import (
     EMBEDDED_CHECKPOINT,
     EMBEDDED_MODEL_NAME,
     build_embedded_clip,
     create_embedded_clip,
     save_embedded_checkpoint,
 )
-from reclip_d2.clip.prompts import get_templates
-from reclip_d2.clip.text import TextEncoder, query_features
-from reclip_d2.clip.vision import dense_image_features, embed_patches, project_dense
-from reclip_d2.data.embedded.captions import name_frequencies
-from reclip_d2.data.embedded.pretraining import CaptionTokens, draw_regions, render_pictures
-from reclip_d2.data.embedded.scenes import render_close_up, render_scene
-from reclip_d2.data.embedded.vocabulary import (
+from reclip_d2.backbones.prompts import get_templates
+from reclip_d2.backbones.text import TextEncoder, query_features
+from reclip_d2.backbones.vision import dense_image_features, embed_patches, project_dense
+from reclip_d2.errors import ReclipError, exit_on_error
+from reclip_d2.toy.captions import name_frequencies
+from reclip_d2.toy.pretraining import CaptionTokens, draw_regions, render_pictures
+from reclip_d2.toy.scenes import render_close_up, render_scene
+from reclip_d2.toy.vocabulary import (
     EMBEDDED_CLASSES,
     NUM_MATERIALS,
     RARE_NAME_SHARE,
     name_vocabulary,
 )
-from reclip_d2.data.embedded.worlds import EMBEDDED, WORLDS, World
-from reclip_d2.errors import ReclipError, exit_on_error
-from reclip_d2.io import atomic_write
+from reclip_d2.toy.worlds import EMBEDDED, WORLDS, World
+from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.output_paths import check_output_path
 
 COMPOSITIONS_PER_STEP, CLOSE_UPS_PER_STEP = 32, 16

@@ -28,21 +28,21 @@ import torch  # noqa: E402
 
 from reclip_d2.config import load_config  # noqa: E402
 from reclip_d2.data.classes import class_names_from_config  # noqa: E402
-from reclip_d2.data.training_records import build_training_records  # noqa: E402
 from reclip_d2.engine.logs import logging_to  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
-from reclip_d2.reproduction import execute  # noqa: E402
-from reclip_d2.reproduction.measurements import Measurements  # noqa: E402
-from reclip_d2.reproduction.process import Processes  # noqa: E402
-from reclip_d2.reproduction.report import write_report  # noqa: E402
-from reclip_d2.reproduction.runner import run_pending  # noqa: E402
-from reclip_d2.reproduction.runs import Job, Runs, Settings  # noqa: E402
-from reclip_d2.reproduction.suite_file import load_suite, suite_names  # noqa: E402
+from reclip_d2.experiments import execute  # noqa: E402
+from reclip_d2.experiments.measurements import Measurements  # noqa: E402
+from reclip_d2.experiments.process import Processes  # noqa: E402
+from reclip_d2.experiments.report import write_report  # noqa: E402
+from reclip_d2.experiments.runner import run_pending  # noqa: E402
+from reclip_d2.experiments.runs import Job, Runs, Settings  # noqa: E402
+from reclip_d2.experiments.suite_file import load_suite, suite_names  # noqa: E402
+from reclip_d2.hypothesis.training_records import build_training_records  # noqa: E402
 from reclip_d2.utils.output_paths import check_output_folder, check_output_path  # noqa: E402
 
 SUITE_FILE = ROOT / "configs" / "ablations" / "paper.yaml"
 REPORT = "REPORT.md"
-PRELOAD = ("reclip_d2.reproduction.execute", "torch.utils.tensorboard")
+PRELOAD = ("reclip_d2.experiments.execute", "torch.utils.tensorboard")
 
 
 def argument_parser() -> argparse.ArgumentParser:

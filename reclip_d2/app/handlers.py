@@ -16,13 +16,13 @@ from reclip_d2.app import pictures
 from reclip_d2.app.learning import LearningStopped
 from reclip_d2.app.session import Segmentation, Session
 from reclip_d2.app.tasks import Task, TaskStopped, TaskSuperseded
-from reclip_d2.cli.estimate import in_words
 from reclip_d2.cli.main import in_options
-from reclip_d2.cli.names import TITLES
 from reclip_d2.data.image_file import readable_extensions
 from reclip_d2.data.image_folder import describe_kinds
 from reclip_d2.errors import ReclipError, out_of_memory_message
 from reclip_d2.visualization.scene_figures import telling_classes
+from reclip_d2.workspace.estimate import in_words
+from reclip_d2.workspace.names import TITLES
 
 # Images from which a bias is learnt without a word of warning.
 _FEW = 100

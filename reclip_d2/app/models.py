@@ -19,14 +19,14 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from reclip_d2.app.tasks import Task
-from reclip_d2.cli import options
-from reclip_d2.cli.results import load_predictor
-from reclip_d2.cli.trained_model import TrainedModel
-from reclip_d2.clip.prompts import get_templates
-from reclip_d2.clip.text import cached_query_features, check_class_names
+from reclip_d2.backbones.prompts import get_templates
+from reclip_d2.backbones.text import cached_query_features, check_class_names
 from reclip_d2.data.class_file import ClassList
 from reclip_d2.data.datasets.custom import check_names_fit, register_images
 from reclip_d2.inference import ImagePredictor, Turn
+from reclip_d2.workspace import options
+from reclip_d2.workspace.results import load_predictor
+from reclip_d2.workspace.trained_model import TrainedModel
 
 # Trained models that stay in memory.
 _KEPT = 2

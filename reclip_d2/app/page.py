@@ -11,7 +11,7 @@ from reclip_d2.app.examples import EXAMPLE_CLASSES, write_example_scenes
 from reclip_d2.app.handlers import Handlers
 from reclip_d2.app.pictures import HEAT_MAPS
 from reclip_d2.app.session import Session, class_text
-from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
+from reclip_d2.backbones.embedded import EMBEDDED_MODEL_NAME
 
 TITLE = "ReCLIP++"
 CSS = """

@@ -15,10 +15,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from reclip_d2.cli.run_folder import RunFolder
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.json_files import JsonError, parse_json
 from reclip_d2.utils.locks import exclusive
+from reclip_d2.workspace.run_folder import RunFolder
 
 MARKER = ".reclip-app.json"
 _LOCK = ".reclip-app.lock"

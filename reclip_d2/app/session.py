@@ -23,9 +23,6 @@ from reclip_d2.app.models import ClipChoice, InTurns, Models, SomeClasses, class
 from reclip_d2.app.pictures import reduce_image, reduce_labels
 from reclip_d2.app.private_folder import private_folder
 from reclip_d2.app.tasks import Task, Visitors
-from reclip_d2.cli.masks import MaskClassTable, count_pixels
-from reclip_d2.cli.names import TITLES
-from reclip_d2.cli.trained_model import TrainedModel
 from reclip_d2.data.class_file import ClassList, parse_classes
 from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
 from reclip_d2.data.images import read_image
@@ -33,6 +30,9 @@ from reclip_d2.data.working_files import check_shape
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.logit_parts import LogitParts, has_bias, logit_parts
 from reclip_d2.formats.png import write_png
+from reclip_d2.workspace.masks import MaskClassTable, count_pixels
+from reclip_d2.workspace.names import TITLES
+from reclip_d2.workspace.trained_model import TrainedModel
 
 _CLASS_FILE = "PAGE"  # stands for the file's path in the parser's messages
 _IMAGES = "images"  # copies of what is learnt from, beside its output

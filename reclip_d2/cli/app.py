@@ -11,13 +11,13 @@ from reclip_d2.app.limits import Limits
 from reclip_d2.app.models import ClipChoice
 from reclip_d2.app.server import check_address, check_gradio, is_local, serve, working_folder
 from reclip_d2.app.session import Session
-from reclip_d2.cli import options
-from reclip_d2.cli.clip_weights import find_weights
-from reclip_d2.cli.names import DEFAULT_CLIP, DEFAULT_PRETRAINED
-from reclip_d2.cli.trained_model import TrainedModel
 from reclip_d2.data.image_file import MAX_PIXELS
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.output_paths import check_output_folder
+from reclip_d2.workspace import options
+from reclip_d2.workspace.clip_weights import find_weights
+from reclip_d2.workspace.names import DEFAULT_CLIP, DEFAULT_PRETRAINED
+from reclip_d2.workspace.trained_model import TrainedModel
 
 
 def run(args: argparse.Namespace) -> int:

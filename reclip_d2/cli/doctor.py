@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 
 from reclip_d2 import __version__
-from reclip_d2.cli.clip_weights import find_weights
+from reclip_d2.backbones.build import build_clip
+from reclip_d2.backbones.embedded import EMBEDDED_MODEL_NAME
 from reclip_d2.cli.main import INSTALL_DETECTRON2, missing_package
-from reclip_d2.clip.build import build_clip
-from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
 from reclip_d2.errors import ReclipError
 from reclip_d2.install_detectron2.program import install_detectron2
-from reclip_d2.io import atomic_write, cache_dir
 from reclip_d2.layers import kernels_available
+from reclip_d2.utils.io import atomic_write, cache_dir
+from reclip_d2.workspace.clip_weights import find_weights
 
 # Optional packages: what needs them, and the extra that brings them.
 _OPTIONAL = {

@@ -11,11 +11,6 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from reclip_d2.cli.masks import MaskClassTable
-from reclip_d2.cli.names import TITLES
-from reclip_d2.cli.results import load_predictor
-from reclip_d2.cli.trained_model import TrainedModel
-from reclip_d2.cli.training import training_program
 from reclip_d2.config import load_config
 from reclip_d2.data.class_file import read_class_file
 from reclip_d2.data.classes import class_names_from_config
@@ -28,6 +23,11 @@ from reclip_d2.formats import MaskClasses
 from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
 from reclip_d2.utils.output_paths import check_output_folder, check_output_path
+from reclip_d2.workspace.masks import MaskClassTable
+from reclip_d2.workspace.names import TITLES
+from reclip_d2.workspace.results import load_predictor
+from reclip_d2.workspace.trained_model import TrainedModel
+from reclip_d2.workspace.training import training_program
 
 # The model is traced on the CPU, in full precision, as a whole, with PyTorch's own operators.
 _PLAIN = ("MODEL.DEVICE", "cpu", "MODEL.USE_KERNELS", "False", "MODEL.CLIP.AUTOCAST", "float32",

@@ -7,18 +7,18 @@ import contextlib
 import dataclasses
 from collections.abc import Sequence
 
-from reclip_d2.cli import options
-from reclip_d2.cli.names import TITLES
-from reclip_d2.cli.results import Request, write_results
-from reclip_d2.cli.run_folder import CHECKPOINT, RunFolder, check_same_inputs
-from reclip_d2.cli.run_state import RunState
-from reclip_d2.cli.trained_model import TrainedModel
 from reclip_d2.data.datasets.custom import register_images
 from reclip_d2.data.image_folder import ImageFile, find_images
 from reclip_d2.engine.logs import logging_to
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.digest import current_digest, file_digest
 from reclip_d2.utils.output_paths import check_output_folder
+from reclip_d2.workspace import options
+from reclip_d2.workspace.names import TITLES
+from reclip_d2.workspace.results import Request, write_results
+from reclip_d2.workspace.run_folder import CHECKPOINT, RunFolder, check_same_inputs
+from reclip_d2.workspace.run_state import RunState
+from reclip_d2.workspace.trained_model import TrainedModel
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,13 +10,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from reclip_d2.cli import options, training
-from reclip_d2.cli.clip_weights import find_weights
-from reclip_d2.cli.estimate import announce_duration
-from reclip_d2.cli.results import Request, write_results
-from reclip_d2.cli.run_folder import RunFolder, check_same_inputs
-from reclip_d2.cli.run_state import RunState
-from reclip_d2.clip.embedded import EMBEDDED_MODEL_NAME
+from reclip_d2.backbones.embedded import EMBEDDED_MODEL_NAME
 from reclip_d2.data.class_file import read_class_file
 from reclip_d2.data.datasets.custom import check_names_fit, register_images
 from reclip_d2.data.image_folder import find_images
@@ -26,10 +20,16 @@ from reclip_d2.engine.checkpoint import remove_intermediate_checkpoints
 from reclip_d2.engine.logs import logging_to
 from reclip_d2.errors import ReclipError
 from reclip_d2.hypothesis.blocks import remove_blocks
-from reclip_d2.io import atomic_write
 from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.utils.digest import current_digest, file_digest, file_digests
+from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.output_paths import check_output_folder
+from reclip_d2.workspace import options, training
+from reclip_d2.workspace.clip_weights import find_weights
+from reclip_d2.workspace.estimate import announce_duration
+from reclip_d2.workspace.results import Request, write_results
+from reclip_d2.workspace.run_folder import RunFolder, check_same_inputs
+from reclip_d2.workspace.run_state import RunState
 
 STEPS = {
     "maskclip": "masks by MaskCLIP, no training",

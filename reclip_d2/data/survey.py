@@ -20,9 +20,9 @@ from reclip_d2.data.image_folder import ImageFile
 from reclip_d2.data.images import peek_pixels, read_image
 from reclip_d2.data.working_files import WorkingFiles, check_shape
 from reclip_d2.errors import ReclipError
-from reclip_d2.io import naming_errors
 from reclip_d2.utils.digest import current_digest
 from reclip_d2.utils.files import open_to_append
+from reclip_d2.utils.io import naming_errors
 from reclip_d2.utils.json_files import read_json_lines
 
 # A line of the record. Working files lie in a folder of the run: a name that leads out of it is none of ours.

@@ -12,9 +12,8 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from reclip_d2.data.images import check_aspect
-from reclip_d2.inference.predictor import Tiling
-from reclip_d2.io import atomic_write
-from reclip_d2.modeling.postprocessing import window_starts
+from reclip_d2.data.tiling import Tiling, window_starts
+from reclip_d2.utils.io import atomic_write
 
 
 @dataclasses.dataclass(frozen=True)

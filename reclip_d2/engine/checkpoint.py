@@ -18,8 +18,8 @@ from detectron2.utils import comm
 
 from reclip_d2.config.keys import KEYS
 from reclip_d2.errors import ReclipError, is_user_error
-from reclip_d2.io import atomic_write, is_temporary
 from reclip_d2.utils.files import MissingFileError, check_regular, read_text
+from reclip_d2.utils.io import atomic_write, is_temporary
 from reclip_d2.utils.locks import LOCK_NAME, try_lock
 from reclip_d2.utils.tensor_files import check_tensors, dtype_mismatches, read_tensor_file, save_archive, state_dict_of
 

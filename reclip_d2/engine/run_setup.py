@@ -21,8 +21,8 @@ from torch import nn
 
 from reclip_d2.engine.logs import PlainFormatter, UserErrorFilter
 from reclip_d2.errors import ReclipError
-from reclip_d2.io import atomic_write
 from reclip_d2.utils.files import check_output_file
+from reclip_d2.utils.io import atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from detectron2.utils import comm
 from reclip_d2.config import load_config
 from reclip_d2.config.flat import flatten
 from reclip_d2.errors import ReclipError
-from reclip_d2.io import atomic_write
 from reclip_d2.utils.digest import file_digest
+from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.json_files import MissingFileError, read_json
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ import os
 from detectron2.engine import default_writers
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 
-from reclip_d2.io import naming_errors
 from reclip_d2.utils.files import check_output_file
+from reclip_d2.utils.io import naming_errors
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from reclip_d2.evaluation.label_files import DatasetLabels
-from reclip_d2.io import atomic_write
+from reclip_d2.utils.io import atomic_write
 
 
 class LabelEvaluator(DatasetEvaluator):

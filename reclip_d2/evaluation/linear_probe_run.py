@@ -13,7 +13,7 @@ from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.labelled_data import probe_datasets
 from reclip_d2.evaluation.linear_probe import SUPERVISION, LinearProbe
-from reclip_d2.io import atomic_write
+from reclip_d2.utils.io import atomic_write
 
 FOLDER, RESULTS = "linear_probe", "linear_probe.json"
 

@@ -19,7 +19,7 @@ from reclip_d2.export.export import ExportOptions
 from reclip_d2.export.onnx_file import INPUT, output_name
 from reclip_d2.formats import MaskClasses
 from reclip_d2.formats.classes import CLASSES_FILE
-from reclip_d2.io import atomic_write
+from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.json_files import read_json
 
 _SCHEMA = {

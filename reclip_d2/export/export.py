@@ -15,9 +15,9 @@ from reclip_d2.errors import ReclipError
 from reclip_d2.export import onnx_file, torchscript_file
 from reclip_d2.export.module import ExportModule, maps_on_grid, trace_size
 from reclip_d2.export.parity import Agreement, agreement, check_image, check_sizes, reference_logits
-from reclip_d2.io import atomic_write
 from reclip_d2.layers import use_kernels
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
+from reclip_d2.utils.io import atomic_write
 
 FORMATS: dict[str, ModuleType] = {"onnx": onnx_file, "torchscript": torchscript_file}
 INPUT_TYPES = {"uint8": torch.uint8, "float32": torch.float32}

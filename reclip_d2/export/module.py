@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reclip_d2.clip.vision import resize_positional_embedding
+from reclip_d2.backbones.vision import resize_positional_embedding
 from reclip_d2.modeling.bias_head import query_logits, rectified_logits
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
 from reclip_d2.modeling.meta_arch.maskclip import MaskCLIP

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from reclip_d2.data.colors import class_colors
 from reclip_d2.errors import ReclipError
-from reclip_d2.io import atomic_write
+from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.json_files import MissingFileError, read_json
-from reclip_d2.visualization.labels import class_colors
 
 CLASSES_FILE = "classes.json"
 # Ids 0 to 254 and the ignore label 255 fill 8 bits.

@@ -17,7 +17,7 @@ from reclip_d2.formats.png import write_png
 from reclip_d2.formats.prediction import Prediction
 from reclip_d2.formats.spool import JsonSpool, write_json_arrays
 from reclip_d2.formats.writer import Writer
-from reclip_d2.io import atomic_write
+from reclip_d2.utils.io import atomic_write
 
 DESCRIPTION = "Semantic segmentation by reclip_d2"
 

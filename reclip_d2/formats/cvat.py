@@ -14,7 +14,7 @@ from reclip_d2.formats.png import png_bytes
 from reclip_d2.formats.prediction import Prediction
 from reclip_d2.formats.spool import Spool
 from reclip_d2.formats.writer import Writer
-from reclip_d2.io import atomic_write
+from reclip_d2.utils.io import atomic_write
 
 ARCHIVE = "segmentation_mask_1.1.zip"
 BACKGROUND = "background"  # CVAT's name of black

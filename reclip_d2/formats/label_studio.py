@@ -15,7 +15,7 @@ from reclip_d2.formats.rle import runs_by_label
 from reclip_d2.formats.rle_pack import encode_mask
 from reclip_d2.formats.spool import Spool, write_json_array
 from reclip_d2.formats.writer import Writer
-from reclip_d2.io import atomic_write
+from reclip_d2.utils.io import atomic_write
 
 # Label Studio serves the files of a "local files" storage here; the path follows.
 LOCAL_FILES = "/data/local-files/?d="

@@ -16,7 +16,7 @@ from reclip_d2.formats.classes import MAX_8BIT_CLASSES, MaskClasses
 from reclip_d2.formats.png import write_png
 from reclip_d2.formats.prediction import Prediction
 from reclip_d2.formats.writer import Writer
-from reclip_d2.io import atomic_write
+from reclip_d2.utils.io import atomic_write
 
 JPEG_QUALITY = 90
 JPEG_MAX_SIDE = 65500  # of libjpeg

@@ -14,8 +14,8 @@ from PIL import Image
 from reclip_d2.data.index_images import Palette, read_index_image
 from reclip_d2.errors import ReclipError
 from reclip_d2.formats.classes import MaskClasses
-from reclip_d2.io import atomic_write
 from reclip_d2.utils.files import MissingFileError
+from reclip_d2.utils.io import atomic_write
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:

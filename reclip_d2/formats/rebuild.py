@@ -17,7 +17,7 @@ from reclip_d2.formats.png import read_index
 from reclip_d2.formats.prediction import Prediction
 from reclip_d2.formats.registry import FORMATS, check_formats, check_names
 from reclip_d2.formats.writer import Writer
-from reclip_d2.io import remove_leftovers
+from reclip_d2.utils.io import remove_leftovers
 
 
 def write_formats(

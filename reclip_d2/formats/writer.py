@@ -12,7 +12,7 @@ from typing import ClassVar
 from reclip_d2.errors import ReclipError
 from reclip_d2.formats.classes import MaskClasses
 from reclip_d2.formats.prediction import Prediction, Stems
-from reclip_d2.io import atomic_write
+from reclip_d2.utils.io import atomic_write
 
 
 class Writer(abc.ABC):

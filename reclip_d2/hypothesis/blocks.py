@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from reclip_d2.errors import ReclipError
-from reclip_d2.io import atomic_write, remove_leftovers
+from reclip_d2.utils.io import atomic_write, remove_leftovers
 
 BLOCK_SIZE = 64
 

@@ -27,8 +27,8 @@ from reclip_d2.hypothesis.rules import (
     window_frequencies,
 )
 from reclip_d2.hypothesis.windows import count_windows
-from reclip_d2.io import atomic_write
 from reclip_d2.utils.files import open_regular
+from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.json_files import MAX_LINE_BYTES, JsonError, check_schema, parse_json
 
 FORMAT = "reclip_d2 hypothesis 1"

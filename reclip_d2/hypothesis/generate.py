@@ -19,7 +19,7 @@ from detectron2.utils import comm
 from torch import Tensor
 from tqdm import tqdm
 
-from reclip_d2.clip.dense import DenseCLIP
+from reclip_d2.backbones.dense import DenseCLIP
 from reclip_d2.data.images import read_image
 from reclip_d2.errors import ReclipError
 from reclip_d2.hypothesis.blocks import ScoreBlocks, remove_blocks
@@ -30,8 +30,8 @@ from reclip_d2.hypothesis.file import (
     write_hypothesis_file,
 )
 from reclip_d2.hypothesis.windows import crop_windows, cut_crops, one_pass_size, resize_pixels
-from reclip_d2.io import remove_leftovers_of
 from reclip_d2.modeling.calibration import mean_probability_offset
+from reclip_d2.utils.io import remove_leftovers_of
 from reclip_d2.utils.locks import lock_path, try_lock
 
 logger = logging.getLogger(__name__)

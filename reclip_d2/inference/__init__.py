@@ -1,5 +1,5 @@
 """Segmenting images of any size with bounded memory."""
 
-from reclip_d2.inference.predictor import ImagePredictor, Tiling, Turn
+from reclip_d2.inference.predictor import ImagePredictor, Turn
 
-__all__ = ["ImagePredictor", "Tiling", "Turn"]
+__all__ = ["ImagePredictor", "Turn"]

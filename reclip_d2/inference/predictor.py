@@ -6,7 +6,6 @@ Shape letters: C classes, (H, W) size of the image in pixels.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -16,6 +15,7 @@ from detectron2.data import transforms as T
 from torch import Tensor
 
 from reclip_d2.data.dataset_mapper import build_test_augmentations
+from reclip_d2.data.tiling import Tiling
 from reclip_d2.errors import ReclipError
 from reclip_d2.inference.windows import WindowLogits, blended_bands
 from reclip_d2.layers import use_kernels
@@ -23,35 +23,6 @@ from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
 
 Turn = Callable[[], contextlib.AbstractContextManager[None]]
 """Makes a context that is entered around each use of a network: one that waits lets others in between."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Tiling:
-    """``INPUT.TILES``: how very large images are looked at.
-
-    Attributes:
-        from_side: images with a longer side than this are cut into tiles.
-        size: side of a tile in pixels.
-        overlap: part of a tile's side by which neighbours overlap in prediction, in [0, 1).
-    """
-
-    from_side: int
-    size: int
-    overlap: float
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> Tiling:
-        """The tiling of ``INPUT.TILES``."""
-        return cls(cfg.INPUT.TILES.FROM_SIDE, cfg.INPUT.TILES.SIZE, cfg.INPUT.TILES.OVERLAP)
-
-    def applies_to(self, size: tuple[int, int]) -> bool:
-        """Whether an image of (H, W) pixels is cut into tiles."""
-        return max(size) > self.from_side
-
-    @property
-    def stride(self) -> int:
-        """Pixels from one tile to the next in prediction."""
-        return max(1, round(self.size * (1 - self.overlap)))
 
 
 class ImagePredictor:

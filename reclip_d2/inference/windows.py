@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reclip_d2.modeling.postprocessing import window_starts
+from reclip_d2.data.tiling import window_starts
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,6 +1,6 @@
 """Models. Importing this package registers backbone, bias heads and meta-architectures with Detectron2."""
 
-from reclip_d2.clip.dense import DenseCLIP
+from reclip_d2.backbones.dense import DenseCLIP
 from reclip_d2.modeling.bias_head import BIAS_HEAD_REGISTRY, BiasHead, ReCLIPPPBiasHead
 from reclip_d2.modeling.mask_decoder import MaskDecoder
 from reclip_d2.modeling.meta_arch.distillation import Distillation

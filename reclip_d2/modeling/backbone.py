@@ -7,8 +7,8 @@ import logging
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 
-from reclip_d2.clip.architectures import USUAL_SIDE, suits_resolution
-from reclip_d2.clip.dense import DenseCLIP
+from reclip_d2.backbones.architectures import USUAL_SIDE, suits_resolution
+from reclip_d2.backbones.dense import DenseCLIP
 from reclip_d2.errors import ReclipError
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from reclip_d2.clip.dense import DenseCLIP
-from reclip_d2.clip.reference import ReferencePrompt, normalize_reference
+from reclip_d2.backbones.dense import DenseCLIP
+from reclip_d2.backbones.reference import ReferencePrompt, normalize_reference
 from reclip_d2.errors import ReclipError
 from reclip_d2.modeling.precision import full_precision
 
@@ -80,7 +80,7 @@ class BiasHead(nn.Module):
     def __init__(self, reference_prompt: ReferencePrompt, reference_norm: str = "row") -> None:
         """
         Args:
-            reference_norm: ``row`` or ``matrix``, see :func:`~reclip_d2.clip.reference.normalize_reference`.
+            reference_norm: ``row`` or ``matrix``, see :func:`~reclip_d2.backbones.reference.normalize_reference`.
         """
         super().__init__()
         self.reference_prompt = reference_prompt
@@ -160,7 +160,7 @@ class ReCLIPPPBiasHead(BiasHead):
     ) -> None:
         """
         Args:
-            reference_norm: ``row`` or ``matrix``, see :func:`~reclip_d2.clip.reference.normalize_reference`.
+            reference_norm: ``row`` or ``matrix``, see :func:`~reclip_d2.backbones.reference.normalize_reference`.
         """
         super().__init__(reference_prompt, reference_norm)
         self.positional_projection = positional_projection

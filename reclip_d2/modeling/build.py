@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils.registry import Registry
 
-from reclip_d2.clip.build import embedding_shape
+from reclip_d2.backbones.build import embedding_shape
 from reclip_d2.errors import ReclipError
 from reclip_d2.modeling.bias_head import BIAS_HEAD_REGISTRY
 from reclip_d2.modeling.norm import build_norm

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reclip_d2.data.tiling import window_starts
 from reclip_d2.layers import upsample_argmax
 
 
@@ -47,13 +48,6 @@ def upsample_labels(
     if image_size == output_size:
         return upsample_argmax(logits, padded_size)[..., : image_size[0], : image_size[1]]
     return upsample_logits(logits, padded_size, image_size, output_size).argmax(1)
-
-
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows along one axis: steps of ``stride``, the last window flush with the end."""
-    if length <= window:
-        return [0]
-    return [*range(0, length - window, stride), length - window]
 
 
 def sliding_windows(

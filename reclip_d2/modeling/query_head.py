@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from reclip_d2.clip.dense import DenseCLIP
-from reclip_d2.clip.reference import ReferencePrompt, normalize_reference
-from reclip_d2.clip.text import TextEncoder
+from reclip_d2.backbones.dense import DenseCLIP
+from reclip_d2.backbones.reference import ReferencePrompt, normalize_reference
+from reclip_d2.backbones.text import TextEncoder
 
 START_TEXT = "a photo of a"
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from reclip_d2.clip.dense import DenseCLIP
-from reclip_d2.clip.reference import ReferencePrompt
+from reclip_d2.backbones.dense import DenseCLIP
+from reclip_d2.backbones.reference import ReferencePrompt
 from reclip_d2.modeling.bias_head import BIAS_HEAD_REGISTRY, BiasHead, build_reference_prompt, query_logits
 from reclip_d2.modeling.norm import build_norm
 
@@ -91,7 +91,7 @@ class ReCLIPBiasHead(BiasHead):
     ) -> None:
         """
         Args:
-            reference_norm: ``row`` or ``matrix``, see :func:`~reclip_d2.clip.reference.normalize_reference`.
+            reference_norm: ``row`` or ``matrix``, see :func:`~reclip_d2.backbones.reference.normalize_reference`.
         """
         super().__init__(reference_prompt, reference_norm)
         self.space_projection = space_projection

@@ -22,8 +22,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from reclip_d2.errors import ReclipError
-from reclip_d2.io import cache_dir
 from reclip_d2.utils.files import StrPath, open_regular
+from reclip_d2.utils.io import cache_dir
 
 # Bytes that are read at a time: this bounds the memory, not the file.
 _CHUNK = 1 << 20

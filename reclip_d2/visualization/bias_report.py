@@ -14,7 +14,7 @@ from reclip_d2.evaluation.label_evaluator import plain_json
 from reclip_d2.evaluation.model_analysis import ModelAnalysis
 from reclip_d2.evaluation.preferences import agreement, in_words
 from reclip_d2.evaluation.space_preference import compare_slopes
-from reclip_d2.io import atomic_write
+from reclip_d2.utils.io import atomic_write
 from reclip_d2.visualization import report_texts as texts
 from reclip_d2.visualization.figures import save_figure
 from reclip_d2.visualization.html import Page, number

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.patches import Patch
 
-from reclip_d2.io import atomic_write
+from reclip_d2.utils.io import atomic_write
 
 MODEL_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C564B", "#000000")
 """Okabe and Ito's colours, told apart with any colour vision; with more models they begin anew."""

@@ -12,11 +12,11 @@ from detectron2.data import MetadataCatalog
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from reclip_d2.data.colors import colorize_labels
 from reclip_d2.data.images import read_image
 from reclip_d2.evaluation.label_files import DatasetLabels
-from reclip_d2.io import atomic_write
 from reclip_d2.modeling import MaskCLIP, RectifiedCLIP
-from reclip_d2.visualization.labels import colorize_labels
+from reclip_d2.utils.io import atomic_write
 
 TITLES = ("image", "ground truth", "MaskCLIP", "bias", "ReCLIP++", "with our extensions")
 

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from reclip_d2.data.colors import colorize_labels
 from reclip_d2.evaluation.logit_parts import LogitParts
 from reclip_d2.visualization.figures import add_legend, class_legend_entries, fold, hide_ticks, legend_height, shorten
-from reclip_d2.visualization.labels import colorize_labels
 
 MAX_LEGEND = 40
 """Most classes of a legend: the rarest of the drawn pictures are left out of it."""

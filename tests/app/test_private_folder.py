@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from reclip_d2.app.private_folder import MARKER, private_folder, remove_leftovers
-from reclip_d2.cli.run_folder import RunFolder
+from reclip_d2.workspace.run_folder import RunFolder
 
 
 def _be_killed(parent):

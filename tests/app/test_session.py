@@ -12,13 +12,13 @@ from PIL import Image
 from reclip_d2.app.learning import Learning, LearningStopped
 from reclip_d2.app.session import Session, class_text, read_classes
 from reclip_d2.cli.main import main
-from reclip_d2.cli.trained_model import TrainedModel
 from reclip_d2.data.class_file import parse_classes
 from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
 from reclip_d2.data.images import read_image
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.logit_parts import logit_parts
 from reclip_d2.utils.digest import file_digest
+from reclip_d2.workspace.trained_model import TrainedModel
 from tests.app.conftest import CLASSES, TINY
 from tests.cli.conftest import FAST_KEYS, read_mask
 

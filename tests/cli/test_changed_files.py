@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from reclip_d2.cli.run_folder import CHECKPOINT
 from reclip_d2.utils.digest import _legacy_signature, file_digest
+from reclip_d2.workspace.run_folder import CHECKPOINT
 from tests.cli.conftest import all_files, picture
 
 

@@ -8,9 +8,10 @@ import open_clip
 import pytest
 import torch
 
-from reclip_d2.cli import clip_weights, doctor
-from reclip_d2.clip import download
+from reclip_d2.backbones import download
+from reclip_d2.cli import doctor
 from reclip_d2.errors import ReclipError
+from reclip_d2.workspace import clip_weights
 from tests.helpers import register_tiny_model, tiny_clip
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from reclip_d2 import formats
 from reclip_d2.app.limits import Limits
-from reclip_d2.cli import names, options
-from reclip_d2.cli.estimate import in_words
 from reclip_d2.cli.main import COMMANDS, in_options, main, missing_package
-from reclip_d2.cli.training import training_program
 from reclip_d2.export import export
+from reclip_d2.workspace import names, options
+from reclip_d2.workspace.estimate import in_words
+from reclip_d2.workspace.training import training_program
 
 
 def test_help_names_all_commands(capsys):

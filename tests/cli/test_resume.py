@@ -7,15 +7,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from reclip_d2.cli import masks
 from reclip_d2.cli.main import main
-from reclip_d2.cli.run_folder import RunFolder
 from reclip_d2.data import survey
 from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from reclip_d2.engine.hooks import SeedIteration
 from reclip_d2.formats import IndexWriter
 from reclip_d2.formats.pictures import OverlayWriter
 from reclip_d2.hypothesis.blocks import ScoreBlocks
+from reclip_d2.workspace import masks
+from reclip_d2.workspace.run_folder import RunFolder
 from tests.cli.conftest import all_files, segment_arguments
 from tests.kills import kill_at_new_rename, run_killed, run_with_kills
 

@@ -9,8 +9,8 @@ import torch
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from reclip_d2.cli import training
 from reclip_d2.errors import ReclipError
+from reclip_d2.workspace import training
 from tests.cli.conftest import CLASSES, all_files, picture, read_mask
 
 MASKS = ["0", "1", "2", "3", "in/4", "in/5"]
@@ -189,7 +189,7 @@ def test_an_image_without_a_mask_was_trained_on_all_the_same(model, segment, pho
 
     (model / "masks" / "2.png").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("reclip_d2.cli.masks.check_shape", fail)
+        patch.setattr("reclip_d2.workspace.masks.check_shape", fail)
         assert "1 of 6 images have no mask" in segment().error
     content = (photos / "2.jpg").read_bytes()
     Image.fromarray(picture(20)).save(photos / "2.jpg")

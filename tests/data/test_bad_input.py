@@ -12,7 +12,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from reclip_d2.clip.dense import DenseCLIP
+from reclip_d2.backbones.dense import DenseCLIP
 from reclip_d2.layers import _extension
 from reclip_d2.modeling.meta_arch.maskclip import MaskCLIP
 from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP

@@ -5,8 +5,8 @@ import pytest
 from reclip_d2.config import load_config
 from reclip_d2.data.classes import check_labelled, check_registered, class_names_from_config, class_names_of
 from reclip_d2.data.datasets.embedded import register_embedded  # noqa: F401  (registers the embedded data set)
-from reclip_d2.data.embedded.worlds import WORLDS
 from reclip_d2.errors import ReclipError
+from reclip_d2.toy.worlds import WORLDS
 
 
 def test_names_and_synonyms(datasets):

@@ -10,9 +10,9 @@ from PIL import Image
 from reclip_d2.data import survey
 from reclip_d2.data.image_folder import ImageFile, find_images
 from reclip_d2.data.survey import survey_images
+from reclip_d2.data.tiling import Tiling
 from reclip_d2.data.working_files import WorkingFiles
 from reclip_d2.errors import ReclipError
-from reclip_d2.inference import Tiling
 from reclip_d2.utils.digest import file_digest
 
 

@@ -196,16 +196,16 @@ def test_nothing_of_the_unsupervised_path_reaches_the_labelled_data():
     labelled = {f"reclip_d2.evaluation.{name}" for name in ("labelled_data", "linear_probe", "linear_probe_run")}
     assert all(file_of(name) for name in labelled)
     programs = ("train_net", "tools.make_hypotheses", "tools.demo")
-    for start in (*programs, "reclip_d2.reproduction.execute", "reclip_d2.cli.segment", "reclip_d2.app.session"):
+    for start in (*programs, "reclip_d2.experiments.execute", "reclip_d2.cli.segment", "reclip_d2.app.session"):
         found = reachable(start)
         assert "reclip_d2.modeling.meta_arch.rectified_clip" in found
-        assert start not in programs or "reclip_d2.data.training_records" in found
+        assert start not in programs or "reclip_d2.hypothesis.training_records" in found
         assert not labelled & found, start
     assert labelled <= reachable("tools.linear_probe")  # the walk finds what there is to find
     # tools/reproduce.py trains with and without labels, each run in a process of its own: what all of them load.
     program = ast.parse((ROOT / "tools" / "reproduce.py").read_text())
     froms = [node for node in program.body if isinstance(node, ast.ImportFrom)]
     at_the_top = {f"{node.module}.{name.name}" for node in froms for name in node.names} | {n.module for n in froms}
-    assert "reclip_d2.reproduction.execute" in at_the_top and not labelled & at_the_top
+    assert "reclip_d2.experiments.execute" in at_the_top and not labelled & at_the_top
     importers = {p for p in (ROOT / "reclip_d2").rglob("*.py") if labelled & imports_of(p)}
     assert importers <= {file_of(name) for name in labelled}

@@ -12,7 +12,7 @@ from PIL import Image
 
 from reclip_d2.errors import ReclipError
 from reclip_d2.formats import FORMATS, MaskClasses, Prediction, write_formats
-from reclip_d2.io import remove_leftovers
+from reclip_d2.utils.io import remove_leftovers
 from tests.formats.sample import sample_labels, write_images, write_index
 from tests.formats.test_every_format import tree
 

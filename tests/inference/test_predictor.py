@@ -11,8 +11,9 @@ import torch
 from detectron2.data import transforms as T
 
 from reclip_d2.config import load_config
+from reclip_d2.data.tiling import Tiling
 from reclip_d2.errors import ReclipError
-from reclip_d2.inference import ImagePredictor, Tiling
+from reclip_d2.inference import ImagePredictor
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
 from tests.helpers import make_maskclip, make_rectified, random_image
 
@@ -110,7 +111,8 @@ def test_the_evaluations_sliding_window_is_another_thing():
 LARGE = """
 import resource, sys
 import numpy as np, torch
-from reclip_d2.inference import ImagePredictor, Tiling
+from reclip_d2.data.tiling import Tiling
+from reclip_d2.inference import ImagePredictor
 from tests.helpers import make_maskclip
 
 model = make_maskclip(class_names=[[f"class {i}"] for i in range(60)])

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from reclip_d2.data.tiling import window_starts
 from reclip_d2.inference.windows import WindowLogits, blended_bands, ramp_weights
-from reclip_d2.modeling.postprocessing import upsample_logits, window_starts
+from reclip_d2.modeling.postprocessing import upsample_logits
 
 CLASSES, PATCH = 3, 4
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from reclip_d2.clip.reference import ReferencePrompt
+from reclip_d2.backbones.reference import ReferencePrompt
 from reclip_d2.config import load_config
 from reclip_d2.modeling.bias_head import (
     BIAS_HEAD_REGISTRY,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from detectron2.utils.events import EventStorage
 from torch.nn.parallel import DistributedDataParallel
 
-from reclip_d2.clip.dense import DenseCLIP
+from reclip_d2.backbones.dense import DenseCLIP
 from reclip_d2.errors import ReclipError
 from reclip_d2.layers import draw_seed, gumbel_softmax
 from reclip_d2.modeling.meta_arch.distillation import inherit

@@ -14,7 +14,6 @@ from reclip_d2.modeling.postprocessing import (
     upsample_labels,
     upsample_logits,
     valid_patches,
-    window_starts,
 )
 
 
@@ -78,21 +77,6 @@ def test_padding_is_cropped_before_the_resize():
 
 
 # ---- sliding windows ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("length", "window", "stride", "expected"),
-    [
-        (10, 10, 5, [0]),
-        (7, 10, 5, [0]),
-        (20, 10, 5, [0, 5, 10]),
-        (21, 10, 5, [0, 5, 10, 11]),
-        (11, 10, 10, [0, 1]),
-        (30, 10, 10, [0, 10, 20]),
-    ],
-)
-def test_window_starts_by_hand(length, window, stride, expected):
-    assert window_starts(length, window, stride) == expected
 
 
 @pytest.mark.parametrize(("size", "window", "stride"), [((37, 53), (16, 20), (9, 20)), ((5, 40), (16, 16), (16, 7))])

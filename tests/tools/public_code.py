@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from detectron2.modeling import build_model
 from torch import nn
 
-from reclip_d2.clip.build import build_clip
+from reclip_d2.backbones.build import build_clip
 from reclip_d2.config import load_config
 from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from tests.helpers import EMBED_DIM, TINY_NAME, TINY_TEXT, TINY_VISION, tiny_tokenizer

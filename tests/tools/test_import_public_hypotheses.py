@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from reclip_d2.config import load_config
-from reclip_d2.data.training_records import build_training_records
 from reclip_d2.errors import ReclipError
+from reclip_d2.hypothesis.training_records import build_training_records
 from tests.helpers import datasets, isolated_cache, register_tiny_model, write_scenes
 
 __all__ = ["datasets", "isolated_cache"]

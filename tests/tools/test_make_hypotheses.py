@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from reclip_d2.data.embedded import EMBEDDED, ensure_dataset
+from reclip_d2.toy import EMBEDDED, ensure_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 

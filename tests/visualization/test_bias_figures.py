@@ -6,11 +6,11 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from reclip_d2.data.colors import class_colors
 from reclip_d2.evaluation.logit_parts import LogitParts
 from reclip_d2.evaluation.preferences import Preference
 from reclip_d2.evaluation.space_preference import distance_curve
 from reclip_d2.visualization.figures import fold, legend_shape, save_figure, shorten
-from reclip_d2.visualization.labels import class_colors
 from reclip_d2.visualization.preference_figure import MAX_MAPS, preference_figure
 from reclip_d2.visualization.scene_figures import (
     frequent_classes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from reclip_d2.cli.arguments.shared import add_clip_arguments, add_device_arguments
-from reclip_d2.cli.names import APP_MEGABYTES, APP_MEGAPIXELS
+from reclip_d2.workspace.names import APP_MEGABYTES, APP_MEGAPIXELS
 
 DESCRIPTION = """\
 Serve a page for the browser: drop images, type class names, see CLIP's own masks,

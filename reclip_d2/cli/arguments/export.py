@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from reclip_d2.cli.arguments.shared import add_background_argument
-from reclip_d2.cli.names import EXPORT_FORMATS, EXPORT_INPUT_TYPES, EXPORT_TOLERANCE, TITLES
+from reclip_d2.workspace.names import EXPORT_FORMATS, EXPORT_INPUT_TYPES, EXPORT_TOLERANCE, TITLES
 
 DESCRIPTION = """\
 Write a trained model to one file that runs without this package: ONNX or TorchScript.

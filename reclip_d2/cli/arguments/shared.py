@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from reclip_d2.cli.names import DEFAULT_CLIP, DEFAULT_PRETRAINED, FORMATS
-from reclip_d2.clip.names import EMBEDDED_MODEL_NAME
+from reclip_d2.backbones.names import EMBEDDED_MODEL_NAME
+from reclip_d2.workspace.names import DEFAULT_CLIP, DEFAULT_PRETRAINED, FORMATS
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,13 +17,13 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from open_clip.tokenizer import SimpleTokenizer
 
-from reclip_d2.clip.architectures import open_clip_name
-from reclip_d2.clip.prompts import get_templates
+from reclip_d2.backbones.architectures import open_clip_name
+from reclip_d2.backbones.prompts import get_templates
 from reclip_d2.data.class_file import ClassList, check_name_tokens, read_class_file
+from reclip_d2.data.colors import class_colors
 from reclip_d2.data.datasets.custom_labels import CUSTOM_VAL, register_labelled
 from reclip_d2.data.image_folder import find_images
 from reclip_d2.errors import ReclipError
-from reclip_d2.visualization.labels import class_colors
 
 logger = logging.getLogger(__name__)
 

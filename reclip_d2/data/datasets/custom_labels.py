@@ -16,13 +16,13 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from reclip_d2.data.class_file import IGNORE_LABEL, ClassList
+from reclip_d2.data.colors import class_colors
 from reclip_d2.data.datasets.label_orientation import OrientationCounts, check_label_size, label_turn
 from reclip_d2.data.datasets.registration import scan_ids
 from reclip_d2.data.image_folder import ImageFile, find_images
 from reclip_d2.data.images import read_geometry
 from reclip_d2.data.index_images import Palette, index_size
 from reclip_d2.errors import ReclipError
-from reclip_d2.visualization.labels import class_colors
 
 logger = logging.getLogger(__name__)
 

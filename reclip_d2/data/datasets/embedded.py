@@ -11,7 +11,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from reclip_d2.data.datasets.registration import datasets_root
-from reclip_d2.data.embedded import EMBEDDED_CLASSES, EMBEDDED_COLORS, WORLDS, World, ensure_dataset, list_split
+from reclip_d2.toy import EMBEDDED_CLASSES, EMBEDDED_COLORS, WORLDS, World, ensure_dataset, list_split
 
 PROTOCOL = "12 materials, every pixel labelled, 96 x 96 px; mIoU over the classes that occur"
 

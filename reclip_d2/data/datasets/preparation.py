@@ -25,7 +25,7 @@ from reclip_d2.data.datasets.registration import IGNORE_LABEL, README
 from reclip_d2.data.images import read_geometry
 from reclip_d2.data.index_images import read_index_image
 from reclip_d2.errors import ReclipError
-from reclip_d2.io import atomic_write
+from reclip_d2.utils.io import atomic_write
 
 _CHUNK = 16
 _Result = TypeVar("_Result")

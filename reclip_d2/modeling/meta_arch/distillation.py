@@ -34,7 +34,7 @@ from reclip_d2.modeling.nonfinite import check_finite
 from reclip_d2.modeling.postprocessing import valid_patches
 from reclip_d2.modeling.student.inherited import InheritedHead
 from reclip_d2.modeling.student.weights import load_backbone_weights
-from reclip_d2.visualization import label_panel
+from reclip_d2.modeling.training_panel import label_panel
 
 
 @META_ARCH_REGISTRY.register()

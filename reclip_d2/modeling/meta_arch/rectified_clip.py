@@ -27,7 +27,7 @@ from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.modeling.nonfinite import check_finite
 from reclip_d2.modeling.postprocessing import valid_patches
 from reclip_d2.modeling.query_head import LearnableQuery
-from reclip_d2.visualization import training_panel
+from reclip_d2.modeling.training_panel import training_panel
 
 
 @META_ARCH_REGISTRY.register()

@@ -12,11 +12,11 @@ from typing import Any
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from reclip_d2.clip.compat import OWN_IMAGE_TOWER
-from reclip_d2.clip.dense import DenseCLIP
-from reclip_d2.clip.prompts import get_templates
-from reclip_d2.clip.settings import pixel_statistics
-from reclip_d2.clip.text import cached_query_features, check_class_names
+from reclip_d2.backbones.compat import OWN_IMAGE_TOWER
+from reclip_d2.backbones.dense import DenseCLIP
+from reclip_d2.backbones.prompts import get_templates
+from reclip_d2.backbones.settings import pixel_statistics
+from reclip_d2.backbones.text import cached_query_features, check_class_names
 from reclip_d2.config.keys import KEYS
 from reclip_d2.data.classes import class_names_from_config
 from reclip_d2.modeling.backbone import build_clip_backbone
@@ -44,7 +44,7 @@ class CLIPSegmentor(LanguageSegmentor):
             query_features: W_q ``(C, D)`` of the templates.
             class_names: for each class its name and any synonyms.
             statistics_from_weights: the pixel statistics are not those of the keys, see
-                :func:`~reclip_d2.clip.settings.pixel_statistics`.
+                :func:`~reclip_d2.backbones.settings.pixel_statistics`.
             base: arguments of :class:`LanguageSegmentor`; the pixel statistics are CLIP's.
         """
         super().__init__(class_names, **base)

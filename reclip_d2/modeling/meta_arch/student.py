@@ -15,9 +15,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone
 from torch import Tensor
 
-from reclip_d2.clip.architectures import open_clip_name
-from reclip_d2.clip.build import embedding_shape
-from reclip_d2.clip.text import check_class_names
+from reclip_d2.backbones.architectures import open_clip_name
+from reclip_d2.backbones.build import embedding_shape
+from reclip_d2.backbones.text import check_class_names
 from reclip_d2.config.keys import KEYS
 from reclip_d2.data.classes import class_names_from_config
 from reclip_d2.errors import ReclipError

@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 import reclip_d2.data.datasets  # noqa: F401  (registers the data sets)
-from reclip_d2.clip.text import check_class_names
+from reclip_d2.backbones.text import check_class_names
 from reclip_d2.config import add_reclip_config
 from reclip_d2.data.classes import class_names_of
 from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
@@ -24,11 +24,11 @@ from reclip_d2.data.datasets.embedded import embedded_root
 from reclip_d2.data.datasets.registration import datasets_root as root_of_all
 from reclip_d2.data.datasets.registration import pascal_colors, read_image_list
 from reclip_d2.data.datasets.voc20 import VOC20
-from reclip_d2.data.embedded.worlds import EMBEDDED
-from reclip_d2.data.training_records import unlabelled_records
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.label_files import DatasetLabels
 from reclip_d2.evaluation.label_maps import LabelMapEvaluator
+from reclip_d2.hypothesis.training_records import unlabelled_records
+from reclip_d2.toy.worlds import EMBEDDED
 from tests.datasets_prep.miniatures import (
     VOC20_TRAIN,
     Case,

@@ -1,0 +1,201 @@
+"""Build a frozen CLIP through open_clip."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+from torch import nn
+
+from reclip_d2.backbones.architectures import model_config, open_clip_name
+from reclip_d2.backbones.download import address_of, cached_file, is_reachable
+from reclip_d2.backbones.embedded import EMBEDDED_MODEL_NAME, build_embedded_clip, embedded_checkpoint
+from reclip_d2.backbones.settings import WeightSettings, settings_beside
+from reclip_d2.backbones.weights import ClipWeights, load_clip_weights, read_clip_weights
+from reclip_d2.errors import ReclipError
+from reclip_d2.utils.digest import check_digest
+
+logger = logging.getLogger(__name__)
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def build_clip(name: str, pretrained: str) -> tuple[nn.Module, object]:
+    """Build an open_clip model with frozen weights, in eval mode, float32, on the CPU.
+
+    Args:
+        name: an open_clip model name, the JSON file of an architecture, or ``reclip-embedded`` for the tiny CLIP that
+            ships with the package.
+        pretrained: an open_clip tag (``openai``, ``laion2b_s34b_b88k``, ...); a local file: OpenAI's TorchScript
+            archive, or a state dict with open_clip's or Hugging Face's names; or ``random`` for seeded random weights
+            (tests). Of ``reclip-embedded``: ``embedded`` (also by ``openai``), the weights that ship, or a file of
+            tools/pretrain_embedded_clip.py.
+
+    Returns:
+        the model and its tokenizer.
+
+    Raises:
+        ReclipError: a name or tag is unknown, the model has no value path, the weights are not to be had or do not
+            fit.
+    """
+    if name == EMBEDDED_MODEL_NAME:
+        model = build_embedded_clip(embedded_checkpoint(pretrained))
+    else:
+        check_supported(name)
+        model = _build(open_clip_name(name), pretrained)
+    return model.float().eval().requires_grad_(False), open_clip.get_tokenizer(open_clip_name(name))
+
+
+def check_supported(name: str) -> None:
+    """Raise :class:`ReclipError` for a model of open_clip whose kind has no value path or no CLIP text tower.
+
+    Read off the model's config, before the (possibly large) model is built;
+    :func:`~reclip_d2.backbones.vision.check_value_path` looks at the module itself.
+    """
+    config = model_config(name)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    reasons = (
+        ("timm_model_name" in vision, f"its image tower is timm's {vision.get('timm_model_name')} (EVA, SigLIP, ...)"),
+        (isinstance(vision.get("layers"), list | tuple), "its image tower is a ResNet"),
+        ("multimodal_cfg" in config, "it is a CoCa, whose image tower feeds a caption decoder"),
+        (vision.get("attentional_pool"), "its image tower pools by attention"),
+        ("hf_model_name" in text, f"its text tower is Hugging Face's {text.get('hf_model_name')}"),
+        ("hf_tokenizer_name" in text, f"its tokenizer is Hugging Face's {text.get('hf_tokenizer_name')}, not CLIP's"),
+    )
+    for applies, reason in reasons:
+        if applies:
+            raise ReclipError(
+                f"MODEL.CLIP.NAME {name!r} is not supported: {reason}; take a ViT such as ViT-B-16-quickgelu"
+            )
+
+
+def embedding_shape(name: str) -> tuple[int, int]:
+    """Width D of the joint embedding and side of a patch in pixels, read off the model's config: nothing is built."""
+    config = model_config(name)
+    check_supported(name)
+    return config["embed_dim"], config["vision_cfg"]["patch_size"]
+
+
+def _build(name: str, pretrained: str) -> nn.Module:
+    """A model with the weights of a tag or of a local file, or random ones."""
+    if pretrained == "random":
+        return _random_model(name)
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained in tags:
+        weights = read_clip_weights(_fetch(name, pretrained))
+    else:
+        path = Path(pretrained).expanduser()
+        if not path.is_file():
+            raise ReclipError(
+                f"MODEL.CLIP.PRETRAINED {pretrained!r} is neither a file nor a tag of {name}"
+                f" (tags: {', '.join(tags) or 'none'})"
+            )
+        weights = read_clip_weights(path)
+        settings = settings_beside(path)
+        _check_architecture(name, settings)
+        _check_file_activation(name, pretrained, weights, settings)
+    model = _random_model(name)
+    load_clip_weights(model, weights, name, pretrained)
+    return model
+
+
+def _random_model(name: str) -> nn.Module:
+    """The model with open_clip's initialisation from a fixed seed; torch's own generator is untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            return open_clip.create_model(name, pretrained=None, pretrained_text=False)
+        except (TypeError, ValueError, AssertionError, AttributeError, ZeroDivisionError) as error:
+            cause = " ".join(str(error).split())[:120] or type(error).__name__
+            raise ReclipError(f"open_clip cannot build MODEL.CLIP.NAME {name!r}: {cause}") from error
+
+
+def _fetch(name: str, tag: str) -> Path:
+    """The file of a tag, from open_clip's cache or the network."""
+    config = get_pretrained_cfg(name, tag)
+    _check_activation(name, f"the weights {tag!r}", bool(config.get("quick_gelu", False)))
+    if cached_file(config) is None and not is_reachable(address_of(config)):
+        raise ReclipError(
+            f"the weights {tag!r} of {name} are not on this machine, and their server cannot be reached: get"
+            f" {_origin(config)} elsewhere, copy the file to this machine and set MODEL.CLIP.PRETRAINED to its path"
+        )
+    try:
+        path = Path(download_pretrained(config))
+    except Exception as error:  # no network: each client has errors of its own
+        raise ReclipError(
+            f"the weights {tag!r} of {name} cannot be fetched ({type(error).__name__}): get {_origin(config)} where"
+            " there is a network, copy the file to this machine and set MODEL.CLIP.PRETRAINED to its path"
+        ) from error
+    # In the Hugging Face Hub's cache a file's name leads to its content, which is named by its SHA-256; of what it
+    # downloads from elsewhere open_clip checks the hash itself.
+    if path.is_symlink() and _SHA256.fullmatch(path.resolve().name):
+        check_digest(path.resolve(), path.resolve().name, f"the weights {tag!r} of {name}")
+    return path
+
+
+def _origin(config: dict[str, Any]) -> str:
+    """Where a tag's weights come from, as open_clip has it."""
+    places = []
+    if config.get("hf_hub"):
+        repository, _, file = config["hf_hub"].rpartition("/")
+        places.append(f"{file or 'open_clip_model.safetensors'} of the Hugging Face repository {repository}")
+    if config.get("url"):
+        places.append(str(config["url"]))
+    return " or ".join(places) or "its file"
+
+
+def _check_architecture(name: str, settings: WeightSettings) -> None:
+    """Raise :class:`ReclipError` where a config beside the weights is of another architecture than the model."""
+
+    def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for key, value in node.items():
+            flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        return flat
+
+    theirs, ours = flatten(settings.architecture), flatten(model_config(name))
+    for key in sorted(theirs.keys() & ours.keys() - {"quick_gelu"}):  # the activation has a message of its own
+        if theirs[key] != ours[key]:
+            raise ReclipError(
+                f"{settings.origin} says {key} {theirs[key]}, and MODEL.CLIP.NAME {name} has {ours[key]}: set"
+                " MODEL.CLIP.NAME to the model of these weights"
+            )
+
+
+def _check_file_activation(name: str, source: str, weights: ClipWeights, settings: WeightSettings) -> None:
+    if weights.quick_gelu is not None:
+        _check_activation(name, f"MODEL.CLIP.PRETRAINED {source} ({weights.source} weights)", weights.quick_gelu)
+    elif settings.quick_gelu is not None:
+        _check_activation(name, f"MODEL.CLIP.PRETRAINED {source} (as {settings.origin} says)", settings.quick_gelu)
+    elif weights.source == "Hugging Face":
+        logger.warning(
+            "%s has no config.json beside it: cannot tell whether it needs QuickGELU (OpenAI's weights do)", source
+        )
+
+
+def _check_activation(name: str, what: str, quick_gelu: bool) -> None:
+    """Raise :class:`ReclipError` unless the model has the activation that the weights were trained with."""
+    has_quick_gelu = bool(open_clip.get_model_config(name).get("quick_gelu", False))
+    if has_quick_gelu == quick_gelu:
+        return
+    other = name.removesuffix("-quickgelu") if has_quick_gelu else f"{name}-quickgelu"
+    remedy = f"set MODEL.CLIP.NAME to {other} instead of {name}"
+    if other not in open_clip.list_models():
+        remedy = f"{name} is the wrong model for them"
+    need = "need QuickGELU" if quick_gelu else "were trained with GELU, not QuickGELU"
+    raise ReclipError(f"{what} {need}: {remedy}")
+
+
+def clip_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of all weights (float32 state tensors in the order of their sorted names), as hex digits."""
+    digest = hashlib.sha256()
+    state = model.state_dict()
+    for key in sorted(state):
+        digest.update(state[key].detach().float().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()

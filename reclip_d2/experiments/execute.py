@@ -1,0 +1,160 @@
+"""Train and evaluate in this process, through ``train_net.py``'s own functions.
+
+That program stands at the top of the checkout: whoever imports this module has the checkout on Python's path. Nothing
+here reads a label in training; linear probing, which does, is in ``tools``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import HookBase
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
+from detectron2.utils.env import seed_all_rng
+from torch import nn
+
+from reclip_d2.config import load_config
+from reclip_d2.engine.logs import logging_to
+from reclip_d2.evaluation.label_evaluator import plain_json
+from reclip_d2.experiments.machine import machine, versions
+from reclip_d2.experiments.runs import Job
+from reclip_d2.modeling.build import check_registered_parts
+from reclip_d2.utils.io import atomic_write
+from train_net import Trainer, build_evaluation_model
+
+BIAS_SCORES = ("class_preference", "space_preference")
+
+
+class Evaluated(NamedTuple):
+    """A model that needed no training, or was trained before."""
+
+    scores: dict[str, Any]
+    """``{"mIoU": ..., "IoU": {class: ...}}`` in percent, and of the biases what their evaluators give."""
+    model: nn.Module
+    seconds: float
+
+
+class Trained(NamedTuple):
+    """A trained model, in eval mode."""
+
+    model: nn.Module
+    seconds: float
+    """Of the iterations alone, from where they began."""
+    first_iteration: int
+    """0, or where a stopped run went on."""
+
+
+class _TrainerWithoutTest(Trainer):
+    """The test at the end is a step of its own; of the checkpoints before the end the last one serves."""
+
+    def build_hooks(self) -> list[HookBase]:
+        hooks = [hook for hook in super().build_hooks() if not isinstance(hook, EvalHook)]
+        for hook in hooks:
+            if isinstance(hook, PeriodicCheckpointer):
+                hook.max_to_keep = 1
+        return hooks
+
+
+def scores_of(results: dict[str, Any]) -> dict[str, Any]:
+    """Scores of ``Trainer.test``'s results on one data set: see :class:`Evaluated`."""
+    values = results["sem_seg"]
+    scores = {
+        "mIoU": float(values["mIoU"]),
+        "IoU": {key[4:]: float(value) for key, value in values.items() if key.startswith("IoU-")},
+    }
+    return {**scores, **{name: dict(results[name]) for name in BIAS_SCORES if name in results}}
+
+
+def evaluate(cfg: CfgNode, model: nn.Module | None = None) -> Evaluated:
+    """Evaluate on the data set of ``DATASETS.TEST``.
+
+    Args:
+        model: in eval mode; None for MaskCLIP, or for the checkpoint of ``MODEL.WEIGHTS``.
+    """
+    start = time.perf_counter()
+    model = build_evaluation_model(cfg, resume=False) if model is None else model
+    scores = scores_of(Trainer.test(cfg, model))
+    return Evaluated(scores, model, time.perf_counter() - start)
+
+
+def train(cfg: CfgNode, resume: bool = False, trainer_class: type[Trainer] = _TrainerWithoutTest) -> Trained:
+    """Train to the end, without a test.
+
+    Args:
+        resume: go on from the last checkpoint in ``OUTPUT_DIR`` if there is one.
+    """
+    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    seed_all_rng(cfg.SEED if cfg.SEED >= 0 else None)
+    trainer = trainer_class(cfg)
+    trainer.resume_or_load(resume=resume)
+    first, start = trainer.start_iter, time.perf_counter()
+    trainer.train()
+    return Trained(trainer.checkpointer.model.eval(), time.perf_counter() - start, first)
+
+
+def perform(job: Job) -> dict[str, Any]:
+    """Train and evaluate, or do what a stopped run has left of it; logs go to ``log.txt`` in the run's folder.
+
+    Returns:
+        see :func:`result_of`.
+    """
+    with logging_to(job.folder):
+        cfg = load_config(job.config_file, job.options)
+        check_registered_parts(cfg)
+        if job.kind == "evaluate":
+            return result_of(cfg, evaluate(cfg).scores, None)
+        trained = train(cfg, resume=True)
+        return result_of(cfg, evaluate(cfg, trained.model).scores, training_of(cfg, trained))
+
+
+def result_of(
+    cfg: CfgNode, scores: dict[str, Any], training: dict[str, Any] | None, supervision: str = "none"
+) -> dict[str, Any]:
+    """The result of a run, fit for JSON; the config is written to its folder.
+
+    Args:
+        scores: see :class:`Evaluated`.
+        training: see :func:`training_of`; None where nothing trains.
+        supervision: what it was trained with besides images and class names.
+
+    Returns:
+        ``metrics``, ``training``, ``dataset``, ``protocol``, ``supervision``, ``versions``, ``machine``.
+    """
+    with atomic_write(Path(cfg.OUTPUT_DIR) / "config.yaml") as temporary:
+        temporary.write_text(cfg.dump(), encoding="utf-8")
+    dataset = cfg.DATASETS.TEST[0]
+    return plain_json(
+        {
+            "dataset": dataset,
+            "protocol": MetadataCatalog.get(dataset).get("reclip_protocol", ""),
+            "supervision": supervision,
+            "metrics": scores,
+            "training": training,
+            "versions": versions(),
+            "machine": machine(cfg.MODEL.DEVICE),
+        }
+    )
+
+
+def training_of(cfg: CfgNode, trained: Trained) -> dict[str, Any]:
+    """What is kept of a training; the loss is the last that its log has, a median over 20 iterations."""
+    losses = [math.nan]
+    metrics = Path(cfg.OUTPUT_DIR) / "metrics.json"
+    if metrics.exists():
+        for line in metrics.read_text(errors="replace").splitlines():
+            # A run that was killed may have left half a line, to which the next one wrote on.
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+                losses.append(json.loads(line)["total_loss"])
+    return {
+        "iterations": cfg.SOLVER.MAX_ITER,
+        "first_iteration": trained.first_iteration,
+        "seconds": trained.seconds,
+        "total_loss": losses[-1],
+    }

@@ -1,0 +1,163 @@
+"""What the finished runs of a suite say: scores by seed, differences, verdicts, explanations."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from reclip_d2.experiments.runs import Runs
+from reclip_d2.experiments.suite import DIGITS, METRICS, SCORES, Claim, Suite, Table
+from reclip_d2.experiments.verdicts import HOLDS, Difference, Scores, Verdict, judge, paired_difference, spread
+
+
+class Judged(NamedTuple):
+    """A claim with its verdict."""
+
+    claim: Claim
+    table: Table
+    verdict: Verdict
+    explanation: str
+    """"" where the claim holds, or has none."""
+    paper: dict[str, float]
+    """The paper's own difference by data set."""
+
+
+class Measurements:
+    """Results of a suite's experiments by seed."""
+
+    def __init__(self, suite: Suite, results: Mapping[str, Mapping[int | None, dict[str, Any]]], seeds: Sequence[int]):
+        """
+        Args:
+            results: of each experiment by seed (None: it has none); missing where a run is not done.
+            seeds: the ones asked for.
+        """
+        self.suite = suite
+        self.results = results
+        self.seeds = tuple(seeds)
+        self.failed: set[str] = set()
+        """Experiments that failed for some seed."""
+        self.stale: list[str] = []
+        """Runs that were made with another config than the suite's, which do not count."""
+
+    @classmethod
+    def of(cls, runs: Runs) -> Measurements:
+        """What is done in the runs' folder, for the seeds that were asked for."""
+        results: dict[str, dict[int | None, dict[str, Any]]] = {key: {} for key in runs.suite.experiments}
+        measurements = cls(runs.suite, results, runs.settings.seeds)
+        for planned in runs.planned:
+            key, result = planned.run.experiment.key, planned.folder.result
+            if result is None:
+                measurements.failed |= {key} if planned.folder.failure else set()
+            elif planned.folder.changes(planned.settings):
+                measurements.stale.append(planned.name)
+            else:
+                results[key][planned.run.seed] = result
+        return measurements
+
+    # ---- numbers --------------------------------------------------------------------------------------------
+
+    def scores(self, key: str, metric: str = "mIoU") -> Scores:
+        """Scores of an experiment by seed; those that were not measured are left out."""
+        values = {seed: _value(result, metric) for seed, result in self.results[key].items()}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+    def mean(self, key: str, metric: str = "mIoU") -> float | None:
+        """Mean over the seeds; None if there is nothing."""
+        values = list(self.scores(key, metric).values())
+        return statistics.mean(values) if values else None
+
+    def cell(self, key: str, metric: str = "mIoU") -> str:
+        """``mean ± standard deviation``, or why there is no number."""
+        scores = self.scores(key, metric)
+        if not scores:
+            return "failed" if key in self.failed else "none" if self.results[key] else "not run"
+        text = spread(list(scores.values()), DIGITS[metric])
+        missing = None not in scores and len(scores) < len(self.seeds)
+        return f"{text} ({len(scores)} of {len(self.seeds)} seeds)" if missing else text
+
+    def training_seconds(self, key: str) -> str:
+        """Mean seconds of the training, of runs that were not stopped; ``none`` where nothing trains."""
+        trainings = [result["training"] for result in self.results[key].values()]
+        if not trainings:
+            return ""
+        seconds = [t["seconds"] for t in trainings if t and not t["first_iteration"]]
+        return f"{statistics.mean(seconds):.0f}" if seconds else "resumed" if any(trainings) else "none"
+
+    def all_results(self) -> list[dict[str, Any]]:
+        """Results of all runs that are done."""
+        return [result for results in self.results.values() for result in results.values()]
+
+    # ---- claims ---------------------------------------------------------------------------------------------
+
+    def judge(self, claim: Claim, table: Table) -> Judged:
+        """Verdict on a claim, with the explanation where it does not hold."""
+        verdict = judge(self.scores(claim.better, claim.metric), self.scores(claim.worse, claim.metric))
+        explain = verdict.difference is not None and verdict.word != HOLDS
+        explanation = self.fill_in(claim.explanation) if explain else ""
+        return Judged(claim, table, verdict, explanation, self._paper_difference(claim, table))
+
+    def judge_all(self) -> list[Judged]:
+        """All claims in the order of the tables."""
+        return [self.judge(claim, table) for table in self.suite.tables for claim in table.claims]
+
+    def _paper_difference(self, claim: Claim, table: Table) -> dict[str, float]:
+        """By data set, from the numbers in the claim's own table, or else in the first that has both."""
+        for candidate in (table, *self.suite.tables):
+            numbers = {row.experiment: row.paper.get(claim.metric, {}) for row in candidate.rows}
+            better, worse = numbers.get(claim.better, {}), numbers.get(claim.worse, {})
+            found = {
+                column: better[column] - worse[column]
+                for column in self.suite.paper_columns
+                if better.get(column) is not None and worse.get(column) is not None
+            }
+            if found:
+                return found
+        return {}
+
+    def fill_in(self, text: str) -> str:
+        """A text with its ``{...}`` filled in; "" if one of them was not measured, or is no experiment of this suite.
+
+        ``{a}`` is the mIoU of a, ``{a - b}`` the paired difference; ``{...: metric}`` takes another metric.
+        """
+        missing = False
+
+        def number(match: re.Match[str]) -> str:
+            nonlocal missing
+            names, _, metric = (part.strip() for part in match[1].partition(":"))
+            metric = metric or "mIoU"
+            keys = [key.strip() for key in names.split(" - ")]
+            known = metric in METRICS and len(keys) <= 2 and all(key in self.results for key in keys)
+            scores = [self.scores(key, metric) for key in keys] if known else []
+            if len(scores) == 2 and (difference := paired_difference(*scores)) is not None:
+                return difference_text(difference, metric)
+            if len(scores) == 1 and scores[0]:
+                return self.cell(keys[0], metric)
+            missing = True
+            return ""
+
+        filled = re.sub(r"\{([^{}]+)\}", number, text)
+        return "" if missing else filled
+
+
+def difference_text(difference: Difference, metric: str) -> str:
+    """``+4.1 [+3.2, +5.0]``: mean and its confidence interval; the mean alone without seeds, or with a single one."""
+    digits = DIGITS[metric]
+    text = f"{difference.mean:+.{digits}f}"
+    if difference.seeds < 2:
+        return text
+    low, high = difference.mean - difference.half_width, difference.mean + difference.half_width
+    return f"{text} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def _value(result: dict[str, Any], metric: str) -> float | None:
+    """A result's number; None if it was not measured, or is no number."""
+    if metric == "total_loss":
+        value = (result["training"] or {}).get("total_loss")
+    elif metric in SCORES:
+        value = result["metrics"].get(metric, {}).get("score")
+    else:
+        value = result["metrics"].get(metric)
+    return value if value is not None and math.isfinite(value) else None

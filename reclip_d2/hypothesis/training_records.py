@@ -1,0 +1,172 @@
+"""Training records: images of the data set with their hypotheses, and nothing of their labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.utils import comm
+
+from reclip_d2.backbones.architectures import open_clip_name
+from reclip_d2.backbones.prompts import get_templates
+from reclip_d2.backbones.settings import pixel_statistics
+from reclip_d2.backbones.text import cached_query_features
+from reclip_d2.data.classes import check_registered, class_names_of
+from reclip_d2.data.dataset_mapper import LABEL_KEYS
+from reclip_d2.data.images import log_alpha
+from reclip_d2.errors import ReclipError
+from reclip_d2.hypothesis.file import (
+    WINDOW_METHODS,
+    HypothesisHeader,
+    check_classes_per_image,
+    find_threshold,
+    hypotheses_of,
+)
+from reclip_d2.hypothesis.generate import HypothesisGenerator, load_or_generate
+from reclip_d2.modeling.backbone import build_clip_backbone
+from reclip_d2.utils.digest import file_digests
+from reclip_d2.utils.io import cache_dir
+
+logger = logging.getLogger(__name__)
+
+
+def unlabelled_records(datasets: tuple[str, ...] | list[str]) -> list[dict[str, Any]]:
+    """Records of registered data sets without any label entry, each with an ``image_id`` (by default its file name).
+
+    Raises:
+        ReclipError: a data set is unknown, there are no images, or two have one id.
+    """
+    records, seen = [], set()
+    for name in datasets:
+        check_registered(name)
+        found = DatasetCatalog.get(name)
+        log_alpha(name, (record["file_name"] for record in found))
+        for record in found:
+            record = {key: value for key, value in record.items() if key not in LABEL_KEYS}
+            record.setdefault("image_id", record["file_name"])
+            if record["image_id"] in seen:
+                raise ReclipError(
+                    f"two training images have the id {record['image_id']!r}: check {', '.join(datasets)}"
+                )
+            seen.add(record["image_id"])
+            records.append(record)
+    if not records:
+        raise ReclipError(f"no training images in {', '.join(datasets) or 'DATASETS.TRAIN (empty)'}")
+    return records
+
+
+def hypothesis_header(cfg: CfgNode, clip_fingerprint: str, images: str = "") -> HypothesisHeader:
+    """What the hypotheses of ``DATASETS.TRAIN`` must have been made with.
+
+    Args:
+        images: see :func:`images_digest`.
+    """
+    method = cfg.HYPOTHESIS.METHOD
+    one_pass = method == "one_pass"
+    statistics = pixel_statistics(cfg)
+    return HypothesisHeader(
+        dataset="+".join(cfg.DATASETS.TRAIN),
+        class_names=class_names_of(cfg.DATASETS.TRAIN[0]),
+        clip=open_clip_name(cfg.MODEL.CLIP.NAME),
+        fingerprint=clip_fingerprint,
+        templates=cfg.MODEL.CLIP.TEMPLATES,
+        method=method,
+        window_ratio=round(cfg.HYPOTHESIS.WINDOW_RATIO, 6) if method in WINDOW_METHODS else 0.0,
+        image_sides=[cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST] if one_pass else [0, 0],
+        split_block=cfg.HYPOTHESIS.SPLIT_BLOCK if one_pass else 0,
+        pixel_statistics=[[float(x) for x in values] for values in (statistics.mean, statistics.std)],
+        images=images,
+    )
+
+
+def hypothesis_path(cfg: CfgNode, header: HypothesisHeader) -> Path:
+    """``HYPOTHESIS.FILE``, or a file of the cache folder named by all that the hypotheses depend on."""
+    if cfg.HYPOTHESIS.FILE:
+        return Path(cfg.HYPOTHESIS.FILE)
+    digest = hashlib.sha256(json.dumps(asdict(header)).encode()).hexdigest()[:16]
+    return cache_dir() / "hypotheses" / f"{header.dataset}-{header.method}-{digest}.jsonl"
+
+
+def images_digest(records: list[dict[str, Any]]) -> str:
+    """Hash of the ids and the contents of all images, in order; where the files lie does not matter.
+
+    A file that is missing counts as empty: reading it will say so.
+    """
+    digests = file_digests([record["file_name"] for record in records])
+    ids = [record["image_id"] for record in records]
+    return hashlib.sha256(json.dumps([ids, digests]).encode()).hexdigest()
+
+
+def _announce_legacy_file(path: Path, header: HypothesisHeader, records: list[dict[str, Any]]) -> None:
+    """Log where the file of an earlier version lies, which named files by the sizes of the images."""
+    if path.exists() or path.parent != cache_dir() / "hypotheses":
+        return
+    fields = asdict(header)
+    del fields["images"], fields["pixel_statistics"]
+    files = [(r["image_id"], r["file_name"], _size(r["file_name"])) for r in records]
+    digest = hashlib.sha256(json.dumps([fields, files]).encode()).hexdigest()[:16]
+    legacy = path.with_name(f"{header.dataset}-{header.method}-{digest}.jsonl")
+    if legacy.exists():
+        logger.warning(
+            "%s was made by an earlier version, which did not record the content of the images: they are computed"
+            " again; if the images have not changed, set HYPOTHESIS.FILE to it",
+            legacy,
+        )
+
+
+def _size(path: str) -> int:
+    return os.path.getsize(path) if os.path.exists(path) else -1
+
+
+def build_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
+    """Records of ``DATASETS.TRAIN`` with their ``hypothesis``; the hypothesis file is made if it is missing.
+
+    A distillation without the text-guided loss (MaskCLIP+) reads no hypotheses: none are made.
+    """
+    records = unlabelled_records(cfg.DATASETS.TRAIN)
+    if cfg.MODEL.META_ARCHITECTURE == "Distillation" and not cfg.MODEL.DISTILLATION.TEXT_WEIGHT:
+        logger.info("%d training images, without hypotheses: no loss reads them", len(records))
+        return records
+    check_classes_per_image(cfg.HYPOTHESIS.CLASSES_PER_IMAGE, len(class_names_of(cfg.DATASETS.TRAIN[0])))
+    backbone = build_clip_backbone(cfg)
+    reads = cfg.HYPOTHESIS.METHOD != "imported" and comm.is_main_process()  # the main process, for all
+    images = comm.all_gather(images_digest(records) if reads else "")[0]
+    header = hypothesis_header(cfg, backbone.fingerprint, images)
+
+    def make_generator() -> HypothesisGenerator:
+        backbone.to(cfg.MODEL.DEVICE)
+        features = cached_query_features(
+            backbone.text_encoder, header.class_names, get_templates(header.templates), backbone.key
+        )
+        return HypothesisGenerator(
+            backbone,
+            features.to(cfg.MODEL.DEVICE),
+            *header.pixel_statistics,
+            cfg.HYPOTHESIS.BATCH_SIZE,
+        )
+
+    path = hypothesis_path(cfg, header)
+    _announce_legacy_file(path, header, records)
+    lines = load_or_generate(path, header, records, make_generator)
+    ids = [record["image_id"] for record in records]
+    threshold = cfg.HYPOTHESIS.THRESHOLD
+    if wanted := cfg.HYPOTHESIS.CLASSES_PER_IMAGE:
+        threshold = find_threshold(lines, header, ids, wanted, cfg.HYPOTHESIS.CALIBRATED)
+        logger.info("HYPOTHESIS.CLASSES_PER_IMAGE %g: the threshold t is %.6g", wanted, threshold)
+    hypotheses = hypotheses_of(lines, header, ids, threshold, cfg.HYPOTHESIS.CALIBRATED)
+    for record in records:
+        record["hypothesis"] = hypotheses[record["image_id"]]
+        if cfg.HYPOTHESIS.CROP_AWARE:
+            line = lines[record["image_id"]]
+            record["window_classes"] = line["top1_calibrated" if cfg.HYPOTHESIS.CALIBRATED else "top1"]
+            record["window_threshold"] = threshold
+    mean = sum(map(len, hypotheses.values())) / len(hypotheses)
+    logger.info("%d training images, %.2f classes an image in their hypotheses (%s)", len(records), mean, path)
+    return records

@@ -1,0 +1,151 @@
+"""What the tiny CLIP is pretrained on: batches of pictures, caption tokens and labelled boxes.
+
+Shape letters: B images, h x w patches, n = h*w, C = 12 materials, N = 24 names, T = 77 tokens of a text,
+K kept tokens, R regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reclip_d2.toy.captions import long_prefix, salient_material
+from reclip_d2.toy.scenes import render_close_up, render_composition
+from reclip_d2.toy.vocabulary import NUM_MATERIALS, name_vocabulary
+from reclip_d2.toy.worlds import World
+
+BOXES_PER_IMAGE, BOX_PURITY = 3, 0.7
+# The material a caption speaks of is drawn this often when a picture is rendered; a batch takes one draw.
+SALIENCE_DRAWS = 8
+# Pictures are rendered in jobs of this many, so that they do not depend on the number of processes.
+JOB_SIZE = 250
+
+
+@dataclass
+class Pictures:
+    """Rendered training pictures.
+
+    Attributes:
+        images: uint8 (B, 3, S, S).
+        fractions: float32 (B, h, w, C), how much of each patch each material covers.
+        salient: int64 (B, draws), materials that captions of the image speak of.
+    """
+
+    images: Tensor
+    fractions: np.ndarray
+    salient: np.ndarray
+
+
+def _render_compositions(
+    world: World, seed: int, start: int, stop: int, patch: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    images, fractions, salient = [], [], []
+    for index in range(start, stop):
+        scene = render_composition(seed, index, world)
+        grid = scene.labels.shape[0] // patch
+        one_hot = scene.labels[..., None] == np.arange(NUM_MATERIALS)
+        images.append(scene.image.transpose(2, 0, 1))
+        fractions.append(one_hot.reshape(grid, patch, grid, patch, -1).mean(axis=(1, 3), dtype=np.float32))
+        rng = np.random.default_rng([seed, index])
+        salient.append([salient_material(rng, scene) for _ in range(SALIENCE_DRAWS)])
+    return np.stack(images), np.stack(fractions), np.array(salient)
+
+
+def _render_close_ups(
+    world: World, seed: int, start: int, stop: int, patch: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Close-ups show every material equally often in every world: they teach the names, not the shares."""
+    pictures = [render_close_up(seed, index) for index in range(start, stop)]
+    grid = pictures[0][0].shape[0] // patch
+    materials = np.array([material for _, material in pictures])
+    fractions = np.eye(NUM_MATERIALS, dtype=np.float32)[materials][:, None, None].repeat(grid, 1).repeat(grid, 2)
+    return (
+        np.stack([image.transpose(2, 0, 1) for image, _ in pictures]),
+        fractions,
+        materials[:, None].repeat(SALIENCE_DRAWS, 1),
+    )
+
+
+def render_pictures(world: World, seed: int, count: int, close_ups: bool, patch: int, threads: int) -> Pictures:
+    """Render ``count`` compositions or close-ups in ``threads`` processes; their number changes nothing."""
+    render = _render_close_ups if close_ups else _render_compositions
+    bounds = list(range(0, count, JOB_SIZE)) + [count]
+    with ProcessPoolExecutor(threads) as pool:
+        jobs = [
+            pool.submit(render, world, seed, start, stop, patch)
+            for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
+        ]
+        images, fractions, salient = (
+            np.concatenate(parts) for parts in zip(*(job.result() for job in jobs), strict=True)
+        )
+    return Pictures(torch.from_numpy(images), fractions, salient)
+
+
+class CaptionTokens:
+    """Tokens of all names in all templates, renumbered to the K kept ones; end stays the largest."""
+
+    def __init__(self, tokenizer: object, templates: Sequence[str]) -> None:
+        """
+        Args:
+            tokenizer: CLIP's, from ``open_clip.get_tokenizer``.
+            templates: texts with one ``{}`` for the name.
+        """
+        names = name_vocabulary()
+        texts = tokenizer([template.format(name) for template in templates for name in names])
+        start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
+        self.token_ids = torch.unique(torch.cat([texts.flatten(), torch.tensor([0, start, end])]))
+        self.start, self.end = (int(torch.searchsorted(self.token_ids, torch.tensor(i))) for i in (start, end))
+        self.context_length = texts.shape[1]
+        compact = torch.searchsorted(self.token_ids, texts).view(len(templates), len(names), -1)
+        # bodies[t][j]: tokens of template t with name j, without start, end and padding.
+        self.bodies = [[row[1 : int(row.argmax())].tolist() for row in rows] for rows in compact]
+
+    def draw(self, rng: np.random.Generator, long: bool) -> Tensor:
+        """One caption a name, int64 (N, T): the same template for all, after other clauses if ``long``."""
+        template = self.bodies[int(rng.integers(len(self.bodies)))]
+        prefix: list[int] = []
+        if long:
+            clauses = [body for bodies in self.bodies for body in bodies]
+            prefix = long_prefix(rng, clauses, self.context_length - 2 - max(len(body) for body in template))
+        tokens = torch.zeros(len(template), self.context_length, dtype=torch.int64)
+        for row, body in zip(tokens, template, strict=True):
+            text = [self.start, *prefix, *body, self.end]
+            row[: len(text)] = torch.tensor(text)
+        return tokens
+
+
+def draw_regions(rng: np.random.Generator, fractions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw boxes of 2-4 patches a side that show one material, up to ``BOXES_PER_IMAGE`` an image.
+
+    One material covers at least ``BOX_PURITY`` of each box.
+
+    Args:
+        fractions: (B, h, w, C).
+
+    Returns:
+        image of each region int64 (R,), its mean over patches as a weight matrix float32 (R, n), its material
+        int64 (R,).
+    """
+    grid = fractions.shape[1]
+    owners, weights, materials = [], [], []
+    for image, cover in enumerate(fractions):
+        found = 0
+        for height, width in rng.integers(2, 5, (4 * BOXES_PER_IMAGE, 2)):
+            top, left = rng.integers(0, grid - height + 1), rng.integers(0, grid - width + 1)
+            share = cover[top : top + height, left : left + width].mean(axis=(0, 1))
+            if share.max() < BOX_PURITY:
+                continue
+            weight = np.zeros((grid, grid), dtype=np.float32)
+            weight[top : top + height, left : left + width] = 1 / (height * width)
+            owners.append(image)
+            weights.append(weight.ravel())
+            materials.append(int(share.argmax()))
+            found += 1
+            if found == BOXES_PER_IMAGE:
+                break
+    return torch.tensor(owners), torch.from_numpy(np.stack(weights)), torch.tensor(materials)

@@ -1,0 +1,209 @@
+"""How long the stages of a run will take, from a first batch of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
+from reclip_d2.data.image_folder import ImageFile
+from reclip_d2.data.images import peek_size, read_image
+from reclip_d2.data.survey import SurveyedImage
+from reclip_d2.data.tiling import Tiling, window_starts
+from reclip_d2.errors import ReclipError
+from reclip_d2.hypothesis.generate import HypothesisGenerator
+from reclip_d2.hypothesis.windows import crop_windows
+from reclip_d2.inference import ImagePredictor
+from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
+from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
+from reclip_d2.workspace.run_folder import RunFolder
+
+# Images that are tried for one that can be read, where nobody has looked at them before.
+_TRIES = 10
+# Seconds from which on a shorter way is pointed out.
+_LONG = 4 * 3600
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What there is to do, and on which images.
+
+    Attributes:
+        sample: training file of an image of a usual size.
+        image: an image of a usual size.
+        hypotheses: files whose hypotheses are missing.
+        iterations: of the training.
+        masks: images whose masks are missing.
+        tiles: how many tiles further very large images have, in prediction; ``image`` is one of them if there are no
+            others.
+    """
+
+    sample: str
+    image: str
+    hypotheses: int
+    iterations: int
+    masks: int
+    tiles: int
+
+
+def estimate(cfg: CfgNode, work: Work) -> dict[str, float]:
+    """Seconds of the stages that have something to do: ``hypotheses``, ``rectification``, ``masks``.
+
+    Args:
+        cfg: of the model whose masks are wanted; ``custom`` must be registered.
+    """
+    model = build_model(cfg).eval()
+    record = {"file_name": work.sample, "image_id": "sample"}
+    seconds = {}
+    if work.hypotheses:
+        seconds["hypotheses"] = work.hypotheses * _hypothesis_seconds(cfg, model, work.sample)
+    if work.iterations:
+        seconds["rectification"] = work.iterations * _iteration_seconds(cfg, model.train(), record)
+        model.eval()
+    if work.masks or work.tiles:
+        image = read_image(work.image)
+        predictor = ImagePredictor.from_config(model, cfg)
+        seconds["masks"] = work.masks * _time(lambda: predictor.labels(image), model.device) if work.masks else 0.0
+        if work.tiles:  # a tile is predicted as an image is; half of it again for the blending
+            tile = image[: predictor.tiling.size, : predictor.tiling.size].copy()
+            seconds["masks"] += 1.5 * work.tiles * _time(lambda: predictor.labels(tile), model.device)
+    return seconds
+
+
+def _time(step: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call that works on ``device``, after one that warms up."""
+    with torch.no_grad():
+        step()
+        _wait(device)
+        start = time.perf_counter()
+        step()
+        _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":  # of this GPU alone: asking another would take memory there
+        torch.cuda.synchronize(device)
+
+
+def _hypothesis_seconds(cfg: CfgNode, model: CLIPSegmentor, sample: str) -> float:
+    """Of one image: decoding, and the windows that the batch size lets through together, times their number."""
+    reading = _time(lambda: read_image(sample), model.device)
+    if cfg.HYPOTHESIS.METHOD == "one_pass":
+        generator = HypothesisGenerator(
+            model.backbone, model.query_features, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.HYPOTHESIS.BATCH_SIZE
+        )
+        image = torch.from_numpy(read_image(sample)).permute(2, 0, 1)
+        sides = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        split = cfg.HYPOTHESIS.SPLIT_BLOCK
+        return reading + _time(
+            lambda: generator.one_pass_scores([image], cfg.HYPOTHESIS.WINDOW_RATIO, sides, split), model.device
+        )
+    windows = 1 if cfg.HYPOTHESIS.METHOD == "image" else len(crop_windows(96, 96, cfg.HYPOTHESIS.WINDOW_RATIO))
+    size = min(windows, cfg.HYPOTHESIS.BATCH_SIZE, 16 if model.device.type == "cpu" else 256)
+    crops = torch.zeros(size, 3, *model.backbone.image_size, device=model.device)
+    encoding = _time(lambda: model.backbone.global_features(crops) @ model.query_features.T, model.device)
+    return encoding / size * windows + reading
+
+
+def _iteration_seconds(cfg: CfgNode, model: LanguageSegmentor, record: dict) -> float:
+    """Of one iteration: one of two images, whose share that grows with the batch is taken for all of it."""
+    mapped = UnlabelledDatasetMapper(cfg, is_train=True)(record)
+    mapped["hypothesis"] = torch.arange(min(2, model.num_classes))
+
+    def step(images: Sequence[dict]) -> None:
+        with torch.enable_grad(), EventStorage(1):  # iteration 1: no pictures for TensorBoard
+            sum(model(list(images)).values()).backward()
+        model.zero_grad()
+
+    one, two = (_time(lambda n=n: step([mapped] * n), model.device) for n in (1, 2))
+    each = max(two - one, 0.1 * two)
+    return max(one - each, 0.0) + each * cfg.SOLVER.IMS_PER_BATCH
+
+
+def announce_duration(
+    cfg: CfgNode,
+    folder: RunFolder,
+    missing: Sequence[ImageFile],
+    surveyed: Sequence[SurveyedImage],
+    student: bool,
+) -> None:
+    """Time a first batch of each step that is to come, and print what they suggest.
+
+    Args:
+        cfg: of the first kind of model.
+        missing: images without a mask.
+        surveyed: what is known of the images; empty for a run without training.
+        student: the run ends with a distillation, whose time is not known yet.
+    """
+    work = _work(cfg, folder, missing, surveyed)
+    if work is None:
+        return
+    print("timing a first batch of each step ...", flush=True)
+    seconds = estimate(cfg, work)
+    parts = ", ".join(f"{name} {in_words(value)}" for name, value in seconds.items())
+    more = ", and the distillation" if student else ""
+    print(f"  they suggest about {in_words(sum(seconds.values()))} in all ({parts}){more}", flush=True)
+    if "rectification" in seconds and sum(seconds.values()) > _LONG:
+        print("  for a quick look give --fast (no training); for a shorter training a lower --iterations", flush=True)
+
+
+def _work(
+    cfg: CfgNode, folder: RunFolder, missing: Sequence[ImageFile], surveyed: Sequence[SurveyedImage]
+) -> Work | None:
+    """What is to be done; None if that is nothing, or no image to time it on can be read."""
+    tiling = Tiling.from_config(cfg)
+    sizes = {image.file.image_id: image.size for image in surveyed}
+    if not surveyed:
+        sizes = {image.image_id: peek_size(image.path) for image in missing}
+    large = [image for image in missing if tiling.applies_to(sizes[image.image_id])]
+    tiles = sum(_count_tiles(sizes[image.image_id], tiling) for image in large)
+    if not surveyed:
+        some = [image for image in missing if not tiling.applies_to(sizes[image.image_id])][:_TRIES] or large[:1]
+        path = next((str(image.path) for image in some if _is_readable(image)), None)
+        return path and Work(path, path, 0, 0, len(missing) - len(large), tiles)
+    ordered = sorted(surveyed, key=lambda image: image.size[0] * image.size[1])
+    middle = ordered[len(ordered) // 2]
+    sample = middle.training_files[0]
+    work = Work(
+        sample=str(sample),
+        image=str(sample if tiling.applies_to(middle.size) else middle.file.path),
+        hypotheses=0 if folder.hypotheses.exists() else sum(len(image.training_files) for image in surveyed),
+        iterations=0 if folder.weights("rectified").exists() else cfg.SOLVER.MAX_ITER,
+        masks=len(missing) - len(large),
+        tiles=tiles,
+    )
+    return work if work.hypotheses or work.iterations or work.masks or work.tiles else None
+
+
+def _is_readable(image: ImageFile) -> bool:
+    try:
+        read_image(image.path)
+    except ReclipError:
+        return False
+    return True
+
+
+def _count_tiles(size: tuple[int, int], tiling: Tiling) -> int:
+    rows, columns = (len(window_starts(side, min(side, tiling.size), tiling.stride)) for side in size)
+    return rows * columns
+
+
+def in_words(seconds: float) -> str:
+    """A duration, roughly: ``40 s``, ``12 min``, ``3 h 20 min``, ``2 days 4 h``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(round(minutes / 10) * 10, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} days {hours} h" if hours else f"{days} days"

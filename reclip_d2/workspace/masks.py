@@ -1,0 +1,167 @@
+"""Predict the masks of many images, one after the other; those that are there are kept.
+
+Shape letters: C classes of the masks, (H, W) size in pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from reclip_d2.data.class_file import ClassList
+from reclip_d2.data.image_folder import ImageFile
+from reclip_d2.data.images import peek_pixels, read_image
+from reclip_d2.data.working_files import check_shape
+from reclip_d2.errors import ReclipError
+from reclip_d2.formats import IndexWriter, MaskClasses, Prediction, ScoresWriter, read_index
+from reclip_d2.inference import ImagePredictor
+from reclip_d2.utils.files import open_to_append
+from reclip_d2.utils.io import naming_errors, remove_leftovers
+from reclip_d2.utils.json_files import read_json_lines
+
+# Pixels of each class in each mask, a line an image; beside the masks, so that they move together.
+COVERAGE = ".coverage.jsonl"
+_COVERAGE_LINE = {
+    "type": "object",
+    "required": ["image_id", "pixels"],
+    "properties": {
+        "image_id": {"type": "string"},
+        "pixels": {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,5}$"},
+            "additionalProperties": {"type": "integer", "minimum": 0},
+        },
+    },
+}
+# Larger images are not decoded while the one before them is predicted.
+_LARGE = 50_000_000
+_STRIP = 256
+
+
+class MaskClassTable:
+    """From a model's classes to those of masks, where the background names are one class, or ignored."""
+
+    def __init__(self, classes: ClassList, keep_background: bool) -> None:
+        self.ids = np.array(classes.mask_ids(keep_background), np.uint8)
+        names = classes.mask_names(keep_background)
+        kept = keep_background and bool(classes.background)
+        self.mask_classes = MaskClasses.make(names, background=len(names) - 1 if kept else None)
+
+    def predict(
+        self, predictor: ImagePredictor, image: np.ndarray, with_scores: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Labels ``(H, W)`` uint8 of an image ``(H, W, 3)`` uint8 and, if wanted, scores ``(C, H, W)`` float16: the
+        mask logits, for a kept background the largest of its names."""
+        count = len(self.mask_classes.names)
+        labels = np.empty(image.shape[:2], np.uint8)
+        scores = np.empty((count, *image.shape[:2]), np.float16) if with_scores else None
+        for rows, logits in predictor.bands(image):
+            labels[rows] = self.ids[logits.argmax(0).cpu().numpy()]
+            if scores is not None:
+                for index in range(count):
+                    members = torch.from_numpy(np.flatnonzero(self.ids == index)).to(logits.device)
+                    scores[index, rows] = logits[members].amax(0).half().cpu().numpy()
+        return labels, scores
+
+
+def _read_ahead(images: Sequence[ImageFile]) -> Iterator[tuple[ImageFile, np.ndarray | ReclipError]]:
+    """Each image and its pixels, or why it cannot be read; the next is decoded while the caller works."""
+
+    def read(image: ImageFile) -> np.ndarray | ReclipError:
+        try:
+            return read_image(image.path)
+        except ReclipError as error:
+            return error
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting: Future | None = None
+        for index, image in enumerate(images):
+            pixels = waiting.result() if waiting is not None else read(image)
+            following = images[index + 1] if index + 1 < len(images) else None
+            ahead = following is not None and peek_pixels(following.path) <= _LARGE
+            waiting = pool.submit(read, following) if ahead else None
+            yield image, pixels
+            del pixels  # not held while the next is decoded
+
+
+def predict_masks(
+    make_predictor: Callable[[], ImagePredictor],
+    images: Sequence[ImageFile],
+    table: MaskClassTable,
+    folder: Path,
+    scores_folder: Path | None = None,
+) -> dict[str, str]:
+    """Write the masks that are missing in ``folder``.
+
+    Args:
+        make_predictor: called if a mask is missing.
+        scores_folder: write scores there as well; None for none.
+
+    Returns:
+        for each image that could not be predicted the reason, by its id.
+    """
+    remove_leftovers(folder)
+    problems: dict[str, str] = {}
+    with (
+        IndexWriter(folder, table.mask_classes) as index,
+        ScoresWriter(scores_folder or folder, table.mask_classes) as scores_writer,
+        open_to_append(folder / COVERAGE) as coverage,
+    ):
+        todo = [
+            image
+            for image in images
+            if not index.is_done(image.name) or (scores_folder and not scores_writer.is_done(image.name))
+        ]
+        predictor = make_predictor() if todo else None
+        for image, pixels in tqdm(_read_ahead(todo), total=len(todo), desc="masks", unit="image"):
+            try:
+                if isinstance(pixels, ReclipError):
+                    raise pixels
+                size = (pixels.shape[0], pixels.shape[1])
+                check_shape(image.path, size, predictor.tiling)
+                if scores_folder and predictor.tiling.applies_to(size):
+                    raise ReclipError(f"image {image.path} is too large for the format scores: leave that out")
+            except ReclipError as error:
+                problems[image.image_id] = str(error)
+                continue
+            labels, scores = table.predict(predictor, pixels, scores_folder is not None)
+            prediction = Prediction(image.name, labels, scores=scores)
+            if scores is not None:
+                scores_writer.add(prediction)
+            # In front of each line a line end, for the line before it may be one that a kill has cut short.
+            with naming_errors(folder / COVERAGE):
+                coverage.write("\n" + json.dumps({"image_id": image.image_id, "pixels": count_pixels(labels)}))
+                coverage.flush()
+            index.add(prediction)  # last: the mask says that the image is done
+            del pixels, labels, scores, prediction
+    return problems
+
+
+def count_pixels(labels: np.ndarray) -> dict[str, int]:
+    """Pixels of each id that occurs in labels ``(H, W)`` uint8."""
+    total = np.zeros(256, np.int64)
+    for top in range(0, len(labels), _STRIP):  # bincount would make int64 of all labels at once
+        total += np.bincount(labels[top : top + _STRIP].ravel(), minlength=256)
+    return {str(label): int(total[label]) for label in np.flatnonzero(total)}
+
+
+def read_coverage(folder: Path, images: Sequence[ImageFile]) -> dict[str, Mapping[str, int]]:
+    """Pixels of each id in the mask of each image, by the image's id; images without a mask are left out.
+
+    A mask that has no line (or one that a kill has cut short) is read.
+    """
+    known = {line["image_id"]: line["pixels"] for line in read_json_lines(folder / COVERAGE, _COVERAGE_LINE)}
+    result = {}
+    for image in images:
+        mask = folder / image.name.with_suffix(".png")
+        if mask.exists():
+            result[image.image_id] = known.get(image.image_id) or count_pixels(
+                read_index(mask, MaskClasses.read(folder))
+            )
+    return result

@@ -1,0 +1,316 @@
+"""The output folder: what is in it, what it was made with, and whether a run may go on in it.
+
+::
+
+    masks/            index PNGs, mirroring the images' folders, and classes.json
+    overlay/, ...     other formats
+    summary.json      what the summary says
+    reclip.json       what all this was made with
+    run/              what it was made from: hypotheses, trained models, logs; segment goes on with it, predict needs it
+    previous-*/       results of another kind of model that stood here before
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from reclip_d2.data.image_folder import RESULTS_MARKER, ImageFile
+from reclip_d2.engine.checkpoint import FINAL_CHECKPOINT
+from reclip_d2.errors import ReclipError
+from reclip_d2.utils.digest import current_digest, file_digests
+from reclip_d2.utils.files import display_path
+from reclip_d2.utils.io import atomic_write, is_temporary, remove_leftovers, remove_leftovers_of
+from reclip_d2.utils.json_files import read_json
+from reclip_d2.utils.locks import LOCK_NAME, exclusive
+from reclip_d2.workspace.run_state import ASIDE, MASKS, RESULTS, RUN, SUMMARY, RunState, aside_name
+
+ANEW = "give --overwrite to start anew, or another --output"
+# The setting that says which trained model a kind's masks are by, where another folder's was used.
+CHECKPOINT = "the checkpoint"
+_IMAGES_SCHEMA = {
+    "type": "object",
+    "required": ["signatures", "broken"],
+    "properties": {
+        "signatures": {"type": "object", "additionalProperties": {"type": "string"}},
+        "broken": {"type": "array", "items": {"type": "string"}},
+    },
+}
+
+
+class RunFolder:
+    """Paths of an output folder, and its memory."""
+
+    def __init__(self, path: str | Path) -> None:
+        """
+        Args:
+            path: of the user's; kept without links and ``..``, so that two paths of one folder are equal.
+
+        Raises:
+            ReclipError: the path cannot be followed: a loop of links, or no name of a file.
+        """
+        try:
+            self.path = Path(path).expanduser().resolve()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ReclipError(f"{display_path(path)} is no path of a folder ({error}): name another") from error
+        self.marker = self.path / RESULTS_MARKER
+        self.run = self.path / RUN
+        self.masks = self.path / MASKS
+        self.summary = self.path / SUMMARY
+        self.hypotheses = self.run / "hypotheses.jsonl"
+        self.survey = self.run / "survey.jsonl"
+        self.working_files = self.run / "working"
+        self._images = self.run / "images.json"
+
+    def model(self, kind: str) -> Path:
+        """Folder of a kind of model: ``maskclip``, ``rectified`` or ``student``."""
+        return self.run / kind
+
+    def config(self, kind: str) -> Path:
+        """Config of a kind of model."""
+        return self.model(kind) / "config.yaml"
+
+    def weights(self, kind: str) -> Path:
+        """Checkpoint of a trained model."""
+        return self.model(kind) / FINAL_CHECKPOINT
+
+    def is_begun(self, kind: str, state: RunState) -> bool:
+        """Whether there is anything that a kind of model has made: a checkpoint, or masks."""
+        return (
+            (self.model(kind) / "last_checkpoint").exists()
+            or state.results.get("model") == kind
+            or any(self.path.glob(f"previous-{kind}-*"))
+        )
+
+    # ---- state ------------------------------------------------------------------------------------------------
+
+    def is_used(self) -> bool:
+        """Whether a run has begun in the folder; False for one that is new or empty.
+
+        Raises:
+            ReclipError: the folder holds other things.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ReclipError(f"{self.path} is a file: name a folder")
+        if self.marker.is_symlink():
+            raise ReclipError(f"{self.marker} is a symbolic link: this is no output folder; name another")
+        if self.marker.exists():
+            return True
+        if self.path.exists() and not all(map(self._is_leftover, self.path.iterdir())):
+            raise ReclipError(f"{self.path} holds other files: name a new or empty folder")
+        return False
+
+    def _is_leftover(self, path: Path) -> bool:
+        """Whether a file is what a run leaves that was killed before it wrote ``reclip.json``."""
+        return path.name == LOCK_NAME or is_temporary(path, of=RESULTS_MARKER)
+
+    def read(self) -> RunState | None:
+        """The state, or None in a folder that is new or empty.
+
+        Raises:
+            ReclipError: the folder holds other things, or a damaged ``reclip.json``.
+        """
+        return RunState.read(self.marker, ANEW) if self.is_used() else None
+
+    def write(self, state: RunState) -> None:
+        """Keep the state."""
+        state.write(self.marker)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Make the folder, keep other runs out of it, and remove what killed ones have left half written; the lock goes
+        with the process, however that ends."""
+        busy = f"another run works in {self.path}: wait for it, or name another --output"
+        with exclusive(self.path / LOCK_NAME, busy):
+            remove_leftovers_of(self.marker)
+            remove_leftovers_of(self.summary)
+            if not self.run.is_symlink():
+                remove_leftovers(self.run)
+            yield
+
+    def clear(self) -> None:
+        """Remove what earlier runs have left, and nothing else; where ``reclip.json`` cannot be read, all that runs may
+        have left. Of a link the link alone is removed."""
+        if not self.is_used():
+            return
+        try:
+            entries = self.read().entries
+        except ReclipError:  # damaged, or of another version: what was written is known by its name
+            entries = list(RESULTS)
+        for name in (*entries, *ASIDE, RUN):
+            _remove(self.path / name)
+        self.marker.unlink()  # last: a folder of other files would be refused
+
+    def check_links(self) -> None:
+        """Raise :class:`ReclipError` if files of a run would be written through a link, to somewhere else."""
+        for name in (*RESULTS, *ASIDE, RUN):
+            top = self.path / name
+            parents = os.walk(top) if top.is_dir() and not top.is_symlink() else ()
+            links = (Path(parent, folder) for parent, folders, _ in parents for folder in folders)
+            for path in itertools.chain([top], links):
+                if path.is_symlink():
+                    raise ReclipError(f"{path} is a symbolic link, and results are not written through links: {ANEW}")
+
+    # ---- images -----------------------------------------------------------------------------------------------
+
+    def check_images(self, images: Sequence[ImageFile], trained: bool) -> dict[str, str]:
+        """Digests of the images' contents by id; refuses other images than those that the folder was made with.
+
+        An image without a mask, such as one that was broken, may have been replaced if it was not trained on.
+
+        Args:
+            trained: a model was trained on the images, so none may be new or missing.
+        """
+        digests = file_digests([image.path for image in images])
+        signatures = {image.image_id: digest for image, digest in zip(images, digests, strict=True)}
+        known = self._read_images()[0] if self._images.exists() else signatures
+        known |= {i.image_id: current_digest(known[i.image_id], i.path) for i in images if i.image_id in known}
+        added = [key for key in signatures if key not in known] if trained else []
+        removed = [key for key in known if key not in signatures] if trained else []
+        names = {image.image_id: image.name for image in images}
+        changed = [k for k, v in signatures.items() if known.get(k, v) != v and not self._may_change(k, names[k])]
+        counts = [(len(added), "new"), (len(removed), "missing"), (len(changed), "changed")]
+        if words := ", ".join(f"{count} {word}" for count, word in counts if count):
+            first = (added or removed or changed)[0]
+            raise ReclipError(
+                f"IMAGES are not those that {self.path} was made with ({words}, such as {first!r}): {ANEW}"
+                + (f"; for further images: reclip predict --model {self.path}" if added else "")
+            )
+        return signatures
+
+    def _may_change(self, image_id: str, name: PurePosixPath) -> bool:
+        """Whether nothing was made from an image: it was not trained on, and has no mask."""
+        if self.hypotheses.exists() and image_id not in self.broken:
+            return False
+        folders = [self.masks, *self.path.glob(f"previous-*/{MASKS}")]
+        return not any((folder / name.with_suffix(".png")).exists() for folder in folders)
+
+    def remember_images(self, signatures: Mapping[str, str]) -> None:
+        """Keep the images' signatures, for :meth:`check_images`."""
+        known, broken = self._read_images() if self._images.exists() else ({}, [])
+        self._write_images(known | signatures, broken)
+
+    def missing_masks(self, images: Sequence[ImageFile], results: Mapping[str, str]) -> list[ImageFile]:
+        """Images that lack a mask of these results (see :attr:`RunState.results`)."""
+        state = self.read()
+        if state is None or state.results != results:
+            return list(images)
+        return [image for image in images if not (self.masks / image.name.with_suffix(".png")).exists()]
+
+    @property
+    def broken(self) -> set[str]:
+        """Ids of the images that were broken when they were first looked at: they have no part in the training."""
+        return set(self._read_images()[1]) if self._images.exists() else set()
+
+    def mark_broken(self, image_ids: Sequence[str]) -> None:
+        """Remember which images have no part in the training."""
+        self._write_images(self._read_images()[0], sorted(image_ids))
+
+    def _read_images(self) -> tuple[dict[str, str], list[str]]:
+        content = read_json(self._images, _IMAGES_SCHEMA, "list of images", ANEW)
+        return content["signatures"], content["broken"]
+
+    def _write_images(self, signatures: Mapping[str, str], broken: Sequence[str]) -> None:
+        with atomic_write(self._images) as temporary:
+            temporary.write_text(json.dumps({"signatures": signatures, "broken": broken}), encoding="utf-8")
+
+
+# Keys that hypotheses depend on; the others of a training may change until it begins.
+_HYPOTHESIS_KEYS = (
+    "HYPOTHESIS.METHOD", "HYPOTHESIS.SPLIT_BLOCK", "HYPOTHESIS.WINDOW_RATIO",
+    "INPUT.COPIES", "INPUT.TILES", "MODEL.CLIP",
+)  # fmt: skip
+
+
+def check_same_inputs(folder: RunFolder, known: RunState, wanted: RunState) -> None:
+    """Raise :class:`ReclipError` if a run would go on with other inputs than those that something was made with.
+
+    Args:
+        known: of the folder.
+        wanted: of the command line.
+    """
+    begun = {kind for kind in known.settings if folder.is_begun(kind, known)}
+    if not begun and not folder.hypotheses.exists():
+        return
+    for what, theirs, ours in (
+        ("--classes", known.classes.classes, wanted.classes.classes),
+        ("background names", known.classes.background, wanted.classes.background),
+        ("--clip", known.clip, wanted.clip),
+        ("CLIP weights", known.weights, wanted.weights),
+    ):
+        if theirs != ours:
+            raise ReclipError(f"{folder.path} was made with other {what}{_difference(theirs, ours)}: {ANEW}")
+    for kind, settings in wanted.settings.items():
+        before = known.settings.get(kind, {})
+        for key in sorted(before.keys() & settings.keys()):  # keys come and go with versions of the package
+            matters = kind in begun or (kind == "rectified" and key.startswith(_HYPOTHESIS_KEYS))
+            if matters and before[key] != settings[key]:
+                raise ReclipError(
+                    f"{folder.path} was made with {key} {before[key]} instead of {settings[key]} ({kind}): {ANEW}"
+                )
+        # A model that was trained here has no such setting, nor has MaskCLIP.
+        if kind in begun and (before.get(CHECKPOINT) or "") != (settings.get(CHECKPOINT) or ""):
+            raise ReclipError(f"{folder.path} was made with another trained model ({kind}): {ANEW}")
+
+
+def _difference(theirs: Any, ours: Any) -> str:
+    if isinstance(theirs, str):
+        return f" ({theirs})"
+    if len(theirs) != len(ours):
+        return f" ({len(theirs)} instead of {len(ours)})"
+    index = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+    return f" (number {index + 1} was {_words(theirs[index])} and is {_words(ours[index])})"
+
+
+def _words(names: str | tuple[str, ...]) -> str:
+    return names if isinstance(names, str) else ", ".join(names)
+
+
+def begin_results(folder: RunFolder, state: RunState, wanted: Mapping[str, str], entries: Sequence[str]) -> None:
+    """Make room for the masks of a kind of model; those of another are moved aside, and come back when asked for.
+
+    Args:
+        wanted: see :attr:`RunState.results`.
+        entries: files and folders that the results will have.
+    """
+    if state.results and state.results != wanted:
+        aside = _aside(folder, state.results)
+        _move(folder.path, aside, state.entries)
+        state.entries = []
+        print(f"  the results of {' '.join(state.results.values())} that were there: {aside}")
+    back = _aside(folder, wanted)
+    returned = [name for name in RESULTS if (back / name).exists()]
+    state.results = dict(wanted)
+    state.entries = sorted({*state.entries, *entries, *returned})
+    folder.write(state)
+    if back.is_dir():
+        _move(back, folder.path, returned)
+        with contextlib.suppress(OSError):  # a file of the user's is in it
+            back.rmdir()
+
+
+def _aside(folder: RunFolder, results: Mapping[str, str]) -> Path:
+    return folder.path / aside_name(results["model"], results["background"])
+
+
+def _move(source: Path, target: Path, names: Sequence[str]) -> None:
+    target.mkdir(exist_ok=True)
+    for name in names:
+        if not (source / name).exists():
+            continue
+        _remove(target / name)  # of a run that was killed on the way
+        (source / name).rename(target / name)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a folder, or a link (and not what it leads to), if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

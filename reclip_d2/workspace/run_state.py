@@ -1,0 +1,114 @@
+"""What an output folder remembers of its runs: ``reclip.json``.
+
+The folder may come from somebody else. What the file says decides which files of the folder are moved and deleted, so
+nothing but the names of our own results is accepted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from reclip_d2.data.class_file import ClassList
+from reclip_d2.formats import FORMATS
+from reclip_d2.utils.io import atomic_write
+from reclip_d2.utils.json_files import read_json
+
+FORMAT = "reclip_d2 run 1"
+MASKS, SUMMARY, RUN = "masks", "summary.json", "run"
+KINDS = ("maskclip", "rectified", "student")
+BACKGROUNDS = ("ignore", "keep")
+RESULTS = (MASKS, SUMMARY, *(name for name in FORMATS if name != "index"))
+"""All that results can be called in an output folder."""
+
+
+def aside_name(kind: str, background: str) -> str:
+    """Name of the folder where results wait while those of another kind of model are in their place."""
+    return f"previous-{kind}-{background}"
+
+
+ASIDE = tuple(aside_name(kind, background) for kind in KINDS for background in BACKGROUNDS)
+
+_NAMES = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 1000}, "maxItems": 65536}
+_TEXT = {"type": "string", "maxLength": 100_000}
+SCHEMA = {
+    "type": "object",
+    "required": ["format", "classes", "clip", "pretrained", "weights", "settings", "results", "entries"],
+    "additionalProperties": False,
+    "properties": {
+        "format": {"const": FORMAT},
+        "classes": {
+            "type": "object",
+            "required": ["classes", "background"],
+            "additionalProperties": False,
+            "properties": {
+                "classes": {"type": "array", "items": {**_NAMES, "minItems": 1}, "minItems": 1, "maxItems": 65536},
+                "background": _NAMES,
+            },
+        },
+        "clip": _TEXT,
+        "pretrained": _TEXT,
+        "weights": _TEXT,
+        "settings": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {kind: {"type": "object", "additionalProperties": _TEXT} for kind in KINDS},
+        },
+        "results": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {"model": {"enum": list(KINDS)}, "background": {"enum": list(BACKGROUNDS)}},
+            "dependentRequired": {"model": ["background"], "background": ["model"]},
+        },
+        "entries": {"type": "array", "items": {"enum": list(RESULTS)}, "maxItems": 1000},
+    },
+}
+
+
+@dataclasses.dataclass
+class RunState:
+    """What ``reclip.json`` holds.
+
+    Attributes:
+        classes: the class list.
+        clip: open_clip's name.
+        pretrained: tag or file of its weights.
+        weights: what these are: the tag, or the digest of the file's content.
+        settings: for each kind of model the keys that it was made with.
+        results: kind of model and background of the masks that stand there; empty before there are any.
+        entries: files and folders of these results.
+    """
+
+    classes: ClassList
+    clip: str
+    pretrained: str
+    weights: str
+    settings: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    results: dict[str, str] = dataclasses.field(default_factory=dict)
+    entries: list[str] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def read(cls, file: Path, remedy: str) -> RunState:
+        """The state in a file.
+
+        Args:
+            remedy: what to do about a file that cannot be read, for the error.
+
+        Raises:
+            ReclipError: the file is missing or damaged, or lists other things than results.
+        """
+        content: dict[str, Any] = read_json(file, SCHEMA, "run file", remedy)
+        del content["format"]
+        classes = content.pop("classes")
+        names = tuple(map(tuple, classes["classes"]))
+        return cls(ClassList(names, tuple(classes["background"]), str(file)), **content)
+
+    def write(self, file: Path) -> None:
+        """Keep the state."""
+        content = dataclasses.asdict(self)
+        content["classes"] = {"classes": self.classes.classes, "background": self.classes.background}
+        with atomic_write(file) as temporary:
+            text = json.dumps({"format": FORMAT, **content}, indent=1, ensure_ascii=False) + "\n"
+            temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,89 @@
+"""The trained model in an output folder of ``reclip segment``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from reclip_d2.config import load_config
+from reclip_d2.errors import ReclipError
+from reclip_d2.utils.digest import current_digest, file_digest
+from reclip_d2.workspace import options
+from reclip_d2.workspace.run_folder import RunFolder
+from reclip_d2.workspace.run_state import RunState
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """One of the models that a run has made.
+
+    Attributes:
+        folder: the run's.
+        state: the folder's memory.
+        kind: of the model, a key of :data:`~reclip_d2.workspace.names.TITLES`.
+        pretrained: CLIP's weights.
+    """
+
+    folder: RunFolder
+    state: RunState
+    kind: str
+    pretrained: str
+
+    @classmethod
+    def find(cls, model: str, use: str | None, pretrained: str | None) -> TrainedModel:
+        """The model that the arguments of a command name.
+
+        Args:
+            model: ``--model``, an output folder.
+            use: ``--use``, a kind; None for the last that the run has trained.
+            pretrained: ``--pretrained``, CLIP's weights; None for those of the training.
+
+        Raises:
+            ReclipError: the folder is none of a run, the model is not finished, or CLIP's weights are others.
+        """
+        folder = RunFolder(model)
+        state = folder.read() if folder.marker.is_file() else None
+        if state is None:
+            raise ReclipError(f"--model {model} is no output of reclip segment: name its --output folder")
+        kind = use or _last(folder)
+        if kind != "maskclip" and not folder.weights(kind).exists():
+            raise ReclipError(f"--model {model} has no finished model ({kind}): run its reclip segment to the end")
+        pretrained = state.pretrained if pretrained is None else options.resolve_pretrained(pretrained)
+        state.weights = current_digest(state.weights, pretrained)
+        _check_weights(state, pretrained, kind)
+        return cls(folder, state, kind, pretrained)
+
+    @property
+    def weights(self) -> Path:
+        """Its checkpoint; there is none of MaskCLIP."""
+        return self.folder.weights(self.kind)
+
+    def config(self, overrides: Sequence[str]) -> CfgNode:
+        """Its config, with ``KEY VALUE`` overrides."""
+        pairs = ["MODEL.CLIP.PRETRAINED", self.pretrained, *overrides]
+        if self.kind == "maskclip" and not self.folder.config(self.kind).exists():  # any run can give CLIP's own masks
+            return options.stage_config(self.kind, self.state.clip, pairs)
+        return load_config(str(self.folder.config(self.kind)), pairs, bases=False)
+
+
+def _last(folder: RunFolder) -> str:
+    """The last kind of model that a run has finished."""
+    for kind in ("student", "rectified"):
+        if folder.weights(kind).exists():
+            return kind
+    return "rectified" if folder.config("rectified").exists() else "maskclip"
+
+
+def _check_weights(trained: RunState, pretrained: str, kind: str) -> None:
+    """Raise :class:`ReclipError` if CLIP's weights are not those of the training; a student needs none."""
+    if kind == "student":
+        return
+    digest = file_digest(pretrained)
+    if (digest or pretrained) != trained.weights:
+        found = "is another file than" if digest else "is not found;"
+        raise ReclipError(
+            f"--pretrained {pretrained} {found} the CLIP weights of the training ({trained.pretrained}): give these"
+        )

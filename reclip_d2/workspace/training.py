@@ -1,0 +1,95 @@
+"""The stages that train: hypotheses, rectification, distillation. Each goes on where it was stopped."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase, hooks
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.utils.env import seed_all_rng
+from tqdm import tqdm
+
+from reclip_d2.data.class_file import ClassList
+from reclip_d2.data.datasets.custom import register_images
+from reclip_d2.data.survey import SurveyedImage
+from reclip_d2.engine.checkpoint import remove_intermediate_checkpoints
+from reclip_d2.hypothesis.training_records import build_training_records
+from reclip_d2.modeling.build import check_registered_parts
+from reclip_d2.modeling.student.weights import load_backbone_weights
+
+
+def training_program() -> ModuleType:
+    """``train_net.py``; imported when it is called for, since it imports everything."""
+    return importlib.import_module("reclip_d2.train_net")
+
+
+def register_training_images(images: Sequence[SurveyedImage], classes: ClassList) -> int:
+    """Register the images' training files as the data set ``custom``; returns how many there are."""
+    records = [
+        {
+            "file_name": str(path),
+            "image_id": str(image.file.name) + (f"/{number}" if len(image.training_files) > 1 else ""),
+        }
+        for image in images
+        for number, path in enumerate(image.training_files)
+    ]
+    register_images(records, classes)
+    return len(records)
+
+
+class _ProgressBar(HookBase):
+    """A bar on the terminal; the numbers go to the log."""
+
+    bar: Any = None
+
+    def before_train(self) -> None:
+        self.bar = tqdm(desc="training", total=self.trainer.max_iter, initial=self.trainer.start_iter, unit="iteration")
+
+    def after_step(self) -> None:
+        self.bar.update()
+        if (self.trainer.iter + 1) % 20 == 0:
+            self.bar.set_postfix(loss=f"{self.trainer.storage.history('total_loss').median(20):.3f}")
+
+    def after_train(self) -> None:
+        self.bar.close()
+
+
+def check_student_weights(cfg: CfgNode) -> None:
+    """Raise :class:`ReclipError` if the student's initial weights cannot be had, or do not fit: at the start, not when
+    the rectification is done."""
+    keys = cfg.MODEL.STUDENT
+    if keys.WEIGHTS:
+        load_backbone_weights(BACKBONE_REGISTRY.get(keys.BACKBONE)(cfg, ShapeSpec(channels=3)), keys.WEIGHTS)
+
+
+def make_hypotheses(cfg: CfgNode) -> None:
+    """Write ``HYPOTHESIS.FILE``; images that are done are kept from a stopped run."""
+    build_training_records(cfg)
+
+
+def train(cfg: CfgNode) -> None:
+    """Train ``cfg`` to the end, from its last checkpoint if there is one, and leave ``model_final.pth`` alone."""
+    base = training_program().Trainer
+
+    class Trainer(base):
+        """``train_net.py``'s, with a progress bar and room for two checkpoints."""
+
+        def build_hooks(self) -> list[HookBase]:
+            result = super().build_hooks()
+            for hook in result:
+                if isinstance(hook, hooks.PeriodicCheckpointer):
+                    hook.max_to_keep = 2
+            return [*result, _ProgressBar()]
+
+    check_registered_parts(cfg)
+    seed_all_rng(cfg.SEED if cfg.SEED >= 0 else None)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    remove_intermediate_checkpoints(Path(cfg.OUTPUT_DIR))

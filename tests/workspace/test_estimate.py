@@ -1,0 +1,62 @@
+"""How long a run will take, from first batches."""
+
+import pytest
+from PIL import Image
+
+from reclip_d2.data.class_file import parse_classes
+from reclip_d2.data.datasets.custom import register_images
+from reclip_d2.data.image_folder import find_images
+from reclip_d2.workspace import estimate as module
+from reclip_d2.workspace.estimate import Work, announce_duration, estimate
+from reclip_d2.workspace.options import stage_config
+from reclip_d2.workspace.run_folder import RunFolder
+from tests.cli.conftest import picture
+
+KEYS = ["MODEL.DEVICE", "cpu", "MODEL.CLIP.TEMPLATES", "photo", "DATASETS.CUSTOM.CLASSES", "c.txt"]
+
+
+@pytest.fixture
+def sample(tmp_path):
+    register_images([], parse_classes("sky\nwood\nfire", "c.txt"))
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(picture(0)).save(tmp_path / "photos" / "a.png")
+    return str(tmp_path / "photos" / "a.png")
+
+
+@pytest.fixture
+def ticking(monkeypatch):
+    """Every call that is timed takes a second, and is made."""
+    calls = []
+    monkeypatch.setattr(module, "_time", lambda step, device: (step(), calls.append(1), 1.0)[2])
+    return calls
+
+
+def test_what_is_left_to_do_is_what_counts(sample, ticking):
+    cfg = stage_config("rectified", "reclip-embedded", [*KEYS, "SOLVER.IMS_PER_BATCH", "10"])
+    seconds = estimate(cfg, Work(sample, sample, hypotheses=7, iterations=50, masks=4, tiles=0))
+    # 16 crops of 121 a second, and a second to read the image.
+    assert seconds["hypotheses"] == pytest.approx(7 * (121 / 16 + 1))
+    # One image and two take the same: a tenth of that is taken to grow with the batch.
+    assert seconds["rectification"] == pytest.approx(50 * (0.9 + 0.1 * 10))
+    assert seconds["masks"] == 4
+    assert estimate(cfg, Work(sample, sample, 0, 0, masks=4, tiles=0)) == {"masks": 4}
+    assert estimate(cfg, Work(sample, sample, 0, 0, masks=0, tiles=10)) == {"masks": pytest.approx(15)}
+
+
+def test_maskclip(sample, ticking):
+    cfg = stage_config("maskclip", "reclip-embedded", KEYS)
+    assert estimate(cfg, Work(sample, sample, 0, 0, masks=3, tiles=0)) == {"masks": 3}
+
+
+def test_real_times_are_positive(sample):
+    cfg = stage_config("rectified", "reclip-embedded", [*KEYS, "SOLVER.IMS_PER_BATCH", "2"])
+    seconds = estimate(cfg, Work(sample, sample, 1, 1, 1, 1))
+    assert set(seconds) == {"hypotheses", "rectification", "masks"} and min(seconds.values()) > 0
+
+
+def test_nothing_to_do_says_nothing(sample, tmp_path, capsys):
+    cfg = stage_config("maskclip", "reclip-embedded", KEYS)
+    announce_duration(cfg, RunFolder(tmp_path / "out"), [], [], student=False)
+    (tmp_path / "photos" / "a.png").write_bytes(b"")  # nothing to time it on
+    announce_duration(cfg, RunFolder(tmp_path / "out"), find_images([tmp_path / "photos"]).images, [], student=False)
+    assert capsys.readouterr().out == ""
