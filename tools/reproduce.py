@@ -32,11 +32,11 @@ from reclip_d2.engine.logs import logging_to  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
 from reclip_d2.experiments import execute  # noqa: E402
 from reclip_d2.experiments.measurements import Measurements  # noqa: E402
+from reclip_d2.experiments.plan import Job, Runs, Settings  # noqa: E402
 from reclip_d2.experiments.process import Processes  # noqa: E402
 from reclip_d2.experiments.report import write_report  # noqa: E402
 from reclip_d2.experiments.runner import run_pending  # noqa: E402
-from reclip_d2.experiments.runs import Job, Runs, Settings  # noqa: E402
-from reclip_d2.experiments.suite_file import load_suite, suite_names  # noqa: E402
+from reclip_d2.experiments.suite import load_suite, suite_names  # noqa: E402
 from reclip_d2.hypothesis.training_records import build_training_records  # noqa: E402
 from reclip_d2.utils.output_paths import check_output_folder, check_output_path  # noqa: E402
 

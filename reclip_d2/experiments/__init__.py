@@ -1,2 +1,11 @@
-"""The papers' tables and figures as a suite of runs: what to run (``suite``), running it (``runner``), reporting it
-(``report``). The program is ``tools/reproduce.py``; the suite itself is data, ``configs/ablations/paper.yaml``."""
+"""The papers' tables and figures as a suite of runs, started by ``tools/reproduce.py``.
+
+In reading order:
+
+- ``suite``: experiments, tables and claims, read from a YAML file (``configs/ablations/paper.yaml``);
+- ``plan``: the config of each run, its folder, what is done and what is left;
+- ``runner``: do what is left, each run after those it depends on; ``process`` calls each in a process for itself;
+- ``execute``: one run, trained and evaluated in this process;
+- ``measurements``: scores by seed, paired differences with confidence intervals, verdicts on the claims;
+- ``report``: the Markdown page (its text is ``report.md.jinja``), with the pictures of ``charts``.
+"""

@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from reclip_d2.experiments.measurements import Measurements
+from reclip_d2.experiments.measurements import CONFIDENCE, FAILS, HOLDS, NOISE, Measurements
 from reclip_d2.experiments.suite import METRICS, Table
-from reclip_d2.experiments.verdicts import CONFIDENCE, FAILS, HOLDS, NOISE
 from reclip_d2.visualization.figures import MODEL_COLORS
 
 BLUE, ORANGE, GREEN, RED = MODEL_COLORS[:4]

@@ -9,10 +9,16 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
+import platform
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import detectron2
+import numpy as np
+import open_clip
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
@@ -20,11 +26,11 @@ from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.utils.env import seed_all_rng
 from torch import nn
 
+import reclip_d2
 from reclip_d2.config import load_config
 from reclip_d2.engine.logs import logging_to
 from reclip_d2.evaluation.label_evaluator import plain_json
-from reclip_d2.experiments.machine import machine, versions
-from reclip_d2.experiments.runs import Job
+from reclip_d2.experiments.plan import Job
 from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.utils.io import atomic_write
 from train_net import Trainer, build_evaluation_model
@@ -158,3 +164,31 @@ def training_of(cfg: CfgNode, trained: Trained) -> dict[str, Any]:
         "seconds": trained.seconds,
         "total_loss": losses[-1],
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions by name, Python's first."""
+    return {
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "open_clip": open_clip.__version__,
+        "detectron2": detectron2.__version__,
+        "numpy": np.__version__,
+        "reclip_d2": reclip_d2.__version__,
+    }
+
+
+def machine(device: str) -> str:
+    """The machine in words; with a GPU for ``device`` that, too."""
+    words = f"{os.cpu_count()} CPU cores ({_cpu_name()})"
+    return f"{words}, {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else words
+
+
+def _cpu_name() -> str:
+    """Model of the CPU, or its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names and names[0] else platform.machine()

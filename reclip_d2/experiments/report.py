@@ -8,11 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reclip_d2.experiments.charts import claim_chart, curve_chart, table_chart
-from reclip_d2.experiments.measurements import Judged, Measurements, difference_text
-from reclip_d2.experiments.progress import duration_text
-from reclip_d2.experiments.resolve import experiment_options, resolve, value_of
-from reclip_d2.experiments.suite import METRICS, PAPER_DIGITS, Suite, Table
-from reclip_d2.experiments.verdicts import CONFIDENCE, FAILS, HOLDS, NOISE, UNKNOWN, student_t_quantile
+from reclip_d2.experiments.measurements import (
+    CONFIDENCE,
+    FAILS,
+    HOLDS,
+    NOISE,
+    UNKNOWN,
+    Judged,
+    Measurements,
+    difference_text,
+    student_t_quantile,
+)
+from reclip_d2.experiments.plan import experiment_options, resolve
+from reclip_d2.experiments.runner import duration_text
+from reclip_d2.experiments.suite import METRICS, PAPER_DIGITS, Suite, Table, value_of
 from reclip_d2.utils.io import atomic_write
 from reclip_d2.visualization.figures import save_figure
 

@@ -1,11 +1,22 @@
-"""A suite as data: experiments, and the tables that they fill. ``suite_file`` reads it."""
+"""A suite: experiments and the tables that they fill, and the YAML file that lists them.
+
+The file is loaded safely and checked before anything runs; the comments of ``configs/ablations/paper.yaml`` explain
+its entries.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from detectron2.config import CfgNode
+
+from reclip_d2.config import load_config, read_yaml
+from reclip_d2.errors import ReclipError
 
 KINDS = ("evaluate", "train", "probe", "hypotheses")
 GROUPS = ("paper", "control", "ours")
@@ -138,3 +149,293 @@ class Suite:
                 chain.append(teacher)
             found.update(dict.fromkeys(reversed(chain)))
         return list(found)
+
+
+class Sweep(NamedTuple):
+    """One experiment with several values of one key."""
+
+    title: str
+    key: str
+    symbol: str
+    points: tuple[str, ...]
+    """Experiments in the order of their values."""
+
+
+Sweeps = Mapping[str, Sweep]
+
+
+class _Reader:
+    """Entries of one file for one suite; errors name the file and the entry."""
+
+    def __init__(self, file: Path, content: Mapping[str, Any], name: str) -> None:
+        self.file = file
+        self.content = content
+        self.name = name
+
+    def error(self, where: str, message: str) -> ReclipError:
+        return ReclipError(f"suite file {self.file}: {where}: {message}")
+
+    def entry(self, value: Any, where: str, allowed: str, required: str = "") -> dict[str, Any]:
+        """A mapping with no other keys than ``allowed`` and ``required`` (names with blanks between)."""
+        if not isinstance(value, dict):
+            raise self.error(where, "expected KEY: value lines")
+        unknown = [key for key in value if key not in (*allowed.split(), *required.split())]
+        missing = [key for key in required.split() if key not in value]
+        if unknown or missing:
+            what = f"unknown key {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
+            raise self.error(where, f"{what}; keys are {', '.join((*required.split(), *allowed.split()))}")
+        return value
+
+    def word(self, value: Any, words: Iterable[str], where: str) -> str:
+        if value not in words:
+            raise self.error(where, f"{value!r} is none of {', '.join(words)}")
+        return value
+
+    def for_suite(self, value: Any) -> Any:
+        """A value, or of a mapping from suites to values the one of this suite (else ``default``, else None)."""
+        return value.get(self.name, value.get("default")) if isinstance(value, dict) else value
+
+    def applies(self, value: Mapping[str, Any]) -> bool:
+        """Whether an entry with ``suites`` is one of this suite."""
+        return self.name in value.get("suites", [self.name])
+
+
+def value_of(cfg: CfgNode, key: str) -> Any:  # noqa: ANN401
+    """Value of ``A.B.C``.
+
+    Raises:
+        ReclipError: there is no such key.
+    """
+    for part in key.split("."):
+        if not isinstance(cfg, CfgNode) or part not in cfg:
+            raise ReclipError(f"there is no config key {key}: see reclip_d2/config/keys.py")
+        cfg = cfg[part]
+    return cfg
+
+
+def suite_names(file: Path) -> list[str]:
+    """Suites that a file serves."""
+    return list(_read(file)["suites"])
+
+
+def load_suite(file: Path, name: str, tables: Sequence[str] | None = None) -> Suite:
+    """The suite ``name`` of a suite file.
+
+    Args:
+        tables: keys of the tables wanted; None for all.
+
+    Raises:
+        ReclipError: the file is missing or wrong, or has no such suite or table.
+    """
+    content = _read(file)
+    if name not in content["suites"]:
+        raise ReclipError(f"suite {name!r} is not in {file}: choose one of {', '.join(content['suites'])}")
+    reader = _Reader(file, content, name)
+    settings = reader.entry(content["suites"][name], f"suites: {name}", "paper text", "configs")
+    known, experiments = _experiments(reader)
+    configs = (file.parent / settings["configs"]).resolve()
+    sweeps = _sweeps(reader, experiments, configs)
+    known |= {point for sweep in sweeps.values() for point in sweep.points}
+    found = [_table(reader, key, value, known, experiments, sweeps) for key, value in content["tables"].items()]
+    chosen = tuple(table for table in found if table is not None)
+    if tables is not None:
+        by_key = {table.key.lower(): table for table in chosen}
+        unknown = [key for key in tables if key.lower() not in by_key]
+        if unknown:
+            raise ReclipError(
+                f"suite {name} has no table {unknown[0]!r}: choose of {', '.join(table.key for table in chosen)}"
+            )
+        wanted = {key.lower() for key in tables}
+        chosen = tuple(table for table in chosen if table.key.lower() in wanted)
+    return Suite(
+        name=name,
+        file=file,
+        configs=configs,
+        paper_columns=tuple(settings.get("paper", ())),
+        text=" ".join(str(settings.get("text", "")).split()),
+        common=content.get("common", {}),
+        experiments=experiments,
+        tables=chosen,
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content = read_yaml(file, "suite file")
+    if not isinstance(content, dict):
+        raise ReclipError(f"suite file {file} holds no suites: see configs/ablations/paper.yaml")
+    content = _Reader(file, {}, "").entry(content, "top", "common sweeps", "suites experiments tables")
+    for key, value in content.items():
+        if not isinstance(value, dict):
+            raise ReclipError(f"suite file {file}: {key}: expected KEY: value lines")
+    return content
+
+
+def _experiments(reader: _Reader) -> tuple[set[str], dict[str, Experiment]]:
+    """Keys of all experiments, and those of this suite."""
+    found: dict[str, Experiment] = {}
+    for key, value in reader.content["experiments"].items():
+        where = f"experiments: {key}"
+        optional = "config overrides take teacher seeded group suites"
+        value = reader.entry(value, where, optional, "title kind")
+        if not reader.applies(value):
+            continue
+        kind = reader.word(value["kind"], KINDS, where)
+        config, teacher = value.get("config", ""), value.get("teacher", "")
+        if teacher and teacher not in found:
+            raise reader.error(where, f"its teacher {teacher!r} must be an experiment that stands above it")
+        if kind == "probe":
+            if config or not teacher:
+                raise reader.error(where, "a probe has a teacher, whose config it takes, and no config of its own")
+            config = found[teacher].config
+        elif not config:
+            raise reader.error(where, "no 'config'")
+        inherited = found[teacher] if kind == "probe" else None
+        overrides = {k: reader.for_suite(v) for k, v in value.get("overrides", {}).items()}
+        found[key] = Experiment(
+            key=key,
+            title=value["title"],
+            kind=kind,
+            config=config,
+            overrides={
+                **(inherited.overrides if inherited else {}),
+                **{k: v for k, v in overrides.items() if v is not None},
+            },
+            take={
+                **(inherited.take if inherited else {}),
+                **{file: tuple(keys) for file, keys in value.get("take", {}).items()},
+            },
+            teacher=teacher,
+            seeded=value.get("seeded", True),
+            group=reader.word(value.get("group", "paper"), GROUPS, where),
+        )
+    return set(reader.content["experiments"]), found
+
+
+def _sweeps(reader: _Reader, experiments: dict[str, Experiment], configs: Path) -> Sweeps:
+    """The sweeps of the file. Adds an experiment for each value that is not the base's own."""
+    found = {}
+    for key, value in reader.content.get("sweeps", {}).items():
+        where = f"sweeps: {key}"
+        value = reader.entry(value, where, "", "title base key symbol values")
+        base = experiments.get(value["base"])
+        if base is None:
+            raise reader.error(where, f"its base {value['base']!r} is no experiment of suite {reader.name}")
+        own = base.overrides.get(value["key"])
+        if own is None:
+            own = value_of(load_config(str(configs / base.config)), value["key"])
+        points = {own: base.key}
+        for number in reader.for_suite(value["values"]) or []:
+            if math.isclose(number, own, rel_tol=1e-3, abs_tol=1e-9):
+                continue
+            point = points[number] = f"{key}_{len(points)}"
+            experiments[point] = dataclasses.replace(
+                base,
+                key=point,
+                title=f"{base.title}, {value['symbol']} = {number:.3g}",
+                overrides={**base.overrides, value["key"]: number},
+            )
+        found[key] = Sweep(value["title"], value["key"], value["symbol"], tuple(points[x] for x in sorted(points)))
+    return found
+
+
+def _table(
+    reader: _Reader,
+    key: str,
+    value: Any,
+    known: set[str],
+    experiments: Mapping[str, Experiment],
+    sweeps: Sweeps,
+) -> Table | None:
+    """A table with the rows that this suite has; None if it has none of them."""
+    where = f"tables: {key}"
+    value = reader.entry(value, where, "text metrics rows claims curves chart main suites", "title")
+    if not reader.applies(value):
+        return None
+    metrics = tuple(reader.word(metric, METRICS, where) for metric in value.get("metrics", ["mIoU"]))
+
+    def here(name: str) -> bool:
+        if name not in known:
+            raise reader.error(where, f"{name!r} is no experiment")
+        return name in experiments
+
+    rows = []
+    for item in value.get("rows", []):
+        item = reader.entry(item, where, "title paper", "experiment")
+        name = item["experiment"]
+        if here(name):
+            paper = _paper(reader, item.get("paper", {}), metrics, where)
+            rows.append(Row(name, item.get("title", experiments[name].title), paper))
+    curves = []
+    for item in value.get("curves", []):
+        item = reader.entry(item, where, "label line line_title", "sweep")
+        if item["sweep"] not in sweeps:
+            raise reader.error(where, f"{item['sweep']!r} is no sweep")
+        sweep = sweeps[item["sweep"]]
+        line = item.get("line", "")
+        if line and not here(line):
+            line = ""
+        curves.append(Curve(*sweep, item.get("label", ""), line, item.get("line_title", "")))
+        shown = {row.experiment for row in rows}
+        rows += [Row(name, experiments[name].title) for name in (line, *sweep.points) if name and name not in shown]
+    claims = []
+    for item in value.get("claims", []):
+        claims += _claims(reader, item, where, here, sweeps)
+    if not rows:
+        return None
+    return Table(
+        key=key,
+        title=value["title"],
+        text=" ".join(str(value.get("text", "")).split()),
+        metrics=metrics,
+        rows=tuple(rows),
+        claims=tuple(claims),
+        curves=tuple(curves),
+        chart=bool(value.get("chart", False)),
+        main=bool(value.get("main", False)),
+    )
+
+
+def _paper(reader: _Reader, value: Any, metrics: Sequence[str], where: str) -> dict[str, dict[str, float | None]]:
+    """``{data set: number}`` of the only metric, or ``{metric: {data set: number}}``."""
+    if len(metrics) == 1:
+        value = {metrics[0]: value}
+    for metric, numbers in value.items():
+        reader.word(metric, metrics, where)
+        for column, number in numbers.items():
+            if number is not None and not isinstance(number, int | float):
+                raise reader.error(where, f"{column}: {number!r} is no number (~ for one that is not legible)")
+    return value
+
+
+def _claims(
+    reader: _Reader,
+    item: Any,
+    where: str,
+    here: Callable[[str], bool],
+    sweeps: Sweeps,
+) -> list[Claim]:
+    """One claim, or for ``<sweep>.each`` one a point; none if this suite lacks one of the two experiments."""
+    item = reader.entry(item, where, "metric explanation", "better worse source")
+
+    def resolve(name: str) -> list[str]:
+        sweep, dot, which = name.partition(".")
+        if not dot:
+            return [name] if here(name) else []
+        if sweep not in sweeps:
+            raise reader.error(where, f"{sweep!r} is no sweep")
+        points = sweeps[sweep].points
+        which = reader.word(which, ("first", "last", "each"), where)
+        return {"first": [points[0]], "last": [points[-1]], "each": list(points)}[which]
+
+    return [
+        Claim(
+            better,
+            worse,
+            reader.word(item.get("metric", "mIoU"), METRICS, where),
+            item["source"],
+            " ".join(str(item.get("explanation", "")).split()),
+        )
+        for better in resolve(item["better"])
+        for worse in resolve(item["worse"])
+        if better != worse
+    ]

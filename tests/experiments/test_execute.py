@@ -8,7 +8,7 @@ import torch
 import train_net
 from reclip_d2.config import load_config
 from reclip_d2.experiments import execute
-from reclip_d2.experiments.runs import Job
+from reclip_d2.experiments.plan import Job
 from tests.helpers import datasets, isolated_cache
 from tests.test_train_net import assert_same, metrics, run, scene, weights
 

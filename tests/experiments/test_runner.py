@@ -6,8 +6,7 @@ import threading
 import pytest
 
 from reclip_d2.errors import ReclipError
-from reclip_d2.experiments.progress import duration_text
-from reclip_d2.experiments.runner import run_pending
+from reclip_d2.experiments.runner import duration_text, run_pending
 from tests.experiments.tiny_suite import SUITE, Worker, made_up_result, make_runs, write_suite
 
 MAIN_SEED_0, MAIN_SEED_1 = ["plain", "model-seed0", "added-seed0"], ["model-seed1", "added-seed1"]

@@ -6,9 +6,8 @@ import pytest
 
 from reclip_d2.config import load_config
 from reclip_d2.errors import ReclipError
-from reclip_d2.experiments.resolve import resolve
-from reclip_d2.experiments.runs import Runs, Settings
-from reclip_d2.experiments.suite_file import load_suite, suite_names
+from reclip_d2.experiments.plan import Runs, Settings, resolve
+from reclip_d2.experiments.suite import load_suite, suite_names
 from tests.experiments.tiny_suite import SUITE, small_suite, write_suite
 
 PAPER = Path(__file__).resolve().parents[2] / "configs" / "ablations" / "paper.yaml"

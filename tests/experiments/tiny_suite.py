@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from reclip_d2.experiments.runs import Job, Runs, Settings
-from reclip_d2.experiments.suite import Suite
-from reclip_d2.experiments.suite_file import load_suite
+from reclip_d2.experiments.plan import Job, Runs, Settings
+from reclip_d2.experiments.suite import Suite, load_suite
 
 SUITE = """
 suites:
