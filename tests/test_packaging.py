@@ -39,6 +39,7 @@ def test_the_wheel_has_what_the_command_needs(tmp_path):
         "reclip_d2/cli/main.py",
         "reclip_d2/install_detectron2/__main__.py",
         "reclip_d2/backbones/assets/reclip-embedded.safetensors",
+        "reclip_d2/backbones/assets/reclip-embedded-longtail.safetensors",
     } <= names
 
     site = tmp_path / "site"

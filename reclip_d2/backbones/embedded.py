@@ -23,7 +23,11 @@ from reclip_d2.utils.tensor_files import check_tensors, read_tensor_file, save_s
 EMBEDDED_CONFIG = Path(__file__).parent / "assets" / f"{EMBEDDED_MODEL_NAME}.json"
 EMBEDDED_CHECKPOINT = EMBEDDED_CONFIG.with_suffix(".safetensors")
 # By what MODEL.CLIP.PRETRAINED says: the name of the world. "openai" is that key's default.
-EMBEDDED_CHECKPOINTS = {"embedded": EMBEDDED_CHECKPOINT, "openai": EMBEDDED_CHECKPOINT}
+EMBEDDED_CHECKPOINTS = {
+    "embedded": EMBEDDED_CHECKPOINT,
+    "openai": EMBEDDED_CHECKPOINT,
+    "embedded_longtail": EMBEDDED_CONFIG.with_name(f"{EMBEDDED_MODEL_NAME}-longtail.safetensors"),
+}
 
 _TOKEN_ROWS = "token_embedding.weight"
 
@@ -43,8 +47,8 @@ def embedded_checkpoint(pretrained: str) -> Path:
     path = EMBEDDED_CHECKPOINTS.get(pretrained) or Path(pretrained).expanduser()
     if not path.is_file():
         raise ReclipError(
-            f"MODEL.CLIP.PRETRAINED {pretrained!r} of {EMBEDDED_MODEL_NAME} is neither a file nor embedded:"
-            " tools/pretrain_embedded_clip.py makes others"
+            f"MODEL.CLIP.PRETRAINED {pretrained!r} of {EMBEDDED_MODEL_NAME} is neither a file, nor embedded or"
+            " embedded_longtail: tools/pretrain_embedded_clip.py makes others"
         )
     return path
 

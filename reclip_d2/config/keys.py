@@ -40,7 +40,7 @@ KEYS: dict[str, Key] = {
     # of a Hugging Face repository); "reclip-embedded" is the tiny CLIP that ships with the package.
     "MODEL.CLIP.NAME": Key("ViT-B-16-quickgelu", Text()),
     # open_clip tag, a local file (OpenAI's TorchScript archive, open_clip's or Hugging Face's weights), or "random".
-    # Of reclip-embedded: "embedded" (also by "openai"), the weights that ship, or a file of
+    # Of reclip-embedded: "embedded" (also by "openai") and "embedded_longtail", the weights that ship, or a file of
     # tools/pretrain_embedded_clip.py.
     "MODEL.CLIP.PRETRAINED": Key("openai", Text()),
     # Normalisation of images: "weights" takes what an open_clip tag, or an open_clip_config.json or

@@ -7,6 +7,7 @@ image with the same augmentation, whatever the number of workers and however oft
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -52,6 +53,20 @@ class ResumableTrainingSampler(Sampler[tuple[int, int]]):
             draw += self.world_size
 
 
+@contextlib.contextmanager
+def numbered_random_state(*numbers: int) -> Iterator[None]:
+    """Inside, NumPy's and Python's random states, which the augmentations draw from, are seeded by the numbers."""
+    state = int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    np.random.seed(state)
+    random.seed(state)
+    try:
+        yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+
+
 class NumberedDataset(Dataset):
     """Apply ``mapper`` to the record of ``(draw, index)`` with NumPy's and Python's random states, which the
     augmentations draw from, seeded by ``(seed, draw)``."""
@@ -68,15 +83,8 @@ class NumberedDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         draw, index = key
-        state = int(np.random.SeedSequence([self.seed, draw]).generate_state(1)[0])
-        numpy_state, python_state = np.random.get_state(), random.getstate()
-        np.random.seed(state)
-        random.seed(state)
-        try:
+        with numbered_random_state(self.seed, draw):
             return self.mapper(self.records[index])
-        finally:
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)
 
 
 def _one_thread(worker_id: int) -> None:

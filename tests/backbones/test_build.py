@@ -11,7 +11,7 @@ import torch
 
 from reclip_d2.backbones import build
 from reclip_d2.backbones.build import build_clip, check_supported, clip_fingerprint
-from reclip_d2.backbones.embedded import EMBEDDED_CHECKPOINT
+from reclip_d2.backbones.embedded import EMBEDDED_CHECKPOINT, EMBEDDED_CHECKPOINTS
 from reclip_d2.errors import ReclipError
 from tests.helpers import TINY_NAME, register_tiny_model, tiny_clip, tiny_dense
 
@@ -38,8 +38,15 @@ def test_embedded_model_is_frozen_and_ready():
 
 @pytest.mark.parametrize("missing", ["embedded_shorttail", "no/such.safetensors"])
 def test_embedded_model_of_unknown_weights(missing):
-    with pytest.raises(ReclipError, match=rf"PRETRAINED '{missing}' of reclip-embedded is neither a file nor embedded"):
+    message = f"PRETRAINED '{missing}' of reclip-embedded is neither a file, nor embedded or embedded_longtail"
+    with pytest.raises(ReclipError, match=message):
         build_clip("reclip-embedded", missing)
+
+
+def test_each_embedded_world_has_a_clip_of_its_own():
+    worlds = [build_clip("reclip-embedded", world)[0] for world in ("embedded", "embedded_longtail")]
+    assert len({clip_fingerprint(model) for model in worlds}) == 2
+    assert EMBEDDED_CHECKPOINTS["embedded_longtail"].stat().st_size < 2e6
 
 
 def test_embedded_model_with_weights_of_a_file(tmp_path):
