@@ -29,7 +29,7 @@ from reclip_d2.data.images import read_image
 from reclip_d2.data.working_files import check_shape
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.logit_parts import LogitParts, has_bias, logit_parts
-from reclip_d2.formats.png import write_png
+from reclip_d2.formats.pictures import write_png
 from reclip_d2.workspace.masks import MaskClassTable, count_pixels
 from reclip_d2.workspace.names import TITLES
 from reclip_d2.workspace.trained_model import TrainedModel

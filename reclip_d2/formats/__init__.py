@@ -18,12 +18,12 @@ format             files, below the format's folder                    ignored p
 ``datumaro``       ``annotations/default.json`` (RLE)                  unannotated      a label
 =================  ==================================================  ===============  ==================
 
-The writers' docstrings say the rest. All masks are of the upright image (EXIF orientation applied). More than 255
+Details are in the writers' docstrings. All masks are of the upright image (EXIF orientation applied). More than 255
 classes take 16 bits, and then 65535 is ignored. Two images of one folder that differ in their extension alone
 (``a.jpg`` and ``a.png``) are refused: most formats match images and masks by that stem.
 
-Predict with ``index`` (and ``scores``, if they are wanted), the index mask last, for it says that an image is finished;
-then make all other formats from the masks::
+To predict, write ``index`` (and ``scores``, if wanted), the index mask last: it marks an image as finished. Then make
+all other formats from the masks::
 
     classes = MaskClasses.make(["road", "tree", "background"], background=2)
     check_formats(["index", "scores", "cvat", "yolo"], classes)
@@ -36,27 +36,40 @@ then make all other formats from the masks::
             scores.add(prediction)
             index.add(prediction)
     write_formats(out / "index", images, out, ["index", "scores", "cvat", "yolo"])
+
+To add a format:
+
+1. write a :class:`~reclip_d2.formats.writer.Writer` in a file here: ``files`` and ``_add`` for an image, ``finish``
+   for a file of the whole set;
+2. register it in ``FORMATS`` of ``registry.py``, as ``"name": "module:Class"``;
+3. describe it in ``docs/formats.md``. ``tests/formats/test_every_format.py`` tests every registered format.
 """
 
-from reclip_d2.formats.classes import MaskClasses
-from reclip_d2.formats.pictures import IndexWriter, ScoresWriter, check_jpeg_size
-from reclip_d2.formats.png import read_index
-from reclip_d2.formats.prediction import Prediction, check_paths
-from reclip_d2.formats.rebuild import write_formats
-from reclip_d2.formats.registry import FORMATS, check_formats, check_names
-from reclip_d2.formats.writer import Writer
+from __future__ import annotations
 
-__all__ = [
-    "FORMATS",
-    "IndexWriter",
-    "MaskClasses",
-    "Prediction",
-    "ScoresWriter",
-    "Writer",
-    "check_formats",
-    "check_jpeg_size",
-    "check_names",
-    "check_paths",
-    "read_index",
-    "write_formats",
-]
+import importlib
+from typing import Any
+
+_EXPORTS = {
+    "FORMATS": "registry",
+    "IndexWriter": "pictures",
+    "MaskClasses": "classes",
+    "Prediction": "prediction",
+    "ScoresWriter": "pictures",
+    "Writer": "writer",
+    "check_formats": "rebuild",
+    "check_jpeg_size": "pictures",
+    "check_names": "rebuild",
+    "check_paths": "prediction",
+    "read_index": "pictures",
+    "write_formats": "rebuild",
+}
+"""Names by the module that defines them, which is loaded on first use: ``reclip --help`` needs only the registry."""
+
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)

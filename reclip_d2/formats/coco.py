@@ -13,10 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from reclip_d2.formats.classes import MaskClasses
-from reclip_d2.formats.png import write_png
+from reclip_d2.formats.pictures import write_png
 from reclip_d2.formats.prediction import Prediction
-from reclip_d2.formats.spool import JsonSpool, write_json_arrays
-from reclip_d2.formats.writer import Writer
+from reclip_d2.formats.writer import JsonSpool, Writer, write_json_arrays
 from reclip_d2.utils.io import atomic_write
 
 DESCRIPTION = "Semantic segmentation by reclip_d2"

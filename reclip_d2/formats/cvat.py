@@ -10,10 +10,9 @@ import numpy as np
 
 from reclip_d2.errors import ReclipError
 from reclip_d2.formats.classes import MaskClasses, distinct_colors
-from reclip_d2.formats.png import png_bytes
+from reclip_d2.formats.pictures import png_bytes
 from reclip_d2.formats.prediction import Prediction
-from reclip_d2.formats.spool import Spool
-from reclip_d2.formats.writer import Writer
+from reclip_d2.formats.writer import Spool, Writer
 from reclip_d2.utils.io import atomic_write
 
 ARCHIVE = "segmentation_mask_1.1.zip"

@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 
 from reclip_d2.formats.classes import MaskClasses
 from reclip_d2.formats.prediction import Prediction
-from reclip_d2.formats.spool import JsonSpool, write_json_arrays
-from reclip_d2.formats.writer import Writer
+from reclip_d2.formats.writer import JsonSpool, Writer, write_json_arrays
 from reclip_d2.utils.io import atomic_write
 
 MEDIA_TYPE_IMAGE = 2

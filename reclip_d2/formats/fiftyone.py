@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from reclip_d2.formats.classes import MaskClasses
-from reclip_d2.formats.png import write_png
+from reclip_d2.formats.pictures import write_png
 from reclip_d2.formats.prediction import Prediction
 from reclip_d2.formats.writer import Writer, check_placing, place_image
 from reclip_d2.utils.io import atomic_write

@@ -11,10 +11,8 @@ from xml.sax.saxutils import quoteattr
 
 from reclip_d2.formats.classes import MaskClasses
 from reclip_d2.formats.prediction import Prediction
-from reclip_d2.formats.rle import runs_by_label
-from reclip_d2.formats.rle_pack import encode_mask
-from reclip_d2.formats.spool import Spool, write_json_array
-from reclip_d2.formats.writer import Writer
+from reclip_d2.formats.rle import encode_mask, runs_by_label
+from reclip_d2.formats.writer import Spool, Writer, write_json_array
 from reclip_d2.utils.io import atomic_write
 
 # Label Studio serves the files of a "local files" storage here; the path follows.

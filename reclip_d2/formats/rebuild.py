@@ -1,4 +1,4 @@
-"""All formats from the index masks on disk."""
+"""Check the chosen formats before a run, and write them from its index masks afterwards."""
 
 from __future__ import annotations
 
@@ -13,11 +13,37 @@ import numpy as np
 from reclip_d2.data.images import read_image
 from reclip_d2.errors import ReclipError
 from reclip_d2.formats.classes import MaskClasses
-from reclip_d2.formats.png import read_index
-from reclip_d2.formats.prediction import Prediction
-from reclip_d2.formats.registry import FORMATS, check_formats, check_names
+from reclip_d2.formats.pictures import read_index
+from reclip_d2.formats.prediction import Prediction, check_paths
+from reclip_d2.formats.registry import FORMATS
 from reclip_d2.formats.writer import Writer
 from reclip_d2.utils.io import remove_leftovers
+
+
+def check_formats(names: Iterable[str], classes: MaskClasses) -> None:
+    """Raise :class:`ReclipError` for an unknown format, or one that cannot hold these classes.
+
+    For the start of a run: so nobody learns after hours of prediction that a format is refused.
+    """
+    for name in names:
+        if name not in FORMATS:
+            raise ReclipError(f"format {name!r} is unknown: choose from {', '.join(FORMATS)}")
+        FORMATS[name].check_classes(classes)
+
+
+def check_names(formats: Iterable[str], paths: Iterable[PurePosixPath]) -> None:
+    """Raise :class:`ReclipError` if the name of an image cannot be written, in one of these formats or in any.
+
+    For the start of a run, as :func:`check_formats`, which knows the formats.
+
+    Args:
+        paths: of all images, relative; see :func:`check_paths`.
+    """
+    paths = list(paths)
+    check_paths(paths)
+    for name in formats:
+        for path in paths:
+            FORMATS[name].check_path(path)
 
 
 def write_formats(

@@ -1,58 +1,41 @@
-"""The formats by name."""
+"""The formats by name: the one place where a format is registered.
+
+Nothing is loaded before it is asked for, so that ``reclip --help`` lists the formats at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import PurePosixPath
+import importlib
+from collections import UserDict
+from typing import TYPE_CHECKING
 
-from reclip_d2.errors import ReclipError
-from reclip_d2.formats.classes import MaskClasses
-from reclip_d2.formats.coco import CocoPanopticWriter, CocoWriter
-from reclip_d2.formats.cvat import CvatWriter
-from reclip_d2.formats.datumaro import DatumaroWriter
-from reclip_d2.formats.fiftyone import FiftyOneWriter
-from reclip_d2.formats.label_studio import LabelStudioWriter
-from reclip_d2.formats.pictures import IndexWriter, OverlayWriter, PaletteWriter, ScoresWriter
-from reclip_d2.formats.prediction import check_paths
-from reclip_d2.formats.writer import Writer
-from reclip_d2.formats.yolo import YoloWriter
-
-FORMATS: dict[str, type[Writer]] = {
-    "index": IndexWriter,
-    "palette": PaletteWriter,
-    "overlay": OverlayWriter,
-    "scores": ScoresWriter,
-    "cvat": CvatWriter,
-    "labelstudio": LabelStudioWriter,
-    "coco": CocoWriter,
-    "coco_panoptic": CocoPanopticWriter,
-    "yolo": YoloWriter,
-    "fiftyone": FiftyOneWriter,
-    "datumaro": DatumaroWriter,
-}
+if TYPE_CHECKING:
+    from reclip_d2.formats.writer import Writer
 
 
-def check_formats(names: Iterable[str], classes: MaskClasses) -> None:
-    """Raise :class:`ReclipError` for an unknown format, or one that cannot hold these classes.
+class Formats(UserDict[str, "type[Writer]"]):
+    """Writers by the name of their format; ``"module:Class"``, in this package, is imported on first use."""
 
-    For the start of a run: so nobody learns after hours of prediction that a format is refused.
-    """
-    for name in names:
-        if name not in FORMATS:
-            raise ReclipError(f"format {name!r} is unknown: choose from {', '.join(FORMATS)}")
-        FORMATS[name].check_classes(classes)
+    def __getitem__(self, name: str) -> type[Writer]:
+        found = super().__getitem__(name)
+        if isinstance(found, str):
+            module, _, attribute = found.partition(":")
+            found = self[name] = getattr(importlib.import_module(f"reclip_d2.formats.{module}"), attribute)
+        return found
 
 
-def check_names(formats: Iterable[str], paths: Iterable[PurePosixPath]) -> None:
-    """Raise :class:`ReclipError` if the name of an image cannot be written, in one of these formats or in any.
-
-    For the start of a run, as :func:`check_formats`, which knows the formats.
-
-    Args:
-        paths: of all images, relative; see :func:`check_paths`.
-    """
-    paths = list(paths)
-    check_paths(paths)
-    for name in formats:
-        for path in paths:
-            FORMATS[name].check_path(path)
+FORMATS = Formats(
+    {
+        "index": "pictures:IndexWriter",
+        "palette": "pictures:PaletteWriter",
+        "overlay": "pictures:OverlayWriter",
+        "scores": "pictures:ScoresWriter",
+        "cvat": "cvat:CvatWriter",
+        "labelstudio": "label_studio:LabelStudioWriter",
+        "coco": "coco:CocoWriter",
+        "coco_panoptic": "coco:CocoPanopticWriter",
+        "yolo": "yolo:YoloWriter",
+        "fiftyone": "fiftyone:FiftyOneWriter",
+        "datumaro": "datumaro:DatumaroWriter",
+    }
+)

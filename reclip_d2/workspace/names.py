@@ -5,12 +5,6 @@ DEFAULT_CLIP, DEFAULT_PRETRAINED = "ViT-B-16-quickgelu", "openai"
 # What a kind of model is called in messages.
 TITLES = {"maskclip": "MaskCLIP", "rectified": "ReCLIP++, rectified", "student": "ReCLIP++, distilled student"}
 
-# Keys of reclip_d2.formats.FORMATS.
-FORMATS = (
-    "index", "palette", "overlay", "scores", "cvat", "labelstudio", "coco", "coco_panoptic", "yolo", "fiftyone",
-    "datumaro",
-)  # fmt: skip
-
 # Keys of reclip_d2.export.export's FORMATS and INPUT_TYPES, and the default of its ExportOptions.tolerance.
 EXPORT_FORMATS = ("onnx", "torchscript")
 EXPORT_INPUT_TYPES = ("uint8", "float32")

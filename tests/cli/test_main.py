@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from reclip_d2 import formats
 from reclip_d2.app.limits import Limits
 from reclip_d2.cli.main import COMMANDS, in_options, main, missing_package
 from reclip_d2.export import export
@@ -57,7 +56,6 @@ def test_arguments_are_parsed_without_the_libraries(tmp_path):
 
 
 def test_names_that_arguments_offer_are_those_of_the_library():
-    assert tuple(formats.FORMATS) == names.FORMATS
     assert tuple(export.FORMATS) == names.EXPORT_FORMATS
     assert tuple(export.INPUT_TYPES) == names.EXPORT_INPUT_TYPES
     assert export.ExportOptions.tolerance == names.EXPORT_TOLERANCE

@@ -5,8 +5,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 
+from reclip_d2 import formats
 from reclip_d2.errors import ReclipError
-from reclip_d2.formats import FORMATS, MaskClasses, Prediction, check_formats
+from reclip_d2.formats import FORMATS, IndexWriter, MaskClasses, Prediction, Writer, check_formats, write_formats
+from reclip_d2.formats.registry import Formats
+from reclip_d2.formats.yolo import YoloWriter
+from reclip_d2.utils.io import atomic_write
 from tests.formats.sample import CLASSES, IGNORE, sample_labels
 
 LABEL_MAPS = {
@@ -104,3 +108,37 @@ def test_unknown_formats_and_names_are_refused_beforehand():
         check_formats(["index", "cvta"], CLASSES)
     with pytest.raises(ReclipError, match="'a:b' cannot stand in CVAT's label map"):
         check_formats(["index", "cvat"], MaskClasses.make(["a:b"]))
+
+
+class AreasWriter(Writer):
+    """A format as somebody would add it: a text file an image with the classes' areas, and a list of the images."""
+
+    def files(self, path):
+        return [self.output / path.with_suffix(".txt")]
+
+    def _add(self, prediction):
+        lines = [f"{s.label} {s.area}\n" for s in prediction.segments if s.label in self.classes.annotated]
+        with atomic_write(self.files(prediction.path)[0]) as temporary:
+            temporary.write_text("".join(lines))
+
+    def finish(self):
+        with atomic_write(self.output / "names.txt") as temporary:
+            temporary.write_text(" ".join(self.classes.names))
+
+
+def test_a_new_format_is_a_writer_and_a_registration(tmp_path, monkeypatch):
+    """``Formats`` of the registry takes a class, or the name of one that is imported on first use."""
+    monkeypatch.setitem(FORMATS, "areas", AreasWriter)
+    images = {PurePosixPath("a/b.jpg"): None}
+    with IndexWriter(tmp_path / "index", CLASSES) as index:
+        index.add(Prediction(PurePosixPath("a/b.jpg"), np.array([[0, 1, 1], [3, IGNORE, 1]], np.uint8)))
+    assert write_formats(tmp_path / "index", images, tmp_path, ["areas"]) == {"areas": tmp_path / "areas"}
+    assert tree(tmp_path / "areas") == {"a/b.txt": b"0 1\n1 3\n", "names.txt": " ".join(CLASSES.names).encode()}
+    assert Formats({"mine": "yolo:YoloWriter"})["mine"] is YoloWriter is FORMATS["yolo"]
+    with pytest.raises(KeyError):
+        FORMATS["none"]
+
+
+def test_every_format_is_documented():
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    assert [name for name in FORMATS if f"`{name}`" not in text or f"``{name}``" not in formats.__doc__] == []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from reclip_d2.backbones.names import EMBEDDED_MODEL_NAME
-from reclip_d2.workspace.names import DEFAULT_CLIP, DEFAULT_PRETRAINED, FORMATS
+from reclip_d2.formats.registry import FORMATS
+from reclip_d2.workspace.names import DEFAULT_CLIP, DEFAULT_PRETRAINED
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:

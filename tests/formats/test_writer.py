@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from reclip_d2.formats.spool import JsonSpool, Spool, write_json_array, write_json_arrays
+from reclip_d2.formats.writer import JsonSpool, Spool, write_json_array, write_json_arrays
 
 
 def test_records_come_back_sorted_and_the_last_one_counts(tmp_path):
