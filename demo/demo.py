@@ -32,12 +32,12 @@ from reclip_d2.data.datasets.custom import register_custom  # noqa: E402
 from reclip_d2.data.image_folder import ImageFile, find_images  # noqa: E402
 from reclip_d2.data.images import read_image  # noqa: E402
 from reclip_d2.data.working_files import check_shape  # noqa: E402
+from reclip_d2.engine.trainer import build_evaluation_model  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
 from reclip_d2.inference import ImagePredictor  # noqa: E402
 from reclip_d2.modeling.build import check_registered_parts  # noqa: E402
 from reclip_d2.utils.io import atomic_write  # noqa: E402
 from reclip_d2.utils.output_paths import check_output_folder, check_output_path  # noqa: E402
-from train_net import build_evaluation_model  # noqa: E402
 
 # Files of --output; anything else names a folder.
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-import train_net
+from reclip_d2.engine import program
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "embedded"
 
@@ -18,15 +18,15 @@ def miou(tmp_path_factory):
         patch.setenv("RECLIP_CACHE", str(root / "cache"))
 
         def run(config: str, train: bool) -> float:
-            args = train_net.argument_parser().parse_args(
+            args = program.argument_parser().parse_args(
                 ["--config-file", str(CONFIGS / f"{config}.yaml"), "SEED", "0"]
                 + ["DATASETS.TEST", "('embedded_dev',)", "OUTPUT_DIR", str(root / config)]
             )
             if train:
-                train_net.main(args)
+                program.main(args)
                 args.opts += ["MODEL.WEIGHTS", str(root / config / "model_final.pth")]
             args.eval_only = True
-            return float(train_net.main(args)["sem_seg"]["mIoU"])
+            return float(program.main(args)["sem_seg"]["mIoU"])
 
         yield run
 

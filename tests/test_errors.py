@@ -12,7 +12,7 @@ import torch
 from torch._utils import ExceptionWrapper
 from torch.multiprocessing import ProcessExitedException
 
-import train_net
+from reclip_d2.engine import program
 from reclip_d2.engine.logs import UserErrorFilter
 from reclip_d2.errors import ReclipError, error_line, exit_on_error, out_of_memory_message
 
@@ -74,11 +74,11 @@ def test_a_process_that_failed_has_said_its_line(capsys, monkeypatch):
     def launch(*_: object, **__: object) -> None:
         raise ProcessExitedException("process 1 terminated", error_index=1, error_pid=7, exit_code=1)
 
-    monkeypatch.setattr(train_net, "launch", launch)
+    monkeypatch.setattr(program, "launch", launch)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("sys.argv", ["train_net.py", "--num-gpus", "2"])
     with pytest.raises(SystemExit) as caught:
-        train_net.run_program(train_net.main)
+        program.run_program(program.main)
     assert caught.value.code == 1
     assert capsys.readouterr() == ("", "")
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-import train_net
+from reclip_d2.engine import trainer
 from tests.helpers import datasets, isolated_cache
 from tests.test_train_net import assert_same, metrics, run, scene, weights
 
@@ -24,7 +24,7 @@ def test_a_stopped_run_ends_as_an_unbroken_one_and_its_number_comes_back(scene, 
     class Stopped(BaseException):
         pass
 
-    run_step = train_net.Trainer.run_step
+    run_step = trainer.Trainer.run_step
 
     def stop_in_the_fifth(self):
         if self.iter == 4:
@@ -32,7 +32,7 @@ def test_a_stopped_run_ends_as_an_unbroken_one_and_its_number_comes_back(scene, 
         run_step(self)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(train_net.Trainer, "run_step", stop_in_the_fifth)
+        patch.setattr(trainer.Trainer, "run_step", stop_in_the_fifth)
         run(scene, "stopped", *RECLIP)
     run(scene, "stopped", "--resume", *RECLIP)
     assert_same(weights(scene, "unbroken"), weights(scene, "stopped"))  # the running statistics too

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import train_net
+from reclip_d2.engine import program, trainer
 from reclip_d2.hypothesis import training_records
 from tests.helpers import (
     datasets,
@@ -76,8 +76,8 @@ def run(scene: Path, output: str, *arguments: str) -> dict | None:
     flags = [a for a in arguments if a.startswith("--")]
     keys = [a for a in arguments if not a.startswith("--")]
     config = [] if "--config-file" in flags else ["--config-file", str(scene / "config.yaml")]
-    args = train_net.argument_parser().parse_args([*config, *flags, "OUTPUT_DIR", str(scene / output), *keys])
-    return train_net.main(args)
+    args = program.argument_parser().parse_args([*config, *flags, "OUTPUT_DIR", str(scene / output), *keys])
+    return program.main(args)
 
 
 def weights(scene: Path, output: str, name: str = "model_final") -> dict[str, torch.Tensor]:
@@ -177,7 +177,7 @@ def test_resume_goes_on_and_ends_as_an_unbroken_run(scene, monkeypatch):
     class Stopped(BaseException):
         pass
 
-    run_step = train_net.Trainer.run_step
+    run_step = trainer.Trainer.run_step
 
     def stop_in_the_fifth(self):
         if self.iter == 4:  # one iteration after the checkpoint is lost
@@ -185,7 +185,7 @@ def test_resume_goes_on_and_ends_as_an_unbroken_run(scene, monkeypatch):
         run_step(self)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(train_net.Trainer, "run_step", stop_in_the_fifth)
+        patch.setattr(trainer.Trainer, "run_step", stop_in_the_fifth)
         run(scene, "stopped", "SOLVER.WARMUP_ITERS", "4")
     assert (scene / "stopped" / "last_checkpoint").read_text() == "model_0000002.pth"
 
@@ -196,7 +196,7 @@ def test_resume_goes_on_and_ends_as_an_unbroken_run(scene, monkeypatch):
         run_step(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_net.Trainer, "run_step", watch)
+        patch.setattr(trainer.Trainer, "run_step", watch)
         run(scene, "stopped", "--resume", "SOLVER.WARMUP_ITERS", "4")
     # Warm-up by Detectron2's default from 0.001 of the rate over four iterations, then poly.
     end = (1 - 4 / 6) ** 0.9
@@ -224,14 +224,14 @@ def kill_before(name: str):
     """Arrange that the process is killed when it is about to write a checkpoint."""
 
     def arrange() -> None:
-        save = train_net.ReclipCheckpointer.save
+        save = program.ReclipCheckpointer.save
 
         def saving(self: object, given: str, **kwargs: object) -> None:
             if given == name:
                 os.kill(os.getpid(), signal.SIGKILL)
             save(self, given, **kwargs)
 
-        train_net.ReclipCheckpointer.save = saving
+        program.ReclipCheckpointer.save = saving
 
     return arrange
 
@@ -323,7 +323,7 @@ def test_resume_of_a_run_that_does_not_say_its_settings(scene, capfd):
 
 
 def test_two_trainings_in_one_folder(scene, capfd):
-    with train_net.run_lock(str(scene / "out")):
+    with program.run_lock(str(scene / "out")):
         assert f"another training works in {scene}/out" in mistake(capfd, scene, "SEED", "3")
         assert [path.name for path in (scene / "out").iterdir()] == [".lock"]
         run(scene, "out", *EVALUATE)  # an evaluation may look at it
@@ -367,7 +367,7 @@ def test_overwrite_forgets_the_run_that_it_replaces(scene, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(train_net.Trainer, "run_step", die)  # before the first checkpoint
+        patch.setattr(trainer.Trainer, "run_step", die)  # before the first checkpoint
         run(scene, "out", "--overwrite", "SEED", "3")
     run(scene, "out", "--resume", "SEED", "3")
     run(scene, "usual", "SEED", "3")
@@ -479,7 +479,7 @@ def test_devices_that_are_not_there(scene, capfd, monkeypatch):
     assert "MODEL.DEVICE is 'gpu'; it must be cpu, cuda or cuda:N" in mistake(capfd, scene, "MODEL.DEVICE", "gpu")
     count = torch.cuda.device_count()
     monkeypatch.setattr(sys, "argv", ["train_net.py", "--num-gpus", str(count + 2)])
-    line = error_line(capfd, lambda: train_net.run_program(train_net.main))
+    line = error_line(capfd, lambda: program.run_program(program.main))
     assert f"--num-gpus {count + 2}: this machine has {count}" in line
 
 
@@ -499,7 +499,7 @@ def test_ctrl_c(scene, capfd, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_net.SeedIteration, "before_step", interrupt)
+    monkeypatch.setattr(trainer.SeedIteration, "before_step", interrupt)
     with pytest.raises(SystemExit) as end:
         run(scene, "out", "SEED", "1")
     assert end.value.code == 130

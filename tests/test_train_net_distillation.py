@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import reclip_d2.backbones.dense
-import train_net
+from reclip_d2.engine import trainer
 from reclip_d2.modeling.student.inherited import HEADS
 from tests.helpers import EMBED_DIM, TINY_TEXT, TINY_VISION, datasets, isolated_cache, write_scenes
 from tests.test_train_net import assert_same, metrics, mistake, run, scene, weights
@@ -133,7 +133,7 @@ def test_resume_ends_as_an_unbroken_run(scene, teacher, monkeypatch, amp):
     class Stopped(BaseException):
         pass
 
-    run_step = train_net.Trainer.run_step
+    run_step = trainer.Trainer.run_step
 
     def stop_in_the_fifth(self):
         if self.iter == 4:  # one iteration after the checkpoint is lost
@@ -141,7 +141,7 @@ def test_resume_ends_as_an_unbroken_run(scene, teacher, monkeypatch, amp):
         run_step(self)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(train_net.Trainer, "run_step", stop_in_the_fifth)
+        patch.setattr(trainer.Trainer, "run_step", stop_in_the_fifth)
         run(scene, "stopped", *keys)
     assert (scene / "stopped" / "last_checkpoint").read_text() == "model_0000002.pth"
     run(scene, "stopped", "--resume", *keys)

@@ -33,6 +33,7 @@ from reclip_d2.data.colors import class_colors  # noqa: E402
 from reclip_d2.data.datasets.custom import register_custom  # noqa: E402
 from reclip_d2.data.images import read_image  # noqa: E402
 from reclip_d2.engine.logs import quiet_logging  # noqa: E402
+from reclip_d2.engine.trainer import build_evaluation_model  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
 from reclip_d2.evaluation.label_check import check_own_labels  # noqa: E402
 from reclip_d2.evaluation.label_files import DatasetLabels, check_no_background  # noqa: E402
@@ -49,7 +50,6 @@ from reclip_d2.utils.output_paths import check_output_folder  # noqa: E402
 from reclip_d2.visualization.bias_report import BiasReport  # noqa: E402
 from reclip_d2.visualization.report_folder import check_output_dir, remove_report  # noqa: E402
 from reclip_d2.visualization.report_subject import ReportSubject, Scene  # noqa: E402
-from train_net import build_evaluation_model  # noqa: E402
 
 
 class NamedModel(NamedTuple):

@@ -23,8 +23,6 @@ sys.path.insert(0, str(ROOT))
 import reclip_d2  # noqa: E402, F401  isort: skip  (before the libraries whose messages it filters)
 from detectron2.config import CfgNode  # noqa: E402
 from detectron2.data import MetadataCatalog  # noqa: E402
-from detectron2.engine import HookBase  # noqa: E402
-from detectron2.engine.hooks import EvalHook  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
@@ -33,6 +31,8 @@ from reclip_d2.data.classes import class_names_from_config  # noqa: E402
 from reclip_d2.data.index_images import PLAIN  # noqa: E402
 from reclip_d2.data.sampling import build_train_loader  # noqa: E402
 from reclip_d2.engine.checkpoint import ReclipCheckpointer, forget_run  # noqa: E402
+from reclip_d2.engine.program import run_program, setup  # noqa: E402
+from reclip_d2.engine.trainer import Trainer, build_evaluation_model  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
 from reclip_d2.evaluation.label_files import label_palette  # noqa: E402
 from reclip_d2.evaluation.labelled_data import (  # noqa: E402
@@ -42,7 +42,6 @@ from reclip_d2.evaluation.labelled_data import (  # noqa: E402
 )
 from reclip_d2.evaluation.linear_probe import LinearProbe  # noqa: E402
 from reclip_d2.evaluation.linear_probe_run import probe_overrides, write_results  # noqa: E402
-from train_net import Trainer, build_evaluation_model, run_program, setup  # noqa: E402
 
 
 class ProbeTrainer(Trainer):
@@ -54,10 +53,6 @@ class ProbeTrainer(Trainer):
         probed.defrost()
         probed.MODEL.WEIGHTS = cfg.LINEAR_PROBE.WEIGHTS
         return LinearProbe(build_evaluation_model(probed, resume=False), batch_norm=cfg.LINEAR_PROBE.BATCH_NORM)
-
-    def build_hooks(self) -> list[HookBase]:
-        # Without the evaluation at the end: metrics.json holds no mIoU that could be taken for an unsupervised one.
-        return [hook for hook in super().build_hooks() if not isinstance(hook, EvalHook)]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0) -> DataLoader:
@@ -94,7 +89,8 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         raise ReclipError(f"{folder} holds no linear probe to evaluate: leave --eval-only out")
     args.opts = [*args.opts, *overrides]
     cfg = setup(args)
-    trainer = ProbeTrainer(cfg)
+    # Without the evaluation at the end: metrics.json must hold no mIoU that passes for an unsupervised one.
+    trainer = ProbeTrainer(cfg, evaluate=False)
     trainer.resume_or_load(resume=args.resume or args.eval_only)
     if args.overwrite and not (args.resume or args.eval_only):
         forget_run(cfg.OUTPUT_DIR)

@@ -20,9 +20,9 @@ import reclip_d2  # noqa: E402, F401  isort: skip  (before the libraries whose m
 from detectron2.utils import comm  # noqa: E402
 
 from reclip_d2.data.classes import class_names_of  # noqa: E402
+from reclip_d2.engine.program import run_program, setup  # noqa: E402
 from reclip_d2.errors import exit_on_error  # noqa: E402
 from reclip_d2.hypothesis.training_records import build_training_records  # noqa: E402
-from train_net import run_program, setup  # noqa: E402
 
 
 @exit_on_error

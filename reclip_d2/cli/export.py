@@ -16,6 +16,7 @@ from reclip_d2.data.class_file import read_class_file
 from reclip_d2.data.classes import class_names_from_config
 from reclip_d2.data.datasets.custom import CUSTOM, register_custom, register_images
 from reclip_d2.data.datasets.custom_labels import CUSTOM_VAL
+from reclip_d2.engine.trainer import build_evaluation_model
 from reclip_d2.errors import ReclipError
 from reclip_d2.export.description import DescribedFile
 from reclip_d2.export.export import FORMATS, ExportOptions, export_model
@@ -27,7 +28,6 @@ from reclip_d2.workspace.masks import MaskClassTable
 from reclip_d2.workspace.names import TITLES
 from reclip_d2.workspace.results import load_predictor
 from reclip_d2.workspace.trained_model import TrainedModel
-from reclip_d2.workspace.training import training_program
 
 # The model is traced on the CPU, in full precision, as a whole, with PyTorch's own operators.
 _PLAIN = ("MODEL.DEVICE", "cpu", "MODEL.USE_KERNELS", "False", "MODEL.CLIP.AUTOCAST", "float32",
@@ -106,7 +106,7 @@ class _Source:
     def build(self) -> LanguageSegmentor:
         """The model with its weights, in eval mode, on the CPU."""
         if self.trained is None:
-            return training_program().build_evaluation_model(self.cfg, resume=False)
+            return build_evaluation_model(self.cfg, resume=False)
         register_images([], self.trained.state.classes)
         return load_predictor(self.cfg, self.kind, self.trained.weights).model
 
@@ -130,7 +130,6 @@ def _from_run(args: argparse.Namespace) -> _Source:
 def _from_config(args: argparse.Namespace) -> _Source:
     if args.use is not None:
         raise ReclipError("--use is for --model: a --config-file names its model")
-    training_program()  # registers data sets and models
     pretrained = [] if args.pretrained is None else ["MODEL.CLIP.PRETRAINED", args.pretrained]
     weights = [] if args.weights is None else ["MODEL.WEIGHTS", args.weights]
     cfg = load_config(args.config_file, [*args.opts, *pretrained, *weights, *_PLAIN])

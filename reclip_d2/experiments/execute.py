@@ -1,7 +1,6 @@
-"""Train and evaluate in this process, through ``train_net.py``'s own functions.
+"""Train and evaluate in this process, with the trainer of ``train_net.py``.
 
-That program stands at the top of the checkout: whoever imports this module has the checkout on Python's path. Nothing
-here reads a label in training; linear probing, which does, is in ``tools``.
+Training reads no label here; linear probing, which does, is in ``tools``.
 """
 
 from __future__ import annotations
@@ -21,19 +20,17 @@ import open_clip
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import HookBase
-from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 import reclip_d2
 from reclip_d2.config import load_config
 from reclip_d2.engine.logs import logging_to
+from reclip_d2.engine.trainer import Trainer, build_evaluation_model
 from reclip_d2.evaluation.label_evaluator import plain_json
 from reclip_d2.experiments.plan import Job
 from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.utils.io import atomic_write
-from train_net import Trainer, build_evaluation_model
 
 BIAS_SCORES = ("class_preference", "space_preference")
 
@@ -55,17 +52,6 @@ class Trained(NamedTuple):
     """Of the iterations alone, from where they began."""
     first_iteration: int
     """0, or where a stopped run went on."""
-
-
-class _TrainerWithoutTest(Trainer):
-    """The test at the end is a step of its own; of the checkpoints before the end the last one serves."""
-
-    def build_hooks(self) -> list[HookBase]:
-        hooks = [hook for hook in super().build_hooks() if not isinstance(hook, EvalHook)]
-        for hook in hooks:
-            if isinstance(hook, PeriodicCheckpointer):
-                hook.max_to_keep = 1
-        return hooks
 
 
 def scores_of(results: dict[str, Any]) -> dict[str, Any]:
@@ -90,15 +76,15 @@ def evaluate(cfg: CfgNode, model: nn.Module | None = None) -> Evaluated:
     return Evaluated(scores, model, time.perf_counter() - start)
 
 
-def train(cfg: CfgNode, resume: bool = False, trainer_class: type[Trainer] = _TrainerWithoutTest) -> Trained:
-    """Train to the end, without a test.
+def train(cfg: CfgNode, resume: bool = False, trainer_class: type[Trainer] = Trainer) -> Trained:
+    """Train to the end without evaluating; of the intermediate checkpoints the last one is kept.
 
     Args:
-        resume: go on from the last checkpoint in ``OUTPUT_DIR`` if there is one.
+        resume: continue from the last checkpoint in ``OUTPUT_DIR`` if there is one.
     """
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     seed_all_rng(cfg.SEED if cfg.SEED >= 0 else None)
-    trainer = trainer_class(cfg)
+    trainer = trainer_class(cfg, evaluate=False, keep_checkpoints=1)
     trainer.resume_or_load(resume=resume)
     first, start = trainer.start_iter, time.perf_counter()
     trainer.train()

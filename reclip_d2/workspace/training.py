@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import HookBase
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.utils.env import seed_all_rng
@@ -19,14 +17,10 @@ from reclip_d2.data.class_file import ClassList
 from reclip_d2.data.datasets.custom import register_images
 from reclip_d2.data.survey import SurveyedImage
 from reclip_d2.engine.checkpoint import remove_intermediate_checkpoints
+from reclip_d2.engine.trainer import Trainer
 from reclip_d2.hypothesis.training_records import build_training_records
 from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.modeling.student.weights import load_backbone_weights
-
-
-def training_program() -> ModuleType:
-    """``train_net.py``; imported when it is called for, since it imports everything."""
-    return importlib.import_module("reclip_d2.train_net")
 
 
 def register_training_images(images: Sequence[SurveyedImage], classes: ClassList) -> int:
@@ -75,21 +69,9 @@ def make_hypotheses(cfg: CfgNode) -> None:
 
 def train(cfg: CfgNode) -> None:
     """Train ``cfg`` to the end, from its last checkpoint if there is one, and leave ``model_final.pth`` alone."""
-    base = training_program().Trainer
-
-    class Trainer(base):
-        """``train_net.py``'s, with a progress bar and room for two checkpoints."""
-
-        def build_hooks(self) -> list[HookBase]:
-            result = super().build_hooks()
-            for hook in result:
-                if isinstance(hook, hooks.PeriodicCheckpointer):
-                    hook.max_to_keep = 2
-            return [*result, _ProgressBar()]
-
     check_registered_parts(cfg)
     seed_all_rng(cfg.SEED if cfg.SEED >= 0 else None)
-    trainer = Trainer(cfg)
+    trainer = Trainer(cfg, extra_hooks=[_ProgressBar()], keep_checkpoints=2)
     trainer.resume_or_load(resume=True)
     trainer.train()
     remove_intermediate_checkpoints(Path(cfg.OUTPUT_DIR))

@@ -11,7 +11,6 @@ from reclip_d2.cli.main import COMMANDS, in_options, main, missing_package
 from reclip_d2.export import export
 from reclip_d2.workspace import names, options
 from reclip_d2.workspace.estimate import in_words
-from reclip_d2.workspace.training import training_program
 
 
 def test_help_names_all_commands(capsys):
@@ -101,9 +100,3 @@ def test_durations_in_words():
     words = {0: "1 s", 40.4: "40 s", 89: "89 s", 95: "2 min", 60 * 75: "75 min", 3600 * 3 + 60 * 21: "3 h 20 min",
              3600 * 5: "5 h", 3600 * 52: "2 days 4 h", 3600 * 48: "2 days"}  # fmt: skip
     assert {seconds: in_words(seconds) for seconds in words} == words
-
-
-def test_training_is_that_of_train_net():
-    program = training_program()
-    assert program is training_program()
-    assert Path(program.__file__).name == "train_net.py" and hasattr(program.Trainer, "resume_or_load")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-import train_net
+from reclip_d2.engine import program
 from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
 from tests.helpers import register_tiny_model
 from tests.test_train_net import ROOT
@@ -73,7 +73,7 @@ SOLVER: {{IMS_PER_BATCH: 2, MAX_ITER: 12, BASE_LR: 0.01}}
 
 def run(folder: Path, output: str, *keys: str) -> None:
     arguments = ["--config-file", str(folder / "config.yaml"), "OUTPUT_DIR", str(folder / output), *keys]
-    train_net.main(train_net.argument_parser().parse_args(arguments))
+    program.main(program.argument_parser().parse_args(arguments))
 
 
 def write_hypotheses(folder: Path) -> None:

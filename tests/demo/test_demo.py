@@ -10,9 +10,9 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-import train_net
 from reclip_d2.config import load_config
 from reclip_d2.data.datasets.custom import CUSTOM
+from reclip_d2.engine import trainer
 from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from tests.helpers import datasets, isolated_cache, register_tiny_model
 
@@ -126,7 +126,7 @@ def test_trained_models(architecture, scene):
     built = "Student" if architecture == "Distillation" else architecture
     cfg = load_config("config.yaml", ["MODEL.META_ARCHITECTURE", built])
     torch.manual_seed(0)
-    model = train_net.Trainer.build_model(cfg)
+    model = trainer.Trainer.build_model(cfg)
     ReclipCheckpointer(model, str(scene)).save("model")
     seen = {}
     draw = program.draw

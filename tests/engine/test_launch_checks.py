@@ -6,8 +6,8 @@ import pytest
 import torch
 from detectron2.engine import default_argument_parser
 
-import train_net
 from reclip_d2.config import load_config
+from reclip_d2.engine import program
 from reclip_d2.engine.launch_checks import check_config_for, check_processes, scale_to_processes
 from reclip_d2.errors import ReclipError
 
@@ -131,7 +131,7 @@ def test_the_program_ends_with_one_line(gpus, tmp_path, monkeypatch, capsys, wor
     pairs = () if options else words
     monkeypatch.setattr("sys.argv", ["train_net.py", "--config-file", str(CONFIG), *options, *pairs])
     with pytest.raises(SystemExit) as caught:
-        train_net.run_program(train_net.main)
+        program.run_program(program.main)
     out, err = capsys.readouterr()
     assert caught.value.code == 1 and out == ""
     assert err.startswith("error: ") and err.count("\n") == 1 and expected in err

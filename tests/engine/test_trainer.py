@@ -6,11 +6,12 @@ import sys
 
 import pytest
 import torch
+from detectron2.engine import HookBase
 from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import train_net
 from reclip_d2.config import load_config
+from reclip_d2.engine import trainer
 from reclip_d2.engine.writers import build_writers
 from tests.helpers import datasets, isolated_cache, register_dataset, register_tiny_model, write_scenes
 from tests.processes import run_processes
@@ -50,18 +51,18 @@ def test_resume_with_mixed_precision_and_accumulation(scene, monkeypatch, scaler
     keys = [*AMP, *PARTS, "DATALOADER.NUM_WORKERS", "1"]
     if scaler:
         # A real float16 run needs a GPU: bfloat16 arithmetic with float16's scaler, whose scale grows in iterations.
-        class Loop(train_net.TrainLoop):
+        class Loop(trainer.TrainLoop):
             def __init__(self, *args, **options):
                 super().__init__(*args, **options)
                 self.grad_scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
 
-        monkeypatch.setattr(train_net, "TrainLoop", Loop)
+        monkeypatch.setattr(trainer, "TrainLoop", Loop)
     run(scene, "unbroken", *keys)
 
     class Stopped(BaseException):
         pass
 
-    run_step = train_net.Trainer.run_step
+    run_step = trainer.Trainer.run_step
 
     def stop_in_the_fifth(self):
         if self.iter == 4:
@@ -69,7 +70,7 @@ def test_resume_with_mixed_precision_and_accumulation(scene, monkeypatch, scaler
         run_step(self)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(train_net.Trainer, "run_step", stop_in_the_fifth)
+        patch.setattr(trainer.Trainer, "run_step", stop_in_the_fifth)
         run(scene, "stopped", *keys)
     run(scene, "stopped", "--resume", *keys)
     assert_same(weights(scene, "unbroken"), weights(scene, "stopped"))
@@ -100,6 +101,34 @@ def test_synchronised_batch_norm_in_one_process_is_batch_norm(scene):
     run(scene, "plain")
     run(scene, "sync", "MODEL.MASK_DECODER.NORM", "SyncBN")
     assert_same(weights(scene, "plain"), weights(scene, "sync"))
+
+
+# ---- what whoever uses the trainer may choose ------------------------------------------------------------------
+
+
+class Record(HookBase):
+    """Remembers which iterations it saw, and the checkpoints that were there after each."""
+
+    def __init__(self, folder):
+        self.folder, self.seen = folder, []
+
+    def after_step(self):
+        names = sorted(path.name for path in self.folder.glob("model_0*.pth"))
+        self.seen.append((self.trainer.iter, [int(name[6:13]) for name in names]))
+
+
+def test_extra_hooks_and_the_number_of_checkpoints(scene):
+    """A checkpoint every iteration: the extra hook runs after the checkpointer, which keeps the last two."""
+    keys = ["SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "1", "OUTPUT_DIR", str(scene / "out")]
+    (scene / "out").mkdir()
+    record = Record(scene / "out")
+    made = trainer.Trainer(
+        load_config(str(scene / "config.yaml"), keys), extra_hooks=[record], evaluate=False, keep_checkpoints=2
+    )
+    made.train()
+    assert record.seen == [(0, [0]), (1, [0, 1]), (2, [1, 2]), (3, [2, 3])]
+    assert (scene / "out" / "model_final.pth").is_file()
+    assert "sem_seg/mIoU" not in metrics(scene, "out")
 
 
 # ---- TensorBoard ------------------------------------------------------------------------------------------------
@@ -168,14 +197,14 @@ def train_in_a_process(rank, folder):
     )
     (folder / "out").mkdir(exist_ok=True)
     torch.manual_seed(0)  # a random CLIP: the same in both
-    trainer = train_net.Trainer(cfg)
-    decoder = trainer.model.module.mask_decoder
+    made = trainer.Trainer(cfg)
+    decoder = made.model.module.mask_decoder
     assert isinstance(decoder.norm, NaiveSyncBatchNorm)
     first = decoder.conv.weight.detach().clone()
-    trainer.resume_or_load(resume=False)
-    trainer.train()
+    made.resume_or_load(resume=False)
+    made.train()
     assert not torch.equal(first, decoder.conv.weight)
-    torch.save(trainer.model.module.state_dict(), folder / f"{rank}.pt")
+    torch.save(made.model.module.state_dict(), folder / f"{rank}.pt")
 
 
 def test_two_processes_end_in_the_same_weights(tmp_path):

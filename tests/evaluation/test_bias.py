@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from reclip_d2.config import load_config
+from reclip_d2.engine.trainer import Trainer
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.bias import build_bias_evaluators
 from tests.helpers import write_scenes
-from train_net import Trainer
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-import train_net
 from reclip_d2.config import load_config
+from reclip_d2.engine import trainer
 from reclip_d2.experiments import execute
 from reclip_d2.experiments.plan import Job
 from tests.helpers import datasets, isolated_cache
@@ -45,7 +45,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(scene, monkeypatch):
     class Killed(BaseException):
         pass
 
-    run_step = train_net.Trainer.run_step
+    run_step = trainer.Trainer.run_step
 
     def die(self):
         if self.iter == 4:  # after the checkpoint of the third iteration
@@ -53,7 +53,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(scene, monkeypatch):
         run_step(self)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(train_net.Trainer, "run_step", die)
+        patch.setattr(trainer.Trainer, "run_step", die)
         execute.perform(job(scene, "killed"))
     result = execute.perform(job(scene, "killed"))
     assert_same(weights(scene, "killed"), weights(scene, "unbroken"))
@@ -62,7 +62,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(scene, monkeypatch):
 
     # Killed between training and evaluation: only the evaluation is left.
     with monkeypatch.context() as patch:
-        patch.setattr(train_net.Trainer, "run_step", None)
+        patch.setattr(trainer.Trainer, "run_step", None)
         again = execute.perform(job(scene, "killed"))
     assert again["metrics"] == unbroken["metrics"] and again["training"]["first_iteration"] == 6
 

@@ -44,7 +44,6 @@ def _import_everything() -> None:
 
     matplotlib.use("Agg")
     import reclip_d2
-    import train_net  # noqa: F401
 
     for name in ("numpy", "scipy.ndimage", "PIL.Image", "torchvision", "open_clip", "jsonschema", "filelock", "tqdm",
                  "detectron2.evaluation", "detectron2.utils.visualizer", "pycocotools.mask"):  # fmt: skip

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-import train_net
 from reclip_d2.config import load_config
+from reclip_d2.engine import program as training
+from reclip_d2.engine import trainer
 from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from tests.helpers import datasets, isolated_cache, register_tiny_model, write_scenes
 
@@ -50,7 +51,7 @@ TEST: {{BIAS: {{BIN_WIDTH: 8, MIN_OBJECT_AREA: 10, MIN_BIN_OBJECTS: 1}}}}
     )
     for name, keys in (("model", ()), ("plain", ("MODEL.MASK_DECODER.ENABLED", "False"))):
         torch.manual_seed(1)
-        model = train_net.Trainer.build_model(load_config(str(tmp_path / "config.yaml"), keys))
+        model = trainer.Trainer.build_model(load_config(str(tmp_path / "config.yaml"), keys))
         ReclipCheckpointer(model, str(tmp_path)).save(name)
     return tmp_path
 
@@ -104,7 +105,7 @@ def test_labelled_data_with_a_comparison(scene, capsys):
     # The same numbers as train_net.py's.
     keys = ["TEST.BIAS.ENABLED", "True", "MODEL.WEIGHTS", str(scene / "model.pth"), "OUTPUT_DIR", str(scene / "eval")]
     arguments = ["--config-file", str(scene / "config.yaml"), "--eval-only", *keys]
-    expected = train_net.main(train_net.argument_parser().parse_args(arguments))
+    expected = training.main(training.argument_parser().parse_args(arguments))
     results = models["ReCLIP++"]["results"]
     assert results["sem_seg"]["mIoU"] == expected["sem_seg"]["mIoU"]
     assert results["class_preference"]["score"] == expected["class_preference"]["score"]

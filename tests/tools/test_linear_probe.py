@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import train_net
+from reclip_d2.config import load_config
+from reclip_d2.engine import trainer
+from reclip_d2.engine.program import argument_parser
 from reclip_d2.evaluation.linear_probe import weights_digest
 from tests.helpers import datasets, isolated_cache, write_scenes
 from tests.test_train_net import assert_same, error_line, scene
@@ -32,7 +34,7 @@ def probe(scene: Path, output: str, *arguments: str) -> dict | None:
     """The program on a run's folder; arguments that begin with -- come first."""
     flags = [a for a in arguments if a.startswith("--")]
     keys = [a for a in arguments if not a.startswith("--")]
-    args = train_net.argument_parser().parse_args(
+    args = argument_parser().parse_args(
         ["--config-file", str(scene / "config.yaml"), *flags, "OUTPUT_DIR", str(scene / output), *SHORT, *keys]
     )
     return program.main(args)
@@ -77,8 +79,8 @@ def test_a_rectified_model(scene):
     assert file.read_bytes() == content
     report = report_of(scene, "out")
     assert report["probed"]["weights"] == str(file) and report["probed"]["embedding_width"] == 24 + 4
-    model = train_net.build_evaluation_model(
-        train_net.load_config(str(scene / "config.yaml"), ["MODEL.WEIGHTS", str(file)]), resume=False
+    model = trainer.build_evaluation_model(
+        load_config(str(scene / "config.yaml"), ["MODEL.WEIGHTS", str(file)]), resume=False
     )
     assert report["probed"]["probed model"] == weights_digest(model)
     probe(scene, "elsewhere", "LINEAR_PROBE.WEIGHTS", str(file))

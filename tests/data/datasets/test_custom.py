@@ -7,11 +7,11 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-import train_net
 from reclip_d2.config import load_config
 from reclip_d2.data.class_file import parse_classes
 from reclip_d2.data.classes import class_names_of
 from reclip_d2.data.datasets.custom import CUSTOM, check_names_fit, register_custom, register_images
+from reclip_d2.engine import program, trainer
 from reclip_d2.errors import ReclipError
 from tests.helpers import write_scenes
 
@@ -87,13 +87,13 @@ def run(inputs: tuple[str, str], output: Path, *arguments: str, config_file: str
     flags = [a for a in arguments if a.startswith("--")]
     keys = [a for a in arguments if not a.startswith("--")]
     images, classes = inputs
-    args = train_net.argument_parser().parse_args([
+    args = program.argument_parser().parse_args([
         "--config-file", str(CONFIGS / "reclip-embedded" / config_file), *flags,
         "DATASETS.CUSTOM.IMAGES", images, "DATASETS.CUSTOM.CLASSES", classes, "OUTPUT_DIR", str(output),
         "MODEL.DEVICE", "cpu", "MODEL.CLIP.TEMPLATES", "photo", "HYPOTHESIS.WINDOW_RATIO", "0.5",
         "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.CHECKPOINT_PERIOD", "2", *keys,
     ])  # fmt: skip
-    return train_net.main(args)
+    return program.main(args)
 
 
 def test_train_net_trains_and_resumes_on_own_images(inputs, tmp_path, monkeypatch):
@@ -108,8 +108,8 @@ def test_train_net_trains_and_resumes_on_own_images(inputs, tmp_path, monkeypatc
         step(self)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        step = train_net.Trainer.run_step
-        patch.setattr(train_net.Trainer, "run_step", stop)
+        step = trainer.Trainer.run_step
+        patch.setattr(trainer.Trainer, "run_step", stop)
         run(inputs, tmp_path / "broken", "SOLVER.MAX_ITER", "4")
     run(inputs, tmp_path / "broken", "--resume", "SOLVER.MAX_ITER", "4")
     weights = [

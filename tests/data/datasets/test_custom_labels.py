@@ -9,12 +9,12 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-import train_net
 from reclip_d2.config import load_config
 from reclip_d2.data.classes import class_names_of
 from reclip_d2.data.datasets.custom import CUSTOM, register_custom
 from reclip_d2.data.datasets.custom_labels import CUSTOM_VAL
 from reclip_d2.data.images import read_geometry
+from reclip_d2.engine import program
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.label_check import check_own_labels
 from reclip_d2.evaluation.label_files import DatasetLabels, check_no_background
@@ -235,12 +235,12 @@ def test_orientations(folder, caplog, other, turned):
 def run(folder: Path, config_file: str, *arguments: str):
     flags = [a for a in arguments if a.startswith("--")]
     more = [a for a in arguments if not a.startswith("--")]
-    args = train_net.argument_parser().parse_args([
+    args = program.argument_parser().parse_args([
         "--config-file", str(CONFIGS / config_file), *flags, *keys(folder), "OUTPUT_DIR", str(folder / "out"),
         "MODEL.DEVICE", "cpu", "MODEL.CLIP.TEMPLATES", "photo", "HYPOTHESIS.WINDOW_RATIO", "0.5",
         "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "1", "SOLVER.MAX_ITER", "2", *more,
     ])  # fmt: skip
-    return train_net.main(args)
+    return program.main(args)
 
 
 def test_training_opens_no_label(folder, capsys):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import train_net
+from reclip_d2.engine import program, trainer
 from tests.datasets_prep.miniatures import (
     ROOT,
     Case,
@@ -92,7 +92,7 @@ def run(tmp_path: Path, config: str, *arguments: str) -> dict | None:
     }
     pairs = [part for pair in tiny.items() for part in pair]
     config_file = str(ROOT / "configs" / config)
-    return train_net.main(train_net.argument_parser().parse_args(["--config-file", config_file, *flags, *pairs, *keys]))
+    return program.main(program.argument_parser().parse_args(["--config-file", config_file, *flags, *pairs, *keys]))
 
 
 def miou_by_hand(labels: list[np.ndarray], predictions: list[np.ndarray], classes: int) -> tuple[float, int]:
@@ -115,13 +115,13 @@ def miou_by_hand(labels: list[np.ndarray], predictions: list[np.ndarray], classe
 def predictions(monkeypatch) -> list[np.ndarray]:
     """Label maps that the evaluator gets, in the order of the data set."""
     seen: list[np.ndarray] = []
-    process = train_net.LabelMapEvaluator.process
+    process = trainer.LabelMapEvaluator.process
 
     def recording(self, inputs, outputs):
         seen.extend(output["sem_seg"].numpy() for output in outputs)
         process(self, inputs, outputs)
 
-    monkeypatch.setattr(train_net.LabelMapEvaluator, "process", recording)
+    monkeypatch.setattr(trainer.LabelMapEvaluator, "process", recording)
     return seen
 
 

@@ -1,0 +1,119 @@
+"""The program ``train_net.py``: arguments, setup, and training or evaluation.
+
+The data flow: ``reclip_d2.hypothesis.training_records`` lists images without labels and attaches their hypotheses
+(Eq. 6), ``UnlabelledDatasetMapper`` crops them, ``reclip_d2.modeling.RectifiedCLIP`` (Eqs. 1 to 7) computes the losses,
+and :class:`~reclip_d2.engine.trainer.Trainer` trains, evaluates and writes checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, launch
+from detectron2.utils import comm
+
+from reclip_d2.config import load_config
+from reclip_d2.data.datasets.custom import register_custom
+from reclip_d2.engine.checkpoint import ReclipCheckpointer, forget_run, run_lock
+from reclip_d2.engine.launch_checks import check_config_for, check_processes
+from reclip_d2.engine.run_setup import set_up_run
+from reclip_d2.engine.trainer import Trainer, build_evaluation_model
+from reclip_d2.engine.training_settings import TrainingSettings
+from reclip_d2.errors import ReclipError, exit_on_error
+from reclip_d2.hypothesis.training_records import unlabelled_records
+from reclip_d2.modeling.build import check_registered_parts
+
+INTERRUPTED = "interrupted: a training goes on from its last checkpoint with --resume"
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's arguments, and ``--overwrite``."""
+    parser = default_argument_parser()
+    parser.add_argument("--overwrite", action="store_true", help="train anew in an OUTPUT_DIR that holds a run")
+    return parser
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Config of the command line, frozen; logging and seeds set up."""
+    cfg = load_config(args.config_file, args.opts)
+    register_custom(cfg)
+    check_registered_parts(cfg)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logging.getLogger("reclip_d2").warning(
+            "MODEL.DEVICE is %s, but there is no GPU: using the CPU", cfg.MODEL.DEVICE
+        )
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    set_up_run(cfg, args)
+    return cfg
+
+
+@exit_on_error(interrupted=INTERRUPTED)
+def main(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Train, or evaluate with ``--eval-only``."""
+    if args.eval_only:
+        cfg = setup(args)
+        return Trainer.test(cfg, build_evaluation_model(cfg, args.resume))
+    cfg = trainable_config(args)
+    with run_lock(cfg.OUTPUT_DIR):
+        resume = check_run(cfg, args)
+        cfg = setup(args)
+        settings, images = TrainingSettings(cfg), [r["image_id"] for r in unlabelled_records(cfg.DATASETS.TRAIN)]
+        if resume:
+            settings.check_images(images)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        if args.overwrite and not args.resume:
+            forget_run(cfg.OUTPUT_DIR)
+        settings.write(images)
+        return trainer.train()
+
+
+def trainable_config(args: argparse.Namespace) -> CfgNode:
+    """Config of the command line, for a training.
+
+    Raises:
+        ReclipError: there is nothing to train.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    check_registered_parts(cfg)
+    check_config_for(cfg, comm.get_world_size())
+    if cfg.MODEL.META_ARCHITECTURE == "MaskCLIP":
+        raise ReclipError("MaskCLIP has nothing to train: add --eval-only")
+    if cfg.MODEL.META_ARCHITECTURE == "Student":
+        raise ReclipError("a student trains with its teacher: set MODEL.META_ARCHITECTURE Distillation")
+    return cfg
+
+
+def check_run(cfg: CfgNode, args: argparse.Namespace) -> bool:
+    """Whether the training goes on with a run in ``OUTPUT_DIR``; nothing is touched before.
+
+    Raises:
+        ReclipError: a run is in the way, or it was begun with other settings than it would go on with.
+    """
+    begun = ReclipCheckpointer(None, cfg.OUTPUT_DIR).has_checkpoint()
+    if begun and not (args.resume or args.overwrite):
+        raise ReclipError(f"{cfg.OUTPUT_DIR} holds a trained run: add --resume, --overwrite, or another OUTPUT_DIR")
+    if begun and args.resume:
+        TrainingSettings(cfg).check()
+    return begun and args.resume
+
+
+@exit_on_error(interrupted=INTERRUPTED)  # of the processes that it starts each says its line itself
+def run_program(main: Callable[[argparse.Namespace], Any]) -> None:
+    """Call ``main`` with the command line's arguments, in as many processes as they ask for."""
+    args = argument_parser().parse_args()
+    check_config_for(load_config(args.config_file, args.opts), check_processes(args))
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )

@@ -1,0 +1,187 @@
+"""The trainer, and the model that a config evaluates."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
+from torch import nn
+from torch.utils.data import DataLoader
+
+import reclip_d2.data.datasets  # noqa: F401  (registers the data sets)
+import reclip_d2.modeling  # noqa: F401  (registers the models)
+from reclip_d2.data.classes import check_labelled
+from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
+from reclip_d2.data.sampling import build_train_loader
+from reclip_d2.engine.calibration import calibrate
+from reclip_d2.engine.checkpoint import FINAL_CHECKPOINT, ReclipCheckpointer, training_resolution
+from reclip_d2.engine.hooks import SeedIteration
+from reclip_d2.engine.launch_checks import scale_to_processes
+from reclip_d2.engine.lr_scheduler import build_lr_scheduler
+from reclip_d2.engine.optimizer import build_optimizer
+from reclip_d2.engine.run_setup import describe_model
+from reclip_d2.engine.sync_batch_norm import broadcast_statistics, synchronize_on_cpu
+from reclip_d2.engine.train_loop import TrainLoop, amp_dtype_of
+from reclip_d2.engine.worker_watch import watch_workers
+from reclip_d2.engine.writers import build_writers
+from reclip_d2.errors import ReclipError
+from reclip_d2.evaluation.bias import build_bias_evaluators
+from reclip_d2.evaluation.label_check import check_own_labels
+from reclip_d2.evaluation.label_maps import LabelMapEvaluator
+from reclip_d2.hypothesis.training_records import build_training_records, unlabelled_records
+from reclip_d2.modeling import MaskCLIP
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's ``DefaultTrainer`` with label-blind data, exact resume, :class:`TrainLoop` and
+    :class:`ReclipCheckpointer`."""
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        *,
+        extra_hooks: Sequence[HookBase] = (),
+        evaluate: bool = True,
+        keep_checkpoints: int | None = None,
+    ) -> None:
+        """
+        Args:
+            extra_hooks: called after all others, in this order.
+            evaluate: evaluate on ``DATASETS.TEST`` every ``TEST.EVAL_PERIOD`` iterations and at the end.
+            keep_checkpoints: keep only this many intermediate checkpoints, the last ones; None keeps all.
+        """
+        # DefaultTrainer.__init__ is skipped, since it cannot take another train loop; this does what it does.
+        super(DefaultTrainer, self).__init__()
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        on_cpu = cfg.MODEL.DEVICE.startswith("cpu")
+        self._trainer = TrainLoop(
+            create_ddp_model(model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {})),
+            self.build_train_loader(cfg),
+            optimizer,
+            accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
+            amp_dtype=amp_dtype_of(cfg),
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        states = {"optimizer": optimizer}
+        if self._trainer.grad_scaler.is_enabled():
+            states["grad_scaler"] = self._trainer.grad_scaler
+        self.checkpointer = ReclipCheckpointer(
+            model, cfg.OUTPUT_DIR, resolution=training_resolution(cfg), trainer=weakref.proxy(self), **states
+        )
+        self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
+        self._evaluate, self._keep_checkpoints = evaluate, keep_checkpoints
+        self.register_hooks([*self.build_hooks(), *extra_hooks])
+
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        return scale_to_processes(cfg, num_workers)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        return synchronize_on_cpu(describe_model(build_model(cfg)))
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0) -> DataLoader:
+        watch_workers()
+        return build_train_loader(
+            build_training_records(cfg),
+            UnlabelledDatasetMapper(cfg, is_train=True),
+            total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+            start_iter=start_iter,
+        )
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        check_labelled(dataset_name)
+        check_own_labels(dataset_name)
+        watch_workers()
+        return build_detection_test_loader(cfg, dataset_name, mapper=UnlabelledDatasetMapper(cfg, is_train=False))
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
+        if not cfg.DATASETS.TEST:
+            logging.getLogger("reclip_d2").info("DATASETS.TEST is empty: without labels there is nothing to evaluate")
+        broadcast_statistics(model)
+        return super().test(cfg, model, evaluators)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        evaluator = LabelMapEvaluator(dataset_name, distributed=True, output_dir=None)
+        return DatasetEvaluators([evaluator, *build_bias_evaluators(cfg, dataset_name)])
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        return build_lr_scheduler(cfg, optimizer)
+
+    def build_hooks(self) -> list[HookBase]:
+        result = super().build_hooks()
+        if not self._evaluate:
+            result = [hook for hook in result if not isinstance(hook, EvalHook)]
+        for hook in result:
+            if isinstance(hook, PeriodicCheckpointer):
+                hook.max_to_keep = self._keep_checkpoints
+        return [SeedIteration(self.cfg.SEED), *result] if self.cfg.SEED >= 0 else result
+
+    def build_writers(self) -> list[EventWriter]:
+        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+
+    def train(self) -> Any:
+        """Train; for a run that was interrupted between its last iteration and its end, only write what is missing."""
+        if self.start_iter > self.max_iter:
+            raise ReclipError(
+                f"the last checkpoint in {self.cfg.OUTPUT_DIR} is of iteration {self.start_iter}, after SOLVER.MAX_ITER"
+                f" {self.max_iter}: raise that, or give --overwrite"
+            )
+        if self.start_iter == self.max_iter and not Path(self.cfg.OUTPUT_DIR, FINAL_CHECKPOINT).is_file():
+            # PeriodicCheckpointer writes it after an iteration, and here none is left.
+            self.checkpointer.save(Path(FINAL_CHECKPOINT).stem, iteration=self.iter)
+        return super().train()
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        if self.start_iter > 0:  # continue with the images that an uninterrupted run would draw next
+            self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg, self.start_iter))
+
+
+def build_evaluation_model(cfg: CfgNode, resume: bool) -> nn.Module:
+    """The model in eval mode with the last checkpoint (``resume``) or ``MODEL.WEIGHTS``; MaskCLIP needs neither.
+
+    For ``Distillation`` only the student is built, since its checkpoint is complete.
+
+    Raises:
+        ReclipError: there is no checkpoint, or it does not fit the config.
+    """
+    if cfg.MODEL.META_ARCHITECTURE == "Distillation":
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.META_ARCHITECTURE = "Student"
+    model = Trainer.build_model(cfg).eval()
+    if isinstance(model, MaskCLIP):
+        if model.calibration != "none":
+            calibrate(model, unlabelled_records(cfg.DATASETS.TRAIN), UnlabelledDatasetMapper(cfg, is_train=False))
+        return model
+    checkpointer = ReclipCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+        raise ReclipError("nothing to evaluate: name a checkpoint, MODEL.WEIGHTS FILE, or give --resume after training")
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    return model
