@@ -41,6 +41,8 @@ def test_the_wheel_has_what_the_command_needs(tmp_path):
         "reclip_d2/backbones/assets/reclip-embedded.safetensors",
         "reclip_d2/backbones/assets/reclip-embedded-longtail.safetensors",
     } <= names
+    templates = {str(path.relative_to(ROOT)) for path in ROOT.glob("reclip_d2/**/*.jinja")}
+    assert templates and templates <= names
 
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, capture_output=True)

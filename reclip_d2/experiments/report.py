@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from reclip_d2.experiments.charts import claim_chart, curve_chart, table_chart
 from reclip_d2.experiments.measurements import (
@@ -23,6 +25,7 @@ from reclip_d2.experiments.plan import experiment_options, resolve
 from reclip_d2.experiments.runner import duration_text
 from reclip_d2.experiments.suite import METRICS, PAPER_DIGITS, Suite, Table, value_of
 from reclip_d2.utils.io import atomic_write
+from reclip_d2.utils.templates import render
 from reclip_d2.visualization.figures import save_figure
 
 NOT_LEGIBLE = "?"
@@ -38,12 +41,25 @@ def write_report(measurements: Measurements, path: Path, command: Sequence[str])
         the files, the report first.
     """
     pictures = _draw(measurements, path)
-    lines = [*_head(measurements), *_summary(measurements, pictures)]
-    for table in measurements.suite.tables:
-        lines += _table(measurements, table, pictures)
-    lines += [*_runs(measurements), *_foot(measurements, command)]
+    results = measurements.all_results()
+    page = render(
+        "reclip_d2.experiments",
+        "report.md.jinja",
+        suite=measurements.suite,
+        seeds=measurements.seeds,
+        pictures=pictures,
+        not_legible=NOT_LEGIBLE,
+        tables=[_table(measurements, table) for table in measurements.suite.tables],
+        runs=_runs(measurements),
+        results=results,
+        command=shlex.join(command),
+        stale=measurements.stale,
+        failed=sorted(measurements.failed),
+        **_summary(measurements),
+        **_measured(results),
+    )
     with atomic_write(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8")
     return [path, *(path.parent / name for name in pictures.values())]
 
 
@@ -72,99 +88,61 @@ def curve_values(suite: Suite, table: Table) -> dict[str, list[float]]:
     }
 
 
-# ---- parts of the page --------------------------------------------------------------------------------------------
+# ---- what the template shows ----------------------------------------------------------------------------------
 
 
-def _head(measurements: Measurements) -> list[str]:
-    suite, seeds = measurements.suite, measurements.seeds
-    results = measurements.all_results()
-    datasets = sorted({result["dataset"] for result in results if "mIoU" in result["metrics"]})
-    protocols = sorted({result["protocol"] for result in results if result["protocol"]})
-    papers = " and ".join(f"“paper, {name}”" for name in suite.paper_columns)
-    names = f" on {', '.join(f'`{name}`' for name in datasets)}" if datasets else ""
-    lines = [
-        f"# The papers' tables on `{suite.name}`",
-        "",
-        f"ReCLIP (CVPR 2024) and ReCLIP++, run by `tools/reproduce.py`. mIoU in percent{names}"
-        f"{f' ({protocols[0]})' if protocols else ''}, by Detectron2's SemSegEvaluator; mean ± sample standard"
-        f" deviation over the seeds {' '.join(map(str, seeds))}. A row without ± depends on no seed.",
-        "",
-    ]
-    if suite.text:
-        lines += [suite.text, ""]
-    if papers:
-        lines += [
-            f"The columns {papers} are copied from the papers; `{NOT_LEGIBLE}` is a number of theirs that was not"
-            " legible in our copies. Rows called *control* are no models of the papers: what they gain too"
-            " is not the method's. Rows called *ours* are extensions of this project.",
-            "",
-        ]
-    return lines
-
-
-def _rule(seeds: int) -> str:
-    quantile = f" (with {seeds} seeds ± {student_t_quantile(seeds - 1):.2f} standard errors)" if seeds > 1 else ""
-    return (
-        f"A claimed ordering **{HOLDS}** if the mean difference of the two rows, taken seed by seed, is above 0, and"
-        f" **{FAILS}** if it is below, where the {100 * CONFIDENCE:.0f} % confidence interval of that mean"
-        f"{quantile}, Student's t, leaves 0 out; else it is **{NOISE}**. Two rows without seeds are compared by the"
-        " sign alone. The interval is in brackets. It covers the noise of training, not the choice of the test images."
-    )
-
-
-def _summary(measurements: Measurements, pictures: dict[str, str]) -> list[str]:
+def _summary(measurements: Measurements) -> dict[str, Any]:
+    """How many claims hold, and which of the papers' do not."""
     judged = measurements.judge_all()
-    if not judged:
-        return []
-    lines = ["## What holds", "", _rule(len(measurements.seeds)), ""]
-    words = (HOLDS, FAILS, NOISE, UNKNOWN)
-    lines += [f"| orderings | {' | '.join(words)} |", "|---|---|---|---|---|"]
+    words, seeds = (HOLDS, FAILS, NOISE, UNKNOWN), len(measurements.seeds)
+    counts = []
     for title, ours in (("claimed by the papers", False), ("asked by us", True)):
-        counts = Counter(item.verdict.word for item in judged if (item.claim.source == "ours") == ours)
-        if counts:
-            lines.append(f"| {title} | {' | '.join(str(counts[word]) for word in words)} |")
-    lines += ["", *_picture(pictures, "claims", "Differences of the claimed orderings with their intervals")]
-    open_claims = [item for item in judged if item.verdict.word in (FAILS, NOISE) and item.claim.source != "ours"]
-    if open_claims:
-        lines += ["Claims of the papers that do not hold, or not clearly; more at their tables:", ""]
-        lines += [
-            f"- {item.table.short_title}: {_ordering(measurements, item)}: {item.verdict.word}" for item in open_claims
-        ]
-        lines.append("")
-    return lines
+        found = Counter(item.verdict.word for item in judged if (item.claim.source == "ours") == ours)
+        counts += [(title, [found[word] for word in words])] if found else []
+    return {
+        "words": words,
+        "counts": counts,
+        "percent": f"{100 * CONFIDENCE:.0f}",
+        "quantile": f"{student_t_quantile(seeds - 1):.2f}" if seeds > 1 else "",
+        "open_claims": [
+            (item.table.short_title, _ordering(measurements, item), item.verdict.word)
+            for item in judged
+            if item.verdict.word in (FAILS, NOISE) and item.claim.source != "ours"
+        ],
+    }
 
 
-def _table(measurements: Measurements, table: Table, pictures: dict[str, str]) -> list[str]:
-    lines = [f"## {table.title}", ""]
-    if table.text:
-        lines += [table.text, ""]
+def _table(measurements: Measurements, table: Table) -> dict[str, Any]:
+    """Header, cells and claims of a table."""
     columns: list[tuple[str, str, str]] = []  # heading, metric, data set of the paper
     for metric in table.metrics:
         columns.append((METRICS[metric], metric, ""))
         for name in measurements.suite.paper_columns:
             if any(name in row.paper.get(metric, {}) for row in table.rows):
                 columns.append((f"paper, {name}", metric, name))
-    lines.append(" | ".join(["| model", *(heading for heading, _, _ in columns), "training (s) |"]))
-    lines.append("|---" * (len(columns) + 2) + "|")
+    rows = []
     for row in table.rows:
-        cells = []
-        for _, metric, name in columns:
-            if not name:
-                cells.append(measurements.cell(row.experiment, metric))
-                continue
-            numbers = row.paper.get(metric, {})
-            cells.append(_paper_number(numbers[name], metric) if name in numbers else "")
-        lines.append(" | ".join([f"| {row.title}", *cells, f"{measurements.training_seconds(row.experiment)} |"]))
-    lines += ["", *_picture(pictures, table.key, table.title)]
-    for claim in table.claims:
-        item = measurements.judge(claim, table)
-        lines.append(_claim_line(measurements, item))
-        if item.explanation:
-            lines.append(f"  {item.explanation}")
-    return [*lines, ""] if table.claims else lines
+        cells = [
+            _paper_number(row.paper.get(metric, {}), name, metric)
+            if name
+            else measurements.cell(row.experiment, metric)
+            for _, metric, name in columns
+        ]
+        rows.append([row.title, *cells, measurements.training_seconds(row.experiment)])
+    return {
+        "key": table.key,
+        "title": table.title,
+        "text": table.text,
+        "header": ["model", *(heading for heading, _, _ in columns), "training (s)"],
+        "rows": rows,
+        "claims": [_claim(measurements, measurements.judge(claim, table)) for claim in table.claims],
+    }
 
 
-def _paper_number(number: float | None, metric: str) -> str:
+def _paper_number(numbers: Mapping[str, float | None], name: str, metric: str) -> str:
+    if name not in numbers:
+        return ""
+    number = numbers[name]
     return NOT_LEGIBLE if number is None else f"{number:.{PAPER_DIGITS[metric]}f}"
 
 
@@ -174,45 +152,44 @@ def _ordering(measurements: Measurements, item: Judged) -> str:
     return f"{titles[0]} > {titles[1]}{metric}"
 
 
-def _claim_line(measurements: Measurements, item: Judged) -> str:
-    text = f"- **{item.verdict.word}**: {_ordering(measurements, item)}"
-    difference = item.verdict.difference
-    if difference is not None:
-        seeds = {0: "no seeds", 1: "1 seed: noise unknown"}.get(difference.seeds, f"{difference.seeds} seeds")
-        text += f": {difference_text(difference, item.claim.metric)} ({seeds})"
-    paper = ", ".join(f"{name} {value:+.{PAPER_DIGITS[item.claim.metric]}f}" for name, value in item.paper.items())
-    source = "Asked by us" if item.claim.source == "ours" else item.claim.source
-    return f"{text}. {source}{f': {paper}' if paper else ''}."
+def _claim(measurements: Measurements, item: Judged) -> dict[str, str]:
+    """A claim with its verdict, in words."""
+    difference = ""
+    if item.verdict.difference is not None:
+        count = item.verdict.difference.seeds
+        seeds = {0: "no seeds", 1: "1 seed: noise unknown"}.get(count, f"{count} seeds")
+        difference = f"{difference_text(item.verdict.difference, item.claim.metric)} ({seeds})"
+    digits = PAPER_DIGITS[item.claim.metric]
+    return {
+        "word": item.verdict.word,
+        "ordering": _ordering(measurements, item),
+        "difference": difference,
+        "source": "Asked by us" if item.claim.source == "ours" else item.claim.source,
+        "paper": ", ".join(f"{name} {value:+.{digits}f}" for name, value in item.paper.items()),
+        "explanation": item.explanation,
+    }
 
 
-def _picture(pictures: dict[str, str], key: str, title: str) -> list[str]:
-    return [f"![{title}]({pictures[key]})", ""] if key in pictures else []
-
-
-def _runs(measurements: Measurements) -> list[str]:
+def _runs(measurements: Measurements) -> list[dict[str, Any]]:
     """Every experiment with its config: what a reader needs to run one of them alone."""
     suite = measurements.suite
     shown = {row.experiment: None for table in suite.tables for row in table.rows}
-    lines = [
-        "## The runs",
-        "",
-        f"Each is its config file in `configs/{suite.configs.name}` with these overrides; results with all settings are"
-        " in `runs/<experiment>[-seedN]/result.json` of the output folder.",
-        "",
-        "| experiment | config | overrides | needs | seconds, all of it |",
-        "|---|---|---|---|---|",
-    ]
+    runs = []
     for key in suite.needed(list(shown)):
         experiment = suite.experiments[key]
-        overrides = {k: v for k, v in experiment_options(suite, experiment).items() if k not in suite.common}
-        words = " ".join(f"`{name} {value}`" for name, value in overrides.items())
         seconds = [result["seconds"] for result in measurements.results[key].values()]
-        mean = f"{sum(seconds) / len(seconds):.0f}" if seconds else "not run"
-        kind = experiment.config + (f" ({experiment.kind})" if experiment.kind in ("probe", "hypotheses") else "")
-        lines.append(f"| `{key}` | {kind} | {words} | {experiment.teacher} | {mean} |")
-    if suite.common:
-        lines += ["", "All of them: " + ", ".join(f"`{key} {value}`" for key, value in suite.common.items()) + "."]
-    return [*lines, ""]
+        kind = f" ({experiment.kind})" if experiment.kind in ("probe", "hypotheses") else ""
+        overrides = experiment_options(suite, experiment)
+        runs.append(
+            {
+                "key": key,
+                "config": experiment.config + kind,
+                "overrides": {name: value for name, value in overrides.items() if name not in suite.common},
+                "teacher": experiment.teacher,
+                "seconds": f"{statistics.mean(seconds):.0f}" if seconds else "not run",
+            }
+        )
+    return runs
 
 
 def busy_seconds(intervals: Sequence[tuple[float, float]]) -> float:
@@ -224,21 +201,15 @@ def busy_seconds(intervals: Sequence[tuple[float, float]]) -> float:
     return total
 
 
-def _foot(measurements: Measurements, command: Sequence[str]) -> list[str]:
-    results = measurements.all_results()
-    machines = sorted({result["machine"] for result in results})
-    versions = sorted({", ".join(f"{k} {v}" for k, v in result["versions"].items()) for result in results})
-    total = duration_text(busy_seconds([(r["started"], r["started"] + r["seconds"]) for r in results]))
-    own_times = duration_text(sum(r["seconds"] for r in results))
-    resumed = sum(bool((result["training"] or {}).get("first_iteration")) for result in results)
-    lines = ["## How this was measured", "", "```", shlex.join(command), "```", ""]
-    lines.append(f"{len(results)} runs in {total}; their own times add up to {own_times}.")
-    if resumed:
-        lines.append(f"{resumed} of them were stopped and went on; their time before the stop is not counted.")
-    lines += [f"Machine: {'; '.join(machines)}.", f"Versions: {'; '.join(versions)}."] if results else []
-    if measurements.stale:
-        names = ", ".join(f"`{name}`" for name in measurements.stale)
-        lines.append(f"Left out, since they were made with another config: {names}.")
-    if measurements.failed:
-        lines.append(f"Failed: {', '.join(f'`{key}`' for key in sorted(measurements.failed))}.")
-    return lines
+def _measured(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Data, time, machine and versions of the results."""
+    protocols = sorted({result["protocol"] for result in results if result["protocol"]})
+    return {
+        "datasets": sorted({result["dataset"] for result in results if "mIoU" in result["metrics"]}),
+        "protocol": protocols[0] if protocols else "",
+        "busy": duration_text(busy_seconds([(r["started"], r["started"] + r["seconds"]) for r in results])),
+        "own_times": duration_text(sum(r["seconds"] for r in results)),
+        "resumed": sum(bool((result["training"] or {}).get("first_iteration")) for result in results),
+        "machines": sorted({result["machine"] for result in results}),
+        "versions": sorted({", ".join(f"{k} {v}" for k, v in result["versions"].items()) for result in results}),
+    }
