@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow lint kernel-report clean FORCE
+.PHONY: help env demo test test-slow lint docs kernel-report clean FORCE
 
 VENV ?= .venv
 # The interpreter that makes the environment; empty: the first fit one of CANDIDATES.
@@ -32,11 +32,14 @@ lint: env ## ruff: rules and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
+docs: env ## the documentation as a site, in site/; broken links and anchors are errors
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+
 kernel-report: env ## nvcc's report of registers and spills of each kernel, from the last build
 	$(PY) tools/kernel_report.py $(STATE)/build.log
 
 clean: ## remove builds and caches; output/ and the environment stay
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache
 	find reclip_d2 tests tools datasets demo -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 	find reclip_d2 -name '*.so' -delete
 	rm -f $(STATE)/installed

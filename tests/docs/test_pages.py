@@ -1,0 +1,120 @@
+"""What README and the pages name exists: files, Python names, keys and commands; and every equation has its code."""
+
+import functools
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg
+
+from reclip_d2.cli.main import build_parser
+from reclip_d2.config.keys import add_reclip_config
+from tools.docs_site import PAGES
+
+ROOT = Path(__file__).parents[2]
+PAGE_FILES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / path for path in PAGES.values() if path.endswith(".md"))])
+TOP_LEVEL = ("reclip_d2", "configs", "csrc", "datasets", "demo", "docs", "tests", "tools")
+# Written by programs: not in the repository.
+MADE = ("datasets/embedded", "docs/images/results_")
+
+
+def text_of(page: Path) -> str:
+    text = page.read_text(encoding="utf-8")
+    if page.name == "CHANGELOG.md":  # of the tables "before, now" only the right column exists
+        text = re.sub(r"^\|.*\|([^|]*)\|$", r"\1", text, flags=re.MULTILINE)
+    return text
+
+
+def resolve(dotted: str) -> object:
+    """The module, class, function or attribute of a dotted name.
+
+    Raises:
+        AttributeError: there is none.
+    """
+    parts = dotted.split(".")
+    value, rest = importlib.import_module(parts[0]), parts[1:]
+    while rest:  # modules as far as they go: a package may export a function of the same name as its module
+        try:
+            value = importlib.import_module(f"{value.__name__}.{rest[0]}")
+        except ModuleNotFoundError:
+            break
+        rest = rest[1:]
+    return functools.reduce(getattr, rest, value)
+
+
+def expand(path: str) -> list[str]:
+    """A path with ``{a,b}`` as the paths that it stands for."""
+    group = re.search(r"\{([^{}]*)\}", path)
+    if not group:
+        return [path]
+    return [p for part in group[1].split(",") for p in expand(path[: group.start()] + part + path[group.end() :])]
+
+
+@pytest.mark.parametrize("page", PAGE_FILES, ids=lambda page: page.name)
+def test_every_path_named_exists(page):
+    pattern = rf"(?<![\w/.$~<-])(?:{'|'.join(TOP_LEVEL)})/[\w./*{{}},-]+"
+    for match in re.finditer(pattern, text_of(page)):
+        for path in expand(match[0].rstrip(".,")):
+            if path.startswith(MADE):
+                continue
+            assert any(ROOT.glob(path)), f"{page.name} names {path}"
+
+
+@pytest.mark.parametrize("page", PAGE_FILES, ids=lambda page: page.name)
+def test_every_python_name_resolves(page):
+    for dotted in set(re.findall(r"(?<![\w./@-])reclip_d2(?:\.[A-Za-z_]\w*)+(?![\w/]|\.\w)", text_of(page))):
+        if not dotted.endswith((".py", ".git")):
+            resolve(dotted)
+
+
+@pytest.mark.parametrize("page", PAGE_FILES, ids=lambda page: page.name)
+def test_every_key_named_is_a_key(page):
+    cfg = get_cfg()
+    add_reclip_config(cfg)
+    nodes = "MODEL|HYPOTHESIS|SOLVER|TEST|INPUT|DATASETS|DATALOADER|LINEAR_PROBE"
+    for match in re.finditer(rf"(?<![\w./`-])`?((?:{nodes})(?:\.[A-Z0-9_{{}},]+)+)", text_of(page)):
+        for key in expand(match[1].rstrip(",.")):
+            node = cfg
+            for part in key.split("."):
+                assert part in node, f"{page.name} names the key {key}"
+                node = node[part]
+
+
+def _commands():
+    for page in PAGE_FILES:
+        for block in re.findall(r"^```(?:bash|sh)?\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words[:1] == ["reclip"] and "COMMAND" not in words:
+                    yield pytest.param(words[1:], id=f"{page.name}: {shlex.join(words)}")
+
+
+@pytest.mark.parametrize("words", list(_commands()))
+def test_the_commands_of_reclip_are_understood(words):
+    assert build_parser(words[0]).parse_args(words).command == words[0]
+
+
+def _table_of_equations() -> list[tuple[str, list[tuple[str, str]]]]:
+    """Rows of the table in docs/method.md: the left cell, and (name, file) of each link in the right one."""
+    text = (ROOT / "docs/method.md").read_text(encoding="utf-8").partition("## Where each equation is")[2]
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", text, flags=re.MULTILINE)[1:]
+    return [(left, re.findall(r"\[`(\w+)`\]\(\.\./([\w/]+\.py)\)", right)) for left, right in rows]
+
+
+@pytest.mark.parametrize(("row", "links"), _table_of_equations(), ids=lambda value: str(value)[:40])
+def test_every_entry_of_the_table_of_equations_is_defined_where_it_says(row, links):
+    assert links
+    for name, path in links:
+        module = path.removesuffix(".py").replace("/", ".")
+        assert getattr(importlib.import_module(module), name).__module__ == module
+
+
+def test_every_equation_is_in_the_table():
+    left = " ".join(row for row, _ in _table_of_equations())
+    assert [number for number in range(1, 11) if f"Eq. ({number})" not in left] == []
+
+
+def test_the_readme_can_be_read_to_the_end():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
