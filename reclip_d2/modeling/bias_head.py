@@ -1,6 +1,6 @@
 """Bias extraction: the two biases of CLIP as one bias logit map M_b (section III-B), and Eqs. (2) and (3).
 
-The bias head of ReCLIP, the conference model, stands in ``reclip_bias_head.py``.
+The bias head of ReCLIP, the conference model, is in ``reclip_bias_head.py``.
 
 Shape letters: B images, n = h*w patches, C classes, D width of the joint embedding, E width of the image transformer.
 """
@@ -67,12 +67,18 @@ class PositionalProjection(nn.Module):
 
 
 class BiasHead(nn.Module):
-    """What bias heads share: the Reference prompt, Eq. (1), which holds the class preference, and the assembly of M_b.
+    """Base of the bias heads: the Reference prompt, Eq. (1), which holds the class preference, and the assembly of M_b.
 
-    M_b is the sum of a part that is the same for all images of one resolution, :meth:`shared_bias`, and, if the head is
-    ``image_dependent``, a part that each image has of its own, :meth:`image_bias`. Apart from
-    :meth:`reference_features` and :meth:`forward` nothing here needs a CLIP: :meth:`combine` works on a stored W_r and
-    positional embedding.
+    A head is affine in the image features: ``M_b = A + Z B^T``. It defines
+
+    - :meth:`shared_bias`: A ``(n, C)``, the same for all images of one resolution;
+    - :meth:`class_bias`: B ``(C, D)``, if the head is ``image_dependent``.
+
+    Distillation relies on it, since a student inherits A and B in place of the head. A head that is not affine defines
+    :meth:`image_bias` in place of :meth:`class_bias`; it can be trained and used, but not distilled.
+
+    Apart from :meth:`reference_features` and :meth:`forward` nothing here needs a CLIP: :meth:`combine` works on a
+    stored W_r and positional embedding.
     """
 
     image_dependent: bool = False
@@ -91,12 +97,40 @@ class BiasHead(nn.Module):
         return normalize_reference(self.reference_prompt(backbone.text_encoder), self.reference_norm)
 
     def shared_bias(self, positional_embedding: Tensor, reference_features: Tensor) -> Tensor:
-        """The part of M_b that is the same for all images: ``(n, C)``, of PE ``(E, h, w)`` and W_r ``(C, D)``."""
+        """A, the part of M_b that is the same for all images: ``(n, C)``, of PE ``(E, h, w)`` and W_r ``(C, D)``."""
         raise NotImplementedError
 
+    def class_bias(self, reference_features: Tensor) -> Tensor | None:
+        """B ``(C, D)`` of W_r ``(C, D)``; None if no part of M_b depends on the image.
+
+        Raises:
+            ReclipError: the head is not affine in the image features.
+        """
+        if not self.image_dependent:
+            return None
+        raise ReclipError(
+            f"MODEL.BIAS_HEAD.NAME {type(self).__name__} is not affine in the image features (it has no class_bias),"
+            " so a student cannot inherit it: set MODEL.STUDENT.HEAD query or original, or take another bias head"
+        )
+
     def image_bias(self, reference_features: Tensor, features: Tensor) -> Tensor:
-        """The part of M_b that each image has of its own: ``(B, n, C)``, of W_r ``(C, D)`` and Z ``(B, D, h, w)``."""
-        raise NotImplementedError
+        """The part of M_b that depends on the image: ``Z B^T`` ``(B, n, C)``, of W_r ``(C, D)`` and Z
+        ``(B, D, h, w)``."""
+        return query_logits(features, self.class_bias(reference_features)).flatten(2).transpose(1, 2)
+
+    def check_affine(self, reference_features: Tensor) -> None:
+        """Raise :class:`ReclipError` unless :meth:`image_bias` is ``Z B^T``: a head that defines both may err."""
+        slope = self.class_bias(reference_features)
+        if slope is None:
+            return
+        probe = torch.randn(1, slope.shape[1], 2, 2, generator=torch.Generator().manual_seed(0)).to(slope)
+        expected = query_logits(probe, slope).flatten(2).transpose(1, 2)
+        off = (self.image_bias(reference_features, probe) - expected).abs().max()
+        if not bool(off <= 1e-3 * expected.abs().max()):
+            raise ReclipError(
+                f"MODEL.BIAS_HEAD.NAME {type(self).__name__} is not affine in the image features: its image_bias is not"
+                " Z B^T with B its class_bias, so a student cannot inherit it"
+            )
 
     def combine(
         self, positional_embedding: Tensor, reference_features: Tensor, features: Tensor | None = None

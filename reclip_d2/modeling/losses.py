@@ -1,4 +1,4 @@
-"""Losses of the rectification stage: Eq. (7) of the paper, and two terms of our own.
+"""Losses of the rectification stage: Eq. (7), and two terms that are not in the paper.
 
 Shape letters: B images, n = h*w patches, C classes, D width of the joint embedding, K hypothesis rows (all
 images together; row r belongs to image b when ``offsets[b] <= r < offsets[b + 1]``).
@@ -10,34 +10,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reclip_d2.modeling.pooling import PooledHypotheses
 from reclip_d2.modeling.precision import full_precision
 
 
 @full_precision
-def contrastive_loss(
-    pooled: Tensor, area: Tensor, query_features: Tensor, class_ids: Tensor, offsets: Tensor, tau: float
-) -> Tensor:
-    """Eq. (7), averaged over the images.
+def contrastive_loss(pooled: PooledHypotheses, query_features: Tensor, tau: float) -> Tensor:
+    """Eq. (7), averaged over the images; the text-guided loss of distillation is the same on the student's masks.
 
     ``-1/|H| sum_{k in H} log( exp(S_kk / tau) / sum_j exp(S_kj / tau) )`` with S the cosine similarity of the
     masked feature of class k and the text feature of class j.
 
     Args:
-        pooled: ``(K, D)`` masked average-pooled features Z_g of the hypothesis rows.
-        area: ``(K,)`` mask areas in patches. A row without a feature (area 0, or a mask on padding alone, whose
-            pooled feature is exactly 0) adds no loss and no gradient, while |H| still counts it.
+        pooled: by :func:`~reclip_d2.modeling.pooling.pool_hypotheses`. A row without a feature (area 0, or a mask on
+            padding alone, whose pooled feature is exactly 0) adds no loss and no gradient, while |H| still counts it.
         query_features: W_q ``(C, D)``, rows of length 1.
-        class_ids: ``(K,)`` int64, class of each row.
-        offsets: ``(B + 1,)`` int64, first row of each image.
         tau: temperature.
 
     Returns:
         scalar; 0 when there is no row.
     """
-    similarity = F.normalize(pooled, dim=-1) @ query_features.T
+    features, area, class_ids, offsets = pooled
+    similarity = F.normalize(features, dim=-1) @ query_features.T
     row_loss = F.cross_entropy(similarity / tau, class_ids, reduction="none")
     # Not `area > 0`: that would make a NaN area a silent zero.
-    empty = (area == 0) | (pooled.detach() == 0).all(dim=-1)
+    empty = (area == 0) | (features.detach() == 0).all(dim=-1)
     row_loss = torch.where(empty, torch.zeros_like(row_loss), row_loss)
     counts = offsets.diff()
     weight = counts.clamp(min=1).to(row_loss.dtype).reciprocal().repeat_interleave(counts, output_size=len(class_ids))
@@ -60,7 +57,7 @@ def _mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:
 
 @full_precision
 def coverage_loss(logits: Tensor, in_hypothesis: Tensor, valid: Tensor, tau: float) -> Tensor:
-    """Ours: ``- mean_n log sum_{c in H} p_nc`` with ``p = softmax(logits / tau)``.
+    """Not in the paper: ``- mean_n log sum_{c in H} p_nc`` with ``p = softmax(logits / tau)``.
 
     Eq. (7) asks only that the masks of H be pure; this asks that every patch belong to some class of H.
 
@@ -80,7 +77,7 @@ def coverage_loss(logits: Tensor, in_hypothesis: Tensor, valid: Tensor, tau: flo
 
 @full_precision
 def outside_hypothesis_penalty(logits: Tensor, in_hypothesis: Tensor, valid: Tensor, tau: float) -> Tensor:
-    """Ours: ``mean_n sum_{c not in H} p_nc`` with ``p = softmax(logits / tau)``: mask mass outside H.
+    """Not in the paper: ``mean_n sum_{c not in H} p_nc`` with ``p = softmax(logits / tau)``: mask mass outside H.
 
     Arguments as for :func:`coverage_loss`. Bounded by 1, so a patch that H is wrong about cannot dominate.
     """

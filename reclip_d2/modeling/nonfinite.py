@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,26 +15,28 @@ def check_finite(
     *,
     trained: nn.Module,
     frozen_features: Tensor,
-    logits: Tensor,
+    logits: Callable[[], Tensor],
     temperatures: Mapping[str, float],
 ) -> None:
     """Raise :class:`ReclipError` for a loss that is NaN or infinite; the message names the cause and the key.
 
-    The images are never the cause: their pixels are whole numbers, read and checked before.
+    All losses are checked at once: on a GPU the host waits for a single flag. The images are never the cause: their
+    pixels are whole numbers, read and checked before.
 
     Args:
         losses: of one batch, scalars.
         trained: the module whose weights train.
         frozen_features: what the frozen CLIP has made of the images, any shape.
-        logits: mask logits of the trained module, before any temperature.
+        logits: gives the mask logits of the trained module, before any temperature; called only for the message.
         temperatures: by their keys, as they are used.
     """
-    bad = [name for name, value in losses.items() if not torch.isfinite(value)]
-    if bad:
-        raise ReclipError(f"{bad[0]} is not finite: {_cause(trained, frozen_features, logits, temperatures)}")
+    if not losses or bool(torch.isfinite(torch.stack([value.detach() for value in losses.values()])).all()):
+        return
+    bad = next(name for name, value in losses.items() if not torch.isfinite(value))
+    with torch.no_grad():
+        raise ReclipError(f"{bad} is not finite: {_cause(trained, frozen_features, logits(), temperatures)}")
 
 
-@torch.no_grad()
 def _cause(trained: nn.Module, frozen_features: Tensor, logits: Tensor, temperatures: Mapping[str, float]) -> str:
     device = frozen_features.device.type
     half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reclip_d2.backbones.dense import DenseCLIP
 from reclip_d2.backbones.reference import ReferencePrompt
-from reclip_d2.modeling.bias_head import BIAS_HEAD_REGISTRY, BiasHead, build_reference_prompt, query_logits
+from reclip_d2.modeling.bias_head import BIAS_HEAD_REGISTRY, BiasHead, build_reference_prompt
 from reclip_d2.modeling.norm import build_norm
 
 
@@ -112,6 +112,6 @@ class ReCLIPBiasHead(BiasHead):
         """P ``(n, C)``."""
         return self.space_projection(positional_embedding)
 
-    def image_bias(self, reference_features: Tensor, features: Tensor) -> Tensor:
-        """``Z W_r^T`` ``(B, n, C)``."""
-        return query_logits(features, reference_features).flatten(2).transpose(1, 2)
+    def class_bias(self, reference_features: Tensor) -> Tensor:
+        """W_r ``(C, D)``: the part of the image is ``Z W_r^T``."""
+        return reference_features

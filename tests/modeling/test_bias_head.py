@@ -9,8 +9,10 @@ from torch import nn
 
 from reclip_d2.backbones.reference import ReferencePrompt
 from reclip_d2.config import load_config
+from reclip_d2.errors import ReclipError
 from reclip_d2.modeling.bias_head import (
     BIAS_HEAD_REGISTRY,
+    BiasHead,
     PositionalProjection,
     ReCLIPPPBiasHead,
     bias_logits,
@@ -18,7 +20,8 @@ from reclip_d2.modeling.bias_head import (
     query_logits,
     rectified_logits,
 )
-from tests.helpers import EMBED_DIM, tiny_dense
+from reclip_d2.modeling.meta_arch.distillation import inherit
+from tests.helpers import EMBED_DIM, make_rectified, tiny_dense
 
 
 def test_equation_2():
@@ -109,6 +112,57 @@ def test_head_combines_what_was_stored_without_a_clip_or_an_image():
     for given in (None, features, features[:1] + 1):
         assert torch.equal(head.combine(embedding, reference, given), expected)
     assert torch.equal(head.combine(embedding, reference), expected)
+
+
+class Quadratic(BiasHead):
+    """Not affine in the features; it says so by leaving ``class_bias`` out."""
+
+    image_dependent = True
+
+    def shared_bias(self, positional_embedding, reference_features):
+        return positional_embedding.new_zeros(positional_embedding[0].numel(), len(reference_features))
+
+    def image_bias(self, reference_features, features):
+        return query_logits(features, reference_features).square().flatten(2).transpose(1, 2)
+
+
+class Pretender(Quadratic):
+    """Not affine either, with a ``class_bias`` that its ``image_bias`` contradicts."""
+
+    def class_bias(self, reference_features):
+        return reference_features
+
+
+class Affine(Quadratic):
+    """An image-dependent head that defines ``class_bias`` alone."""
+
+    image_bias = BiasHead.image_bias
+
+    def class_bias(self, reference_features):
+        return 2 * reference_features
+
+
+def test_a_head_is_affine_by_its_two_parts():
+    head, backbone = _head()
+    reference, embedding = head.reference_features(backbone), backbone.positional_embedding((3, 4))
+    assert head.class_bias(reference) is None
+    head.check_affine(reference)
+    affine = Affine(head.reference_prompt)
+    affine.check_affine(reference)
+    features = torch.randn(2, EMBED_DIM, 3, 4)
+    expected = torch.einsum("bdhw,cd->bhwc", features, 2 * reference).flatten(1, 2)
+    torch.testing.assert_close(affine.combine(embedding, reference, features), expected)
+
+
+@pytest.mark.parametrize("kind", [Quadratic, Pretender])
+def test_a_head_that_is_not_affine_cannot_be_inherited(kind):
+    teacher = make_rectified(decoder=False)
+    teacher.bias_head = kind(teacher.bias_head.reference_prompt)
+    assert teacher.eval().mask_logits(torch.randn(1, 3, 32, 40)).shape == (1, 4, 4, 5)  # it works, and
+    assert "bias_map" not in inherit(teacher, "query", (4, 5))
+    with pytest.raises(ReclipError, match=rf"BIAS_HEAD.NAME {kind.__name__} is not affine in the image") as caught:
+        inherit(teacher, "query_bias", (4, 5))
+    assert "a student cannot inherit it" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_head_trains_the_prompt_and_the_projection():

@@ -1,4 +1,4 @@
-"""Equation (7) and our two terms against loops in float64.
+"""Equation (7) and the two terms that are not in the paper against loops in float64.
 
 Shape letters: B images, n patches, C classes, D joint embedding, K hypothesis rows.
 """
@@ -16,6 +16,7 @@ from reclip_d2.modeling.losses import (
     hypothesis_mask,
     outside_hypothesis_penalty,
 )
+from reclip_d2.modeling.pooling import PooledHypotheses
 
 F64 = torch.float64
 
@@ -42,7 +43,7 @@ def test_equation_7(tau, offsets):
     query = F.normalize(torch.randn(4, 6, dtype=F64), dim=1)
     area = torch.tensor([1.0, 2.5, 3.0, 0.25, 1.0], dtype=F64)
     class_ids = torch.tensor([0, 3, 1, 2, 0])
-    got = contrastive_loss(pooled, area, query, class_ids, torch.tensor(offsets), tau)
+    got = contrastive_loss(PooledHypotheses(pooled, area, class_ids, torch.tensor(offsets)), query, tau)
     assert got.item() == pytest.approx(literal_contrastive(pooled, area, query, class_ids, offsets, tau), rel=1e-9)
 
 
@@ -51,7 +52,8 @@ def test_each_image_weighs_the_same_however_large_its_hypothesis():
     query = torch.eye(2, dtype=F64)
     pooled = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]], dtype=F64)
     class_ids = torch.tensor([0, 0, 1, 0])
-    got = contrastive_loss(pooled, torch.ones(4, dtype=F64), query, class_ids, torch.tensor([0, 1, 4]), 1.0)
+    rows = PooledHypotheses(pooled, torch.ones(4, dtype=F64), class_ids, torch.tensor([0, 1, 4]))
+    got = contrastive_loss(rows, query, 1.0)
     assert got.item() == pytest.approx((math.log(1 + math.exp(-1)) + math.log(2)) / 2, rel=1e-12)
 
 
@@ -61,9 +63,10 @@ def test_an_empty_mask_adds_no_loss_and_no_gradient_but_is_counted():
     pooled[1] = 0
     pooled.requires_grad_()
     area = torch.tensor([2.0, 0.0], dtype=F64)
-    loss = contrastive_loss(pooled, area, query, torch.tensor([0, 1]), torch.tensor([0, 2]), 0.1)
+    loss = contrastive_loss(PooledHypotheses(pooled, area, torch.tensor([0, 1]), torch.tensor([0, 2])), query, 0.1)
     loss.backward()
-    alone = contrastive_loss(pooled[:1], area[:1], query, torch.tensor([0]), torch.tensor([0, 1]), 0.1)
+    first = PooledHypotheses(pooled[:1], area[:1], torch.tensor([0]), torch.tensor([0, 1]))
+    alone = contrastive_loss(first, query, 0.1)
     assert loss.item() == pytest.approx(alone.item() / 2)
     assert torch.equal(pooled.grad[1], torch.zeros(4, dtype=F64))
     assert pooled.grad[0].abs().max() > 0
@@ -71,9 +74,8 @@ def test_an_empty_mask_adds_no_loss_and_no_gradient_but_is_counted():
 
 def test_no_row_at_all():
     pooled = torch.zeros(0, 4, requires_grad=True)
-    loss = contrastive_loss(
-        pooled, torch.zeros(0), torch.eye(4), torch.zeros(0, dtype=torch.int64), torch.tensor([0, 0, 0]), 0.1
-    )
+    rows = PooledHypotheses(pooled, torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.tensor([0, 0, 0]))
+    loss = contrastive_loss(rows, torch.eye(4), 0.1)
     loss.backward()
     assert loss.item() == 0.0 and pooled.grad.shape == (0, 4)
 
@@ -83,7 +85,7 @@ def test_not_a_number_is_not_hidden():
     query = torch.eye(3)
     pooled = torch.tensor([[float("nan")] * 3, [1.0, 0.0, 0.0]])
     area = torch.tensor([float("nan"), 1.0])
-    loss = contrastive_loss(pooled, area, query, torch.tensor([0, 1]), torch.tensor([0, 1, 2]), 0.1)
+    loss = contrastive_loss(PooledHypotheses(pooled, area, torch.tensor([0, 1]), torch.tensor([0, 1, 2])), query, 0.1)
     assert not torch.isfinite(loss)
 
 
@@ -91,7 +93,9 @@ def test_gradient_of_equation_7():
     query = F.normalize(torch.randn(3, 4, dtype=F64), dim=1)
     pooled = torch.randn(3, 4, dtype=F64, requires_grad=True)
     area, class_ids, offsets = torch.ones(3, dtype=F64), torch.tensor([0, 2, 1]), torch.tensor([0, 2, 3])
-    assert torch.autograd.gradcheck(lambda x: contrastive_loss(x, area, query, class_ids, offsets, 0.2), [pooled])
+    assert torch.autograd.gradcheck(
+        lambda x: contrastive_loss(PooledHypotheses(x, area, class_ids, offsets), query, 0.2), [pooled]
+    )
 
 
 def test_hypothesis_mask():
@@ -102,7 +106,7 @@ def test_hypothesis_mask():
     assert torch.equal(empty, torch.zeros(1, 2, dtype=torch.bool))
 
 
-# ---- ours -----------------------------------------------------------------------------------------------------
+# ---- not in the paper -----------------------------------------------------------------------------------------
 
 
 def scene() -> tuple[Tensor, Tensor, Tensor]:

@@ -11,6 +11,7 @@ from reclip_d2.layers import draw_seed, rectify_and_pool, use_kernels
 from reclip_d2.modeling.bias_head import bias_logits, query_logits
 from reclip_d2.modeling.losses import contrastive_loss, coverage_loss, outside_hypothesis_penalty
 from reclip_d2.modeling.mask_decoder import MaskDecoder
+from reclip_d2.modeling.pooling import PooledHypotheses
 from reclip_d2.modeling.precision import full_precision
 from tests.helpers import make_rectified, random_image
 
@@ -42,16 +43,18 @@ def test_logits_and_losses_are_those_of_float32():
     ids, offsets = torch.tensor([0, 3, 1]), torch.tensor([0, 2, 3])
     logits = torch.randn(2, 12, 5).bfloat16()
     inside, valid = torch.rand(2, 5) > 0.5, torch.rand(2, 12) > 0.2
-    pooled, area = torch.randn(3, 6).bfloat16(), torch.ones(3)
+    pooled = PooledHypotheses(torch.randn(3, 6).bfloat16(), torch.ones(3), ids, offsets)
     calls = (
         (query_logits, (features.bfloat16(), queries)),
         (bias_logits, (torch.randn(12, 6).bfloat16(), queries)),
-        (contrastive_loss, (pooled, area, queries, ids, offsets, 0.01)),
+        (contrastive_loss, (pooled, queries, 0.01)),
         (coverage_loss, (logits, inside, valid, 0.5)),
         (outside_hypothesis_penalty, (logits, inside, valid, 0.5)),
     )
     for function, arguments in calls:
         wide = [a.float() if isinstance(a, torch.Tensor) and a.dtype == torch.bfloat16 else a for a in arguments]
+        if function is contrastive_loss:
+            wide[0] = pooled._replace(features=pooled.features.float())
         expected = function(*wide)
         with autocast():
             found = function(*arguments)

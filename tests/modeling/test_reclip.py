@@ -14,7 +14,8 @@ from reclip_d2.config import load_config
 from reclip_d2.layers import draw_seed, gumbel_softmax, masked_average_pool
 from reclip_d2.modeling.bias_head import query_logits
 from reclip_d2.modeling.losses import contrastive_loss
-from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP, pack_hypotheses
+from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
+from reclip_d2.modeling.pooling import PooledHypotheses, pack_hypotheses
 from reclip_d2.modeling.reclip_bias_head import ReCLIPBiasHead
 from tests.helpers import make_reclip, random_image
 
@@ -94,7 +95,7 @@ def test_losses_of_a_batch(mode, kernels):
     torch.manual_seed(7)
     masks = gumbel_softmax(logits, 0.5, True, draw_seed())
     pooled, area = masked_average_pool(features.flatten(2).transpose(1, 2), masks, ids, offsets)
-    expected = contrastive_loss(pooled, area, model.query_features, ids, offsets, model.loss_tau)
+    expected = contrastive_loss(PooledHypotheses(pooled, area, ids, offsets), model.query_features, model.loss_tau)
     torch.manual_seed(7)
     losses = model(inputs)
     assert losses["loss_contrastive"].item() == pytest.approx(expected.item(), rel=1e-4)

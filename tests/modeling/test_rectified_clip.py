@@ -9,7 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
 from reclip_d2.config import load_config
 from reclip_d2.modeling.bias_head import bias_logits, query_logits, rectified_logits
-from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP, pack_hypotheses
+from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
 from tests.helpers import make_maskclip, make_rectified, random_image, register_tiny_model
 
 
@@ -110,6 +110,12 @@ def test_a_bias_of_other_weights_is_forgotten():
     assert not torch.allclose(loaded, model([record])[0]["sem_seg"], atol=1e-3)
 
 
+def test_caches_follow_the_model_to_another_dtype():
+    model = make_rectified(decoder=False, label_maps=False).eval()
+    model([{"image": random_image(0)}])
+    assert model.double().bias_logits((4, 4)).dtype == torch.float64
+
+
 def test_bias_kept_from_inference_does_not_enter_training():
     model = make_rectified(decoder=False).eval()
     model([{"image": random_image(0)}])
@@ -149,12 +155,6 @@ def test_a_state_of_its_own_loads_strictly_and_a_part_does_not():
     del state["mask_decoder.conv.bias"]
     with pytest.raises(RuntimeError, match=r"mask_decoder\.conv\.bias"):
         model.load_state_dict(state)
-
-
-def test_hypotheses_are_packed_in_order():
-    ids, offsets = pack_hypotheses([torch.tensor([2, 0]), torch.tensor([], dtype=torch.int64), torch.tensor([1])])
-    assert ids.tolist() == [2, 0, 1] and offsets.tolist() == [0, 2, 2, 3]
-    assert ids.dtype == offsets.dtype == torch.int64
 
 
 def test_from_the_config(tmp_path, datasets):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.utils.events import EventStorage
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from reclip_d2.errors import ReclipError
 from reclip_d2.layers import draw_seed, gumbel_softmax
@@ -164,6 +165,24 @@ def test_a_loss_that_is_not_finite_names_the_key(decoder, weights):
     with pytest.raises(ReclipError, match=r"loss_\w+ is not finite: the training has diverged") as caught:
         model(batch(*USUAL))
     assert "SOLVER.BASE_LR" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_host_reads_one_flag_a_step():
+    """On a GPU each read waits. Sizes of images (integers) and the flag of their padding are known on the CPU."""
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            read = function is torch.ops.aten._local_scalar_dense.default
+            self.count += read and args[0].dtype != torch.int64
+            return function(*args, **(kwargs or {}))
+
+    model = make_rectified(loss_weights={"coverage": 1.0, "outside": 1.0})
+    for specs in (USUAL, PADDED):
+        with Reads() as reads:
+            assert len(model(batch(*specs))) == 3
+        assert reads.count == 2
 
 
 def test_the_seed_governs_the_noise():

@@ -26,7 +26,7 @@ from reclip_d2.engine.optimizer import build_optimizer
 from reclip_d2.hypothesis.generate import HypothesisGenerator
 from reclip_d2.hypothesis.windows import crop_windows
 from reclip_d2.layers import rectify_and_pool
-from reclip_d2.modeling.meta_arch import rectified_clip
+from reclip_d2.modeling import pooling
 from tools.benchmark_kernels import VOCABULARIES, eager_batched, padded_rows
 from tools.gpu_check.figures import (
     MORE_TO_DO,
@@ -106,7 +106,7 @@ class GivenFeatures(nn.Module):
 @contextlib.contextmanager
 def variant(model: nn.Module, batch: list[dict[str, Any]], plain: bool, given: bool) -> Iterator[None]:
     """The model as the variant has it."""
-    pool = mock.patch.object(rectified_clip, "rectify_and_pool", plain_rectify_and_pool)
+    pool = mock.patch.object(pooling, "rectify_and_pool", plain_rectify_and_pool)
     backbone = model.backbone
     with pool if plain else contextlib.nullcontext():
         if given:

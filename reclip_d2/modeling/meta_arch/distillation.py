@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from reclip_d2.engine.checkpoint import ReclipCheckpointer, training_resolution
 from reclip_d2.errors import ReclipError
-from reclip_d2.layers import rectify_and_pool, upsample_argmax, use_kernels
+from reclip_d2.layers import upsample_argmax, use_kernels
 from reclip_d2.modeling.distillation_losses import (
     IGNORE_LABEL,
     distillation_losses,
@@ -27,12 +27,13 @@ from reclip_d2.modeling.distillation_losses import (
     valid_pixels,
 )
 from reclip_d2.modeling.losses import contrastive_loss
-from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP, pack_hypotheses
+from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.modeling.meta_arch.student import Student, bias_grid
 from reclip_d2.modeling.nonfinite import check_finite
+from reclip_d2.modeling.pooling import MaskLogits, pack_hypotheses, pool_hypotheses
 from reclip_d2.modeling.postprocessing import valid_patches
-from reclip_d2.modeling.student.inherited import InheritedHead
+from reclip_d2.modeling.student.inherited import HEADS_WITH_BIAS, InheritedHead
 from reclip_d2.modeling.student.weights import load_backbone_weights
 from reclip_d2.modeling.training_panel import label_panel
 
@@ -175,7 +176,7 @@ class Distillation(nn.Module):
             losses,
             trained=self.student,
             frozen_features=teacher_features,
-            logits=logits,
+            logits=lambda: logits,
             temperatures={"MODEL.GUMBEL.TAU": self.gumbel_tau, "MODEL.LOSS.TAU": self.loss_tau},
         )
         if self.vis_period and get_event_storage().iter % self.vis_period == 0:
@@ -197,24 +198,17 @@ class Distillation(nn.Module):
     def _text_loss(
         self, features: Tensor, logits: Tensor, sizes: list[tuple[int, int]], batched_inputs: list[dict[str, Any]]
     ) -> Tensor:
-        """Eq. (7) on the student's features and the student's masks."""
-        class_ids, offsets = pack_hypotheses([x["hypothesis"] for x in batched_inputs])
+        """Eq. (7) on the student's features and masks."""
         size = (features.shape[-2], features.shape[-1])
-        valid = valid_patches(sizes, size, self.student.output_stride, self.device)
-        patch_features = features.flatten(2).transpose(1, 2)
-        if not bool(valid.all()):  # padding has no part in a mask's mean
-            patch_features = patch_features * valid[..., None]
-        pooled, area = rectify_and_pool(
-            logits.float().flatten(2).transpose(1, 2),
-            None,
-            patch_features.contiguous(),
-            class_ids,
-            offsets,
+        pooled = pool_hypotheses(
+            MaskLogits(logits.float()),
+            features,
+            pack_hypotheses([x["hypothesis"] for x in batched_inputs]),
+            valid_patches(sizes, size, self.student.output_stride, torch.device("cpu")),
             self.gumbel_tau,
             self.gumbel_hard,
         )
-        ids, bounds = class_ids.to(self.device), offsets.to(self.device)
-        return contrastive_loss(pooled, area, self.student.inherited.query_features, ids, bounds, self.loss_tau)
+        return contrastive_loss(pooled, self.student.inherited.query_features, self.loss_tau)
 
     @torch.no_grad()
     def visualize(self, record: dict[str, Any], logits: Tensor, pseudo_labels: Tensor) -> None:
@@ -269,26 +263,12 @@ def build_teacher(cfg: CfgNode) -> CLIPSegmentor:
 @torch.no_grad()
 def inherit(teacher: CLIPSegmentor, head: str, grid: tuple[int, int]) -> dict[str, Tensor]:
     """State of the :class:`InheritedHead` that a student gets from this teacher."""
-    scale = teacher.backbone.logit_scale
-    inherited = InheritedHead(teacher.query_features, head=head, logit_scale=scale)
+    arguments: dict[str, Any] = {"head": head, "logit_scale": teacher.backbone.logit_scale}
     if isinstance(teacher, RectifiedCLIP):
-        inherited = _rectified_head(teacher, head, grid)
+        arguments |= {"mask_decoder": teacher.mask_decoder, "rectification": teacher.rectification}
+        if head in HEADS_WITH_BIAS:
+            shared, class_bias = teacher.affine_bias(grid)
+            arguments |= {"bias_map": shared.T.unflatten(1, grid), "class_bias": class_bias}
+    inherited = InheritedHead(teacher.query_features, **arguments)
     # A classifier of the student's own ("original") is not inherited.
     return {key: value for key, value in inherited.state_dict().items() if not key.startswith("classifier.")}
-
-
-def _rectified_head(teacher: RectifiedCLIP, head: str, grid: tuple[int, int]) -> InheritedHead:
-    scale, bias_head = teacher.backbone.logit_scale, teacher.bias_head
-    # A bias head is affine in the features: without any, it gives the map. The teacher keeps what it computes here, in
-    # full precision, for its own use.
-    nothing = teacher.query_features.new_zeros(1, teacher.query_features.shape[1], *grid)
-    bias = teacher.bias_logits(grid, nothing)
-    return InheritedHead(
-        teacher.query_features,
-        head=head,
-        bias_map=bias.reshape(-1, bias.shape[-1]).T.unflatten(1, grid),
-        class_bias=bias_head.reference_features(teacher.backbone) if bias_head.image_dependent else None,
-        mask_decoder=teacher.mask_decoder,
-        rectification=teacher.rectification,
-        logit_scale=scale,
-    )

@@ -1,11 +1,11 @@
 """The rectification stage: CLIP with its biases modelled and subtracted (sections III-B to III-D).
 
-Shape letters: B images, n = h*w patches, C classes, D width of the joint embedding, (h, w) patch grid, K hypothesis
-rows (all images together).
+Shape letters: B images, n = h*w patches, C classes, D width of the joint embedding, (h, w) patch grid.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
-from reclip_d2.layers import rectify_and_pool, use_kernels
+from reclip_d2.layers import use_kernels
 from reclip_d2.modeling.bias_head import BiasHead, build_bias_head, query_logits, rectified_logits
 from reclip_d2.modeling.losses import (
     contrastive_loss,
@@ -25,6 +25,7 @@ from reclip_d2.modeling.losses import (
 from reclip_d2.modeling.mask_decoder import MaskDecoder
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.modeling.nonfinite import check_finite
+from reclip_d2.modeling.pooling import MaskLogits, pack_hypotheses, pool_hypotheses
 from reclip_d2.modeling.postprocessing import valid_patches
 from reclip_d2.modeling.query_head import LearnableQuery
 from reclip_d2.modeling.training_panel import training_panel
@@ -89,7 +90,7 @@ class RectifiedCLIP(CLIPSegmentor):
         self._bias_cache: dict[tuple[int, int], Tensor] = {}
         self._reference_cache: Tensor | None = None
         self._query_cache: Tensor | None = None
-        self.register_load_state_dict_post_hook(_forget_kept)
+        self.register_load_state_dict_post_hook(_clear_caches)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -116,8 +117,17 @@ class RectifiedCLIP(CLIPSegmentor):
         }
 
     def train(self, mode: bool = True) -> RectifiedCLIP:
-        self._forget_kept()
+        self._clear_caches()
         return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RectifiedCLIP:
+        self._clear_caches()  # they would stay on the old device, or in the old dtype
+        return super()._apply(fn, recurse)
+
+    def _clear_caches(self) -> None:
+        """Invalidate the caches of eval mode after the weights change."""
+        self._bias_cache.clear()
+        self._reference_cache = self._query_cache = None
 
     def identity(self) -> dict[str, Any]:
         learnable = {} if self.query_head is None else {"MODEL.CLIP.LEARNABLE_QUERY": True}
@@ -135,8 +145,22 @@ class RectifiedCLIP(CLIPSegmentor):
             self._query_cache = self.query_head(self.backbone)
         return self._query_cache
 
+    def _shared_bias(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The shared bias A ``(n, C)`` on the grid (h, w), and W_r ``(C, D)``; computed once in eval mode."""
+        head = self.bias_head
+        if self.training:
+            embedding = self.backbone.positional_embedding(size)
+            reference = head.reference_features(self.backbone)
+            return head.shared_bias(embedding, reference), reference
+        if self._reference_cache is None:
+            self._reference_cache = head.reference_features(self.backbone)
+        if size not in self._bias_cache:
+            embedding = self.backbone.positional_embedding(size)
+            self._bias_cache[size] = head.shared_bias(embedding, self._reference_cache)
+        return self._bias_cache[size], self._reference_cache
+
     def bias_logits(self, size: tuple[int, int], features: Tensor | None = None) -> Tensor:
-        """Bias logits M_b on the grid (h, w). What is the same for all images is kept in eval mode.
+        """Bias logits M_b on the grid (h, w).
 
         Args:
             features: Z ``(B, D, h, w)``; may be None unless the bias head is ``image_dependent``.
@@ -144,66 +168,51 @@ class RectifiedCLIP(CLIPSegmentor):
         Returns:
             ``(n, C)``, or of an ``image_dependent`` bias head ``(B, n, C)``.
         """
-        head = self.bias_head
-        if self.training:
-            return head.combine(
-                self.backbone.positional_embedding(size), head.reference_features(self.backbone), features
-            )
-        if self._reference_cache is None:
-            self._reference_cache = head.reference_features(self.backbone)
-        if size not in self._bias_cache:
-            embedding = self.backbone.positional_embedding(size)
-            self._bias_cache[size] = head.shared_bias(embedding, self._reference_cache)
-        return head.add_image_bias(self._bias_cache[size], self._reference_cache, features)
+        return self.bias_head.add_image_bias(*self._shared_bias(size), features)
 
-    def _forget_kept(self) -> None:
-        """What was kept belongs to other weights."""
-        self._bias_cache.clear()
-        self._reference_cache = self._query_cache = None
+    def affine_bias(self, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """A ``(n, C)`` on the grid (h, w) and B ``(C, D)``, or None for zero, of the bias logits ``M_b = A + Z B^T``.
+
+        Raises:
+            ReclipError: the bias head is not affine in the image features.
+        """
+        shared, reference = self._shared_bias(size)
+        self.bias_head.check_affine(reference)
+        return shared, self.bias_head.class_bias(reference)
 
     def bias_to_rectify(self, features: Tensor) -> Tensor | None:
-        """M_b of image features Z ``(B, D, h, w)``, see :meth:`bias_logits`; None if none is to be taken off."""
+        """M_b of image features Z ``(B, D, h, w)``, see :meth:`bias_logits`; None if Eq. (3) leaves it out."""
         if self.rectification == "none":
             return None
         return self.bias_logits((features.shape[-2], features.shape[-1]), features)
 
-    def rectify(
-        self, features: Tensor, query_features: Tensor, bias: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logits before the argmax, and the bias that is still to be taken off them.
-
-        With a decoder, or if the bias is each image's own, it is subtracted here, and the third value is None. Else the
-        subtraction is left to ``rectify_and_pool``, which does it on the fly.
+    def decode(self, features: Tensor, query_features: Tensor, bias: Tensor | None) -> MaskLogits:
+        """Mask logits M_o: M_q, rectified by Eq. (3) and decoded by Eq. (4).
 
         Args:
             features: Z ``(B, D, h, w)``.
             query_features: W_q ``(C, D)``.
-            bias: M_b ``(n, C)`` or ``(B, n, C)``, if it is known; else it is computed.
-
-        Returns:
-            M_q ``(B, C, h, w)``; M_o, or without a decoder M or M_q, ``(B, C, h, w)``; None, or M_b ``(n, C)``.
+            bias: M_b as of :meth:`bias_to_rectify`.
         """
         logits = query_logits(features, query_features)
-        bias = self.bias_to_rectify(features) if bias is None else bias
         if self.mask_decoder is None and bias is not None and bias.ndim == 2:
-            return logits, logits, -bias if self.rectification == "add" else bias
+            return MaskLogits(logits, -bias if self.rectification == "add" else bias)
         rectified = rectified_logits(logits, bias, self.rectification)
-        return logits, rectified if self.mask_decoder is None else self.mask_decoder(rectified, features), None
+        return MaskLogits(rectified if self.mask_decoder is None else self.mask_decoder(rectified, features))
 
     def segment(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.backbone(images)["dense"]
-        _, logits, bias = self.rectify(features, self.query_features)
-        return features, rectified_logits(logits, bias)
+        return features, self.decode(features, self.query_features, self.bias_to_rectify(features)).tensor()
 
     def pixel_embedding(self, images: Tensor) -> Tensor:
         """What a linear probe reads: Z and M_o, ``(B, D + C, h, w)``. Z alone is the frozen CLIP's, as in MaskCLIP;
-        what this model has learnt stands in M_o."""
+        what this model has learnt is in M_o."""
         return torch.cat(self.segment(images), dim=1)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]] | dict[str, Tensor]:
         """Training: a dict of losses; inference: see :meth:`CLIPSegmentor.forward`.
 
-        Training inputs carry ``hypothesis`` ``(|H|,)`` int64 beside the image; no label is read.
+        Training inputs carry ``hypothesis`` ``(|H|,)`` int64 with the image; no label is read.
         """
         if not self.training:
             return super().forward(batched_inputs)
@@ -219,41 +228,32 @@ class RectifiedCLIP(CLIPSegmentor):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)["dense"]
         size = (features.shape[-2], features.shape[-1])
-        valid = valid_patches(images.image_sizes, size, self.backbone.patch_size, self.device)
-        class_ids, offsets = pack_hypotheses([x["hypothesis"] for x in batched_inputs])
-        ids, bounds = class_ids.to(self.device), offsets.to(self.device)  # the pool wants them on the CPU
-
-        query_features, full_bias = self.query_features, self.bias_to_rectify(features)
-        _, logits, bias = self.rectify(features, query_features, full_bias)
-        patch_logits = logits.flatten(2).transpose(1, 2)  # (B, n, C), as it lies
-        patch_features = features.flatten(2).transpose(1, 2)  # (B, n, D), contiguous
-        if not bool(valid.all()):  # padding has no part in a mask's mean
-            patch_features = patch_features * valid[..., None]
+        valid = valid_patches(images.image_sizes, size, self.backbone.patch_size, torch.device("cpu"))
+        hypotheses = pack_hypotheses([x["hypothesis"] for x in batched_inputs])
+        query_features, bias = self.query_features, self.bias_to_rectify(features)
+        mask_logits = self.decode(features, query_features, bias)
 
         losses = {}
-        if self.loss_weights["contrastive"]:
-            pooled, area = rectify_and_pool(
-                patch_logits, bias, patch_features, class_ids, offsets, self.gumbel_tau, self.gumbel_hard
-            )
-            losses["loss_contrastive"] = self.loss_weights["contrastive"] * contrastive_loss(
-                pooled, area, query_features, ids, bounds, self.loss_tau
-            )
+        if weight := self.loss_weights["contrastive"]:
+            pooled = pool_hypotheses(mask_logits, features, hypotheses, valid, self.gumbel_tau, self.gumbel_hard)
+            losses["loss_contrastive"] = weight * contrastive_loss(pooled, query_features, self.loss_tau)
         if self.loss_weights["coverage"] or self.loss_weights["outside"]:
-            in_hypothesis = hypothesis_mask(ids, bounds, self.num_classes)
-            rectified = patch_logits if bias is None else patch_logits - bias
+            in_hypothesis = hypothesis_mask(*hypotheses, self.num_classes).to(self.device, non_blocking=True)
+            valid = valid.to(self.device, non_blocking=True)
+            patch_logits = mask_logits.tensor().flatten(2).transpose(1, 2)  # (B, n, C)
             for name, loss in (("coverage", coverage_loss), ("outside", outside_hypothesis_penalty)):
                 if weight := self.loss_weights[name]:
-                    losses[f"loss_{name}"] = weight * loss(rectified, in_hypothesis, valid, self.gumbel_tau)
+                    losses[f"loss_{name}"] = weight * loss(patch_logits, in_hypothesis, valid, self.gumbel_tau)
 
         check_finite(
             losses,
             trained=self,
             frozen_features=features,
-            logits=logits,
+            logits=mask_logits.tensor,
             temperatures={"MODEL.GUMBEL.TAU": self.gumbel_tau, "MODEL.LOSS.TAU": self.loss_tau},
         )
         if self.vis_period and get_event_storage().iter % self.vis_period == 0:
-            self.visualize(batched_inputs[0], rectified_logits(logits[:1], bias), full_bias)
+            self.visualize(batched_inputs[0], mask_logits.tensor()[:1], bias)
         return losses
 
     @torch.no_grad()
@@ -263,7 +263,7 @@ class RectifiedCLIP(CLIPSegmentor):
         Args:
             record: the image's.
             logits: its mask logits ``(1, C, h, w)``.
-            bias: M_b ``(n, C)`` or ``(B, n, C)``; None if none is taken off: the map is then of one class.
+            bias: M_b ``(n, C)`` or ``(B, n, C)``; None without rectification: the map is then of one class.
         """
         height, width = logits.shape[-2:]
         bias = logits.new_zeros(height * width, self.num_classes) if bias is None else bias
@@ -272,12 +272,6 @@ class RectifiedCLIP(CLIPSegmentor):
         get_event_storage().put_image("image | prediction | bias (largest class)", panel)
 
 
-def pack_hypotheses(hypotheses: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Ragged lists of class ids as ``class_ids`` ``(K,)`` and ``offsets`` ``(B + 1,)``, both int64 on the CPU."""
-    lengths = torch.tensor([0, *(len(h) for h in hypotheses)])
-    return torch.cat([h.to("cpu", torch.int64) for h in hypotheses]), lengths.cumsum(0)
-
-
-def _forget_kept(module: RectifiedCLIP, incompatible_keys: Any) -> None:
-    """Load-state-dict hook: bias logits and text features kept from other weights are stale."""
-    module._forget_kept()
+def _clear_caches(module: RectifiedCLIP, incompatible_keys: Any) -> None:
+    """Load-state-dict hook: bias logits and text features of other weights are stale."""
+    module._clear_caches()

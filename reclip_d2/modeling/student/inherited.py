@@ -16,14 +16,15 @@ from reclip_d2.modeling.mask_decoder import MaskDecoder
 
 # Table IX, each with one component more than the one before. "original" learns a classifier instead.
 HEADS = ("original", "query", "query_bias", "query_bias_decoder")
+HEADS_WITH_BIAS = HEADS[2:]
 
 
 class InheritedHead(nn.Module):
-    """From features to mask logits as the teacher does it, on tensors of its own: no CLIP is needed.
+    """From features to mask logits as the teacher does it, on copied tensors: no CLIP is needed.
 
-    A bias head is affine in the features: ``M_b = A + Z B^T``. The map A (of the positional embedding; for ReCLIP++ all
-    there is) is kept on one grid and resized bicubically to the student's, as the positional embedding would be. B is 0
-    for ReCLIP++ and W_r for ReCLIP.
+    The bias head is affine in the features, ``M_b = A + Z B^T`` (see :class:`~reclip_d2.modeling.bias_head.BiasHead`).
+    The map A, of the positional embedding, is stored on one grid and resized bicubically to the student's, as the
+    positional embedding would be. B is 0 for ReCLIP++ and W_r for ReCLIP.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class InheritedHead(nn.Module):
             logit_scale: CLIP's factor on cosine similarities, for mask logits that are such (no decoder).
         """
         super().__init__()
-        use_bias = head in ("query_bias", "query_bias_decoder") and rectification != "none"
+        use_bias = head in HEADS_WITH_BIAS and rectification != "none"
         self.register_buffer("query_features", query_features.detach().clone())
         self.register_buffer("bias_map", bias_map.detach().clone() if use_bias and bias_map is not None else None)
         self.register_buffer("class_bias", class_bias.detach().clone() if use_bias and class_bias is not None else None)
