@@ -47,9 +47,13 @@ from reclip_d2.evaluation.model_analysis import (  # noqa: E402
 from reclip_d2.evaluation.preferences import spread_records  # noqa: E402
 from reclip_d2.modeling.build import check_registered_parts  # noqa: E402
 from reclip_d2.utils.output_paths import check_output_folder  # noqa: E402
-from reclip_d2.visualization.bias_report import BiasReport  # noqa: E402
-from reclip_d2.visualization.report_folder import check_output_dir, remove_report  # noqa: E402
-from reclip_d2.visualization.report_subject import ReportSubject, Scene  # noqa: E402
+from reclip_d2.visualization.bias_report import (  # noqa: E402  # noqa: E402
+    BiasReport,  # noqa: E402
+    ReportSubject,
+    Scene,
+    check_output_dir,
+    remove_report,
+)
 
 
 class NamedModel(NamedTuple):

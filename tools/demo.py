@@ -39,7 +39,7 @@ from reclip_d2.hypothesis.training_records import build_training_records  # noqa
 from reclip_d2.toy import EMBEDDED, list_split  # noqa: E402
 from reclip_d2.utils.io import atomic_write  # noqa: E402
 from reclip_d2.utils.output_paths import check_output_folder  # noqa: E402
-from reclip_d2.visualization.report import draw_report  # noqa: E402
+from reclip_d2.visualization.demo_picture import draw_demo  # noqa: E402
 
 CONFIGS = ROOT / "configs" / "embedded"
 # Row of the table: title, key in report.json, config file, overrides.
@@ -167,7 +167,7 @@ def main() -> None:
     }
     with atomic_write(args.output_dir / "report.json") as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n")
-    draw_report(
+    draw_demo(
         args.output_dir / "report.png",
         DatasetCatalog.get(args.dataset)[:6],
         args.dataset,

@@ -19,8 +19,8 @@ from PIL import Image
 from reclip_d2.evaluation.logit_parts import LogitParts
 from reclip_d2.formats import MaskClasses, Prediction
 from reclip_d2.formats.pictures import OverlayWriter
+from reclip_d2.utils.text import number
 from reclip_d2.visualization.figures import hide_ticks
-from reclip_d2.visualization.html import number
 
 LONGEST_SIDE = 1600
 """Of pictures on the page: what is drawn larger only takes longer."""

@@ -130,7 +130,7 @@ def _thirds(length: int) -> list[slice]:
     return [slice(i * length // 3, -(-(i + 1) * length // 3)) for i in range(3)]
 
 
-class ClassInWords(NamedTuple):
+class ClassPlaces(NamedTuple):
     """One class's preference, for a table."""
 
     name: str
@@ -142,7 +142,7 @@ class ClassInWords(NamedTuple):
     worst: float
 
 
-def in_words(preference: Preference, class_names: Sequence[str]) -> list[ClassInWords]:
+def preferred_places(preference: Preference, class_names: Sequence[str]) -> list[ClassPlaces]:
     """Classes from the most preferred to the least, each with the places where it is preferred most and least."""
     means = place_means(preference.place_maps).reshape(len(class_names), 9)
     places = [place for row in PLACES for place in row]
@@ -150,7 +150,7 @@ def in_words(preference: Preference, class_names: Sequence[str]) -> list[ClassIn
     for k in np.argsort(-preference.strengths, kind="stable"):
         best, worst = int(means[k].argmax()), int(means[k].argmin())
         lines.append(
-            ClassInWords(
+            ClassPlaces(
                 class_names[k],
                 float(preference.strengths[k]),
                 places[best],

@@ -1,36 +1,89 @@
-"""The bias report: pictures, numbers and one web page of the analyses of several models."""
+"""The bias report: pictures, numbers and one web page of the analyses of several models.
+
+The page's text and order are in ``templates/bias_report.html.jinja``. Shape letters: C classes, (H, W) size in pixels.
+"""
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
+import math
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
 
+from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.class_preference import row_normalized
 from reclip_d2.evaluation.label_evaluator import plain_json
+from reclip_d2.evaluation.logit_parts import LogitParts
 from reclip_d2.evaluation.model_analysis import ModelAnalysis
-from reclip_d2.evaluation.preferences import agreement, in_words
+from reclip_d2.evaluation.preferences import ClassPlaces, Preference, agreement, preferred_places
 from reclip_d2.evaluation.space_preference import compare_slopes
 from reclip_d2.utils.io import atomic_write
-from reclip_d2.visualization import report_texts as texts
+from reclip_d2.utils.json_files import read_json
+from reclip_d2.utils.templates import render
+from reclip_d2.utils.text import number
 from reclip_d2.visualization.figures import save_figure
-from reclip_d2.visualization.html import Page, number
-from reclip_d2.visualization.preference_figure import preference_figure
-from reclip_d2.visualization.report_folder import NUMBERS, PAGE, file_part
-from reclip_d2.visualization.report_subject import ReportSubject
 from reclip_d2.visualization.scene_figures import logit_figure, scene_figure, telling_classes
 from reclip_d2.visualization.score_figures import (
     class_iou_figure,
     confusion_figure,
     distance_figure,
     most_confused_classes,
+    preference_figure,
 )
 
+PAGE, NUMBERS = "index.html", "bias.json"
+_SCHEMA = {
+    "type": "object",
+    "required": ["pictures"],
+    "properties": {"pictures": {"type": "array"}},
+}
 WORDS = 12
 """Classes that are put in words, from either end, if there are more than twice as many."""
+
+
+@dataclass
+class Scene:
+    """One drawn scene."""
+
+    image_id: str
+    image: np.ndarray
+    """``(H, W, 3)`` uint8."""
+    truth: np.ndarray | None
+    """``(H, W)`` int64, if it is labelled."""
+
+
+@dataclass
+class ReportSubject:
+    """What the report is about, besides the models."""
+
+    dataset: str
+    protocol: str
+    images: int
+    class_names: list[str]
+    colors: np.ndarray
+    """``(C, 3)`` uint8."""
+    ignore_label: int
+    labelled: bool
+    bin_width: float
+    min_object_area: int
+    min_bin_objects: int
+    scenes: list[Scene]
+
+
+class Picture(NamedTuple):
+    """A PNG inside the page."""
+
+    data: str
+    """Base64."""
+    caption: str
 
 
 class BiasReport:
@@ -46,33 +99,35 @@ class BiasReport:
         self.models = list(models)
         self.names = [model.name for model in models]
         self.pictures: list[str] = []
-        self.page = Page(f"Biases of CLIP on {subject.dataset}: {', '.join(self.names)}")
 
     def write(self) -> Path:
         """Write pictures, ``bias.json`` and ``index.html``; returns the page's path."""
-        subject = self.subject
-        self.page.paragraph(
-            f"{subject.images} images, {len(subject.class_names)} classes. Protocol: {subject.protocol}."
+        labelled = self.subject.labelled
+        page = render(
+            "reclip_d2.visualization",
+            "bias_report.html.jinja",
+            subject=self.subject,
+            names=self.names,
+            scores=self._scores() if labelled else None,
+            class_ious=self._class_ious() if labelled else None,
+            preferences=self._preferences(),
+            agreements=[
+                (model.name, number(classes, 2), number(places, 2)) for model, (classes, places) in self._agreements()
+            ],
+            logits=self._logits(),
+            scenes=self._scenes(),
+            sources=[(model.name, model.source) for model in self.models],
+            numbers_file=NUMBERS,
         )
-        if subject.labelled:
-            self._scores()
-            self._class_ious()
-        else:
-            self.page.paragraph(texts.WITHOUT_LABELS)
-        self._preferences()
-        self._logits()
-        self._scenes()
-        self._methods()
         with atomic_write(self.folder / NUMBERS) as temporary:
             temporary.write_text(json.dumps(plain_json(self._numbers()), indent=1) + "\n")
         with atomic_write(self.folder / PAGE) as temporary:
-            temporary.write_text(self.page.render(), encoding="utf-8")
+            temporary.write_text(page, encoding="utf-8")
         return self.folder / PAGE
 
-    # ---- sections ------------------------------------------------------------------------------------------
+    # ---- sections: what the template shows -----------------------------------------------------------------
 
-    def _scores(self) -> None:
-        self.page.heading("The two biases, measured")
+    def _scores(self) -> dict[str, Any]:
         rows = []
         for index, model in enumerate(self.models):
             space = model.results["space_preference"]
@@ -88,23 +143,15 @@ class BiasReport:
                     number(space["slope_percent_per_pixel"], 3),
                 )
             )
-        against = f"against {self.names[0]}"
-        self.page.table(
-            ("model", "mIoU (%)", "class preference", "space preference", against, "fitted line", "slope (% a pixel)"),
-            rows,
-        )
         objects = int(self.models[0].results["space_preference"]["objects"])
-        self.page.paragraph(texts.SCORES.format(objects=objects))
-        if objects:
-            self._distance_curve()
-        chosen = most_confused_classes(self.models[0].confusion)
-        caption = "Class preference, after Fig. 1(b) of ReCLIP++: what becomes of the pixels of each class."
-        if len(chosen) < len(self.subject.class_names):
-            caption += f" Of {len(self.subject.class_names)} classes those that {self.names[0]} confuses most."
-        confusions = [model.confusion for model in self.models]
-        self._draw(
-            "fig1b_confusion", confusion_figure(self.names, confusions, chosen, self.subject.class_names), caption
-        )
+        return {
+            "rows": rows,
+            "objects": objects,
+            "curve": self._distance_curve() if objects else None,
+            "bins_header": ("distance (pixels)", "objects", *(f"IoU (%), {name}" for name in self.names)),
+            "bins": self._bins(),
+            "confusion": self._confusion(),
+        }
 
     def _space_change(self, model: ModelAnalysis) -> tuple[float, float]:
         """Difference of a model's space-preference score to the first model's, and its standard error."""
@@ -114,60 +161,65 @@ class BiasReport:
         )
         return slope * first.half_diagonal, error * first.half_diagonal
 
-    def _distance_curve(self) -> None:
+    def _distance_curve(self) -> Picture:
         curves = [model.curve for model in self.models]
         scores = [model.results["space_preference"]["score"] for model in self.models]
         figure = distance_figure(self.names, curves, scores, self.subject.min_bin_objects)
         caption = "Space preference, after Fig. 1(a) of ReCLIP++. Below: how many objects each bin has."
-        self._draw("fig1a_distance", figure, caption)
+        return self._draw("fig1a_distance", figure, caption)
+
+    def _bins(self) -> list[tuple[str, ...]]:
+        curves = [model.curve for model in self.models]
         edges = curves[0].edges
-        rows = [
+        return [
             (f"{edges[i]:g} to {edges[i + 1]:g}", str(count), *(number(100 * curve.ious[i]) for curve in curves))
             for i, count in enumerate(curves[0].counts)
         ]
-        self.page.table(("distance (pixels)", "objects", *(f"IoU (%), {name}" for name in self.names)), rows)
 
-    def _class_ious(self) -> None:
-        self.page.heading("IoU by class, before and after")
+    def _confusion(self) -> Picture:
+        class_names = self.subject.class_names
+        chosen = most_confused_classes(self.models[0].confusion)
+        caption = "Class preference, after Fig. 1(b) of ReCLIP++: what becomes of the pixels of each class."
+        if len(chosen) < len(class_names):
+            caption += f" Of {len(class_names)} classes those that {self.names[0]} confuses most."
+        confusions = [model.confusion for model in self.models]
+        return self._draw("fig1b_confusion", confusion_figure(self.names, confusions, chosen, class_names), caption)
+
+    def _class_ious(self) -> dict[str, Any]:
         class_names = self.subject.class_names
         ious = [model.class_ious(class_names) for model in self.models]
-        self._draw("class_iou", class_iou_figure(self.names, ious, class_names), "IoU of each class.")
         pixels = max(int(self.models[0].confusion.sum()), 1)
         shares = [self.models[0].confusion.sum(1), *(model.confusion.sum(0) for model in self.models)]
-        rows = [
-            (name, *(number(iou[k]) for iou in ious), *(number(100 * share[k] / pixels) for share in shares))
-            for k, name in enumerate(class_names)
-        ]
-        header = (
-            "class",
-            *(f"IoU, {n}" for n in self.names),
-            "% of pixels",
-            *(f"% predicted, {n}" for n in self.names),
-        )
-        self.page.table(header, rows)
+        return {
+            "picture": self._draw("class_iou", class_iou_figure(self.names, ious, class_names), "IoU of each class."),
+            "header": (
+                "class",
+                *(f"IoU, {name}" for name in self.names),
+                "% of pixels",
+                *(f"% predicted, {name}" for name in self.names),
+            ),
+            "rows": [
+                (name, *(number(iou[k]) for iou in ious), *(number(100 * share[k] / pixels) for share in shares))
+                for k, name in enumerate(class_names)
+            ],
+        }
 
-    def _preferences(self) -> None:
-        found = [model for model in self.models if model.preference is not None]
-        if not found:
-            return
-        self.page.heading("What CLIP prefers: classes and places")
-        self.page.paragraph(texts.PREFERENCES)
-        for model in found:
+    def _preferences(self) -> list[dict[str, Any]]:
+        sections = []
+        for model in self.models:
             preference = model.preference
+            if preference is None:
+                continue
             what = preference.source + (f" of {preference.images} images" if preference.images > 1 else "")
             figure = preference_figure(f"{model.name}: {what}", preference, self.subject.class_names)
             caption = f"{model.name}: preference of each class at each place ({what}); beside the name, of the class."
-            self._draw(f"preference_{file_part(model.name)}", figure, caption)
-            lines = in_words(preference, self.subject.class_names)
+            picture = self._draw(f"preference_{file_part(model.name)}", figure, caption)
+            lines = preferred_places(preference, self.subject.class_names)
             left_out = max(len(lines) - 2 * WORDS, 0)
             if left_out:
                 lines = lines[:WORDS] + lines[-WORDS:]
-            self.page.items(texts.preference_sentences(preference, lines, left_out))
-        for model, (classes, places) in self._agreements():
-            self.page.paragraph(
-                f"Correlation of {model.name}'s bias logits with {self.names[0]}'s mean soft-max:"
-                f" {number(classes, 2)} over the classes, {number(places, 2)} over the places within the classes."
-            )
+            sections.append({"picture": picture, "sentences": preference_sentences(preference, lines, left_out)})
+        return sections
 
     def _agreements(self) -> list[tuple[ModelAnalysis, tuple[float, float]]]:
         """For each model with bias logits, their correlation with the first model's mean soft-max."""
@@ -180,37 +232,36 @@ class BiasReport:
             if model.preference is not None and model.preference.source == "bias logits"
         ]
 
-    def _logits(self) -> None:
-        subject = self.subject
-        found = [model for model in self.models if model.parts]
-        if not found:
-            return
-        self.page.heading("Logits taken apart")
-        self.page.paragraph(texts.LOGITS)
-        for model in found:
-            for scene, parts, prediction in zip(subject.scenes, model.parts, model.predictions, strict=True):
-                query_mask = parts.labels(parts.query, scene.image.shape[:2]).numpy()
-                after = prediction if scene.truth is None else scene.truth
-                figure = logit_figure(
-                    scene.image,
-                    scene.truth,
-                    parts,
-                    telling_classes(query_mask, after, len(subject.class_names)),
-                    subject.class_names,
-                    subject.colors,
-                    model.name,
-                    subject.ignore_label,
-                )
-                outlined = "model's prediction" if scene.truth is None else "ground truth"
-                caption = f"{model.name}, image {scene.image_id}. Outlined: the class in the {outlined}."
-                name = f"fig4_{file_part(model.name)}_{file_part(scene.image_id)}"
-                self._draw(name, figure, caption, dpi=80)
+    def _logits(self) -> list[Picture]:
+        return [
+            self._logit_picture(model, scene, parts, prediction)
+            for model in self.models
+            if model.parts
+            for scene, parts, prediction in zip(self.subject.scenes, model.parts, model.predictions, strict=True)
+        ]
 
-    def _scenes(self) -> None:
+    def _logit_picture(self, model: ModelAnalysis, scene: Scene, parts: LogitParts, prediction: np.ndarray) -> Picture:
+        subject = self.subject
+        query_mask = parts.labels(parts.query, scene.image.shape[:2]).numpy()
+        after = prediction if scene.truth is None else scene.truth
+        figure = logit_figure(
+            scene.image,
+            scene.truth,
+            parts,
+            telling_classes(query_mask, after, len(subject.class_names)),
+            subject.class_names,
+            subject.colors,
+            model.name,
+            subject.ignore_label,
+        )
+        outlined = "model's prediction" if scene.truth is None else "ground truth"
+        caption = f"{model.name}, image {scene.image_id}. Outlined: the class in the {outlined}."
+        return self._draw(f"fig4_{file_part(model.name)}_{file_part(scene.image_id)}", figure, caption, dpi=80)
+
+    def _scenes(self) -> Picture | None:
         scenes = self.subject.scenes
         if not scenes:
-            return
-        self.page.heading("Predictions")
+            return None
         figure = scene_figure(
             [scene.image for scene in scenes],
             [scene.truth for scene in scenes],
@@ -219,30 +270,20 @@ class BiasReport:
             self.subject.colors,
             self.subject.ignore_label,
         )
-        self._draw(
-            "fig5_predictions", figure, "After Fig. 5 of ReCLIP++. The scenes are spread evenly over the data set."
-        )
-
-    def _methods(self) -> None:
-        subject = self.subject
-        self.page.heading("How this was made")
-        items = [f"{model.name}: {model.source}" for model in self.models]
-        if subject.labelled:
-            items.append(texts.OBJECTS.format(area=subject.min_object_area))
-            items.append(texts.BINS.format(width=subject.bin_width, objects=subject.min_bin_objects))
-        items.append(f"All numbers: {NUMBERS}. The pictures stand beside this page as PNG files.")
-        self.page.items(items)
+        caption = "After Fig. 5 of ReCLIP++. The scenes are spread evenly over the data set."
+        return self._draw("fig5_predictions", figure, caption)
 
     # ---- files ---------------------------------------------------------------------------------------------
 
-    def _draw(self, name: str, figure: Figure, caption: str, dpi: int = 110) -> None:
-        """Save a figure and put it into the page."""
+    def _draw(self, name: str, figure: Figure, caption: str, dpi: int = 110) -> Picture:
+        """Save a figure, and give it to the page."""
         stem, count = name, 1
         while f"{name}.png" in self.pictures:  # two names that are one as a file name
             count += 1
             name = f"{stem}_{count}"
         self.pictures.append(f"{name}.png")
-        self.page.picture(save_figure(figure, self.folder / f"{name}.png", dpi), caption)
+        file = save_figure(figure, self.folder / f"{name}.png", dpi)
+        return Picture(base64.b64encode(file.read_bytes()).decode(), caption)
 
     def _numbers(self) -> dict[str, Any]:
         subject = self.subject
@@ -271,7 +312,7 @@ class BiasReport:
             entry["preference"] = {
                 "source": model.preference.source,
                 "images": model.preference.images,
-                "classes": [line._asdict() for line in in_words(model.preference, self.subject.class_names)],
+                "classes": [line._asdict() for line in preferred_places(model.preference, self.subject.class_names)],
             }
         for other, (classes, places) in self._agreements():
             if other is model:
@@ -281,3 +322,58 @@ class BiasReport:
 
 def _with_error(value: float | None, error: float | None, sign: bool = False) -> str:
     return "–" if number(value) == "–" else f"{number(value, 2, sign)} ± {number(error, 2)}"
+
+
+def preference_sentences(preference: Preference, lines: Sequence[ClassPlaces], left_out: int = 0) -> list[str]:
+    """A preference in words, a sentence a class.
+
+    Args:
+        lines: from the most preferred class to the least.
+        left_out: classes between the preferred and the avoided half of ``lines``.
+    """
+    by_share = preference.source == "mean soft-max"
+
+    def amount(value: float) -> str:
+        return f"{math.exp(value):.1f} times" if by_share else number(value, 2, sign=True)
+
+    sentences = []
+    for index, line in enumerate(lines):
+        if left_out and index == len(lines) // 2:
+            sentences.append(f"({left_out} classes between them)")
+        whole = f"{amount(line.strength)} the uniform share" if by_share else f"{amount(line.strength)} as a whole"
+        sentences.append(
+            f"{line.name}: {whole}; most at the {line.best_place} ({amount(line.best)}),"
+            f" least at the {line.worst_place} ({amount(line.worst)})"
+        )
+    return sentences
+
+
+# ---- the report's folder --------------------------------------------------------------------------------------
+
+
+def check_output_dir(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds a report, unless ``overwrite``.
+
+    Raises:
+        ReclipError: there is a report, and ``overwrite`` is off; or the folder is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ReclipError(f"{folder} is a file: choose another --output-dir")
+    if not overwrite and any((folder / name).exists() for name in (PAGE, NUMBERS)):
+        raise ReclipError(f"{folder} holds a bias report: add --overwrite, or choose another --output-dir")
+
+
+def remove_report(folder: Path) -> None:
+    """Remove the report of a folder: only the files that it lists as its own."""
+    page, numbers = folder / PAGE, folder / NUMBERS
+    with contextlib.suppress(ReclipError):  # no report of ours, or a damaged one: its pictures are not known
+        for name in read_json(numbers, _SCHEMA, "report", "")["pictures"]:
+            if isinstance(name, str) and re.fullmatch(r"[\w.+-]+\.png", name):
+                (folder / name).unlink(missing_ok=True)
+    page.unlink(missing_ok=True)
+    numbers.unlink(missing_ok=True)
+
+
+def file_part(name: str) -> str:
+    """A name as part of a file name: ASCII letters, digits, and ``. + - _``."""
+    return re.sub(r"[^\w.+-]+", "_", name, flags=re.ASCII).strip("._") or "model"

@@ -10,12 +10,12 @@ from reclip_d2.evaluation.logit_parts import crop_to_image, has_bias, logit_part
 from reclip_d2.evaluation.preferences import (
     Preference,
     agreement,
-    in_words,
     mean_bias,
     mean_probability,
     place_means,
     preference_of_bias,
     preference_of_probabilities,
+    preferred_places,
     spread_records,
 )
 from tests.helpers import make_maskclip, make_rectified, random_image
@@ -54,11 +54,11 @@ def test_places_by_hand():
     assert place_means(np.array([[[1.0, 2.0]]]))[0].tolist() == [[1, 1.5, 2]] * 3  # two cells in three places
 
 
-def test_in_words():
+def test_preferred_places():
     maps = np.zeros((2, 3, 3))
     maps[0, 0, 0], maps[0, 2, 1] = 3.0, -2.0
     maps[1, 1, 1], maps[1, 0, 2] = 5.0, -1.0
-    lines = in_words(Preference(maps, np.array([0.0, 1.0]), "bias logits", 1), ["sky", "wood"])
+    lines = preferred_places(Preference(maps, np.array([0.0, 1.0]), "bias logits", 1), ["sky", "wood"])
     assert [line.name for line in lines] == ["wood", "sky"]
     wood, sky = lines
     assert (wood.best_place, wood.worst_place, wood.best) == ("centre", "top-right", 4.0)  # its own strength taken off

@@ -11,7 +11,6 @@ from reclip_d2.evaluation.logit_parts import LogitParts
 from reclip_d2.evaluation.preferences import Preference
 from reclip_d2.evaluation.space_preference import distance_curve
 from reclip_d2.visualization.figures import fold, legend_shape, save_figure, shorten
-from reclip_d2.visualization.preference_figure import MAX_MAPS, preference_figure
 from reclip_d2.visualization.scene_figures import (
     frequent_classes,
     logit_figure,
@@ -20,10 +19,12 @@ from reclip_d2.visualization.scene_figures import (
     telling_classes,
 )
 from reclip_d2.visualization.score_figures import (
+    MAX_MAPS,
     class_iou_figure,
     confusion_figure,
     distance_figure,
     most_confused_classes,
+    preference_figure,
 )
 
 NAMES = ["MaskCLIP", "ReCLIP", "ReCLIP++ (rectified, as published)", "ReCLIP++ distilled student"]

@@ -2,40 +2,46 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from reclip_d2.errors import ReclipError
-from reclip_d2.evaluation.preferences import ClassInWords, Preference
-from reclip_d2.visualization.html import Page, number
-from reclip_d2.visualization.report_folder import check_output_dir, file_part, remove_report
-from reclip_d2.visualization.report_texts import preference_sentences
+from reclip_d2.evaluation.model_analysis import ModelAnalysis
+from reclip_d2.evaluation.preferences import ClassPlaces, Preference
+from reclip_d2.visualization.bias_report import (
+    BiasReport,
+    ReportSubject,
+    Scene,
+    check_output_dir,
+    file_part,
+    preference_sentences,
+    remove_report,
+)
 
 
-def test_numbers_of_a_table():
-    assert number(1.25, 1) == "1.2" and number(-0.5, 2) == "−0.50" and number(0.5, 2, sign=True) == "+0.50"
-    assert number(math.nan) == number(None) == number(math.inf) == "–"
-
-
-def test_page_escapes_and_holds_its_pictures(tmp_path):
-    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "a.png")
-    page = Page('a "title" & <more>')
-    page.heading("<h>")
-    page.items(["x < y"])
-    page.table(["class", "IoU"], [["<sky>", "1"]])
-    page.picture(tmp_path / "a.png", 'says "hello"')
-    text = page.render()
-    assert "<title>a &quot;title&quot; &amp; &lt;more&gt;</title>" in text
-    assert "<h2>&lt;h&gt;</h2>" in text and "<li>x &lt; y</li>" in text
-    assert "<td>&lt;sky&gt;</td><td class=number>1</td>" in text
-    assert 'src="data:image/png;base64,iVBOR' in text and 'alt="says &quot;hello&quot;"' in text
+def test_the_page_escapes_and_loads_nothing(tmp_path):
+    scene = Scene("0 <1>", np.zeros((8, 8, 3), np.uint8), None)
+    colors = np.zeros((2, 3), np.uint8)
+    subject = ReportSubject('a "b" & <c>', "<p>", 1, ["<sky>", "sea"], colors, 255, False, 8.0, 10, 1, [scene])
+    preference = Preference(np.zeros((2, 3, 3)), np.array([0.5, -0.5]), "bias logits", 1)
+    model = ModelAnalysis("<m>", "x & y", preference=preference, predictions=[np.zeros((8, 8), np.int64)])
+    report = BiasReport(tmp_path, subject, [model])
+    page = report.write().read_text()
+    assert "<title>Biases of CLIP on a &#34;b&#34; &amp; &lt;c&gt;: &lt;m&gt;</title>" in page
+    assert "Protocol: &lt;p&gt;." in page and "<li>&lt;m&gt;: x &amp; y</li>" in page
+    assert "<li>&lt;sky&gt;: +0.50 as a whole" in page and "<h2>The two biases" not in page
+    assert page.count('<img src="data:image/png;base64,iVBOR') == 2 and 'alt="&lt;m&gt;: preference of' in page
+    tags = set(re.findall(r"<(/?\w+)", page))
+    known = "html head meta title style body h1 h2 p figure img figcaption ul li".split()
+    assert {tag.strip("/") for tag in tags} == set(known)
+    assert re.search(r"<h2>What CLIP prefers.*<h2>Predictions.*<h2>How this was made", page, re.DOTALL)
 
 
 LINES = [
-    ClassInWords("sky", math.log(2), "top", math.log(1.5), "bottom", math.log(0.5)),
-    ClassInWords("wood", -0.25, "centre", 0.1, "left", -0.1),
+    ClassPlaces("sky", math.log(2), "top", math.log(1.5), "bottom", math.log(0.5)),
+    ClassPlaces("wood", -0.25, "centre", 0.1, "left", -0.1),
 ]
 
 

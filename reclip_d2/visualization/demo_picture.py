@@ -48,7 +48,7 @@ def bias_of_prediction(model: RectifiedCLIP, labels: np.ndarray) -> np.ndarray:
     return bias.gather(-1, centres[..., None])[..., 0].numpy()
 
 
-def draw_report(
+def draw_demo(
     path: Path,
     records: list[dict[str, Any]],
     dataset: str,
