@@ -27,6 +27,7 @@ from detectron2.config import CfgNode  # noqa: E402
 from detectron2.data import Metadata, MetadataCatalog  # noqa: E402
 
 from reclip_d2.config import load_config  # noqa: E402
+from reclip_d2.config.files import add_config_file_argument  # noqa: E402
 from reclip_d2.data.classes import class_names_from_config  # noqa: E402
 from reclip_d2.data.datasets.custom import register_custom  # noqa: E402
 from reclip_d2.data.image_folder import ImageFile, find_images  # noqa: E402
@@ -46,7 +47,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 def argument_parser() -> argparse.ArgumentParser:
     """Arguments of the program: those of Detectron2's demo, as far as they concern images."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    add_config_file_argument(parser, required=True)
     parser.add_argument(
         "--input", nargs="+", required=True, metavar="IMAGES", help="images, folders, globs or .txt lists of these"
     )

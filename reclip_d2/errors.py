@@ -45,7 +45,16 @@ _LONGEST_LINE = 1200  # characters
 
 
 class ReclipError(Exception):
-    """A mistake that the user can mend. The message is one line: what is wrong, where, and the remedy."""
+    """A mistake of the user's. The message is one line: what is wrong, where, and the remedy."""
+
+    exit_status = 1
+    """Of the program that it ends."""
+
+
+class UsageError(ReclipError):
+    """A mistake in the arguments of a command, found after these were parsed."""
+
+    exit_status = 2
 
 
 def out_of_memory_message(error: BaseException) -> str | None:
@@ -166,8 +175,8 @@ def exit_on_error(
     words: Callable[[str], str] = str,
 ) -> Callable[..., Any]:
     """Decorate a program's ``main``: an error that is no bug (see :func:`error_line`) becomes ``error: <message>`` on
-    standard error and exit status 1, Ctrl-C one line and exit status 130, both without a traceback. Every other
-    exception passes: it is a bug of ours.
+    standard error and exit status 1 (2 for a :class:`UsageError`), Ctrl-C one line and exit status 130, both without a
+    traceback. Every other exception passes: it is a bug of ours.
 
     Args:
         interrupted: what Ctrl-C prints.
@@ -195,7 +204,7 @@ def exit_on_error(
                 raise
             if line:
                 print(f"error: {_shortened(words(line))}", file=sys.stderr)
-            sys.exit(1)
+            sys.exit(error.exit_status if isinstance(error, ReclipError) else 1)
 
     return wrapper
 

@@ -28,6 +28,7 @@ from detectron2.config import CfgNode  # noqa: E402
 from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
 
 from reclip_d2.config import load_config  # noqa: E402
+from reclip_d2.config.files import add_config_file_argument  # noqa: E402
 from reclip_d2.data.classes import check_registered, class_names_from_config, class_names_of  # noqa: E402
 from reclip_d2.data.colors import class_colors  # noqa: E402
 from reclip_d2.data.datasets.custom import register_custom  # noqa: E402
@@ -67,11 +68,16 @@ class NamedModel(NamedTuple):
 def argument_parser() -> argparse.ArgumentParser:
     """Arguments of the program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config-file", required=True, help="of the model of interest")
+    add_config_file_argument(parser, " of the model of interest", required=True)
     parser.add_argument("--weights", default="", help="its checkpoint; by default the config's MODEL.WEIGHTS")
-    parser.add_argument("--name", default="", help="its name in the report; by default the config file's")
+    parser.add_argument("--name", default="", help="its name in the report; by default the last config file's")
     parser.add_argument(
-        "--compare", nargs="+", action="extend", default=[], metavar="NAME=CONFIG[:WEIGHTS]", help="further models"
+        "--compare",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=CONFIG[,CONFIG...][:WEIGHTS]",
+        help="further models; several config files are merged in order",
     )
     parser.add_argument("--dataset", default="", help="registered data set; by default the config's first for the test")
     parser.add_argument("--output-dir", default="output/bias")
@@ -84,21 +90,21 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_comparison(text: str) -> tuple[str, str, str]:
-    """``NAME=CONFIG[:WEIGHTS]`` as (name, config file, weights or "")."""
+def parse_comparison(text: str) -> tuple[str, list[str], str]:
+    """``NAME=CONFIG[,CONFIG...][:WEIGHTS]`` as (name, config files, weights or "")."""
     name, equals, files = text.partition("=")
-    config, _, weights = files.partition(":")
-    if not (name.strip() and equals and config):
+    configs, _, weights = files.partition(":")
+    if not (name.strip() and equals and all(configs.split(","))):
         raise ReclipError(f"--compare {text!r}: write NAME=config.yaml:weights.pth, or NAME=config.yaml for MaskCLIP")
-    return name.strip(), config, weights
+    return name.strip(), configs.split(","), weights
 
 
-def model_config(config_file: str, weights: str, dataset: str, opts: list[str]) -> CfgNode:
+def model_config(config_files: list[str], weights: str, dataset: str, opts: list[str]) -> CfgNode:
     """Config of one model, to be analysed on ``dataset`` (by default its own, for the test or else the training)."""
-    cfg = load_config(config_file, opts)
+    cfg = load_config(config_files, opts)
     own = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     if not (dataset or own):
-        raise ReclipError(f"config file {config_file} names no data set: name one with --dataset")
+        raise ReclipError(f"config file {', '.join(config_files)} names no data set: name one with --dataset")
     cfg.DATASETS.TEST = (dataset or own[0],)
     register_custom(cfg)
     check_registered(cfg.DATASETS.TEST[0])
@@ -125,14 +131,14 @@ def list_models(args: argparse.Namespace) -> list[NamedModel]:
     main = model_config(args.config_file, args.weights, args.dataset, args.opts)
     dataset = main.DATASETS.TEST[0]
     maskclip = maskclip_config(main)
-    models = [NamedModel("MaskCLIP", maskclip, f"{args.config_file}, CLIP's own segmentation")]
+    models = [NamedModel("MaskCLIP", maskclip, f"{', '.join(args.config_file)}, CLIP's own segmentation")]
     for text in args.compare:
-        name, config_file, weights = parse_comparison(text)
-        cfg = model_config(config_file, weights, dataset, args.opts)
-        models.append(NamedModel(name, cfg, ", ".join(filter(None, (config_file, cfg.MODEL.WEIGHTS)))))
+        name, config_files, weights = parse_comparison(text)
+        cfg = model_config(config_files, weights, dataset, args.opts)
+        models.append(NamedModel(name, cfg, source_of(config_files, cfg)))
     if main.MODEL.META_ARCHITECTURE != "MaskCLIP" or main.MODEL.MASKCLIP != maskclip.MODEL.MASKCLIP:
-        name = args.name or Path(args.config_file).stem
-        models.append(NamedModel(name, main, ", ".join(filter(None, (args.config_file, main.MODEL.WEIGHTS)))))
+        name = args.name or Path(args.config_file[-1]).stem
+        models.append(NamedModel(name, main, source_of(args.config_file, main)))
     names = [model.name for model in models]
     check_checkpoints(models)
     for name in names:
@@ -142,6 +148,11 @@ def list_models(args: argparse.Namespace) -> list[NamedModel]:
         if class_names_from_config(model.cfg) != class_names_of(dataset):
             raise ReclipError(f"{model.name} has another class list than data set {dataset!r}: compare like with like")
     return models
+
+
+def source_of(config_files: list[str], cfg: CfgNode) -> str:
+    """Config files and checkpoint of a model, for the report."""
+    return ", ".join(filter(None, (*config_files, cfg.MODEL.WEIGHTS)))
 
 
 def check_checkpoints(models: list[NamedModel]) -> None:

@@ -18,6 +18,7 @@ from detectron2.engine import default_argument_parser, launch
 from detectron2.utils import comm
 
 from reclip_d2.config import load_config
+from reclip_d2.config.files import add_config_file_argument
 from reclip_d2.data.datasets.custom import register_custom
 from reclip_d2.engine.checkpoint import ReclipCheckpointer, forget_run, run_lock
 from reclip_d2.engine.launch_checks import check_config_for, check_processes
@@ -32,8 +33,10 @@ INTERRUPTED = "interrupted: a training goes on from its last checkpoint with --r
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's arguments, and ``--overwrite``."""
-    parser = default_argument_parser()
+    """Detectron2's arguments, with a ``--config-file`` that may be repeated, and ``--overwrite``."""
+    theirs = default_argument_parser(epilog="KEY VALUE pairs override the config files: SOLVER.BASE_LR 0.001 SEED 3")
+    parser = argparse.ArgumentParser(parents=[theirs], add_help=False, conflict_handler="resolve", epilog=theirs.epilog)
+    add_config_file_argument(parser)
     parser.add_argument("--overwrite", action="store_true", help="train anew in an OUTPUT_DIR that holds a run")
     return parser
 

@@ -16,8 +16,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from reclip_d2.config import load_config
-from reclip_d2.config.flat import flatten
+from reclip_d2.config import flatten, load_config
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.digest import file_digest
 from reclip_d2.utils.io import atomic_write

@@ -27,8 +27,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 import reclip_d2.data.datasets  # noqa: F401  (registers the data sets)
-from reclip_d2.config import load_config
-from reclip_d2.config.flat import flatten
+from reclip_d2.config import flatten, load_config
 from reclip_d2.data.classes import check_labelled
 from reclip_d2.engine.checkpoint import FINAL_CHECKPOINT, remove_intermediate_checkpoints
 from reclip_d2.errors import ReclipError

@@ -14,9 +14,8 @@ import reclip_d2.modeling.meta_arch.distillation
 import reclip_d2.modeling.meta_arch.student  # noqa: F401  (both register their models)
 from reclip_d2.backbones.architectures import USUAL_SIDE, image_side, suits_resolution
 from reclip_d2.backbones.build import embedding_shape
-from reclip_d2.config import load_config
+from reclip_d2.config import flatten, load_config
 from reclip_d2.config.files import configs_folder
-from reclip_d2.config.flat import flatten
 from reclip_d2.data.image_folder import FoundImages
 from reclip_d2.data.images import describe_alpha
 from reclip_d2.errors import ReclipError

@@ -10,8 +10,7 @@ import tracemalloc
 import pytest
 import yaml
 
-from reclip_d2.config import load_config, read_yaml
-from reclip_d2.config.flat import flatten
+from reclip_d2.config import flatten, load_config, read_yaml
 from reclip_d2.config.yaml_file import MAX_BYTES, parse_yaml
 from reclip_d2.errors import ReclipError
 from reclip_d2.experiments.suite import load_suite

@@ -20,7 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", metavar="FOLDER", help="--output of a run of reclip segment")
-    source.add_argument("--config-file", metavar="FILE", help="config of a model that train_net.py has trained")
+    source.add_argument(
+        "--config-file",
+        action="append",
+        metavar="FILE",
+        help="config file of a model that train_net.py has trained; repeat it as for train_net.py",
+    )
     parser.add_argument("--weights", metavar="FILE", help="its checkpoint (default: MODEL.WEIGHTS of the config)")
     parser.add_argument(
         "--use", choices=list(TITLES), help="which model of --model (default: the last that was trained)"
