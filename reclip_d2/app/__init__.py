@@ -3,7 +3,7 @@
 ::
 
     page.py (layout) -> handlers.py (events)  -> session.py (segment, learn, bias) -> models.py (networks)
-    server.py (start, stop)                                                       -> learning.py (reclip segment)
+    server.py (start, stop)                                                       -> workspace/child.py (learn)
     guard.py (who may ask, and how much)        -> pictures.py (overlays, legend, heat maps)
                                                 -> tasks.py (visitors, turns, Stop), limits.py, private_folder.py
 

@@ -13,16 +13,15 @@ import gradio as gr
 import numpy as np
 
 from reclip_d2.app import pictures
-from reclip_d2.app.learning import LearningStopped
 from reclip_d2.app.session import Segmentation, Session
 from reclip_d2.app.tasks import Task, TaskStopped, TaskSuperseded
-from reclip_d2.cli.main import in_options
 from reclip_d2.data.image_file import readable_extensions
 from reclip_d2.data.image_folder import describe_kinds
 from reclip_d2.errors import ReclipError, out_of_memory_message
+from reclip_d2.utils.progress import Progress, duration_in_words
 from reclip_d2.visualization.scene_figures import telling_classes
-from reclip_d2.workspace.estimate import in_words
-from reclip_d2.workspace.names import TITLES
+from reclip_d2.workspace.child import RunStopped
+from reclip_d2.workspace.options import TITLES, in_options
 
 # Images from which a bias is learnt without a word of warning.
 _FEW = 100
@@ -229,17 +228,18 @@ class Handlers:
         start = time.monotonic()
         progress(0, desc="starting")
 
-        def report(step: str, done: int, total: int) -> None:
-            progress((done, total) if total else 0, desc=step)
+        def report(event: Progress) -> None:
+            if event.total or not event.message:  # counts, and the beginnings of stages
+                progress((event.done, event.total) if event.total else 0, desc=event.stage)
 
         try:
             self.session.learn(paths, text, int(iterations), report, request.session_hash)
-        except LearningStopped:
+        except RunStopped:
             return "Stopped; nothing was learnt."
         count = len(paths)
         few = " From so few images it is a poor estimate." if count < _FEW else ""
         images = "1 image" if count == 1 else f"{count} images"
-        return f"Learnt from {images} in {in_words(time.monotonic() - start)}.{few}"
+        return f"Learnt from {images} in {duration_in_words(time.monotonic() - start)}.{few}"
 
     def stop(self, request: gr.Request) -> None:
         """Stop what this page has begun."""

@@ -24,9 +24,8 @@ from reclip_d2.backbones.text import cached_query_features, check_class_names
 from reclip_d2.data.class_file import ClassList
 from reclip_d2.data.datasets.custom import check_names_fit, register_images
 from reclip_d2.inference import ImagePredictor, Turn
-from reclip_d2.workspace import options
-from reclip_d2.workspace.results import load_predictor
-from reclip_d2.workspace.trained_model import TrainedModel
+from reclip_d2.workspace.stage_config import stage_config
+from reclip_d2.workspace.trained_model import TrainedModel, load_predictor
 
 # Trained models that stay in memory.
 _KEPT = 2
@@ -56,7 +55,7 @@ class ClipChoice:
 
     def config(self, kind: str) -> CfgNode:
         """Config of a kind of model, as ``reclip segment`` has it."""
-        return options.stage_config(kind, self.name, self.overrides)
+        return stage_config(kind, self.name, self.overrides)
 
 
 class SomeClasses:

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from reclip_d2.app.learning import Learning, Report
 from reclip_d2.app.limits import Limits
 from reclip_d2.app.models import ClipChoice, InTurns, Models, SomeClasses, class_places
 from reclip_d2.app.pictures import reduce_image, reduce_labels
@@ -30,8 +29,10 @@ from reclip_d2.data.working_files import check_shape
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.logit_parts import LogitParts, has_bias, logit_parts
 from reclip_d2.formats.pictures import write_png
+from reclip_d2.utils.progress import ProgressCallback
+from reclip_d2.workspace.child import SegmentProcess
 from reclip_d2.workspace.masks import MaskClassTable, count_pixels
-from reclip_d2.workspace.names import TITLES
+from reclip_d2.workspace.options import TITLES, SegmentOptions
 from reclip_d2.workspace.trained_model import TrainedModel
 
 _CLASS_FILE = "PAGE"  # stands for the file's path in the parser's messages
@@ -139,7 +140,7 @@ class Session:
         self._at_end = contextlib.ExitStack()
         self._results: deque[Path] = deque()
         self._learnt: list[TrainedModel] = []
-        self._learning: tuple[Learning, str | None] | None = None  # and whose it is
+        self._learning: tuple[SegmentProcess, str | None] | None = None  # and whose it is
         self._folder_lock = threading.Lock()
         self._learning_lock = threading.Lock()
 
@@ -294,7 +295,7 @@ class Session:
     # ---- learn ------------------------------------------------------------------------------------------------
 
     def learn(
-        self, paths: Sequence[Path], text: str, iterations: int, report: Report, visitor: str | None = None
+        self, paths: Sequence[Path], text: str, iterations: int, report: ProgressCallback, visitor: str | None = None
     ) -> TrainedModel:
         """Learn the bias for a class list from images, by ``reclip segment``; broken images have no part in it.
 
@@ -327,16 +328,19 @@ class Session:
         paths: Sequence[Path],
         classes: ClassList,
         iterations: int,
-        report: Report,
+        report: ProgressCallback,
         visitor: str | None,
     ) -> None:
         """One run of ``reclip segment``, with copies of the images: two uploads may have one name."""
         images = folder / _IMAGES
-        learning = Learning([
-            str(images), "--classes", str(folder / "classes.txt"), "--output", str(folder / "out"),
-            "--clip", self.clip.name, "--pretrained", self.clip.pretrained, "--iterations", str(iterations),
-            "--skip-broken", "--device", self.clip.device, "--opts", *self.clip.opts,
-        ])  # fmt: skip
+        options = SegmentOptions(
+            clip=self.clip.name,
+            pretrained=self.clip.pretrained,
+            iterations=iterations,
+            device=self.clip.device,
+            opts=self.clip.opts,
+        )
+        learning = SegmentProcess([images], folder / "classes.txt", folder / "out", options)
         self._learning = (learning, visitor)
         images.mkdir()
         for number, path in enumerate(paths, start=1):

@@ -14,9 +14,9 @@ from reclip_d2.app.session import Session
 from reclip_d2.data.image_file import MAX_PIXELS
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.output_paths import check_output_folder
-from reclip_d2.workspace import options
 from reclip_d2.workspace.clip_weights import find_weights
-from reclip_d2.workspace.names import DEFAULT_CLIP, DEFAULT_PRETRAINED
+from reclip_d2.workspace.options import DEFAULT_CLIP, DEFAULT_PRETRAINED
+from reclip_d2.workspace.stage_config import resolve_device, resolve_pretrained
 from reclip_d2.workspace.trained_model import TrainedModel
 
 
@@ -59,7 +59,7 @@ def choose_models(args: argparse.Namespace) -> tuple[ClipChoice, TrainedModel | 
     Raises:
         ReclipError: ``--model`` is none, or CLIP's weights are not to be had.
     """
-    device, opts = options.resolve_device(args.device), tuple(args.opts)
+    device, opts = resolve_device(args.device), tuple(args.opts)
     if args.model is not None:
         if args.clip is not None:
             raise ReclipError(f"--clip {args.clip} beside --model: the model brings its own CLIP; leave --clip out")
@@ -68,7 +68,7 @@ def choose_models(args: argparse.Namespace) -> tuple[ClipChoice, TrainedModel | 
     else:
         trained = None
         name = DEFAULT_CLIP if args.clip is None else args.clip
-        pretrained = options.resolve_pretrained(DEFAULT_PRETRAINED if args.pretrained is None else args.pretrained)
+        pretrained = resolve_pretrained(DEFAULT_PRETRAINED if args.pretrained is None else args.pretrained)
     find_weights(name, pretrained)
     return ClipChoice(name, pretrained, device, opts), trained
 

@@ -25,9 +25,8 @@ from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
 from reclip_d2.utils.output_paths import check_output_folder, check_output_path
 from reclip_d2.workspace.masks import MaskClassTable
-from reclip_d2.workspace.names import TITLES
-from reclip_d2.workspace.results import load_predictor
-from reclip_d2.workspace.trained_model import TrainedModel
+from reclip_d2.workspace.options import TITLES
+from reclip_d2.workspace.trained_model import TrainedModel, load_predictor
 
 # The model is traced on the CPU, in full precision, as a whole, with PyTorch's own operators.
 _PLAIN = ("MODEL.DEVICE", "cpu", "MODEL.USE_KERNELS", "False", "MODEL.CLIP.AUTOCAST", "float32",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import re
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
 from reclip_d2.errors import ReclipError, exit_on_error
+from reclip_d2.workspace.options import in_options
 
 # Subcommand: its line in the help. Its arguments are in reclip_d2.cli.arguments.COMMAND; its implementation,
 # reclip_d2.cli.COMMAND with run(args), is imported once the arguments are known to be right.
@@ -23,27 +23,6 @@ COMMANDS: dict[str, str] = {
 
 # PyPI has no release of Detectron2 under its own name.
 INSTALL_DETECTRON2 = "python -m reclip_d2.install_detectron2"
-
-# Messages of the library name keys of configs; who uses this command knows its options.
-_OPTIONS = {
-    "MODEL.CLIP.PRETRAINED": "--pretrained",
-    "MODEL.CLIP.NAME": "--clip",
-    "MODEL.STUDENT.WEIGHTS": "--student-weights",
-    "MODEL.DEVICE": "--device",
-    "SOLVER.MAX_ITER": "--iterations",
-    "INPUT.TILES.FROM_SIDE": "--tile",
-    "INPUT.TILES.SIZE": "--tile",
-    "OUTPUT_DIR": "--output",
-    "DATASETS.CUSTOM.IMAGES": "IMAGES",
-    "DATASETS.CUSTOM.CLASSES": "--classes",
-}
-
-
-def in_options(message: str) -> str:
-    """A message of the library, with this command's options in place of the keys that they set."""
-    for key, option in _OPTIONS.items():
-        message = re.sub(rf"(?<![\w.]){re.escape(key)}(?!\.?\w)", option, message)
-    return message
 
 
 def missing_package(error: ModuleNotFoundError) -> ReclipError:

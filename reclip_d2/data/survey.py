@@ -14,8 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from reclip_d2.data.image_folder import ImageFile
 from reclip_d2.data.images import peek_pixels, read_image
 from reclip_d2.data.working_files import WorkingFiles, check_shape
@@ -24,6 +22,7 @@ from reclip_d2.utils.digest import current_digest
 from reclip_d2.utils.files import open_to_append
 from reclip_d2.utils.io import naming_errors
 from reclip_d2.utils.json_files import read_json_lines
+from reclip_d2.utils.progress import count_steps
 
 # A line of the record. Working files lie in a folder of the run: a name that leads out of it is none of ours.
 _LINE = {
@@ -93,7 +92,7 @@ def survey_images(
     with (
         naming_errors(record),
         open_to_append(record) as stream,
-        tqdm(total=len(missing), desc="images", unit="image", disable=not missing) as bar,
+        count_steps("images", len(missing)) as steps,
         contextlib.closing(_in_threads(look, missing, threads)) as lines,
     ):
         for line in lines:
@@ -101,7 +100,7 @@ def survey_images(
             stream.write("\n" + json.dumps(line))
             stream.flush()
             known[line["image_id"]] = line
-            bar.update()
+            steps.advance()
     return [_surveyed(image, known[image.image_id], working_files.folder) for image in images]
 
 

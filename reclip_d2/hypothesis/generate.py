@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from detectron2.utils import comm
 from torch import Tensor
-from tqdm import tqdm
 
 from reclip_d2.backbones.dense import DenseCLIP
 from reclip_d2.data.images import read_image
@@ -33,6 +32,7 @@ from reclip_d2.hypothesis.windows import crop_windows, cut_crops, one_pass_size,
 from reclip_d2.modeling.calibration import mean_probability_offset
 from reclip_d2.utils.io import remove_leftovers_of
 from reclip_d2.utils.locks import lock_path, try_lock
+from reclip_d2.utils.progress import count_steps
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _read(record: dict[str, Any]) -> Tensor:
 
 
 def _window_arrays(
-    generator: HypothesisGenerator, records: Sequence[dict[str, Any]], header: HypothesisHeader, progress: tqdm
+    generator: HypothesisGenerator, records: Sequence[dict[str, Any]], header: HypothesisHeader, steps: count_steps
 ) -> dict[str, np.ndarray]:
     """Eq. (6) on one block: sizes ``(n, 2)``, best class of each window ``(n, N)``, and all scores ``(n, N, C)`` as
     half floats for the calibration. Images are decoded once and encoded a few at a time."""
@@ -128,12 +128,12 @@ def _window_arrays(
             sizes.append(image.shape[1:])
             top1.append(image_scores.argmax(1).cpu().numpy())
             scores.append(image_scores.cpu().numpy().astype(np.float16))
-        progress.update(len(images))
+        steps.advance(len(images))
     return {"size": np.array(sizes), "top1": np.stack(top1), "scores": np.stack(scores)}
 
 
 def _image_arrays(
-    generator: HypothesisGenerator, records: Sequence[dict[str, Any]], progress: tqdm
+    generator: HypothesisGenerator, records: Sequence[dict[str, Any]], steps: count_steps
 ) -> dict[str, np.ndarray]:
     """The whole-image rule on one block: sizes ``(n, 2)`` and scores ``(n, C)``."""
     sizes, scores = [], []
@@ -141,7 +141,7 @@ def _image_arrays(
         image = _read(record)
         sizes.append(image.shape[1:])
         scores.append(generator.image_scores(image).cpu().numpy())
-        progress.update()
+        steps.advance()
     return {"size": np.array(sizes), "scores": np.stack(scores)}
 
 
@@ -168,15 +168,13 @@ def _make_blocks(
     missing = comm.all_gather(blocks.missing(is_sound) if comm.is_main_process() else [])[0]
     mine = missing[comm.get_rank() :: comm.get_world_size()]
     total = sum(len(blocks.images[block]) for block in mine)
-    with tqdm(
-        total=total, desc=f"hypotheses ({header.method})", unit="image", disable=not comm.is_main_process()
-    ) as progress:
+    with count_steps("hypotheses", total, silent=not comm.is_main_process()) as steps:
         for block in mine:
             part = [records[i] for i in blocks.images[block]]
             if header.method == "image":
-                arrays = _image_arrays(generator, part, progress)
+                arrays = _image_arrays(generator, part, steps)
             else:
-                arrays = _window_arrays(generator, part, header, progress)
+                arrays = _window_arrays(generator, part, header, steps)
             blocks.write(block, arrays)
 
 

@@ -19,11 +19,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
-
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.files import StrPath, open_regular
 from reclip_d2.utils.io import cache_dir
+from reclip_d2.utils.progress import count_steps
 
 # Bytes that are read at a time: this bounds the memory, not the file.
 _CHUNK = 1 << 20
@@ -35,7 +34,7 @@ _SETTLED = 3.0
 _MAX_ROWS = 1_000_000
 # Files that are hashed before their digests are written.
 _BATCH = 256
-# Bytes in all, from which on hashing shows a progress bar.
+# Bytes in all, from which on hashing reports its progress.
 _LARGE = 1 << 30
 
 _LEGACY = re.compile(r"\d+-[0-9a-f]{16}")
@@ -60,10 +59,10 @@ def file_digests(paths: Sequence[StrPath], threads: int = 4) -> list[str]:
     keys = [_key(path) for path in paths]
     known = _load(key for key, _ in keys if key is not None)
     missing = [i for i, (key, _) in enumerate(keys) if key is not None and key not in known]
-    total = sum(keys[i][1] for i in missing)
+    total, hashed = sum(keys[i][1] for i in missing), 0
     with (
         ThreadPoolExecutor(threads) as pool,
-        tqdm(total=total, desc="file hashes", unit="B", unit_scale=True, disable=total < _LARGE) as bar,
+        count_steps("file hashes", total >> 20, unit="MiB", silent=total < _LARGE) as steps,
     ):
         for start in range(0, len(missing), _BATCH):
             batch = missing[start : start + _BATCH]
@@ -73,7 +72,8 @@ def file_digests(paths: Sequence[StrPath], threads: int = 4) -> list[str]:
                 known[key] = digest
                 if keep is not None:
                     fresh[keep] = digest
-                bar.update(size)
+                hashed += size
+                steps.advance((hashed >> 20) - steps.done)
             _store(fresh)
     return ["" if key is None else known[key] for key, _ in keys]
 

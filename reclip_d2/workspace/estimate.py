@@ -22,12 +22,11 @@ from reclip_d2.hypothesis.windows import crop_windows
 from reclip_d2.inference import ImagePredictor
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
+from reclip_d2.utils.progress import Progress, duration_in_words, report, say
 from reclip_d2.workspace.run_folder import RunFolder
 
 # Images that are tried for one that can be read, where nobody has looked at them before.
 _TRIES = 10
-# Seconds from which on a shorter way is pointed out.
-_LONG = 4 * 3600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,14 +126,14 @@ def _iteration_seconds(cfg: CfgNode, model: LanguageSegmentor, record: dict) -> 
     return max(one - each, 0.0) + each * cfg.SOLVER.IMS_PER_BATCH
 
 
-def announce_duration(
+def report_estimate(
     cfg: CfgNode,
     folder: RunFolder,
     missing: Sequence[ImageFile],
     surveyed: Sequence[SurveyedImage],
     student: bool,
 ) -> None:
-    """Time a first batch of each step that is to come, and print what they suggest.
+    """Time a first batch of each step that is to come, and report what they suggest.
 
     Args:
         cfg: of the first kind of model.
@@ -145,13 +144,12 @@ def announce_duration(
     work = _work(cfg, folder, missing, surveyed)
     if work is None:
         return
-    print("timing a first batch of each step ...", flush=True)
+    say("estimate", "timing a first batch of each step")
     seconds = estimate(cfg, work)
-    parts = ", ".join(f"{name} {in_words(value)}" for name, value in seconds.items())
+    parts = ", ".join(f"{name} {duration_in_words(value)}" for name, value in seconds.items())
     more = ", and the distillation" if student else ""
-    print(f"  they suggest about {in_words(sum(seconds.values()))} in all ({parts}){more}", flush=True)
-    if "rectification" in seconds and sum(seconds.values()) > _LONG:
-        print("  for a quick look give --fast (no training); for a shorter training a lower --iterations", flush=True)
+    total = sum(seconds.values())
+    report(Progress("estimate", message=f"about {duration_in_words(total)} in all ({parts}){more}", seconds_left=total))
 
 
 def _work(
@@ -193,17 +191,3 @@ def _is_readable(image: ImageFile) -> bool:
 def _count_tiles(size: tuple[int, int], tiling: Tiling) -> int:
     rows, columns = (len(window_starts(side, min(side, tiling.size), tiling.stride)) for side in size)
     return rows * columns
-
-
-def in_words(seconds: float) -> str:
-    """A duration, roughly: ``40 s``, ``12 min``, ``3 h 20 min``, ``2 days 4 h``."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(round(minutes / 10) * 10, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    days, hours = divmod(hours, 24)
-    return f"{days} days {hours} h" if hours else f"{days} days"

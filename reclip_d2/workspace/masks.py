@@ -5,6 +5,7 @@ Shape letters: C classes of the masks, (H, W) size in pixels.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from reclip_d2.data.class_file import ClassList
 from reclip_d2.data.image_folder import ImageFile
 from reclip_d2.data.images import peek_pixels, read_image
+from reclip_d2.data.tiling import Tiling
 from reclip_d2.data.working_files import check_shape
 from reclip_d2.errors import ReclipError
 from reclip_d2.formats import IndexWriter, MaskClasses, Prediction, ScoresWriter, read_index
@@ -24,6 +25,7 @@ from reclip_d2.inference import ImagePredictor
 from reclip_d2.utils.files import open_to_append
 from reclip_d2.utils.io import naming_errors, remove_leftovers
 from reclip_d2.utils.json_files import read_json_lines
+from reclip_d2.utils.progress import count_steps
 
 # Pixels of each class in each mask, a line an image; beside the masks, so that they move together.
 COVERAGE = ".coverage.jsonl"
@@ -108,27 +110,22 @@ def predict_masks(
     """
     remove_leftovers(folder)
     problems: dict[str, str] = {}
-    with (
-        IndexWriter(folder, table.mask_classes) as index,
-        ScoresWriter(scores_folder or folder, table.mask_classes) as scores_writer,
-        open_to_append(folder / COVERAGE) as coverage,
-    ):
+    with contextlib.ExitStack() as stack:
+        index = stack.enter_context(IndexWriter(folder, table.mask_classes))
+        scores_writer = stack.enter_context(ScoresWriter(scores_folder or folder, table.mask_classes))
+        coverage = stack.enter_context(open_to_append(folder / COVERAGE))
         todo = [
             image
             for image in images
             if not index.is_done(image.name) or (scores_folder and not scores_writer.is_done(image.name))
         ]
         predictor = make_predictor() if todo else None
-        for image, pixels in tqdm(_read_ahead(todo), total=len(todo), desc="masks", unit="image"):
-            try:
-                if isinstance(pixels, ReclipError):
-                    raise pixels
-                size = (pixels.shape[0], pixels.shape[1])
-                check_shape(image.path, size, predictor.tiling)
-                if scores_folder and predictor.tiling.applies_to(size):
-                    raise ReclipError(f"image {image.path} is too large for the format scores: leave that out")
-            except ReclipError as error:
-                problems[image.image_id] = str(error)
+        steps = stack.enter_context(count_steps("masks", len(todo)))
+        for image, pixels in _read_ahead(todo):
+            problem = _problem(image, pixels, predictor.tiling, with_scores=scores_folder is not None)
+            if problem:
+                problems[image.image_id] = problem
+                steps.advance()
                 continue
             labels, scores = table.predict(predictor, pixels, scores_folder is not None)
             prediction = Prediction(image.name, labels, scores=scores)
@@ -140,7 +137,22 @@ def predict_masks(
                 coverage.flush()
             index.add(prediction)  # last: the mask says that the image is done
             del pixels, labels, scores, prediction
+            steps.advance()
     return problems
+
+
+def _problem(image: ImageFile, pixels: np.ndarray | ReclipError, tiling: Tiling, with_scores: bool) -> str:
+    """Why an image cannot be predicted; "" if it can."""
+    if isinstance(pixels, ReclipError):
+        return str(pixels)
+    size = (pixels.shape[0], pixels.shape[1])
+    try:
+        check_shape(image.path, size, tiling)
+    except ReclipError as error:
+        return str(error)
+    if with_scores and tiling.applies_to(size):
+        return f"image {image.path} is too large for the format scores: leave that out"
+    return ""
 
 
 def count_pixels(labels: np.ndarray) -> dict[str, int]:

@@ -1,128 +1,94 @@
-"""What arguments mean: a device, weights, the config of a stage."""
+"""Options of a run on somebody's images, with their defaults. Nothing heavy is imported: the command line's help needs
+them at once."""
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Sequence
-from pathlib import Path
+import dataclasses
+import re
 
-import torch
-from detectron2.config import CfgNode
+DEFAULT_CLIP, DEFAULT_PRETRAINED = "ViT-B-16-quickgelu", "openai"
 
-import reclip_d2.modeling.meta_arch.distillation
-import reclip_d2.modeling.meta_arch.student  # noqa: F401  (both register their models)
-from reclip_d2.backbones.architectures import USUAL_SIDE, image_side, suits_resolution
-from reclip_d2.backbones.build import embedding_shape
-from reclip_d2.config import flatten, load_config
-from reclip_d2.config.files import configs_folder
-from reclip_d2.data.image_folder import FoundImages
-from reclip_d2.data.images import describe_alpha
-from reclip_d2.errors import ReclipError
+# What a kind of model is called in messages.
+TITLES = {"maskclip": "MaskCLIP", "rectified": "ReCLIP++, rectified", "student": "ReCLIP++, distilled student"}
 
-# Kind of model: its config below configs/custom.
-STAGE_CONFIGS = {
-    "maskclip": "maskclip.yaml",
-    "rectified": "reclippp_rectify.yaml",
-    "student": "reclippp_distill.yaml",
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What training and prediction have in common.
+
+    Error messages call an option as the command line does: ``--student-iterations`` for ``student_iterations``.
+
+    Attributes:
+        background: what becomes of background names in masks: ``ignore`` (255), or ``keep`` as one class.
+        formats: in addition to the index masks: names of :data:`~reclip_d2.formats.registry.FORMATS`, several may be
+            joined by commas.
+        overwrite: remove what an earlier run has left in the output folder.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...; ``auto`` is a GPU if there is one.
+        opts: ``KEY VALUE`` overrides of configs.
+    """
+
+    background: str = "ignore"
+    formats: tuple[str, ...] = ()
+    overwrite: bool = False
+    device: str = "auto"
+    opts: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentOptions(RunOptions):
+    """Options of :func:`reclip_d2.workspace.segment.segment`.
+
+    Attributes:
+        fast: no training: CLIP's own masks (MaskCLIP).
+        student: distil a student after the rectification, and predict with it.
+        clip: open_clip's name, the JSON file of an architecture, or ``reclip-embedded``.
+        pretrained: CLIP's weights: a file, or a tag of open_clip's.
+        iterations: of the rectification; None for the config's.
+        student_iterations: of the distillation; None for the config's.
+        student_weights: initial weights of the student's backbone; None for the config's.
+        tile: cut images with a longer side into tiles of so many pixels; None for the config's.
+    """
+
+    fast: bool = False
+    student: bool = False
+    clip: str = DEFAULT_CLIP
+    pretrained: str = DEFAULT_PRETRAINED
+    iterations: int | None = None
+    student_iterations: int | None = None
+    student_weights: str | None = None
+    tile: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictOptions(RunOptions):
+    """Options of :func:`reclip_d2.workspace.predict.predict`.
+
+    Attributes:
+        use: kind of model, a key of :data:`TITLES`; None for the last that the run has trained.
+        pretrained: CLIP's weights, if the file is no longer where it was at the training.
+    """
+
+    use: str | None = None
+    pretrained: str | None = None
+
+
+# Messages of the library name keys of configs; whoever sets options knows these.
+_OPTIONS = {
+    "MODEL.CLIP.PRETRAINED": "--pretrained",
+    "MODEL.CLIP.NAME": "--clip",
+    "MODEL.STUDENT.WEIGHTS": "--student-weights",
+    "MODEL.DEVICE": "--device",
+    "SOLVER.MAX_ITER": "--iterations",
+    "INPUT.TILES.FROM_SIDE": "--tile",
+    "INPUT.TILES.SIZE": "--tile",
+    "OUTPUT_DIR": "--output",
+    "DATASETS.CUSTOM.IMAGES": "IMAGES",
+    "DATASETS.CUSTOM.CLASSES": "--classes",
 }
-# Keys that change how a run is done and not what comes out of it.
-_HARMLESS = (
-    "CUDNN_BENCHMARK", "DATALOADER", "DATASETS.CUSTOM", "HYPOTHESIS.BATCH_SIZE", "HYPOTHESIS.FILE", "MODEL.DEVICE",
-    "MODEL.CLIP.PRETRAINED", "MODEL.TEACHER.WEIGHTS", "OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "TEST.BAND_MEMORY",
-    "VIS_PERIOD",
-)  # fmt: skip
 
 
-# Sizes of configs/custom that are meant for a CLIP of the usual size.
-_SIZES = (
-    "INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.CROP.SIZE",
-    "INPUT.COPIES.SHORT_SIDE",
-)  # fmt: skip
-
-
-def announce_images(found: FoundImages) -> None:
-    """Print how many images there are, which files are left out, and what becomes of transparency."""
-    print(f"images    {len(found.images):,}")
-    for line in (found.left_out, describe_alpha(image.path for image in found.images)):
-        if line:
-            print(f"          {line}")
-
-
-def resolve_device(name: str) -> str:
-    """A device of this machine, or raise :class:`ReclipError`."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ReclipError(f"--device {name} is unknown: take cpu or cuda") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ReclipError(f"--device {name} is not supported: take cpu or cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ReclipError(f"--device {name}: there are {torch.cuda.device_count()} GPUs; see reclip doctor")
-    return name
-
-
-def resolve_pretrained(pretrained: str) -> str:
-    """A tag or an address as it is, the path of a file made absolute: the output folder remembers it."""
-    path = Path(pretrained).expanduser()
-    is_path = path.is_file() or (os.sep in pretrained and "://" not in pretrained)
-    return str(path.resolve()) if is_path else pretrained
-
-
-def stage_config(kind: str, clip: str, overrides: Sequence[str]) -> CfgNode:
-    """Config of a kind of model, for own images: that of the CLIP's own folder below configs/custom where it has one.
-
-    Args:
-        kind: of :data:`STAGE_CONFIGS`.
-        clip: open_clip's name of the model.
-        overrides: ``KEY VALUE`` pairs.
-    """
-    folder = configs_folder() / "custom"
-    file = folder / clip / STAGE_CONFIGS[kind]
-    cfg = load_config(
-        str(file if file.is_file() else folder / STAGE_CONFIGS[kind]), ["MODEL.CLIP.NAME", clip, *overrides]
-    )
-    cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
-    if not file.is_file():
-        _fit_sizes(cfg, set(overrides[::2]))
-    return cfg
-
-
-def _fit_sizes(cfg: CfgNode, given: set[str]) -> None:
-    """Scale the sizes of configs/custom to a CLIP that was trained on far smaller or larger images.
-
-    Args:
-        given: keys that the user has set: they stay.
-    """
-    try:
-        side, (_, patch) = image_side(cfg.MODEL.CLIP.NAME), embedding_shape(cfg.MODEL.CLIP.NAME)
-    except ReclipError:  # the model's builder says what is wrong with it
-        return
-    if suits_resolution(cfg.INPUT.MIN_SIZE_TEST, side):
-        return
-
-    def fit(size: int) -> int:
-        return max(1, round(size * side / USUAL_SIDE / patch)) * patch
-
-    for key in _SIZES:
-        if key in given:
-            continue
-        *names, leaf = key.split(".")
-        node = functools.reduce(getattr, names, cfg)
-        value = node[leaf]
-        node[leaf] = type(value)(map(fit, value)) if isinstance(value, list | tuple) else fit(value)
-
-
-def settings_of(cfg: CfgNode) -> dict[str, str]:
-    """All keys that results depend on, and their values, for comparison with another run's."""
-    return {
-        key: str(_plain(value))
-        for key, value in flatten(cfg).items()
-        if not any(key == name or key.startswith(f"{name}.") for name in _HARMLESS)
-    }
-
-
-def _plain(value: object) -> object:
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+def in_options(message: str) -> str:
+    """A message of the library, with the command line's options in place of the keys that they set."""
+    for key, option in _OPTIONS.items():
+        message = re.sub(rf"(?<![\w.]){re.escape(key)}(?!\.?\w)", option, message)
+    return message

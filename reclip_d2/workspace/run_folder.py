@@ -29,6 +29,7 @@ from reclip_d2.utils.files import display_path
 from reclip_d2.utils.io import atomic_write, is_temporary, remove_leftovers, remove_leftovers_of
 from reclip_d2.utils.json_files import read_json
 from reclip_d2.utils.locks import LOCK_NAME, exclusive
+from reclip_d2.utils.progress import say
 from reclip_d2.workspace.run_state import ASIDE, MASKS, RESULTS, RUN, SUMMARY, RunState, aside_name
 
 ANEW = "give --overwrite to start anew, or another --output"
@@ -283,7 +284,7 @@ def begin_results(folder: RunFolder, state: RunState, wanted: Mapping[str, str],
         aside = _aside(folder, state.results)
         _move(folder.path, aside, state.entries)
         state.entries = []
-        print(f"  the results of {' '.join(state.results.values())} that were there: {aside}")
+        say("masks", f"moved the results of {' '.join(state.results.values())} to {aside}")
     back = _aside(folder, wanted)
     returned = [name for name in RESULTS if (back / name).exists()]
     state.results = dict(wanted)

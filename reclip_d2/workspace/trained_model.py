@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 
 from reclip_d2.config import load_config
+from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from reclip_d2.errors import ReclipError
+from reclip_d2.inference import ImagePredictor
 from reclip_d2.utils.digest import current_digest, file_digest
-from reclip_d2.workspace import options
 from reclip_d2.workspace.run_folder import RunFolder
 from reclip_d2.workspace.run_state import RunState
+from reclip_d2.workspace.stage_config import resolve_pretrained, stage_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +26,7 @@ class TrainedModel:
     Attributes:
         folder: the run's.
         state: the folder's memory.
-        kind: of the model, a key of :data:`~reclip_d2.workspace.names.TITLES`.
+        kind: of the model, a key of :data:`~reclip_d2.workspace.options.TITLES`.
         pretrained: CLIP's weights.
     """
 
@@ -51,7 +54,7 @@ class TrainedModel:
         kind = use or _last(folder)
         if kind != "maskclip" and not folder.weights(kind).exists():
             raise ReclipError(f"--model {model} has no finished model ({kind}): run its reclip segment to the end")
-        pretrained = state.pretrained if pretrained is None else options.resolve_pretrained(pretrained)
+        pretrained = state.pretrained if pretrained is None else resolve_pretrained(pretrained)
         state.weights = current_digest(state.weights, pretrained)
         _check_weights(state, pretrained, kind)
         return cls(folder, state, kind, pretrained)
@@ -65,7 +68,7 @@ class TrainedModel:
         """Its config, with ``KEY VALUE`` overrides."""
         pairs = ["MODEL.CLIP.PRETRAINED", self.pretrained, *overrides]
         if self.kind == "maskclip" and not self.folder.config(self.kind).exists():  # any run can give CLIP's own masks
-            return options.stage_config(self.kind, self.state.clip, pairs)
+            return stage_config(self.kind, self.state.clip, pairs)
         return load_config(str(self.folder.config(self.kind)), pairs, bases=False)
 
 
@@ -87,3 +90,19 @@ def _check_weights(trained: RunState, pretrained: str, kind: str) -> None:
         raise ReclipError(
             f"--pretrained {pretrained} {found} the CLIP weights of the training ({trained.pretrained}): give these"
         )
+
+
+def load_predictor(cfg: CfgNode, kind: str, weights: Path) -> ImagePredictor:
+    """The model of a kind with its checkpoint; ``custom`` must be registered.
+
+    Args:
+        weights: of a trained kind.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    if kind == "student":  # without its teacher
+        cfg.MODEL.META_ARCHITECTURE = "Student"
+    model = build_model(cfg).eval()
+    if kind != "maskclip":
+        ReclipCheckpointer(model).load(str(weights))
+    return ImagePredictor.from_config(model, cfg)

@@ -1,17 +1,15 @@
-"""The stages that train: hypotheses, rectification, distillation. Each goes on where it was stopped."""
+"""The stages that train: hypotheses, rectification, distillation. Each resumes where it was interrupted."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.utils.env import seed_all_rng
-from tqdm import tqdm
 
 from reclip_d2.data.class_file import ClassList
 from reclip_d2.data.datasets.custom import register_images
@@ -21,6 +19,7 @@ from reclip_d2.engine.trainer import Trainer
 from reclip_d2.hypothesis.training_records import build_training_records
 from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.modeling.student.weights import load_backbone_weights
+from reclip_d2.utils.progress import count_steps
 
 
 def register_training_images(images: Sequence[SurveyedImage], classes: ClassList) -> int:
@@ -37,21 +36,32 @@ def register_training_images(images: Sequence[SurveyedImage], classes: ClassList
     return len(records)
 
 
-class _ProgressBar(HookBase):
-    """A bar on the terminal; the numbers go to the log."""
+class ReportProgress(HookBase):
+    """Reports the iterations, and every 20 of them the median loss, to the listener of :mod:`reclip_d2.utils.progress`.
 
-    bar: Any = None
+    A training that fails reports no end: :class:`~detectron2.engine.TrainerBase` calls ``after_train`` all the same.
+    """
+
+    def __init__(self, stage: str) -> None:
+        """
+        Args:
+            stage: name of the training in events.
+        """
+        self._stage = stage
 
     def before_train(self) -> None:
-        self.bar = tqdm(desc="training", total=self.trainer.max_iter, initial=self.trainer.start_iter, unit="iteration")
+        trainer = self.trainer
+        self._steps = count_steps(self._stage, trainer.max_iter, unit="iteration", done=trainer.start_iter)
+        self._steps.__enter__()
 
     def after_step(self) -> None:
-        self.bar.update()
+        loss = None
         if (self.trainer.iter + 1) % 20 == 0:
-            self.bar.set_postfix(loss=f"{self.trainer.storage.history('total_loss').median(20):.3f}")
+            loss = f"loss {self.trainer.storage.history('total_loss').median(20):.3f}"
+        self._steps.advance(message=loss)
 
     def after_train(self) -> None:
-        self.bar.close()
+        self._steps.__exit__(None, None, None)
 
 
 def check_student_weights(cfg: CfgNode) -> None:
@@ -63,15 +73,19 @@ def check_student_weights(cfg: CfgNode) -> None:
 
 
 def make_hypotheses(cfg: CfgNode) -> None:
-    """Write ``HYPOTHESIS.FILE``; images that are done are kept from a stopped run."""
+    """Write ``HYPOTHESIS.FILE``; images that are done are kept from an interrupted run."""
     build_training_records(cfg)
 
 
-def train(cfg: CfgNode) -> None:
-    """Train ``cfg`` to the end, from its last checkpoint if there is one, and leave ``model_final.pth`` alone."""
+def train(cfg: CfgNode, stage: str) -> None:
+    """Train ``cfg`` to the end, from its last checkpoint if there is one, and leave ``model_final.pth`` alone.
+
+    Args:
+        stage: name of the training in events.
+    """
     check_registered_parts(cfg)
     seed_all_rng(cfg.SEED if cfg.SEED >= 0 else None)
-    trainer = Trainer(cfg, extra_hooks=[_ProgressBar()], keep_checkpoints=2)
+    trainer = Trainer(cfg, extra_hooks=[ReportProgress(stage)], keep_checkpoints=2)
     trainer.resume_or_load(resume=True)
     trainer.train()
     remove_intermediate_checkpoints(Path(cfg.OUTPUT_DIR))

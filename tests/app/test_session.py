@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from reclip_d2.app.learning import Learning, LearningStopped
 from reclip_d2.app.session import Session, class_text, read_classes
 from reclip_d2.cli.main import main
 from reclip_d2.data.class_file import parse_classes
@@ -18,6 +17,7 @@ from reclip_d2.data.images import read_image
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.logit_parts import logit_parts
 from reclip_d2.utils.digest import file_digest
+from reclip_d2.workspace.child import RunStopped, SegmentProcess
 from reclip_d2.workspace.trained_model import TrainedModel
 from tests.app.conftest import CLASSES, TINY
 from tests.cli.conftest import FAST_KEYS, read_mask
@@ -152,15 +152,15 @@ def test_one_training_at_a_time(session, served, tmp_path, monkeypatch):
     def wait(self, report):
         running.set()
         assert stopped.wait(30)
-        raise LearningStopped("stopped")
+        raise RunStopped("stopped")
 
-    monkeypatch.setattr(Learning, "run", wait)
-    monkeypatch.setattr(Learning, "stop", lambda self: stopped.set())
+    monkeypatch.setattr(SegmentProcess, "run", wait)
+    monkeypatch.setattr(SegmentProcess, "stop", lambda self: stopped.set())
     other = Session(TINY, None, tmp_path / "work")
     ends = []
 
     def learn():
-        with pytest.raises(LearningStopped):
+        with pytest.raises(RunStopped):
             other.learn([served.photos / "0.jpg"], CLASSES, 5, lambda *_: None, "one")
         ends.append(True)
 
@@ -181,8 +181,8 @@ def test_one_training_at_a_time(session, served, tmp_path, monkeypatch):
 def test_a_training_whose_page_is_gone(served, tmp_path, monkeypatch):
     """It goes on, and whoever comes next may stop it."""
     running, stopped = threading.Event(), threading.Event()
-    monkeypatch.setattr(Learning, "run", lambda self, report: running.set() or stopped.wait(30))
-    monkeypatch.setattr(Learning, "stop", lambda self: stopped.set())
+    monkeypatch.setattr(SegmentProcess, "run", lambda self, report: running.set() or stopped.wait(30))
+    monkeypatch.setattr(SegmentProcess, "stop", lambda self: stopped.set())
     monkeypatch.setattr(Session, "_keep", lambda self, folder: None)
     other = Session(TINY, None, tmp_path)
     arguments = ([served.photos / "0.jpg"], CLASSES, 5, lambda *_: None, "one")
@@ -198,20 +198,19 @@ def test_a_training_whose_page_is_gone(served, tmp_path, monkeypatch):
 
 
 def test_the_command_of_a_training(tmp_path, served, monkeypatch):
-    commands = []
+    jobs = []
 
     def fail(self, report):
-        commands.append(self.command)
-        raise ReclipError(f"image {self.command[4]}/0001 0.jpg is bad")
+        jobs.append(self.job)
+        raise ReclipError(f"image {self.job['images'][0]}/0001 0.jpg is bad")
 
-    monkeypatch.setattr(Learning, "run", fail)
+    monkeypatch.setattr(SegmentProcess, "run", fail)
     with pytest.raises(ReclipError) as error:
         Session(TINY, None, tmp_path).learn([served.photos / "0.jpg"], CLASSES, 7, lambda *_: None)
     assert str(error.value) == "image 0001 0.jpg is bad"  # the user knows nothing of our folders
-    words = commands[0]
-    for option, value in (("--iterations", "7"), ("--clip", "reclip-embedded"), ("--device", "cpu")):
-        assert words[words.index(option) + 1] == value
-    assert words[words.index("--opts") + 1 :] == list(FAST_KEYS)
+    options = jobs[0]["options"]
+    assert (options["iterations"], options["clip"], options["device"]) == (7, "reclip-embedded", "cpu")
+    assert options["opts"] == FAST_KEYS
 
 
 @pytest.mark.parametrize(

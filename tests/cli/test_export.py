@@ -17,7 +17,7 @@ from reclip_d2.data.images import read_image
 from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from reclip_d2.export import onnx_file
 from reclip_d2.modeling.build import check_registered_parts
-from reclip_d2.workspace import options
+from reclip_d2.workspace.stage_config import stage_config
 from tests.cli.conftest import read_mask
 from tests.helpers import CLASS_NAMES, datasets, register_tiny_model
 
@@ -88,7 +88,7 @@ def test_a_student_is_the_last_model_of_its_run(reclip, model, tmp_path):
     """A student with weights of its initialisation: its training has tests of its own."""
     folder = model / "run" / "student"
     folder.mkdir()
-    cfg = options.stage_config("student", "reclip-embedded", ["MODEL.DEVICE", "cpu", "MODEL.CLIP.TEMPLATES", "photo"])
+    cfg = stage_config("student", "reclip-embedded", ["MODEL.DEVICE", "cpu", "MODEL.CLIP.TEMPLATES", "photo"])
     (folder / "config.yaml").write_text(cfg.dump())
     state = json.loads((model / "reclip.json").read_text())["classes"]
     classes = type("Classes", (), {"model_classes": [*state["classes"], *([name] for name in state["background"])]})

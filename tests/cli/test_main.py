@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from reclip_d2.app.limits import Limits
-from reclip_d2.cli.main import COMMANDS, in_options, main, missing_package
+from reclip_d2.cli.arguments import app as app_arguments
+from reclip_d2.cli.arguments import export as export_arguments
+from reclip_d2.cli.main import COMMANDS, main, missing_package
 from reclip_d2.export import export
-from reclip_d2.workspace import names, options
-from reclip_d2.workspace.estimate import in_words
+from reclip_d2.workspace import options, stage_config
+from reclip_d2.workspace.options import in_options
 
 
 def test_help_names_all_commands(capsys):
@@ -55,11 +57,14 @@ def test_arguments_are_parsed_without_the_libraries(tmp_path):
 
 
 def test_names_that_arguments_offer_are_those_of_the_library():
-    assert tuple(export.FORMATS) == names.EXPORT_FORMATS
-    assert tuple(export.INPUT_TYPES) == names.EXPORT_INPUT_TYPES
-    assert export.ExportOptions.tolerance == names.EXPORT_TOLERANCE
-    assert (Limits.pixels, Limits.file_bytes) == (names.APP_MEGAPIXELS * 1_000_000, names.APP_MEGABYTES * 2**20)
-    assert set(options.STAGE_CONFIGS) == set(names.TITLES)
+    assert tuple(export.FORMATS) == export_arguments.EXPORT_FORMATS
+    assert tuple(export.INPUT_TYPES) == export_arguments.EXPORT_INPUT_TYPES
+    assert export.ExportOptions.tolerance == export_arguments.EXPORT_TOLERANCE
+    assert (Limits.pixels, Limits.file_bytes) == (
+        app_arguments.APP_MEGAPIXELS * 1_000_000,
+        app_arguments.APP_MEGABYTES * 2**20,
+    )
+    assert set(stage_config.STAGE_CONFIGS) == set(options.TITLES)
 
 
 @pytest.mark.parametrize("arguments", [[], ["train"], ["segment"], ["segment", "--fast", "--student"]])
@@ -94,9 +99,3 @@ def test_packages_that_are_missing():
         with pytest.raises(ModuleNotFoundError) as caught:
             missing_package(error)
         assert caught.value is error
-
-
-def test_durations_in_words():
-    words = {0: "1 s", 40.4: "40 s", 89: "89 s", 95: "2 min", 60 * 75: "75 min", 3600 * 3 + 60 * 21: "3 h 20 min",
-             3600 * 5: "5 h", 3600 * 52: "2 days 4 h", 3600 * 48: "2 days"}  # fmt: skip
-    assert {seconds: in_words(seconds) for seconds in words} == words

@@ -33,11 +33,11 @@ def test_a_whole_run(segment, tmp_path):
     # What it says: what it will do, how long that takes, what came out, and where.
     for words in (
         "images    6", "classes   3: sky, wood, fire", "ignored: road, snow", "reclip-embedded",
-        "steps     hypotheses, rectification (ReCLIP++), masks", "they suggest about", "6 of them made now",
+        "steps     hypotheses, rectification (ReCLIP++), masks", "estimate: about", "6 of them made now",
         str(out / "masks"), str(out / "overlay"), "reclip predict IMAGES --model",
     ):  # fmt: skip
         assert words in first.out
-    assert "hypotheses" in first.err and "training" in first.err  # progress bars
+    assert "hypotheses" in first.err and "rectification" in first.err  # progress bars
 
     # The summary is of the masks that are there.
     summary = json.loads((out / "summary.json").read_text())
@@ -62,7 +62,7 @@ def test_a_whole_run(segment, tmp_path):
     assert second.status == 0
     for stage in ("hypotheses", "rectification", "masks"):
         assert f"{stage}: done before" in second.out
-    assert "they suggest" not in second.out and "0 of them made now" in second.out
+    assert "estimate" not in second.out and "0 of them made now" in second.out
     assert all_files(out / "masks") == before
 
     # A lost mask is made again, with no training.
@@ -140,7 +140,7 @@ def test_tiles(segment, photos, tmp_path):
     result = segment("--tile", "100", images=("photos/scan.png", "photos/0.jpg"))
     assert result.status == 0, result.err
     # 2 x 4 tiles, and the image that is smaller than a tile.
-    assert "trained on as 9 files" in result.out
+    assert "9 training files" in result.out
     tiles = tmp_path / "out" / "run" / "working" / "scan.tiles"
     assert len(list(tiles.iterdir())) == 8
     assert read_mask(tmp_path / "out" / "masks" / "scan.png").shape == (150, 400)

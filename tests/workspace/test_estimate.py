@@ -7,9 +7,9 @@ from reclip_d2.data.class_file import parse_classes
 from reclip_d2.data.datasets.custom import register_images
 from reclip_d2.data.image_folder import find_images
 from reclip_d2.workspace import estimate as module
-from reclip_d2.workspace.estimate import Work, announce_duration, estimate
-from reclip_d2.workspace.options import stage_config
+from reclip_d2.workspace.estimate import Work, estimate, report_estimate
 from reclip_d2.workspace.run_folder import RunFolder
+from reclip_d2.workspace.stage_config import stage_config
 from tests.cli.conftest import picture
 
 KEYS = ["MODEL.DEVICE", "cpu", "MODEL.CLIP.TEMPLATES", "photo", "DATASETS.CUSTOM.CLASSES", "c.txt"]
@@ -56,7 +56,7 @@ def test_real_times_are_positive(sample):
 
 def test_nothing_to_do_says_nothing(sample, tmp_path, capsys):
     cfg = stage_config("maskclip", "reclip-embedded", KEYS)
-    announce_duration(cfg, RunFolder(tmp_path / "out"), [], [], student=False)
+    report_estimate(cfg, RunFolder(tmp_path / "out"), [], [], student=False)
     (tmp_path / "photos" / "a.png").write_bytes(b"")  # nothing to time it on
-    announce_duration(cfg, RunFolder(tmp_path / "out"), find_images([tmp_path / "photos"]).images, [], student=False)
+    report_estimate(cfg, RunFolder(tmp_path / "out"), find_images([tmp_path / "photos"]).images, [], student=False)
     assert capsys.readouterr().out == ""

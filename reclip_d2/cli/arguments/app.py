@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 
 from reclip_d2.cli.arguments.shared import add_clip_arguments, add_device_arguments
-from reclip_d2.workspace.names import APP_MEGABYTES, APP_MEGAPIXELS
+
+# Of an image that the page takes: the defaults of reclip_d2.app.limits.Limits, which takes seconds to import. A test
+# compares them.
+APP_MEGAPIXELS, APP_MEGABYTES = 50, 64
 
 DESCRIPTION = """\
 Serve a page for the browser: drop images, type class names, see CLIP's own masks,

@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 
 from reclip_d2.cli.arguments.shared import add_background_argument
-from reclip_d2.workspace.names import EXPORT_FORMATS, EXPORT_INPUT_TYPES, EXPORT_TOLERANCE, TITLES
+from reclip_d2.workspace.options import TITLES
+
+# Keys of reclip_d2.export.export's FORMATS and INPUT_TYPES, and the default of its ExportOptions.tolerance: a test
+# compares them. That module takes seconds to import.
+EXPORT_FORMATS = ("onnx", "torchscript")
+EXPORT_INPUT_TYPES = ("uint8", "float32")
+EXPORT_TOLERANCE = 1e-3
 
 DESCRIPTION = """\
 Write a trained model to one file that runs without this package: ONNX or TorchScript.

@@ -10,7 +10,7 @@ from reclip_d2.cli.arguments.shared import (
     add_image_arguments,
     add_output_arguments,
 )
-from reclip_d2.workspace.names import TITLES
+from reclip_d2.workspace.options import TITLES
 
 DESCRIPTION = """\
 Write the masks of images with a model that `reclip segment` has trained.

@@ -6,7 +6,7 @@ import argparse
 
 from reclip_d2.backbones.names import EMBEDDED_MODEL_NAME
 from reclip_d2.formats.registry import FORMATS
-from reclip_d2.workspace.names import DEFAULT_CLIP, DEFAULT_PRETRAINED
+from reclip_d2.workspace.options import DEFAULT_CLIP, DEFAULT_PRETRAINED
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,191 @@
+"""Progress of long work: what a stage reports, who listens, and how a terminal shows it.
+
+Library code counts its steps and prints nothing::
+
+    with count_steps("hypotheses", total=len(images)) as steps:
+        for image in images:
+            ...
+            steps.advance()
+
+Whoever calls it chooses the listener, as ``EventStorage`` does for Detectron2's metrics::
+
+    with report_to(print):        # hypotheses: 40 of 120 images (33 %), about 25 s left
+        generate_hypotheses(...)
+
+Without :func:`report_to` progress bars appear on standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+# Steps are reported if the last report is at least so many seconds old, and ...
+_SHORTEST_GAP = 0.1
+# ... another hundredth of the stage is done, or so many seconds have passed.
+_LONGEST_GAP = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """An event: a stage begins, has something to say, or has done some of its steps.
+
+    ``str(event)`` is a line for people, so ``print`` is a listener.
+
+    Attributes:
+        stage: what is being done, such as ``hypotheses``.
+        done: steps that are finished.
+        total: steps in all; 0 if the event is no count: the stage begins, or says ``message``.
+        unit: what a step is, in the singular.
+        message: something to say, such as the loss; "" for nothing.
+        seconds_left: estimate for this stage; None if it is not known.
+        ended: no further count of this stage follows: all is done, or an error has ended it.
+    """
+
+    stage: str
+    done: int = 0
+    total: int = 0
+    unit: str = "image"
+    message: str = ""
+    seconds_left: float | None = None
+    ended: bool = False
+
+    def __str__(self) -> str:
+        if not self.total:
+            return f"{self.stage}: {self.message}" if self.message else f"{self.stage} ..."
+        share = f"{self.done:,} of {self.total:,} {_plural(self.unit, self.total)} ({100 * self.done // self.total} %)"
+        left = "" if self.seconds_left is None else f"about {duration_in_words(self.seconds_left)} left"
+        return ", ".join(filter(None, [f"{self.stage}: {share}", self.message, left]))
+
+
+ProgressCallback = Callable[[Progress], Any]
+"""A listener: called with each event, in the thread that does the work. An exception that it raises ends the work."""
+
+
+def _plural(unit: str, count: int) -> str:
+    return unit if count == 1 or unit.isupper() or unit.endswith("iB") else f"{unit}s"
+
+
+def duration_in_words(seconds: float) -> str:
+    """A duration, roughly: ``40 s``, ``12 min``, ``3 h 20 min``, ``2 days 4 h``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(round(minutes / 10) * 10, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} days {hours} h" if hours else f"{days} days"
+
+
+class ProgressBars:
+    """A listener with a progress bar on standard error for each stage; events that are no counts are left out."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._stage = ""
+
+    def __call__(self, event: Progress) -> None:
+        if not event.total:
+            self.close()
+            return
+        if self._bar is None or self._stage != event.stage:
+            self.close()
+            self._open(event)
+        self._bar.set_postfix_str(event.message, refresh=False)
+        self._bar.update(event.done - self._bar.n)
+        if event.ended:
+            self.close()
+
+    def _open(self, event: Progress) -> None:
+        from tqdm import tqdm  # here, since the command sets its interval first
+
+        self._stage = event.stage
+        self._bar = tqdm(desc=event.stage, total=event.total, initial=event.done, unit=event.unit)
+
+    def close(self) -> None:
+        """Leave the bar where it is, and begin a new line."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None
+
+
+_listener: contextvars.ContextVar[ProgressCallback | None] = contextvars.ContextVar("listener", default=None)
+_bars = ProgressBars()
+
+
+def ignore_progress(event: Progress) -> None:
+    """A listener that does nothing."""
+
+
+@contextlib.contextmanager
+def report_to(callback: ProgressCallback | None) -> Iterator[None]:
+    """Send the events of this thread to ``callback``; None for nobody."""
+    token = _listener.set(callback or ignore_progress)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def report(event: Progress) -> None:
+    """Send an event to the listener."""
+    (_listener.get() or _bars)(event)
+
+
+def say(stage: str, message: str = "") -> None:
+    """Report that a stage begins or, with a message, that it has something to say."""
+    report(Progress(stage, message=message))
+
+
+class count_steps:  # noqa: N801 (a context manager, read as a verb)
+    """Counts the steps of a stage and reports them, about a hundred times in all or every ten seconds."""
+
+    def __init__(self, stage: str, total: int, *, unit: str = "image", done: int = 0, silent: bool = False) -> None:
+        """
+        Args:
+            done: steps of an earlier run.
+            silent: report nothing: another process does.
+        """
+        self.stage, self.total, self.unit, self.done = stage, total, unit, done
+        self._silent = silent or not total
+        self._message = ""
+        self._initial = done
+        self._start = self._last_time = time.monotonic()
+        self._last_done = done
+        self._ended = False
+
+    def __enter__(self) -> count_steps:
+        self._report()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._ended:
+            self._report(ended=True)
+
+    def advance(self, steps: int = 1, message: str | None = None) -> None:
+        """Some steps are done.
+
+        Args:
+            message: of this event and those after it; None for the last one's.
+        """
+        self.done += steps
+        self._message = self._message if message is None else message
+        since = time.monotonic() - self._last_time
+        enough = 100 * (self.done - self._last_done) >= self.total or since >= _LONGEST_GAP
+        if self.done >= self.total or (since >= _SHORTEST_GAP and enough):
+            self._report(ended=self.done >= self.total)
+
+    def _report(self, ended: bool = False) -> None:
+        if self._silent:
+            return
+        self._last_time, self._last_done, self._ended = time.monotonic(), self.done, ended
+        made = self.done - self._initial
+        left = (self.total - self.done) * (self._last_time - self._start) / made if made and not ended else None
+        report(Progress(self.stage, self.done, self.total, self.unit, self._message, left, ended))

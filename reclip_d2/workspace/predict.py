@@ -1,0 +1,116 @@
+"""Masks of further images, with a model that a run has trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+from reclip_d2.data.datasets.custom import register_images
+from reclip_d2.data.image_folder import find_images
+from reclip_d2.engine.logs import logging_to
+from reclip_d2.errors import ReclipError
+from reclip_d2.utils.digest import current_digest, file_digest
+from reclip_d2.utils.files import StrPath
+from reclip_d2.utils.output_paths import check_output_folder
+from reclip_d2.utils.progress import ProgressCallback, report_to
+from reclip_d2.workspace.options import PredictOptions
+from reclip_d2.workspace.results import MaskRequest, RunResult, report_transparency, write_results
+from reclip_d2.workspace.run_folder import CHECKPOINT, RunFolder, check_same_inputs
+from reclip_d2.workspace.run_state import RunState
+from reclip_d2.workspace.stage_config import resolve_device, settings_of
+from reclip_d2.workspace.trained_model import TrainedModel
+
+
+def predict(
+    images: StrPath | Sequence[StrPath],
+    model: StrPath,
+    output: StrPath,
+    options: PredictOptions = PredictOptions(),  # noqa: B008 (immutable)
+    *,
+    progress: ProgressCallback | None = None,
+) -> RunResult:
+    """Write the masks of images; those that are there are kept.
+
+    Args:
+        images: as for :func:`~reclip_d2.workspace.segment.segment`.
+        model: the output folder of a run.
+        output: another folder; that of an earlier call with the same model, or one that is new or empty.
+        progress: called with each :class:`~reclip_d2.utils.progress.Progress`.
+
+    Raises:
+        ReclipError: an input is wrong, or the folder holds masks of another model or of other images.
+    """
+    return PredictRun(images, model, output, options).predict(progress)
+
+
+class PredictRun:
+    """A prediction whose inputs are checked; nothing is written yet.
+
+    Attributes:
+        folder: the output folder.
+        model: the trained model.
+        cfg: its config.
+        found: the images.
+        request: what the masks shall be.
+    """
+
+    def __init__(
+        self,
+        images: StrPath | Sequence[StrPath],
+        model: StrPath,
+        output: StrPath,
+        options: PredictOptions = PredictOptions(),  # noqa: B008 (immutable)
+    ) -> None:
+        """Arguments and errors: see :func:`predict`."""
+        self.folder = RunFolder(check_output_folder(output))
+        source = RunFolder(model).path
+        if self.folder.path == source:
+            raise ReclipError(f"--output {os.fspath(output)} is the model's own folder: name another")
+        if self.folder.path in source.parents:
+            raise ReclipError(f"--output {os.fspath(output)} holds the model's folder {source}: name another")
+        self.options = options
+        self.model = TrainedModel.find(model, options.use, options.pretrained)
+        self.cfg = self.model.config(["MODEL.DEVICE", resolve_device(options.device), *options.opts])
+        self.found = find_images([images] if isinstance(images, str | os.PathLike) else images, [self.folder.path])
+        self.images = self.found.images
+        self.request = MaskRequest(self.model.kind, self.model.state.classes, options.background, options.formats)
+        self.request.check(self.images)
+
+    def predict(self, progress: ProgressCallback | None = None) -> RunResult:
+        """See the function :func:`predict`."""
+        folder, model = self.folder, self.model
+        folder.is_used()  # a folder of other things is left alone
+        with folder.lock(), report_to(progress):
+            if self.options.overwrite:
+                folder.clear()
+            folder.check_links()
+            state = self._remember()
+            with logging_to(folder.run):
+                report_transparency(self.images)
+                register_images([], model.state.classes)
+                return write_results(folder, state, self.request, self.images, {}, self.cfg, model.weights)
+
+    def _remember(self) -> RunState:
+        """The folder's state with this run in it; refuses a folder of another model, or of other images."""
+        folder, model = self.folder, self.model
+        settings = {model.kind: {**settings_of(self.cfg), CHECKPOINT: file_digest(model.weights)}}
+        wanted = dataclasses.replace(model.state, settings=settings, results={}, entries=[])
+        known = None if self.options.overwrite else folder.read()
+        if known is not None:
+            _bring_up_to_date(known, model)
+            check_same_inputs(folder, known, wanted)
+            settings = {**known.settings, **settings}
+            wanted = dataclasses.replace(wanted, settings=settings, results=known.results, entries=known.entries)
+        signatures = folder.check_images(self.images, trained=False)
+        folder.write(wanted)
+        folder.remember_images(signatures)
+        return wanted
+
+
+def _bring_up_to_date(known: RunState, model: TrainedModel) -> None:
+    """Replace what an earlier version has recorded of the model's files by their digests."""
+    known.weights = current_digest(known.weights, model.pretrained)
+    settings = known.settings.get(model.kind, {})
+    if settings.get(CHECKPOINT):
+        settings[CHECKPOINT] = current_digest(settings[CHECKPOINT], model.weights)

@@ -1,0 +1,265 @@
+"""A run: from a folder of unlabelled images and a class list to a trained model and masks.
+
+The stages are hypotheses, rectification, distillation (if a student is wanted) and masks. Each leaves its result in the
+output folder, so an interrupted run resumes when it is repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from reclip_d2.data.class_file import ClassList, read_class_file
+from reclip_d2.data.datasets.custom import check_names_fit, register_images
+from reclip_d2.data.image_folder import find_images
+from reclip_d2.data.survey import SurveyedImage, survey_images
+from reclip_d2.data.working_files import WorkingFiles
+from reclip_d2.engine.checkpoint import remove_intermediate_checkpoints
+from reclip_d2.engine.logs import logging_to
+from reclip_d2.errors import ReclipError
+from reclip_d2.hypothesis.blocks import remove_blocks
+from reclip_d2.modeling.build import check_registered_parts
+from reclip_d2.utils.digest import current_digest, file_digest, file_digests
+from reclip_d2.utils.files import StrPath
+from reclip_d2.utils.io import atomic_write
+from reclip_d2.utils.output_paths import check_output_folder
+from reclip_d2.utils.progress import ProgressCallback, report_to, say
+from reclip_d2.workspace import training
+from reclip_d2.workspace.clip_weights import find_weights
+from reclip_d2.workspace.estimate import report_estimate
+from reclip_d2.workspace.options import SegmentOptions
+from reclip_d2.workspace.results import MaskRequest, RunResult, report_transparency, write_results
+from reclip_d2.workspace.run_folder import RunFolder, check_same_inputs
+from reclip_d2.workspace.run_state import RunState
+from reclip_d2.workspace.stage_config import resolve_device, resolve_pretrained, settings_of, stage_config
+
+
+def segment(
+    images: StrPath | Sequence[StrPath],
+    classes: StrPath | ClassList,
+    output: StrPath,
+    options: SegmentOptions = SegmentOptions(),  # noqa: B008 (immutable)
+    *,
+    progress: ProgressCallback | None = None,
+) -> RunResult:
+    """Train on images without labels, and write a mask for each; what an earlier run has finished is kept.
+
+    Args:
+        images: folders, images, globs or ``.txt`` lists, see :func:`~reclip_d2.data.image_folder.find_images`.
+        classes: a class file, or a class list.
+        output: folder of an earlier run with the same inputs, or one that is new or empty.
+        progress: called with each :class:`~reclip_d2.utils.progress.Progress`; ``print`` will do.
+
+    Returns:
+        what was written; images that cannot be used are listed there, and are no error if any others can.
+
+    Raises:
+        ReclipError: an input is wrong, or the folder belongs to a run with other inputs.
+    """
+    return SegmentRun(images, classes, output, options).segment(progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A step before the masks.
+
+    Attributes:
+        name: in messages.
+        is_done: whether an earlier run has finished it.
+        run: does what is missing of it.
+        tidy: removes what a run that was killed at the end of it has left.
+    """
+
+    name: str
+    is_done: Callable[[], bool]
+    run: Callable[[], None]
+    tidy: Callable[[], None]
+
+
+class SegmentRun:
+    """A run whose inputs are checked: all that can be wrong with them is found before anything is written.
+
+    Attributes:
+        folder: the output folder.
+        classes: the class list.
+        found: the images.
+        kinds: kinds of model that are made, in order; the last one's masks are wanted.
+        configs: the config of each.
+        request: what the masks shall be.
+    """
+
+    def __init__(
+        self,
+        images: StrPath | Sequence[StrPath],
+        classes: StrPath | ClassList,
+        output: StrPath,
+        options: SegmentOptions = SegmentOptions(),  # noqa: B008 (immutable)
+    ) -> None:
+        """Arguments and errors: see :func:`segment`."""
+        sources = [images] if isinstance(images, str | os.PathLike) else list(images)
+        self.folder = RunFolder(check_output_folder(output))
+        self.classes = classes if isinstance(classes, ClassList) else read_class_file(classes)
+        self._class_file = "" if isinstance(classes, ClassList) else str(Path(classes).absolute())
+        self.found = find_images(sources, exclude=[self.folder.path])
+        self.images = self.found.images
+        self.kinds = ["maskclip"] if options.fast else ["rectified", "student"] if options.student else ["rectified"]
+        self.options = dataclasses.replace(
+            options,
+            clip=resolve_pretrained(options.clip),  # a name, or the file of an architecture
+            pretrained=resolve_pretrained(options.pretrained),
+        )
+        find_weights(self.options.clip, options.pretrained)
+        self.configs = {kind: self._config(kind) for kind in self.kinds}
+        for cfg in self.configs.values():
+            check_names_fit(self.classes, cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.TEMPLATES)
+            check_registered_parts(cfg, len(self.classes.model_classes))
+        self.request = MaskRequest(self.kinds[-1], self.classes, options.background, options.formats)
+        self.request.check(self.images)
+        if options.student:
+            training.check_student_weights(self.configs["student"])
+
+    def _config(self, kind: str) -> CfgNode:
+        options, folder = self.options, self.folder
+        iterations = options.student_iterations if kind == "student" else options.iterations
+        for name, value in (("iterations", iterations), ("tile", options.tile)):
+            if value is not None and value < 1:
+                raise ReclipError(f"--{name} {value}: give a number above 0")
+        pairs = {
+            "MODEL.DEVICE": resolve_device(options.device),
+            "MODEL.CLIP.PRETRAINED": options.pretrained,
+            "DATASETS.CUSTOM.CLASSES": self._class_file,
+            "HYPOTHESIS.FILE": str(folder.hypotheses),
+            "OUTPUT_DIR": str(folder.model(kind)),
+        }
+        if kind == "student":
+            pairs["MODEL.TEACHER.WEIGHTS"] = str(folder.weights("rectified"))
+            if options.student_weights is not None:
+                pairs["MODEL.STUDENT.WEIGHTS"] = resolve_pretrained(options.student_weights)
+        if iterations is not None:
+            pairs["SOLVER.MAX_ITER"] = str(iterations)
+        if options.tile is not None:
+            pairs |= {"INPUT.TILES.FROM_SIDE": str(options.tile), "INPUT.TILES.SIZE": str(options.tile)}
+        return stage_config(kind, options.clip, [*(part for pair in pairs.items() for part in pair), *options.opts])
+
+    def segment(self, progress: ProgressCallback | None = None) -> RunResult:
+        """All stages; see the function :func:`segment`."""
+        with self._begun(progress) as state:
+            problems = self._train(masks=True)
+            kind, folder = self.request.kind, self.folder
+            return write_results(
+                folder, state, self.request, self.images, problems, self.configs[kind], folder.weights(kind)
+            )
+
+    def train(self, progress: ProgressCallback | None = None) -> dict[str, str]:
+        """All stages but the masks; returns why images cannot be used, by their ids."""
+        with self._begun(progress):
+            return self._train(masks=False)
+
+    @contextlib.contextmanager
+    def _begun(self, progress: ProgressCallback | None) -> Iterator[RunState]:
+        """Hold the folder's lock; logs go to its log file and progress to the callback."""
+        self.folder.is_used()  # a folder of other things is left alone
+        with self.folder.lock(), report_to(progress):
+            if self.options.overwrite:
+                self.folder.clear()
+            self.folder.check_links()
+            state = self._remember()
+            with logging_to(self.folder.run):
+                report_transparency(self.images)
+                yield state
+
+    def _remember(self) -> RunState:
+        """The folder's state with this run in it; refuses a folder of other inputs."""
+        wanted = RunState(
+            classes=self.classes,
+            clip=self.options.clip,
+            pretrained=self.options.pretrained,
+            weights=file_digest(self.options.pretrained) or self.options.pretrained,
+            settings={kind: settings_of(cfg) for kind, cfg in self.configs.items()},
+        )
+        known = None if self.options.overwrite else self.folder.read()  # clear() has looked
+        if known is not None:
+            known.weights = current_digest(known.weights, self.options.pretrained)
+            check_same_inputs(self.folder, known, wanted)
+            settings = {**known.settings, **wanted.settings}
+            wanted = dataclasses.replace(wanted, settings=settings, results=known.results, entries=known.entries)
+        trained = self.folder.hypotheses.exists() and not self.options.fast
+        signatures = self.folder.check_images(self.images, trained)
+        self.folder.write(wanted)
+        self.folder.remember_images(signatures)
+        for kind, cfg in self.configs.items():
+            with atomic_write(self.folder.config(kind)) as temporary:
+                temporary.write_text(cfg.dump(), encoding="utf-8")
+        return wanted
+
+    def _train(self, masks: bool) -> dict[str, str]:
+        """The stages before the masks; returns why images cannot be used, by their ids."""
+        folder = self.folder
+        surveyed: list[SurveyedImage] = []
+        if self.options.fast:
+            register_images([], self.classes)
+        else:
+            surveyed = self._survey()
+        problems = {image.file.image_id: image.problem for image in surveyed if image.problem}
+        usable = [image for image in self.images if image.image_id not in problems]
+        report_estimate(
+            self.configs[self.kinds[0]],
+            folder,
+            folder.missing_masks(usable, self.request.results) if masks else [],
+            [image for image in surveyed if not image.problem],
+            self.options.student and not folder.weights("student").exists(),
+        )
+        for stage in self._stages():
+            if stage.is_done():
+                stage.tidy()
+                say(stage.name, "done before")
+            else:
+                say(stage.name)
+                stage.run()
+        return problems
+
+    def _stages(self) -> list[Stage]:
+        if self.options.fast:
+            return []
+        file, cfg = self.folder.hypotheses, self.configs["rectified"]
+        stages = [
+            Stage("hypotheses", file.exists, lambda: training.make_hypotheses(cfg), lambda: remove_blocks(file)),
+            self._training("rectification", "rectified"),
+        ]
+        if self.options.student:
+            stages.append(self._training("distillation", "student"))
+        return stages
+
+    def _training(self, name: str, kind: str) -> Stage:
+        folder, cfg = self.folder, self.configs[kind]
+        return Stage(
+            name,
+            folder.weights(kind).exists,
+            lambda: training.train(cfg, name),
+            lambda: remove_intermediate_checkpoints(folder.model(kind)),
+        )
+
+    def _survey(self) -> list[SurveyedImage]:
+        """Decode all images once: find the broken ones, and register the others for the training."""
+        folder = self.folder
+        working = WorkingFiles.from_config(self.configs["rectified"], folder.working_files)
+        digests = file_digests([image.path for image in self.images])
+        by_id = {image.image_id: digest for image, digest in zip(self.images, digests, strict=True)}
+        surveyed = survey_images(self.images, by_id, folder.survey, working)
+        broken = [image.file.image_id for image in surveyed if image.problem]
+        if not folder.hypotheses.exists():
+            folder.mark_broken(broken)
+        trained = [image for image in surveyed if not image.problem and image.file.image_id not in folder.broken]
+        if not trained:
+            raise ReclipError(f"no image can be used; the first: {surveyed[0].problem}")
+        count = training.register_training_images(trained, self.classes)
+        if broken:
+            say("images", f"{len(broken)} of {len(surveyed)} cannot be used")
+        if count != len(trained):
+            say("images", f"{count:,} training files, since very large images are cut into tiles")
+        return surveyed

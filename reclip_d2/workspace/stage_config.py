@@ -1,0 +1,118 @@
+"""The config of each kind of model for own images, and what its options mean: devices, weights, sizes."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+
+import reclip_d2.modeling.meta_arch.distillation
+import reclip_d2.modeling.meta_arch.student  # noqa: F401  (both register their models)
+from reclip_d2.backbones.architectures import USUAL_SIDE, image_side, suits_resolution
+from reclip_d2.backbones.build import embedding_shape
+from reclip_d2.config import flatten, load_config
+from reclip_d2.config.files import configs_folder
+from reclip_d2.errors import ReclipError
+
+# Kind of model: its config below configs/custom.
+STAGE_CONFIGS = {
+    "maskclip": "maskclip.yaml",
+    "rectified": "reclippp_rectify.yaml",
+    "student": "reclippp_distill.yaml",
+}
+# Keys that change how a run is done and not what comes out of it.
+_HARMLESS = (
+    "CUDNN_BENCHMARK", "DATALOADER", "DATASETS.CUSTOM", "HYPOTHESIS.BATCH_SIZE", "HYPOTHESIS.FILE", "MODEL.DEVICE",
+    "MODEL.CLIP.PRETRAINED", "MODEL.TEACHER.WEIGHTS", "OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "TEST.BAND_MEMORY",
+    "VIS_PERIOD",
+)  # fmt: skip
+
+
+# Sizes of configs/custom that are meant for a CLIP of the usual size.
+_SIZES = (
+    "INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.CROP.SIZE",
+    "INPUT.COPIES.SHORT_SIDE",
+)  # fmt: skip
+
+
+def resolve_device(name: str) -> str:
+    """A device of this machine, or raise :class:`ReclipError`."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ReclipError(f"--device {name} is unknown: take cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ReclipError(f"--device {name} is not supported: take cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ReclipError(f"--device {name}: there are {torch.cuda.device_count()} GPUs; see reclip doctor")
+    return name
+
+
+def resolve_pretrained(pretrained: str) -> str:
+    """A tag or an address as it is, the path of a file made absolute: the output folder remembers it."""
+    path = Path(pretrained).expanduser()
+    is_path = path.is_file() or (os.sep in pretrained and "://" not in pretrained)
+    return str(path.resolve()) if is_path else pretrained
+
+
+def stage_config(kind: str, clip: str, overrides: Sequence[str]) -> CfgNode:
+    """Config of a kind of model, for own images: that of the CLIP's own folder below configs/custom where it has one.
+
+    Args:
+        kind: of :data:`STAGE_CONFIGS`.
+        clip: open_clip's name of the model.
+        overrides: ``KEY VALUE`` pairs.
+    """
+    folder = configs_folder() / "custom"
+    file = folder / clip / STAGE_CONFIGS[kind]
+    cfg = load_config(
+        str(file if file.is_file() else folder / STAGE_CONFIGS[kind]), ["MODEL.CLIP.NAME", clip, *overrides]
+    )
+    cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
+    if not file.is_file():
+        _fit_sizes(cfg, set(overrides[::2]))
+    return cfg
+
+
+def _fit_sizes(cfg: CfgNode, given: set[str]) -> None:
+    """Scale the sizes of configs/custom to a CLIP that was trained on far smaller or larger images.
+
+    Args:
+        given: keys that the user has set: they stay.
+    """
+    try:
+        side, (_, patch) = image_side(cfg.MODEL.CLIP.NAME), embedding_shape(cfg.MODEL.CLIP.NAME)
+    except ReclipError:  # the model's builder says what is wrong with it
+        return
+    if suits_resolution(cfg.INPUT.MIN_SIZE_TEST, side):
+        return
+
+    def fit(size: int) -> int:
+        return max(1, round(size * side / USUAL_SIDE / patch)) * patch
+
+    for key in _SIZES:
+        if key in given:
+            continue
+        *names, leaf = key.split(".")
+        node = functools.reduce(getattr, names, cfg)
+        value = node[leaf]
+        node[leaf] = type(value)(map(fit, value)) if isinstance(value, list | tuple) else fit(value)
+
+
+def settings_of(cfg: CfgNode) -> dict[str, str]:
+    """All keys that results depend on, and their values, for comparison with another run's."""
+    return {
+        key: str(_plain(value))
+        for key, value in flatten(cfg).items()
+        if not any(key == name or key.startswith(f"{name}.") for name in _HARMLESS)
+    }
+
+
+def _plain(value: object) -> object:
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
