@@ -24,8 +24,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 
 from reclip_d2.backbones.dense import DenseCLIP
+from reclip_d2.backbones.query import query_features
 from reclip_d2.backbones.reference import ReferencePrompt
-from reclip_d2.backbones.text import query_features
 from reclip_d2.config import load_config
 from reclip_d2.modeling.bias_head import PositionalProjection, ReCLIPPPBiasHead
 from reclip_d2.modeling.mask_decoder import MaskDecoder
@@ -97,7 +97,7 @@ def _segmentor_arguments(backbone: DenseCLIP, arguments: dict) -> dict:
     class_names = arguments.pop("class_names", CLASS_NAMES)
     return {
         "backbone": backbone,
-        "query_features": query_features(backbone.text_encoder, class_names, ["a photo of a {}."]),
+        "query_features": query_features(backbone, class_names, ["a photo of a {}."]),
         "class_names": class_names,
         "templates": "photo",
         "pixel_mean": PIXEL_MEAN,
@@ -119,7 +119,7 @@ def make_rectified(
     common = _segmentor_arguments(backbone, dict(arguments))
     names = [names[0] for names in common["class_names"]]
     head = ReCLIPPPBiasHead(
-        ReferencePrompt(backbone.text_encoder, names, prompt_length=prompt_length),
+        ReferencePrompt(backbone, names, prompt_length=prompt_length),
         PositionalProjection(TINY_VISION["width"], EMBED_DIM),
         reference_norm=reference_norm,
     )
@@ -132,7 +132,7 @@ def make_reclip_head(backbone: DenseCLIP, norm: str = "row", **projection: objec
     """ReCLIP's bias head for :data:`CLASS_NAMES`; ``projection`` are arguments of :class:`SpaceProjection`."""
     names = [names[0] for names in CLASS_NAMES]
     return ReCLIPBiasHead(
-        ReferencePrompt(backbone.text_encoder, names, prompt_length=4),
+        ReferencePrompt(backbone, names, prompt_length=4),
         SpaceProjection(TINY_VISION["width"], len(names), (10, 6), **projection),
         reference_norm=norm,
     )

@@ -28,7 +28,7 @@ from torch import Tensor, nn  # noqa: E402
 
 import reclip_d2.data.datasets  # noqa: E402  (registers the data sets)
 import reclip_d2.modeling  # noqa: E402, F401  (registers the models)
-from reclip_d2.backbones.text import check_class_names  # noqa: E402
+from reclip_d2.backbones.query import check_class_names  # noqa: E402
 from reclip_d2.config import load_config  # noqa: E402
 from reclip_d2.data.classes import class_names_of  # noqa: E402
 from reclip_d2.engine.checkpoint import IDENTITY_VERSION  # noqa: E402

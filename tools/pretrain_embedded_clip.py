@@ -20,6 +20,7 @@ R regions.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
@@ -32,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reclip_d2.backbones.dense_attention import ValueAttention
 from reclip_d2.backbones.embedded import (
     EMBEDDED_CHECKPOINT,
     EMBEDDED_MODEL_NAME,
@@ -39,9 +41,9 @@ from reclip_d2.backbones.embedded import (
     create_embedded_clip,
     save_embedded_checkpoint,
 )
-from reclip_d2.backbones.prompts import get_templates
-from reclip_d2.backbones.text import TextEncoder, query_features
-from reclip_d2.backbones.vision import dense_image_features, embed_patches, project_dense
+from reclip_d2.backbones.query import get_templates, query_features
+from reclip_d2.backbones.text import TextEncoder
+from reclip_d2.backbones.vision import dense_image_features, last_block_input, project_dense
 from reclip_d2.errors import ReclipError, exit_on_error
 from reclip_d2.toy.captions import name_frequencies
 from reclip_d2.toy.pretraining import CaptionTokens, draw_regions, render_pictures
@@ -81,14 +83,14 @@ def image_features(visual: nn.Module, images: Tensor, dense_count: int) -> tuple
         global features (B, D), those of ``encode_image``, and dense features Z (dense_count, n, D); rows of
         length 1.
     """
-    tokens, _ = embed_patches(visual, images)
-    *blocks, last = visual.transformer.resblocks
-    for block in blocks:
-        tokens = block(tokens)
+    inputs, last = last_block_input(visual, images), visual.transformer.resblocks[-1]
+    tokens = inputs.tokens
     keys = last.ln_1(tokens)
     pooled = tokens[:, :1] + last.ls_1(last.attn(keys[:, :1], keys, keys, need_weights=False)[0])
     pooled = (pooled + last.ls_2(last.mlp(last.ln_2(pooled))))[:, 0]
-    return F.normalize(visual.ln_post(pooled) @ visual.proj, dim=-1), project_dense(visual, tokens[:dense_count, 1:])
+    inputs = dataclasses.replace(inputs, images=images[:dense_count], tokens=tokens[:dense_count])
+    dense = project_dense(visual, ValueAttention(), inputs)
+    return F.normalize(visual.ln_post(pooled) @ visual.proj, dim=-1), dense
 
 
 def image_loss(logits: Tensor, names: Tensor) -> Tensor:
@@ -192,8 +194,8 @@ def evaluate(checkpoint: Path, world: World, seed: int, close_ups: int, scenes: 
     for index in range(scenes):
         scene = render_scene(seed, index, world)
         image = normalize_images(torch.from_numpy(scene.image).permute(2, 0, 1)[None])
-        dense, (h, w) = dense_image_features(model.visual, image)
-        logits = (dense @ queries.T).transpose(1, 2).unflatten(2, (h, w))
+        dense, inputs = dense_image_features(model.visual, image, ValueAttention())
+        logits = (dense @ queries.T).transpose(1, 2).unflatten(2, inputs.grid)
         guess = F.interpolate(logits, size=scene.labels.shape, mode="bilinear", align_corners=False).argmax(dim=1)
         cells = torch.from_numpy(scene.labels).long().flatten() * NUM_MATERIALS + guess.flatten()
         confusion += torch.bincount(cells, minlength=NUM_MATERIALS**2).view(NUM_MATERIALS, NUM_MATERIALS)

@@ -19,8 +19,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from reclip_d2.app.tasks import Task
-from reclip_d2.backbones.prompts import get_templates
-from reclip_d2.backbones.text import cached_query_features, check_class_names
+from reclip_d2.backbones.query import check_class_names, get_templates
 from reclip_d2.data.class_file import ClassList
 from reclip_d2.data.datasets.custom import check_names_fit, register_images
 from reclip_d2.inference import ImagePredictor, Turn
@@ -127,8 +126,8 @@ class Models:
                 self._maskclip = load_predictor(self._maskclip_config, "maskclip", Path())
         built, names = self._maskclip, classes.model_classes
         backbone, templates = built.model.backbone, get_templates(built.model.templates)
-        check_class_names(names, backbone.text_encoder.name_tokens)
-        features = cached_query_features(backbone.text_encoder, names, templates, backbone.key, turn)
+        check_class_names(names, backbone.name_tokens)
+        features = backbone.query_features(names, templates, turn)
         model = copy.copy(built.model)
         model._buffers = dict(built.model._buffers)  # a copy of a module shares them
         model.template_query_features = features.to(built.model.device)

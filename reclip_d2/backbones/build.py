@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+from open_clip.pretrained import get_pretrained_cfg
 from torch import nn
 
 from reclip_d2.backbones.architectures import model_config, open_clip_name
-from reclip_d2.backbones.download import address_of, cached_file, is_reachable
+from reclip_d2.backbones.download import fetch_weights
 from reclip_d2.backbones.embedded import EMBEDDED_MODEL_NAME, build_embedded_clip, embedded_checkpoint
 from reclip_d2.backbones.settings import WeightSettings, settings_beside
 from reclip_d2.backbones.weights import ClipWeights, load_clip_weights, read_clip_weights
 from reclip_d2.errors import ReclipError
-from reclip_d2.utils.digest import check_digest
 
 logger = logging.getLogger(__name__)
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def build_clip(name: str, pretrained: str) -> tuple[nn.Module, object]:
@@ -41,8 +37,8 @@ def build_clip(name: str, pretrained: str) -> tuple[nn.Module, object]:
         the model and its tokenizer.
 
     Raises:
-        ReclipError: a name or tag is unknown, the model has no value path, the weights are not to be had or do not
-            fit.
+        ReclipError: a name or tag is unknown, the model is of a kind that is not supported, or the weights are not to
+            be had or do not fit.
     """
     if name == EMBEDDED_MODEL_NAME:
         model = build_embedded_clip(embedded_checkpoint(pretrained))
@@ -53,10 +49,10 @@ def build_clip(name: str, pretrained: str) -> tuple[nn.Module, object]:
 
 
 def check_supported(name: str) -> None:
-    """Raise :class:`ReclipError` for a model of open_clip whose kind has no value path or no CLIP text tower.
+    """Raise :class:`ReclipError` for a model of open_clip whose kind has no patch tokens to read or no CLIP text tower.
 
     Read off the model's config, before the (possibly large) model is built;
-    :func:`~reclip_d2.backbones.vision.check_value_path` looks at the module itself.
+    :func:`~reclip_d2.backbones.vision.check_image_tower` looks at the module itself.
     """
     config = model_config(name)
     vision, text = config["vision_cfg"], config["text_cfg"]
@@ -88,7 +84,9 @@ def _build(name: str, pretrained: str) -> nn.Module:
         return _random_model(name)
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained in tags:
-        weights = read_clip_weights(_fetch(name, pretrained))
+        quick_gelu = bool(get_pretrained_cfg(name, pretrained).get("quick_gelu", False))
+        _check_activation(name, f"the weights {pretrained!r}", quick_gelu)
+        weights = read_clip_weights(fetch_weights(name, pretrained))
     else:
         path = Path(pretrained).expanduser()
         if not path.is_file():
@@ -114,40 +112,6 @@ def _random_model(name: str) -> nn.Module:
         except (TypeError, ValueError, AssertionError, AttributeError, ZeroDivisionError) as error:
             cause = " ".join(str(error).split())[:120] or type(error).__name__
             raise ReclipError(f"open_clip cannot build MODEL.CLIP.NAME {name!r}: {cause}") from error
-
-
-def _fetch(name: str, tag: str) -> Path:
-    """The file of a tag, from open_clip's cache or the network."""
-    config = get_pretrained_cfg(name, tag)
-    _check_activation(name, f"the weights {tag!r}", bool(config.get("quick_gelu", False)))
-    if cached_file(config) is None and not is_reachable(address_of(config)):
-        raise ReclipError(
-            f"the weights {tag!r} of {name} are not on this machine, and their server cannot be reached: get"
-            f" {_origin(config)} elsewhere, copy the file to this machine and set MODEL.CLIP.PRETRAINED to its path"
-        )
-    try:
-        path = Path(download_pretrained(config))
-    except Exception as error:  # no network: each client has errors of its own
-        raise ReclipError(
-            f"the weights {tag!r} of {name} cannot be fetched ({type(error).__name__}): get {_origin(config)} where"
-            " there is a network, copy the file to this machine and set MODEL.CLIP.PRETRAINED to its path"
-        ) from error
-    # In the Hugging Face Hub's cache a file's name leads to its content, which is named by its SHA-256; of what it
-    # downloads from elsewhere open_clip checks the hash itself.
-    if path.is_symlink() and _SHA256.fullmatch(path.resolve().name):
-        check_digest(path.resolve(), path.resolve().name, f"the weights {tag!r} of {name}")
-    return path
-
-
-def _origin(config: dict[str, Any]) -> str:
-    """Where a tag's weights come from, as open_clip has it."""
-    places = []
-    if config.get("hf_hub"):
-        repository, _, file = config["hf_hub"].rpartition("/")
-        places.append(f"{file or 'open_clip_model.safetensors'} of the Hugging Face repository {repository}")
-    if config.get("url"):
-        places.append(str(config["url"]))
-    return " or ".join(places) or "its file"
 
 
 def _check_architecture(name: str, settings: WeightSettings) -> None:

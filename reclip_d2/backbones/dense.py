@@ -1,4 +1,4 @@
-"""``DenseCLIP``: a CLIP, frozen by default, as a Detectron2 backbone that gives a feature for each patch.
+"""``DenseCLIP``: an open_clip ViT, frozen by default, as a backbone that gives a feature for each patch.
 
 Shape letters: B images, (H, W) size in pixels, (h, w) patch grid, D width of the joint embedding, E width of
 the image transformer.
@@ -8,34 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
 from reclip_d2.backbones.architectures import open_clip_name
-from reclip_d2.backbones.build import build_clip, clip_fingerprint
+from reclip_d2.backbones.build import build_clip, clip_fingerprint, embedding_shape
 from reclip_d2.backbones.compat import OWN_IMAGE_TOWER, adapt_image_tower
-from reclip_d2.backbones.text import TextEncoder
-from reclip_d2.backbones.vision import (
-    check_value_path,
-    key_path,
-    last_block_input,
-    patches_inside,
-    project_dense,
-    resize_positional_embedding,
-    window_image_features,
-)
+from reclip_d2.backbones.dense_attention import DenseAttention, ValueAttention, build_dense_attention
+from reclip_d2.backbones.interface import BackboneSummary, VisionLanguageBackbone
+from reclip_d2.backbones.settings import PixelStatistics, default_pixel_statistics, pixel_statistics
+from reclip_d2.backbones.text import PackedTexts, TextEncoder
+from reclip_d2.backbones.vision import check_image_tower, dense_image_features, resize_positional_embedding
+from reclip_d2.backbones.windows import patches_inside, window_image_features
 from reclip_d2.errors import ReclipError
 
 AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @BACKBONE_REGISTRY.register()
-class DenseCLIP(Backbone):
+class DenseCLIP(VisionLanguageBackbone):
     """Frozen image and text towers of an open_clip ViT.
 
     ``forward`` gives the image features Z of section III-A as ``{"dense": (B, D, h, w)}``, each patch of
@@ -53,108 +51,110 @@ class DenseCLIP(Backbone):
         tokenizer: object,
         *,
         name: str,
-        value_path_residual: bool = True,
+        attention: DenseAttention | None = None,
         autocast_dtype: torch.dtype | None = None,
         image_tower: str = OWN_IMAGE_TOWER,
         fine_tune: bool = False,
+        pixel_statistics: PixelStatistics | None = None,
     ) -> None:
         """
         Args:
             clip: an open_clip model with a ViT image tower.
             tokenizer: its tokenizer.
             name: its open_clip name, for messages and checkpoints.
-            value_path_residual: keep the residual connections and the MLP of the last block.
+            attention: takes the last block's place; None for the value path.
             autocast_dtype: run the image tower in this precision; its output is float32.
             image_tower: what :func:`~reclip_d2.backbones.compat.adapt_image_tower` has changed, for checkpoints.
             fine_tune: the image tower trains.
+            pixel_statistics: how images are normalised; None for OpenAI's mean and standard deviation.
         """
         super().__init__()
-        check_value_path(clip.visual, name)
+        check_image_tower(clip.visual, name)
         self.name = name
         self.fingerprint = clip_fingerprint(clip)
         if image_tower != OWN_IMAGE_TOWER:  # not in the weights, but what the tower computes depends on it
             self.fingerprint = hashlib.sha256(f"{self.fingerprint} {image_tower}".encode()).hexdigest()
         self.clip = clip.requires_grad_(False).eval()
         self.text_encoder = TextEncoder(clip, tokenizer)
-        self.value_path_residual = value_path_residual
+        self.attention = ValueAttention() if attention is None else attention
         self.autocast_dtype = autocast_dtype
         self.image_tower = image_tower
         self.fine_tune = fine_tune
+        self.pixel_statistics = pixel_statistics or default_pixel_statistics()
         if fine_tune:
-            for parameter in _parameters_of_dense_features(clip.visual, value_path_residual):
+            for parameter in _parameters_of_dense_features(clip.visual, self.attention):
                 parameter.requires_grad_(True)
         self.register_state_dict_post_hook(_drop_frozen_weights)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict[str, object]:
         keys = cfg.MODEL.CLIP
+        attention = build_dense_attention(cfg)
         clip, tokenizer = build_clip(keys.NAME, keys.PRETRAINED)
-        check_value_path(clip.visual, keys.NAME)
+        check_image_tower(clip.visual, keys.NAME)
         image_tower = adapt_image_tower(clip.visual, keys.LAYER_NORM_EPS, keys.IMAGE_ACTIVATION, keys.CLASS_TOKEN)
         return {
             "clip": clip,
             "tokenizer": tokenizer,
             "name": open_clip_name(keys.NAME),
-            "value_path_residual": keys.VALUE_PATH_RESIDUAL,
+            "attention": attention,
             "autocast_dtype": AUTOCAST_DTYPES[keys.AUTOCAST],
             "image_tower": image_tower,
             "fine_tune": keys.FINE_TUNE,
+            "pixel_statistics": pixel_statistics(cfg),
         }
 
-    @property
-    def key(self) -> str:
-        """Names this CLIP: the architecture (activations and such are not in the weights) and the fingerprint."""
-        return f"{self.name} {self.fingerprint}"
+    @classmethod
+    def summary(cls, cfg: CfgNode) -> BackboneSummary:
+        return BackboneSummary(open_clip_name(cfg.MODEL.CLIP.NAME), *embedding_shape(cfg.MODEL.CLIP.NAME))
+
+    # ---- sizes ---------------------------------------------------------------------------------------------------
 
     @property
     def patch_size(self) -> int:
-        """Side of a patch in pixels."""
         return self.clip.visual.patch_size[0]
 
     @property
-    def size_divisibility(self) -> int:
-        return self.patch_size
+    def stride(self) -> int:
+        return self.patch_size // self.attention.upsampling
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(H, W) that the CLIP was trained at: the size of a crop for its global feature."""
         height, width = self.clip.visual.image_size
         return height, width
 
     @property
     def embed_dim(self) -> int:
-        """Width D of the joint embedding."""
         return self.clip.visual.output_dim
 
     @property
-    def logit_scale(self) -> float:
-        """CLIP's own factor on cosine similarities: 100 for OpenAI's models."""
-        return self.clip.logit_scale.exp().item()
+    def positional_width(self) -> int:
+        return self.clip.visual.positional_embedding.shape[1]
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        return {"dense": ShapeSpec(channels=self.embed_dim, stride=self.patch_size)}
+    @property
+    def logit_scale(self) -> float:
+        return self.clip.logit_scale.exp().item()
 
     def train(self, mode: bool = True) -> DenseCLIP:
         """Stays in eval mode, when fine-tuned too: a CLIP has neither batch norm nor dropout to train with."""
         return super().train(False)
+
+    # ---- images --------------------------------------------------------------------------------------------------
 
     def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(device.type, dtype=self.autocast_dtype)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Image features Z ``{"dense": (B, D, h, w)}`` of normalised images ``(B, 3, H, W)`` whose sides are
-        multiples of the patch. The memory lies as (B, h, w, D). Only with ``fine_tune`` they carry gradient."""
-        return {"dense": self.dense_and_keys(images, keys=False)[0]}
-
-    def dense_and_keys(self, images: Tensor, keys: bool = True) -> tuple[Tensor, Tensor | None]:
-        """Image features Z ``(B, D, h, w)`` and, if wanted, the last block's keys ``(B, h * w, E)``."""
-        visual = self.clip.visual
+    def dense_and_keys(
+        self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None, keys: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`VisionLanguageBackbone.dense_and_keys`. Only with ``fine_tune`` Z carries gradient."""
         with torch.set_grad_enabled(self.fine_tune and torch.is_grad_enabled()), self._autocast(images.device):
-            tokens, (height, width) = last_block_input(visual, images)
-            features = project_dense(visual, tokens, self.value_path_residual)
-            key_features = key_path(visual.transformer.resblocks[-1], tokens).float() if keys else None
+            features, inputs = dense_image_features(self.clip.visual, images, self.attention, image_sizes)
+            block = inputs.block
+            key_features = block.keys(block.norm(inputs.patches)).float() if keys else None
+        height, width = (side * self.attention.upsampling for side in inputs.grid)
         return features.transpose(1, 2).unflatten(2, (height, width)), key_features
 
     @torch.no_grad()
@@ -166,14 +166,8 @@ class DenseCLIP(Backbone):
 
     @torch.no_grad()
     def window_features(self, images: Tensor, windows: Tensor, split: int = 0) -> Tensor:
-        """Global features of windows, all in one forward pass: ``(B, N, D)`` of length 1.
-
-        Args:
-            images: ``(B, 3, H, W)``, normalised; H and W are multiples of the patch size.
-            windows: ``(N, 4)`` boxes (x0, y0, x1, y1) in pixels of ``images``, the ends exclusive.
-            split: block from which on the windows go their own way, see
-                :func:`~reclip_d2.backbones.vision.window_image_features`.
-        """
+        """See :meth:`VisionLanguageBackbone.window_features` and
+        :func:`~reclip_d2.backbones.windows.window_image_features`."""
         visual = self.clip.visual
         if getattr(visual, "pool_type", "tok") != "tok":
             raise ReclipError(
@@ -189,6 +183,8 @@ class DenseCLIP(Backbone):
             features = window_image_features(visual, images, inside, split)
         return F.normalize(features.float(), dim=-1)
 
+    # ---- positions -----------------------------------------------------------------------------------------------
+
     def positional_embedding(self, size: tuple[int, int]) -> Tensor:
         """Positional embedding PE of the patches, resized to the grid (h, w): ``(E, h, w)``.
 
@@ -200,12 +196,69 @@ class DenseCLIP(Backbone):
         positions = resize_positional_embedding(own, tuple(visual.grid_size), size)
         return positions[1:].transpose(0, 1).unflatten(1, size)
 
+    @property
+    def positional_grid(self) -> tuple[int, int]:
+        height, width = self.clip.visual.grid_size
+        return int(height), int(width)
 
-def _parameters_of_dense_features(visual: nn.Module, residual: bool) -> list[nn.Parameter]:
+    @contextlib.contextmanager
+    def on_grid(self, grid: tuple[int, int]) -> Iterator[None]:
+        visual = self.clip.visual
+        before = visual.positional_embedding, visual.grid_size
+        with torch.no_grad():
+            embedding = resize_positional_embedding(visual.positional_embedding, tuple(visual.grid_size), grid)
+        visual.positional_embedding = nn.Parameter(embedding.clone(), requires_grad=False)
+        visual.grid_size = grid
+        try:
+            yield
+        finally:
+            visual.positional_embedding, visual.grid_size = before
+
+    # ---- texts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def text_width(self) -> int:
+        return self.text_encoder.text_width
+
+    @property
+    def context_length(self) -> int:
+        return self.text_encoder.context_length
+
+    @property
+    def end_token(self) -> int:
+        return self.text_encoder.end_token
+
+    def name_tokens(self, name: str) -> list[int]:
+        return self.text_encoder.name_tokens(name)
+
+    def token_embeddings(self, tokens: Tensor) -> Tensor:
+        return self.text_encoder.token_embeddings(tokens)
+
+    @torch.no_grad()
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        return self.text_encoder.text_features(texts)
+
+    def reference_layout(self, segments: Sequence[Sequence[int]], prompt_length: int) -> PackedTexts:
+        return self.text_encoder.reference_layout(segments, prompt_length)
+
+    def reference(self, vectors: Tensor, layout: PackedTexts) -> Tensor:
+        return self.text_encoder.reference(vectors, layout)
+
+    # ---- identity ------------------------------------------------------------------------------------------------
+
+    def identity(self) -> dict[str, Any]:
+        changed: dict[str, Any] = {} if self.image_tower == OWN_IMAGE_TOWER else {"image_tower": self.image_tower}
+        if self.fine_tune:
+            changed["MODEL.CLIP.FINE_TUNE"] = True
+        return {"clip": self.name, **changed, **self.attention.identity(), "fingerprint": self.fingerprint}
+
+
+def _parameters_of_dense_features(visual: nn.Module, attention: DenseAttention) -> list[nn.Parameter]:
     """The parameters that Z is computed with. A gradient is expected of every parameter that needs one, where several
     processes train together."""
     last = visual.transformer.resblocks[-1]
-    unused = set() if residual else {*last.ln_2.parameters(), *last.mlp.parameters(), *last.ls_2.parameters()}
+    mlp = {*last.ln_2.parameters(), *last.mlp.parameters(), *last.ls_2.parameters()}
+    unused = set() if attention.uses_mlp else mlp
     return [parameter for parameter in visual.parameters() if parameter not in unused]
 
 

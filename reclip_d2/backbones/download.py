@@ -1,13 +1,23 @@
-"""Whether the weights of an open_clip tag are to be had, found out in seconds: a hub's client tries for minutes."""
+"""The weights of an open_clip tag: in a cache, or from the network.
+
+Whether a server can be reached is found out in seconds: a hub's client tries for minutes.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+
+from reclip_d2.errors import ReclipError
+from reclip_d2.utils.digest import check_digest
+
 _SECONDS = 5  # to wait for a server
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def address_of(config: dict[str, Any]) -> str:
@@ -45,3 +55,40 @@ def is_reachable(address: str) -> bool:
             return reply.status < 400
     except (OSError, ValueError):
         return False
+
+
+def fetch_weights(name: str, tag: str) -> Path:
+    """The weight file of an open_clip tag, from open_clip's cache or the network.
+
+    Raises:
+        ReclipError: the weights are neither here nor can they be fetched, or their hash is wrong.
+    """
+    config = get_pretrained_cfg(name, tag)
+    if cached_file(config) is None and not is_reachable(address_of(config)):
+        raise ReclipError(
+            f"the weights {tag!r} of {name} are not on this machine, and their server cannot be reached: get"
+            f" {_origin(config)} elsewhere, copy the file to this machine and set MODEL.CLIP.PRETRAINED to its path"
+        )
+    try:
+        path = Path(download_pretrained(config))
+    except Exception as error:  # no network: each client has errors of its own
+        raise ReclipError(
+            f"the weights {tag!r} of {name} cannot be fetched ({type(error).__name__}): get {_origin(config)} where"
+            " there is a network, copy the file to this machine and set MODEL.CLIP.PRETRAINED to its path"
+        ) from error
+    # In the Hugging Face Hub's cache a file's name leads to its content, which is named by its SHA-256; of what it
+    # downloads from elsewhere open_clip checks the hash itself.
+    if path.is_symlink() and _SHA256.fullmatch(path.resolve().name):
+        check_digest(path.resolve(), path.resolve().name, f"the weights {tag!r} of {name}")
+    return path
+
+
+def _origin(config: dict[str, Any]) -> str:
+    """Where a tag's weights come from, as open_clip has it."""
+    places = []
+    if config.get("hf_hub"):
+        repository, _, file = config["hf_hub"].rpartition("/")
+        places.append(f"{file or 'open_clip_model.safetensors'} of the Hugging Face repository {repository}")
+    if config.get("url"):
+        places.append(str(config["url"]))
+    return " or ".join(places) or "its file"

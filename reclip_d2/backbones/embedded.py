@@ -15,7 +15,7 @@ import open_clip
 import torch
 from torch import Tensor
 
-from reclip_d2.backbones.names import EMBEDDED_MODEL_NAME
+from reclip_d2.backbones import EMBEDDED_MODEL_NAME
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.tensor_files import check_tensors, read_tensor_file, save_safetensors, state_dict_of

@@ -1,11 +1,12 @@
-"""The learnable Reference prompt, Eq. (1), and its shared-prefix encoding.
+"""The learnable Reference prompt, Eq. (1).
 
-Shape letters: C classes, L prompt vectors, T tokens of the packed sequence, E width of the text transformer,
-D width of the joint embedding.
+Shape letters: C classes, L prompt vectors, D width of the joint embedding, F width of the text transformer.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import logging
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reclip_d2.backbones.interface import VisionLanguageBackbone
 from reclip_d2.backbones.text import TextEncoder
 from reclip_d2.errors import ReclipError
 
@@ -22,18 +24,17 @@ logger = logging.getLogger(__name__)
 class ReferencePrompt(nn.Module):
     """Reference text of every class, Eq. (1): ``R_i = [SOS][v_1]...[v_L][name_i][EOS]``.
 
-    The vectors ``v`` are shared by the classes, and CLIP's text transformer is causal; so the hidden states of
-    ``[SOS][v_1]...[v_L]`` are the same for all classes. They are computed once, in one packed sequence ::
+    The vectors ``v`` are shared by the classes and are all that trains. The backbone encodes the texts
+    (:meth:`VisionLanguageBackbone.reference`).
 
-        [SOS] v_1 ... v_L | name_1 EOS | name_2 EOS | ...
-
-    where the positions restart after the prefix and a mask lets each name see the prefix and itself. This is
-    the same function as encoding C sequences of L + 2 + len(name) tokens, at a fraction of the work.
+    Attributes:
+        vectors: ``(L, F)``.
+        segments: for each class the token ids that follow the vectors, the end token included.
     """
 
     def __init__(
         self,
-        text_encoder: TextEncoder,
+        backbone: VisionLanguageBackbone | TextEncoder,
         class_names: Sequence[str],
         prompt_length: int = 73,
         init_std: float = 0.02,
@@ -41,33 +42,34 @@ class ReferencePrompt(nn.Module):
     ) -> None:
         """
         Args:
-            text_encoder: read for sizes and tokens only; it is passed to :meth:`forward` and not kept.
+            backbone: read for sizes and tokens only; it is passed to :meth:`forward` and not kept.
             class_names: one name a class (the first of its synonyms).
-            prompt_length: L wanted. The longest name must fit in the context beside it:
-                ``L = min(prompt_length, context_length - 2 - longest name)``, which is logged when it bites.
+            prompt_length: L wanted. The longest name must fit in the context as well:
+                ``L = min(prompt_length, context_length - 2 - longest name)``, which is logged if it is less.
             init_std: the vectors start from a normal distribution of this standard deviation (CoOp: 0.02).
             token_limit: 0 takes a name whole. k reproduces the public code of ReCLIP++ (k = 3): of ``name EOS`` the
                 first k tokens are taken, and the feature is read at the largest token id, which is EOS where it was
                 not cut off.
+
+        Raises:
+            ReclipError: a name has no tokens or too many, or the text tower cannot take prompts.
         """
         super().__init__()
-        if not text_encoder.is_causal:
-            raise ReclipError("the Reference prompt needs a CLIP whose text transformer is causal")
-        names = [text_encoder.name_tokens(name) for name in class_names]
+        context = backbone.context_length
+        names = [backbone.name_tokens(name) for name in class_names]
         for name, tokens in zip(class_names, names, strict=True):
             if not tokens:
                 raise ReclipError(f"class name {name!r} has no tokens: rename the class")
-            if len(tokens) > text_encoder.context_length - 2:
+            if len(tokens) > context - 2:
                 raise ReclipError(
-                    f"class name {name!r} has {len(tokens)} tokens, more than the"
-                    f" {text_encoder.context_length - 2} that the text encoder takes: shorten it"
+                    f"class name {name!r} has {len(tokens)} tokens, more than the {context - 2} that the text encoder"
+                    " takes: shorten it"
                 )
-        end = text_encoder.tokenizer.eot_token_id
-        segments = [[*tokens, end] for tokens in names]
-        room = token_limit or max(map(len, segments))
+        self.segments = [[*tokens, backbone.end_token] for tokens in names]
+        room = token_limit or max(map(len, self.segments))
         if token_limit:
-            segments = [cut_name(segment, token_limit) for segment in segments]
-        length = min(prompt_length, text_encoder.context_length - 1 - room)
+            self.segments = [cut_name(segment, token_limit) for segment in self.segments]
+        length = min(prompt_length, context - 1 - room)
         if token_limit and length < 1:
             raise ReclipError(f"MODEL.BIAS_HEAD.NAME_TOKENS {token_limit} leaves the prompt no room: lower it")
         if length < prompt_length:
@@ -75,25 +77,18 @@ class ReferencePrompt(nn.Module):
                 "Reference prompt: L = %d instead of %d, so that the longest class name (%d tokens) fits",
                 length, prompt_length, room - 1,
             )  # fmt: skip
-        self.vectors = nn.Parameter(torch.randn(length, text_encoder.width) * init_std)
+        self.layout = backbone.reference_layout(self.segments, length)
+        self.vectors = nn.Parameter(torch.randn(length, backbone.text_width) * init_std)
 
-        prefix = 1 + length
-        positions = list(range(prefix)) + [prefix + i for segment in segments for i in range(len(segment))]
-        lengths = torch.tensor([len(segment) for segment in segments])
-        self.register_buffer("start_token", torch.tensor([text_encoder.tokenizer.sot_token_id]), persistent=False)
-        self.register_buffer("name_tokens", torch.tensor(sum(segments, [])), persistent=False)
-        self.register_buffer("positions", torch.tensor(positions), persistent=False)
-        self.register_buffer("ends", prefix - 1 + lengths.cumsum(0), persistent=False)
-        self.register_buffer("attn_mask", packed_attention_mask(prefix, lengths), persistent=False)
-
-    def forward(self, text_encoder: TextEncoder) -> Tensor:
+    def forward(self, backbone: VisionLanguageBackbone | TextEncoder) -> Tensor:
         """Reference text features before their norm: ``(C, D)``; differentiable in the prompt vectors."""
-        embed = text_encoder.token_embedding
-        vectors = self.vectors.to(embed.weight.dtype)
-        tokens = torch.cat([embed(self.start_token), vectors, embed(self.name_tokens)])
-        tokens = tokens + text_encoder.positional_embedding[self.positions]
-        hidden = text_encoder.transformer(tokens[None], attn_mask=self.attn_mask)[0]
-        return text_encoder.project(hidden[self.ends])
+        return backbone.reference(self.vectors, self.layout)
+
+    def digest(self) -> str:
+        """Hash of the segments, eight hex digits: the weights do not show them."""
+        tokens = [token for segment in self.segments for token in segment]
+        ends = list(itertools.accumulate(map(len, self.segments)))
+        return hashlib.sha256(f"{tokens} {ends}".encode()).hexdigest()[:8]
 
 
 def cut_name(tokens: Sequence[int], limit: int) -> list[int]:
@@ -103,26 +98,6 @@ def cut_name(tokens: Sequence[int], limit: int) -> list[int]:
     """
     kept = list(tokens[:limit])
     return kept[: kept.index(max(kept)) + 1]
-
-
-def packed_attention_mask(prefix: int, lengths: Tensor) -> Tensor:
-    """Additive attention mask of the packed sequence: 0 where a token may look, -inf elsewhere.
-
-    A token of the prefix sees the prefix up to itself; a token of a name sees the whole prefix and its own
-    name up to itself.
-
-    Args:
-        prefix: tokens of the shared prefix, start included.
-        lengths: ``(C,)`` tokens of each name, end included.
-
-    Returns:
-        ``(T, T)`` float32, T = prefix + lengths.sum().
-    """
-    owner = torch.cat([torch.full((prefix,), -1), torch.arange(len(lengths)).repeat_interleave(lengths)])
-    order = torch.arange(len(owner))
-    causal = order[:, None] >= order[None, :]
-    visible = causal & ((owner[:, None] == owner[None, :]) | (owner[None, :] == -1))
-    return torch.zeros(visible.shape).masked_fill_(~visible, float("-inf"))
 
 
 def normalize_reference(features: Tensor, norm: str) -> Tensor:

@@ -120,6 +120,13 @@ def _statistics(value: Any, origin: str, key: str) -> tuple[float, float, float]
     return red, green, blue
 
 
+def default_pixel_statistics() -> PixelStatistics:
+    """OpenAI's: the defaults of ``MODEL.PIXEL_MEAN`` and ``MODEL.PIXEL_STD``."""
+    from reclip_d2.config.keys import KEYS  # imports detectron2
+
+    return PixelStatistics(list(KEYS["MODEL.PIXEL_MEAN"].default), list(KEYS["MODEL.PIXEL_STD"].default))
+
+
 def pixel_statistics(cfg: CfgNode) -> PixelStatistics:
     """How images are normalised for ``MODEL.CLIP``.
 

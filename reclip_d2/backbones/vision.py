@@ -1,4 +1,7 @@
-"""Dense image features of an open_clip Vision Transformer: the value path of its last block.
+"""Dense image features of an open_clip Vision Transformer, from pixels to Z.
+
+:func:`dense_image_features` is the one way: :func:`embed_patches`, all blocks but the last, a dense attention in the
+place of the last, :func:`project_dense`.
 
 Shape letters: B images, (H, W) image size in pixels, (h, w) patch grid, n = h*w patches, E width of the
 transformer, D width of the joint embedding.
@@ -6,18 +9,22 @@ transformer, D width of the joint embedding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reclip_d2.backbones.dense_attention import AttentionInput, BlockInput, DenseAttention, TransformerBlock
+from reclip_d2.backbones.interface import valid_patches
 from reclip_d2.errors import ReclipError
 
 
-def check_value_path(visual: nn.Module, name: str) -> None:
-    """Raise :class:`ReclipError` unless ``visual`` is a ViT whose last block has a value path.
+def check_image_tower(visual: nn.Module, name: str) -> None:
+    """Raise :class:`ReclipError` unless ``visual`` is a ViT whose last block a dense attention can replace.
 
     Needed are a patch convolution, a class token, an ``nn.MultiheadAttention`` with one packed input
-    projection in each block, and a final projection; pooling by attention, timm towers and ResNets have none.
+    projection in each block, and a final projection; pooling by attention, timm towers and ResNets lack them.
     """
     reason = None
     if not all(hasattr(visual, part) for part in ("conv1", "class_embedding", "transformer", "ln_post", "proj")):
@@ -73,138 +80,86 @@ def embed_patches(visual: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int,
     return visual.ln_pre(visual.patch_dropout(tokens)), size
 
 
-def value_path(block: nn.Module, tokens: Tensor, residual: bool = True) -> Tensor:
-    """Last block by its value path (MaskCLIP): ``out_proj(v_proj(ln_1(x)))``.
+class OpenClipBlock(TransformerBlock):
+    """A ``ResidualAttentionBlock`` of open_clip in parts."""
 
-    Every token keeps its own value instead of a mixture of all, so that the output stays local.
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+        self.num_heads = block.attn.num_heads
 
-    Args:
-        block: open_clip ``ResidualAttentionBlock``.
-        tokens: ``(..., E)``.
-        residual: keep the block's residual connections and its MLP around the value path (as in the public
-            code of MaskCLIP and ReCLIP); otherwise the attention's output alone.
-    """
-    attention = block.attn
-    width = attention.embed_dim
-    bias = attention.in_proj_bias
-    values = F.linear(
-        block.ln_1(tokens), attention.in_proj_weight[2 * width :], None if bias is None else bias[2 * width :]
-    )
-    out = block.ls_1(attention.out_proj(values))
-    if not residual:
-        return out
-    out = tokens + out
-    return out + block.ls_2(block.mlp(block.ln_2(out)))
+    def _project(self, normed: Tensor, part: int) -> Tensor:
+        """Queries, keys or values (part 0, 1 or 2) by their share of the packed projection."""
+        attention = self.block.attn
+        rows = slice(part * attention.embed_dim, (part + 1) * attention.embed_dim)
+        bias = attention.in_proj_bias
+        return F.linear(normed, attention.in_proj_weight[rows], None if bias is None else bias[rows])
 
+    def norm(self, tokens: Tensor) -> Tensor:
+        return self.block.ln_1(tokens)
 
-def key_path(block: nn.Module, tokens: Tensor) -> Tensor:
-    """Keys ``k_proj(ln_1(x))`` of the last block, ``(..., E)``: what MaskCLIP's key smoothing compares."""
-    attention = block.attn
-    width = attention.embed_dim
-    bias = attention.in_proj_bias
-    return F.linear(
-        block.ln_1(tokens),
-        attention.in_proj_weight[width : 2 * width],
-        None if bias is None else bias[width : 2 * width],
-    )
+    def queries(self, normed: Tensor) -> Tensor:
+        return self._project(normed, 0)
+
+    def keys(self, normed: Tensor) -> Tensor:
+        return self._project(normed, 1)
+
+    def values(self, normed: Tensor) -> Tensor:
+        return self._project(normed, 2)
+
+    def output(self, mixed: Tensor) -> Tensor:
+        return self.block.ls_1(self.block.attn.out_proj(mixed))
+
+    def mlp(self, tokens: Tensor) -> Tensor:
+        return self.block.ls_2(self.block.mlp(self.block.ln_2(tokens)))
 
 
-def last_block_input(visual: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Patch tokens ``(B, n, E)`` that enter the last block, and the grid (h, w).
-
-    The class token takes part in all earlier blocks and is dropped here: the value path mixes no tokens.
-    """
-    tokens, size = embed_patches(visual, images)
-    for block in visual.transformer.resblocks[:-1]:
-        tokens = block(tokens)
-    return tokens[:, 1:], size
-
-
-def patches_inside(windows: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
-    """Which patches have their centre in which window; of a window without any, the patch that its centre lies in.
-
-    Args:
-        windows: ``(N, 4)`` boxes (x0, y0, x1, y1) in pixels, the ends exclusive.
-        grid: (h, w).
-
-    Returns:
-        ``(N, n)`` bool, at least one patch in each window.
-    """
-    edges = windows.double() / patch_size
-
-    def along(first: Tensor, last: Tensor, count: int) -> Tensor:
-        centres = torch.arange(count, device=windows.device) + 0.5
-        inside = (first[:, None] <= centres) & (centres < last[:, None])
-        middle = ((first + last) / 2).floor().long().clamp(0, count - 1)
-        nearest = F.one_hot(middle, count).bool()
-        return torch.where(inside.any(1, keepdim=True), inside, nearest)
-
-    columns = along(edges[:, 0], edges[:, 2], grid[1])
-    rows = along(edges[:, 1], edges[:, 3], grid[0])
-    return (rows[:, :, None] & columns[:, None, :]).flatten(1)
-
-
-def window_attention_mask(inside: Tensor) -> Tensor:
-    """Attention mask of ``[class token, patches, window tokens]``: see :func:`window_image_features`.
-
-    Args:
-        inside: ``(N, n)`` bool, which patches lie in which window.
-
-    Returns:
-        ``(T, T)`` float, T = 1 + n + N: 0 where a token (row) may look, -inf elsewhere.
-    """
-    windows, patches = inside.shape
-    visible = torch.zeros(1 + patches + windows, 1 + patches + windows, dtype=torch.bool, device=inside.device)
-    visible[: 1 + patches, : 1 + patches] = True
-    visible[1 + patches :, 1 : 1 + patches] = inside
-    visible[1 + patches :, 1 + patches :].fill_diagonal_(True)
-    return torch.zeros(visible.shape, device=inside.device).masked_fill_(~visible, float("-inf"))
-
-
-def window_image_features(visual: nn.Module, images: Tensor, inside: Tensor, split: int = 0) -> Tensor:
-    """A global feature for each window of an image, all in one forward pass (not in the papers).
-
-    Each window has a copy of the class token. From block ``split`` on it attends to itself and to the patches in its
-    window; patches and the image's own class token never see the copies, so they are as in a forward pass without.
-    Cutting the windows out and encoding each as an image of its own costs N forward passes instead of about
-    ``1 + N / n``.
+def last_block_input(
+    visual: nn.Module,
+    images: Tensor,
+    earlier_blocks: Sequence[int] = (),
+    image_sizes: Sequence[tuple[int, int]] | None = None,
+) -> AttentionInput:
+    """Run all blocks but the last.
 
     Args:
         images: ``(B, 3, H, W)``, normalised; H and W are multiples of the patch size.
-        inside: ``(N, n)`` bool, which patches lie in which window; at least one in each.
-        split: block from which on the copies go their own way, from 0 to the last.
-
-    Returns:
-        ``(B, N, D)``, not normalised.
+        earlier_blocks: indices of the blocks whose inputs are kept, too.
+        image_sizes: (H, W) of each image without its padding; None if none is padded.
     """
-    tokens, _ = embed_patches(visual, images)
-    blocks = list(visual.transformer.resblocks)
-    for block in blocks[:split]:
+    tokens, grid = embed_patches(visual, images)
+    *blocks, last = visual.transformer.resblocks
+    earlier = {}
+    for index, block in enumerate(blocks):
+        if index in earlier_blocks:
+            earlier[index] = BlockInput(OpenClipBlock(block), tokens)
         tokens = block(tokens)
-    tokens = torch.cat([tokens, tokens[:, :1].expand(-1, len(inside), -1)], dim=1)
-    mask = window_attention_mask(inside).to(tokens)
-    for block in blocks[split:]:
-        tokens = block(tokens, attn_mask=mask)
-    features = visual.ln_post(tokens[:, -len(inside) :])
-    return features if visual.proj is None else features @ visual.proj
+    valid = None
+    if image_sizes is not None and any(tuple(size) != tuple(images.shape[-2:]) for size in image_sizes):
+        valid = valid_patches(image_sizes, grid, visual.patch_size[0], images.device)
+    return AttentionInput(images, OpenClipBlock(last), tokens, grid, valid=valid, earlier=earlier)
 
 
-def project_dense(visual: nn.Module, tokens: Tensor, residual: bool = True) -> Tensor:
-    """Image features Z: value path, ``ln_post``, projection to the joint space, L2 norm of each patch.
-
-    Args:
-        tokens: ``(B, n, E)`` from :func:`last_block_input`.
+def project_dense(visual: nn.Module, attention: DenseAttention, inputs: AttentionInput) -> Tensor:
+    """Image features Z: dense attention, ``ln_post``, projection to the joint space, L2 norm of each patch.
 
     Returns:
-        ``(B, n, D)`` float32 (float64 for a float64 model), rows of length 1.
+        ``(B, n', D)`` float32 (float64 for a float64 model), rows of length 1; n' patches as the attention gives them.
     """
-    features = visual.ln_post(value_path(visual.transformer.resblocks[-1], tokens, residual))
+    features = visual.ln_post(attention(inputs))
     if visual.proj is not None:
         features = features @ visual.proj
+    features = attention.refine(features, inputs)
     return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 
-def dense_image_features(visual: nn.Module, images: Tensor, residual: bool = True) -> tuple[Tensor, tuple[int, int]]:
-    """Image features Z of the paper (section III-A): ``(B, n, D)`` and the grid (h, w); see the parts above."""
-    tokens, size = last_block_input(visual, images)
-    return project_dense(visual, tokens, residual), size
+def dense_image_features(
+    visual: nn.Module,
+    images: Tensor,
+    attention: DenseAttention,
+    image_sizes: Sequence[tuple[int, int]] | None = None,
+) -> tuple[Tensor, AttentionInput]:
+    """Image features Z of the paper (section III-A), ``(B, n', D)``, and the input of the last block that they come
+    from: :func:`last_block_input`, then :func:`project_dense`."""
+    earlier_blocks = attention.earlier_blocks(len(visual.transformer.resblocks))
+    inputs = last_block_input(visual, images, earlier_blocks, image_sizes)
+    return project_dense(visual, attention, inputs), inputs

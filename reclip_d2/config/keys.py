@@ -47,6 +47,9 @@ KEYS: dict[str, Key] = {
     # preprocessor_config.json beside a local file, says, in place of the defaults of MODEL.PIXEL_MEAN and PIXEL_STD;
     # "keys" takes those keys whatever the weights say.
     "MODEL.CLIP.NORMALIZATION": Key("weights", Choice(("weights", "keys"))),
+    # What takes the last block's place for dense features: the name of an attention in
+    # reclip_d2/backbones/dense_attention. "value": MaskCLIP's value path, the papers' choice.
+    "MODEL.CLIP.DENSE_ATTENTION": Key("value", Text()),
     # Keep residual connections and MLP around the last block's value path (public MaskCLIP and ReCLIP code).
     "MODEL.CLIP.VALUE_PATH_RESIDUAL": Key(True, Flag()),
     # Prompt templates of the Query text features W_q: imagenet_scene (85), imagenet (80), photo (1).

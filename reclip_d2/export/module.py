@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reclip_d2.backbones.vision import resize_positional_embedding
 from reclip_d2.modeling.bias_head import query_logits, rectified_logits
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
 from reclip_d2.modeling.meta_arch.maskclip import MaskCLIP
@@ -121,8 +120,8 @@ def map_grids(model: LanguageSegmentor) -> list[tuple[int, int]]:
     """Grids (h, w) of the maps that the model keeps, and resizes to the grid of an image: the positional embedding of a
     CLIP, the bias map of a student, the offset of a calibrated MaskCLIP."""
     shapes = []
-    if isinstance(model, CLIPSegmentor):
-        shapes.append(model.backbone.clip.visual.grid_size)
+    if isinstance(model, CLIPSegmentor) and model.backbone.positional_grid is not None:
+        shapes.append(model.backbone.positional_grid)
     if isinstance(model, MaskCLIP) and model.calibration_offset is not None:
         shapes.append(model.calibration_offset.shape[-2:])
     if isinstance(model, Student) and model.inherited.bias_map is not None:
@@ -150,19 +149,15 @@ def maps_on_grid(model: LanguageSegmentor, size: tuple[int, int] | None) -> Iter
         yield
         return
     grid = (-(-size[0] // model.size_divisibility), -(-size[1] // model.size_divisibility))
-    before = []
+    with contextlib.ExitStack() as stack:
 
-    def put(owner: object, name: str, value: object) -> None:
-        before.append((owner, name, getattr(owner, name)))
-        setattr(owner, name, value)
+        def put(owner: object, name: str, value: object) -> None:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
 
-    try:
         with torch.no_grad():
             if isinstance(model, CLIPSegmentor):
-                visual = model.backbone.clip.visual
-                embedding = resize_positional_embedding(visual.positional_embedding, tuple(visual.grid_size), grid)
-                put(visual, "positional_embedding", nn.Parameter(embedding.clone(), requires_grad=False))
-                put(visual, "grid_size", grid)
+                stack.enter_context(model.backbone.on_grid(grid))
             if isinstance(model, MaskCLIP) and (offset := model.calibration_offset) is not None:
                 if offset.shape[-2:] != (1, 1):
                     resized = F.interpolate(offset[None], size=grid, mode="bilinear", align_corners=False)[0]
@@ -171,6 +166,3 @@ def maps_on_grid(model: LanguageSegmentor, size: tuple[int, int] | None) -> Iter
                 resized = F.interpolate(bias_map[None], size=grid, mode="bicubic", align_corners=False)[0]
                 put(model.inherited, "bias_map", resized)
         yield
-    finally:
-        for owner, name, value in reversed(before):
-            setattr(owner, name, value)

@@ -18,7 +18,7 @@ import torch
 from detectron2.utils import comm
 from torch import Tensor
 
-from reclip_d2.backbones.dense import DenseCLIP
+from reclip_d2.backbones.interface import VisionLanguageBackbone
 from reclip_d2.data.images import read_image
 from reclip_d2.errors import ReclipError
 from reclip_d2.hypothesis.blocks import ScoreBlocks, remove_blocks
@@ -42,7 +42,7 @@ class HypothesisGenerator:
 
     def __init__(
         self,
-        backbone: DenseCLIP,
+        backbone: VisionLanguageBackbone,
         query_features: Tensor,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -82,7 +82,8 @@ class HypothesisGenerator:
     ) -> list[Tensor]:
         """``(N, C)`` scores of the windows of each image ``(3, H, W)`` uint8, without cutting them out.
 
-        Consecutive images that are resized to one size share a forward pass, see :meth:`DenseCLIP.window_features`.
+        Consecutive images that are resized to one size share a forward pass, see
+        :meth:`VisionLanguageBackbone.window_features`.
 
         Args:
             sides: see :func:`~reclip_d2.hypothesis.windows.one_pass_size`.

@@ -14,10 +14,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
-from reclip_d2.backbones.architectures import open_clip_name
-from reclip_d2.backbones.prompts import get_templates
-from reclip_d2.backbones.settings import pixel_statistics
-from reclip_d2.backbones.text import cached_query_features
+from reclip_d2.backbones.interface import VisionLanguageBackbone
+from reclip_d2.backbones.query import get_templates
 from reclip_d2.data.classes import check_registered, class_names_of
 from reclip_d2.data.dataset_mapper import LABEL_KEYS
 from reclip_d2.data.images import log_alpha
@@ -62,20 +60,22 @@ def unlabelled_records(datasets: tuple[str, ...] | list[str]) -> list[dict[str, 
     return records
 
 
-def hypothesis_header(cfg: CfgNode, clip_fingerprint: str, images: str = "") -> HypothesisHeader:
+def hypothesis_header(cfg: CfgNode, backbone: VisionLanguageBackbone, images: str = "") -> HypothesisHeader:
     """What the hypotheses of ``DATASETS.TRAIN`` must have been made with.
+
+    All rules read global features, of images or of windows: the dense attention has no part in them.
 
     Args:
         images: see :func:`images_digest`.
     """
     method = cfg.HYPOTHESIS.METHOD
     one_pass = method == "one_pass"
-    statistics = pixel_statistics(cfg)
+    statistics = backbone.pixel_statistics
     return HypothesisHeader(
         dataset="+".join(cfg.DATASETS.TRAIN),
         class_names=class_names_of(cfg.DATASETS.TRAIN[0]),
-        clip=open_clip_name(cfg.MODEL.CLIP.NAME),
-        fingerprint=clip_fingerprint,
+        clip=backbone.name,
+        fingerprint=backbone.fingerprint,
         templates=cfg.MODEL.CLIP.TEMPLATES,
         method=method,
         window_ratio=round(cfg.HYPOTHESIS.WINDOW_RATIO, 6) if method in WINDOW_METHODS else 0.0,
@@ -138,13 +138,11 @@ def build_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
     backbone = build_clip_backbone(cfg)
     reads = cfg.HYPOTHESIS.METHOD != "imported" and comm.is_main_process()  # the main process, for all
     images = comm.all_gather(images_digest(records) if reads else "")[0]
-    header = hypothesis_header(cfg, backbone.fingerprint, images)
+    header = hypothesis_header(cfg, backbone, images)
 
     def make_generator() -> HypothesisGenerator:
         backbone.to(cfg.MODEL.DEVICE)
-        features = cached_query_features(
-            backbone.text_encoder, header.class_names, get_templates(header.templates), backbone.key
-        )
+        features = backbone.query_features(header.class_names, get_templates(header.templates))
         return HypothesisGenerator(
             backbone,
             features.to(cfg.MODEL.DEVICE),

@@ -5,20 +5,28 @@ from __future__ import annotations
 import logging
 
 from detectron2.config import CfgNode
-from detectron2.modeling import build_backbone
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
 
 from reclip_d2.backbones.architectures import USUAL_SIDE, suits_resolution
-from reclip_d2.backbones.dense import DenseCLIP
+from reclip_d2.backbones.interface import VisionLanguageBackbone
 from reclip_d2.errors import ReclipError
 
 logger = logging.getLogger(__name__)
 
 
-def build_clip_backbone(cfg: CfgNode) -> DenseCLIP:
-    """``MODEL.BACKBONE.NAME``, which must be a :class:`DenseCLIP`."""
-    backbone = build_backbone(cfg)
-    if not isinstance(backbone, DenseCLIP):
-        raise ReclipError(f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME!r} is no frozen CLIP: set it to DenseCLIP")
+def backbone_class(cfg: CfgNode) -> type[VisionLanguageBackbone]:
+    """The class that ``MODEL.BACKBONE.NAME`` names, or raise :class:`ReclipError`."""
+    name = cfg.MODEL.BACKBONE.NAME
+    found = BACKBONE_REGISTRY.get(name) if name in BACKBONE_REGISTRY else None
+    if not (isinstance(found, type) and issubclass(found, VisionLanguageBackbone)):
+        raise ReclipError(f"MODEL.BACKBONE.NAME {name!r} is no frozen CLIP: set it to DenseCLIP")
+    return found
+
+
+def build_clip_backbone(cfg: CfgNode) -> VisionLanguageBackbone:
+    """``MODEL.BACKBONE.NAME``, which must be a :class:`VisionLanguageBackbone`."""
+    backbone = backbone_class(cfg)(cfg, ShapeSpec(channels=3))
     _warn_of_resolution(cfg, min(backbone.image_size))
     return backbone
 

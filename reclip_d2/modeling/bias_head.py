@@ -14,7 +14,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from reclip_d2.backbones.dense import DenseCLIP
+from reclip_d2.backbones.interface import VisionLanguageBackbone
 from reclip_d2.backbones.reference import ReferencePrompt, normalize_reference
 from reclip_d2.errors import ReclipError
 from reclip_d2.modeling.precision import full_precision
@@ -26,7 +26,7 @@ Registry of bias heads: :class:`BiasHead` modules that give the bias logits M_b.
 """
 
 
-def build_bias_head(cfg: CfgNode, backbone: DenseCLIP, class_names: Sequence[str]) -> nn.Module:
+def build_bias_head(cfg: CfgNode, backbone: VisionLanguageBackbone, class_names: Sequence[str]) -> nn.Module:
     """Build ``MODEL.BIAS_HEAD.NAME``."""
     return BIAS_HEAD_REGISTRY.get(cfg.MODEL.BIAS_HEAD.NAME)(cfg, backbone, class_names)
 
@@ -92,9 +92,9 @@ class BiasHead(nn.Module):
         self.reference_prompt = reference_prompt
         self.reference_norm = reference_norm
 
-    def reference_features(self, backbone: DenseCLIP) -> Tensor:
+    def reference_features(self, backbone: VisionLanguageBackbone) -> Tensor:
         """Reference text features W_r ``(C, D)``."""
-        return normalize_reference(self.reference_prompt(backbone.text_encoder), self.reference_norm)
+        return normalize_reference(self.reference_prompt(backbone), self.reference_norm)
 
     def shared_bias(self, positional_embedding: Tensor, reference_features: Tensor) -> Tensor:
         """A, the part of M_b that is the same for all images: ``(n, C)``, of PE ``(E, h, w)`` and W_r ``(C, D)``."""
@@ -156,13 +156,15 @@ class BiasHead(nn.Module):
             raise ValueError(f"{type(self).__name__} needs the image features: its bias depends on the image")
         return shared + self.image_bias(reference_features, features)
 
-    def forward(self, backbone: DenseCLIP, features: Tensor) -> Tensor:
+    def forward(self, backbone: VisionLanguageBackbone, features: Tensor) -> Tensor:
         """Bias logits M_b of image features Z ``(B, D, h, w)``: see :meth:`combine`."""
         size = (features.shape[-2], features.shape[-1])
         return self.combine(backbone.positional_embedding(size), self.reference_features(backbone), features)
 
 
-def build_reference_prompt(cfg: CfgNode, backbone: DenseCLIP, class_names: Sequence[str]) -> ReferencePrompt:
+def build_reference_prompt(
+    cfg: CfgNode, backbone: VisionLanguageBackbone, class_names: Sequence[str]
+) -> ReferencePrompt:
     """The Reference prompt that ``MODEL.BIAS_HEAD`` asks for, one text a class."""
     keys = cfg.MODEL.BIAS_HEAD
     names = list(keys.REFERENCE_NAMES) or list(class_names)
@@ -171,7 +173,7 @@ def build_reference_prompt(cfg: CfgNode, backbone: DenseCLIP, class_names: Seque
             f"MODEL.BIAS_HEAD.REFERENCE_NAMES has {len(names)} names for {len(class_names)} classes: one a class"
         )
     return ReferencePrompt(
-        backbone.text_encoder,
+        backbone,
         names,
         prompt_length=keys.PROMPT_LENGTH,
         init_std=keys.PROMPT_INIT_STD,
@@ -200,8 +202,10 @@ class ReCLIPPPBiasHead(BiasHead):
         self.positional_projection = positional_projection
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, backbone: DenseCLIP, class_names: Sequence[str]) -> dict[str, object]:
-        width = backbone.positional_embedding((1, 1)).shape[0]
+    def from_config(
+        cls, cfg: CfgNode, backbone: VisionLanguageBackbone, class_names: Sequence[str]
+    ) -> dict[str, object]:
+        width = backbone.positional_width
         return {
             "reference_prompt": build_reference_prompt(cfg, backbone, class_names),
             "positional_projection": PositionalProjection(

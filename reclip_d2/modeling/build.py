@@ -6,8 +6,9 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils.registry import Registry
 
-from reclip_d2.backbones.build import embedding_shape
+from reclip_d2.backbones.dense_attention import dense_attention_class
 from reclip_d2.errors import ReclipError
+from reclip_d2.modeling.backbone import backbone_class
 from reclip_d2.modeling.bias_head import BIAS_HEAD_REGISTRY
 from reclip_d2.modeling.norm import build_norm
 
@@ -19,8 +20,8 @@ def check_registered_parts(cfg: CfgNode, num_classes: int | None = None) -> None
         num_classes: also check that the mask decoder's norm layer works for so many classes.
 
     Raises:
-        ReclipError: open_clip does not know the CLIP; a meta-architecture, backbone or bias head is in no registry, or
-            is of another task of Detectron2's; a norm layer does not work.
+        ReclipError: open_clip does not know the CLIP; a meta-architecture, backbone, bias head or dense attention is in
+            no registry, or is of another task of Detectron2's; a norm layer does not work.
     """
     parts: tuple[tuple[str, str, Registry, str], ...] = (
         (
@@ -49,6 +50,7 @@ def check_registered_parts(cfg: CfgNode, num_classes: int | None = None) -> None
             raise ReclipError(f"{key} {name!r} is not registered: take {usual}")
         if key != "MODEL.STUDENT.BACKBONE" and registry.get(name).__module__.startswith("detectron2."):
             raise ReclipError(f"{key} {name!r} is of another task of Detectron2's: take {usual}")
-    embedding_shape(cfg.MODEL.CLIP.NAME)
+    dense_attention_class(cfg.MODEL.CLIP.DENSE_ATTENTION)
+    backbone_class(cfg).summary(cfg)
     if num_classes is not None and cfg.MODEL.MASK_DECODER.ENABLED:
         build_norm(cfg.MODEL.MASK_DECODER.NORM, num_classes, "MODEL.MASK_DECODER.NORM")

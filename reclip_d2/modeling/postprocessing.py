@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -86,12 +85,3 @@ def sliding_window_logits(
         count[rows, columns] += 1
     assert total is not None
     return total / count
-
-
-def valid_patches(
-    image_sizes: list[tuple[int, int]], size: tuple[int, int], patch: int, device: torch.device
-) -> Tensor:
-    """``(B, h * w)`` bool: patches whose centre lies in the image and not in the padding."""
-    rows = (torch.arange(size[0], device=device) + 0.5) * patch
-    columns = (torch.arange(size[1], device=device) + 0.5) * patch
-    return torch.stack([((rows < h)[:, None] & (columns < w)[None, :]).flatten() for h, w in image_sizes])

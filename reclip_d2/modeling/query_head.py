@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from reclip_d2.backbones.dense import DenseCLIP
+from reclip_d2.backbones.interface import VisionLanguageBackbone
 from reclip_d2.backbones.reference import ReferencePrompt, normalize_reference
-from reclip_d2.backbones.text import TextEncoder
 
 START_TEXT = "a photo of a"
 
@@ -32,21 +31,20 @@ class LearnableQuery(nn.Module):
     apart from ``MODEL.BIAS_HEAD.PROMPT_LENGTH``.
     """
 
-    def __init__(self, text_encoder: TextEncoder, class_names: Sequence[str]) -> None:
+    def __init__(self, backbone: VisionLanguageBackbone, class_names: Sequence[str]) -> None:
         """
         Args:
-            text_encoder: read for sizes, tokens and the words' embeddings; it is passed to :meth:`forward` and not
+            backbone: read for sizes, tokens and the words' embeddings; it is passed to :meth:`forward` and not
                 kept.
             class_names: one name a class (the first of its synonyms).
         """
         super().__init__()
-        tokens = torch.tensor(text_encoder.name_tokens(START_TEXT))
-        self.prompt = ReferencePrompt(text_encoder, class_names, prompt_length=len(tokens))
+        tokens = torch.tensor(backbone.name_tokens(START_TEXT))
+        self.prompt = ReferencePrompt(backbone, class_names, prompt_length=len(tokens))
         vectors = self.prompt.vectors  # fewer than words if a class name fills the context: the last words then
         with torch.no_grad():
-            embedding = text_encoder.token_embedding
-            vectors.copy_(embedding(tokens.to(embedding.weight.device))[len(tokens) - len(vectors) :])
+            vectors.copy_(backbone.token_embeddings(tokens)[len(tokens) - len(vectors) :])
 
-    def forward(self, backbone: DenseCLIP) -> Tensor:
+    def forward(self, backbone: VisionLanguageBackbone) -> Tensor:
         """W_q ``(C, D)``, rows of length 1; differentiable in the prompt's vectors."""
-        return normalize_reference(self.prompt(backbone.text_encoder), "row")
+        return normalize_reference(self.prompt(backbone), "row")

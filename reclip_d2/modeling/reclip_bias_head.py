@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from reclip_d2.backbones.dense import DenseCLIP
+from reclip_d2.backbones.interface import VisionLanguageBackbone
 from reclip_d2.backbones.reference import ReferencePrompt
 from reclip_d2.modeling.bias_head import BIAS_HEAD_REGISTRY, BiasHead, build_reference_prompt
 from reclip_d2.modeling.norm import build_norm
@@ -97,9 +97,11 @@ class ReCLIPBiasHead(BiasHead):
         self.space_projection = space_projection
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, backbone: DenseCLIP, class_names: Sequence[str]) -> dict[str, object]:
+    def from_config(
+        cls, cfg: CfgNode, backbone: VisionLanguageBackbone, class_names: Sequence[str]
+    ) -> dict[str, object]:
         keys = cfg.MODEL.BIAS_HEAD
-        width = backbone.positional_embedding((1, 1)).shape[0]
+        width = backbone.positional_width
         return {
             "reference_prompt": build_reference_prompt(cfg, backbone, class_names),
             "space_projection": SpaceProjection(

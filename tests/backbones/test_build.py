@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from reclip_d2.backbones import build
+from reclip_d2.backbones import download
 from reclip_d2.backbones.build import build_clip, check_supported, clip_fingerprint
 from reclip_d2.backbones.embedded import EMBEDDED_CHECKPOINT, EMBEDDED_CHECKPOINTS
 from reclip_d2.errors import ReclipError
@@ -237,8 +237,8 @@ def test_a_fetched_tag_is_read_like_a_local_file(tmp_path, monkeypatch):
     """A download that does not belong to the model is refused."""
     path = tmp_path / "open_clip_model.bin"
     torch.save(tiny_clip(width=48, head_width=24).state_dict(), path)
-    monkeypatch.setattr(build, "is_reachable", lambda address: True)
-    monkeypatch.setattr(build, "download_pretrained", lambda config: str(path))
+    monkeypatch.setattr(download, "is_reachable", lambda address: True)
+    monkeypatch.setattr(download, "download_pretrained", lambda config: str(path))
     message = message_of("ViT-B-32", "laion2b_s34b_b79k")
     assert "laion2b_s34b_b79k is of another model than ViT-B-32: image width 48 instead of 768" in message
 
@@ -250,8 +250,8 @@ def test_a_damaged_file_in_the_hubs_cache(tmp_path, monkeypatch):
     blob = (tmp_path / "weights").rename(tmp_path / hashlib.sha256(content).hexdigest())
     link = tmp_path / "open_clip_model.bin"
     link.symlink_to(blob)
-    monkeypatch.setattr(build, "is_reachable", lambda address: True)
-    monkeypatch.setattr(build, "download_pretrained", lambda config: str(link))
+    monkeypatch.setattr(download, "is_reachable", lambda address: True)
+    monkeypatch.setattr(download, "download_pretrained", lambda config: str(link))
     assert "is of another model" in message_of("ViT-B-32", "laion2b_s34b_b79k")  # it was read
     blob.write_bytes(content[:-1] + b"x")
     message = message_of("ViT-B-32", "laion2b_s34b_b79k")

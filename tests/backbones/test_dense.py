@@ -13,7 +13,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
 from torch import nn
 
 from reclip_d2.backbones.dense import DenseCLIP
-from reclip_d2.backbones.vision import dense_image_features, key_path, last_block_input
+from reclip_d2.backbones.dense_attention import ValueAttention
+from reclip_d2.backbones.vision import dense_image_features, last_block_input
 from reclip_d2.config import load_config
 from reclip_d2.errors import ReclipError
 from tests.helpers import EMBED_DIM, register_tiny_model, tiny_clip, tiny_dense, tiny_tokenizer
@@ -35,7 +36,7 @@ def test_is_a_registered_backbone_built_from_the_config(tmp_path_factory):
     backbone = build_backbone(cfg)
     assert isinstance(backbone, DenseCLIP)
     assert backbone.autocast_dtype is torch.bfloat16
-    assert backbone.value_path_residual is False
+    assert backbone.attention.residual is False
     assert backbone.name == cfg.MODEL.CLIP.NAME
 
 
@@ -51,7 +52,7 @@ def test_forward_lays_the_patches_out_row_by_row(dense):
     images = torch.randn(2, 3, 24, 56)
     output = dense(images)
     assert set(output) == {"dense"} and output["dense"].shape == (2, EMBED_DIM, 3, 7)
-    flat, _ = dense_image_features(dense.clip.visual, images)
+    flat, _ = dense_image_features(dense.clip.visual, images, ValueAttention())
     for row in range(3):
         for column in range(7):
             torch.testing.assert_close(output["dense"][:, :, row, column], flat[:, row * 7 + column])
@@ -60,8 +61,8 @@ def test_forward_lays_the_patches_out_row_by_row(dense):
 
 def test_residual_is_a_choice():
     images = torch.randn(1, 3, 32, 32)
-    with_residual, without = tiny_dense(), tiny_dense(value_path_residual=False)
-    expected, _ = dense_image_features(without.clip.visual, images, residual=False)
+    with_residual, without = tiny_dense(), tiny_dense(attention=ValueAttention(residual=False))
+    expected, _ = dense_image_features(without.clip.visual, images, ValueAttention(residual=False))
     torch.testing.assert_close(without(images)["dense"].flatten(2).transpose(1, 2), expected)
     assert not torch.allclose(with_residual(images)["dense"], without(images)["dense"])
 
@@ -69,8 +70,8 @@ def test_residual_is_a_choice():
 def test_keys(dense):
     images = torch.randn(2, 3, 16, 24)
     features, keys = dense.dense_and_keys(images)
-    tokens, _ = last_block_input(dense.clip.visual, images)
-    torch.testing.assert_close(keys, key_path(dense.clip.visual.transformer.resblocks[-1], tokens))
+    inputs = last_block_input(dense.clip.visual, images)
+    torch.testing.assert_close(keys, inputs.block.keys(inputs.block.norm(inputs.patches)))
     assert torch.equal(features, dense(images)["dense"])
     assert dense.dense_and_keys(images, keys=False)[1] is None
 
@@ -142,8 +143,8 @@ def test_a_copy_is_independent(dense):
     twin.clip.visual.proj.zero_()
     twin.text_encoder.token_embedding.weight.zero_()
     assert dense.clip.visual.proj.abs().max() > 0
-    assert torch.equal(twin.text_encoder.encode(["sky"]), twin.text_encoder.encode(["water"]))
-    assert not torch.equal(dense.text_encoder.encode(["sky"]), dense.text_encoder.encode(["water"]))
+    assert torch.equal(twin.text_features(["sky"]), twin.text_features(["water"]))
+    assert not torch.equal(dense.text_features(["sky"]), dense.text_features(["water"]))
 
 
 # ---- fine-tuned -----------------------------------------------------------------------------------------------
@@ -165,7 +166,7 @@ def test_fine_tuning_lets_the_image_tower_train_and_nothing_else():
 
 
 def test_fine_tuning_without_the_residual_leaves_out_what_is_not_computed():
-    dense = tiny_dense(fine_tune=True, value_path_residual=False)
+    dense = tiny_dense(fine_tune=True, attention=ValueAttention(residual=False))
     images = torch.randn(1, 3, 32, 32)
     features = dense(images)["dense"]
     (features * torch.randn_like(features)).sum().backward()

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from reclip_d2.backbones.reference import ReferencePrompt, cut_name, normalize_reference, packed_attention_mask
-from reclip_d2.backbones.text import TextEncoder
+from reclip_d2.backbones.reference import ReferencePrompt, cut_name, normalize_reference
+from reclip_d2.backbones.text import TextEncoder, packed_attention_mask
 from reclip_d2.errors import ReclipError
 from tests.helpers import EMBED_DIM, tiny_clip, tiny_tokenizer
 

@@ -8,102 +8,20 @@ import math
 import open_clip
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from reclip_d2.backbones.dense_attention import ValueAttention
 from reclip_d2.backbones.vision import (
-    check_value_path,
+    OpenClipBlock,
+    check_image_tower,
     dense_image_features,
     embed_patches,
-    key_path,
     last_block_input,
-    patches_inside,
-    project_dense,
     resize_positional_embedding,
-    value_path,
-    window_image_features,
 )
 from reclip_d2.errors import ReclipError
+from tests.backbones.literal import PATCH, literal_dense, literal_layer_norm, literal_position_grid, literal_tokens
 from tests.helpers import EMBED_DIM, TINY_TEXT, tiny_clip
-
-PATCH = 8
-
-
-# ---- the literal formulas -------------------------------------------------------------------------------------
-
-
-def literal_layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight + norm.bias
-
-
-def literal_attention(x: Tensor, attention: nn.MultiheadAttention) -> Tensor:
-    """Multi-head self-attention of ``(T, E)`` tokens, head by head."""
-    width, heads = attention.embed_dim, attention.num_heads
-    packed = x @ attention.in_proj_weight.T + attention.in_proj_bias
-    query, key, value = packed[:, :width], packed[:, width : 2 * width], packed[:, 2 * width :]
-    size = width // heads
-    parts = []
-    for head in range(heads):
-        part = slice(head * size, (head + 1) * size)
-        weights = torch.softmax(query[:, part] @ key[:, part].T / math.sqrt(size), dim=-1)
-        parts.append(weights @ value[:, part])
-    return torch.cat(parts, dim=1) @ attention.out_proj.weight.T + attention.out_proj.bias
-
-
-def literal_mlp(x: Tensor, block: nn.Module, quick: bool) -> Tensor:
-    hidden = x @ block.mlp.c_fc.weight.T + block.mlp.c_fc.bias
-    hidden = hidden * torch.sigmoid(1.702 * hidden) if quick else hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2
-    return hidden @ block.mlp.c_proj.weight.T + block.mlp.c_proj.bias
-
-
-def literal_value_path(x: Tensor, block: nn.Module, residual: bool, quick: bool = False) -> Tensor:
-    width = block.attn.embed_dim
-    value = literal_layer_norm(x, block.ln_1) @ block.attn.in_proj_weight[2 * width :].T
-    value = value + block.attn.in_proj_bias[2 * width :]
-    out = value @ block.attn.out_proj.weight.T + block.attn.out_proj.bias
-    if not residual:
-        return out
-    out = x + out
-    return out + literal_mlp(literal_layer_norm(out, block.ln_2), block, quick)
-
-
-def literal_position_grid(embedding: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """``(1 + h * w, E)``: each channel laid out as a picture row by row, resized by torch, and read row by row."""
-    picture = torch.empty(1, embedding.shape[1], *grid, dtype=embedding.dtype)
-    for row in range(grid[0]):
-        for column in range(grid[1]):
-            picture[0, :, row, column] = embedding[1 + row * grid[1] + column]
-    picture = F.interpolate(picture, size=size, mode="bicubic", align_corners=False)
-    rows = [embedding[0]]
-    rows += [picture[0, :, row, column] for row in range(size[0]) for column in range(size[1])]
-    return torch.stack(rows)
-
-
-def literal_tokens(visual: nn.Module, image: Tensor) -> Tensor:
-    """Tokens of one image ``(3, H, W)`` that enter the transformer, patch by patch."""
-    height, width = image.shape[1] // PATCH, image.shape[2] // PATCH
-    tokens = [visual.class_embedding]
-    for row in range(height):
-        for column in range(width):
-            patch = image[:, row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH]
-            tokens.append((visual.conv1.weight * patch).sum((1, 2, 3)))
-    positions = visual.positional_embedding
-    if tuple(visual.grid_size) != (height, width):
-        positions = literal_position_grid(positions, tuple(visual.grid_size), (height, width))
-    return literal_layer_norm(torch.stack(tokens) + positions, visual.ln_pre)
-
-
-def literal_dense(visual: nn.Module, image: Tensor, residual: bool, quick: bool = False) -> Tensor:
-    """Z ``(n, D)`` of one image; the class token stays to the very end and is dropped there."""
-    x = literal_tokens(visual, image)
-    for block in visual.transformer.resblocks[:-1]:
-        x = x + literal_attention(literal_layer_norm(x, block.ln_1), block.attn)
-        x = x + literal_mlp(literal_layer_norm(x, block.ln_2), block, quick)
-    x = literal_value_path(x, visual.transformer.resblocks[-1], residual, quick)
-    x = literal_layer_norm(x, visual.ln_post) @ visual.proj
-    return x[1:] / x[1:].norm(dim=1, keepdim=True)
-
 
 # ---- positional embedding -------------------------------------------------------------------------------------
 
@@ -150,36 +68,52 @@ def test_tokens_before_the_transformer(size):
     torch.testing.assert_close(tokens, expected, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("residual", [True, False])
-@pytest.mark.parametrize("quick", [True, False])
-def test_value_path(residual, quick):
-    block = tiny_clip(quick_gelu=quick).visual.transformer.resblocks[-1].double()
-    x = torch.randn(5, 32, dtype=torch.float64)
-    out = value_path(block, x, residual)
-    torch.testing.assert_close(out, literal_value_path(x, block, residual, quick), rtol=0, atol=1e-12)
+def test_a_block_in_its_parts_is_the_block():
+    block = tiny_clip(ls_init_value=0.5).visual.transformer.resblocks[-1].double()
+    parts, x = OpenClipBlock(block), torch.randn(2, 5, 32, dtype=torch.float64)
+    normed = parts.norm(x)
+    heads = [parts.split_heads(part(normed)) for part in (parts.queries, parts.keys, parts.values)]
+    assert [tuple(head.shape) for head in heads] == [(2, 2, 5, 16)] * 3
+    weights = (heads[0] @ heads[1].transpose(-1, -2) / math.sqrt(16)).softmax(-1)
+    out = x + parts.output(parts.merge_heads(weights @ heads[2]))
+    torch.testing.assert_close(out + parts.mlp(out), block(x), rtol=0, atol=1e-12)
 
 
-def test_value_path_is_attention_with_the_identity_as_its_weights():
-    """The block's own attention gives the value path when each token sees only itself."""
+@pytest.mark.parametrize("part", ["queries", "keys", "values"])
+def test_projections_are_shares_of_the_packed_one(part):
     block = tiny_clip().visual.transformer.resblocks[-1].double()
-    x = torch.randn(1, 6, 32, dtype=torch.float64)
-    only_itself = torch.full((6, 6), float("-inf"), dtype=torch.float64).fill_diagonal_(0)
-    torch.testing.assert_close(value_path(block, x), block(x, attn_mask=only_itself), rtol=0, atol=1e-12)
+    x, rows = torch.randn(2, 5, 32, dtype=torch.float64), {"queries": 0, "keys": 32, "values": 64}[part]
+    weight, bias = (t[rows : rows + 32] for t in (block.attn.in_proj_weight, block.attn.in_proj_bias))
+    expected = literal_layer_norm(x, block.ln_1) @ weight.T + bias
+    parts = OpenClipBlock(block)
+    torch.testing.assert_close(getattr(parts, part)(parts.norm(x)), expected, rtol=0, atol=1e-12)
 
 
-def test_value_path_heeds_layer_scale():
-    visual = tiny_clip(ls_init_value=0.5).visual.double()
-    block = visual.transformer.resblocks[-1]
-    x = torch.randn(1, 4, 32, dtype=torch.float64)
-    only_itself = torch.full((4, 4), float("-inf"), dtype=torch.float64).fill_diagonal_(0)
-    torch.testing.assert_close(value_path(block, x), block(x, attn_mask=only_itself), rtol=0, atol=1e-12)
+# ---- what a dense attention gets --------------------------------------------------------------------------------
 
 
-def test_key_path():
-    block = tiny_clip().visual.transformer.resblocks[-1].double()
-    x = torch.randn(2, 5, 32, dtype=torch.float64)
-    expected = literal_layer_norm(x, block.ln_1) @ block.attn.in_proj_weight[32:64].T + block.attn.in_proj_bias[32:64]
-    torch.testing.assert_close(key_path(block, x), expected, rtol=0, atol=1e-12)
+def test_input_of_the_last_block():
+    visual = tiny_clip().visual.double()
+    images = torch.randn(2, 3, 24, 40, dtype=torch.float64)
+    inputs = last_block_input(visual, images, earlier_blocks=(1,))
+    assert inputs.images is images and inputs.grid == (3, 5) and inputs.valid is None and inputs.class_tokens == 1
+    tokens = [embed_patches(visual, images)[0]]
+    for block in visual.transformer.resblocks:
+        tokens.append(block(tokens[-1]))
+    torch.testing.assert_close(inputs.tokens, tokens[2], rtol=0, atol=0)
+    assert torch.equal(inputs.patches, inputs.tokens[:, 1:])
+    assert set(inputs.earlier) == {1}
+    torch.testing.assert_close(inputs.earlier[1].tokens, tokens[1], rtol=0, atol=0)
+    block = inputs.earlier[1].block
+    expected = literal_layer_norm(tokens[1], visual.transformer.resblocks[1].ln_1)
+    torch.testing.assert_close(block.norm(tokens[1]), expected)
+
+
+def test_patches_of_the_padding_are_not_valid():
+    visual, images = tiny_clip().visual, torch.zeros(2, 3, 16, 24)
+    valid = last_block_input(visual, images, image_sizes=[(16, 24), (12, 20)]).valid
+    assert valid.tolist() == [[True] * 6, [True, True, False, False, False, False]]
+    assert last_block_input(visual, images, image_sizes=[(16, 24)] * 2).valid is None
 
 
 # ---- dense features -------------------------------------------------------------------------------------------
@@ -190,35 +124,23 @@ def test_key_path():
 def test_dense_features_against_the_literal_formula(size, residual):
     visual = tiny_clip().visual.double()
     images = torch.randn(2, 3, *size, dtype=torch.float64)
-    features, grid = dense_image_features(visual, images, residual)
-    assert features.dtype == torch.float64 and grid == (size[0] // PATCH, size[1] // PATCH)
+    features, inputs = dense_image_features(visual, images, ValueAttention(residual))
+    assert features.dtype == torch.float64 and inputs.grid == (size[0] // PATCH, size[1] // PATCH)
     expected = torch.stack([literal_dense(visual, image, residual) for image in images])
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-10)
-
-
-def test_class_token_takes_part_in_the_earlier_blocks_and_only_there():
-    visual = tiny_clip().visual.double()
-    images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
-    tokens, _ = last_block_input(visual, images)
-    assert tokens.shape == (1, 16, 32)
-    before = project_dense(visual, tokens)
-    visual.class_embedding.add_(torch.randn(32))
-    changed, _ = last_block_input(visual, images)
-    assert not torch.allclose(tokens, changed)
-    torch.testing.assert_close(project_dense(visual, tokens), before, rtol=0, atol=0)
 
 
 def test_without_projection_the_width_stays():
     visual = tiny_clip().visual.double()
     visual.proj = None
-    features, _ = dense_image_features(visual, torch.randn(1, 3, 16, 16, dtype=torch.float64))
+    features, _ = dense_image_features(visual, torch.randn(1, 3, 16, 16, dtype=torch.float64), ValueAttention())
     assert features.shape == (1, 4, 32)
     torch.testing.assert_close(features.norm(dim=-1), torch.ones(1, 4, dtype=torch.float64))
 
 
 def test_half_precision_features_come_out_in_float32():
-    visual = tiny_clip().visual
-    features = project_dense(visual.bfloat16(), torch.randn(1, 4, 32, dtype=torch.bfloat16))
+    visual = tiny_clip().visual.bfloat16()
+    features, _ = dense_image_features(visual, torch.randn(1, 3, 16, 16, dtype=torch.bfloat16), ValueAttention())
     assert features.dtype == torch.float32
     torch.testing.assert_close(features.norm(dim=-1), torch.ones(1, 4))
 
@@ -228,7 +150,7 @@ def test_half_precision_features_come_out_in_float32():
 
 def _refused(visual: nn.Module) -> str:
     with pytest.raises(ReclipError) as caught:
-        check_value_path(visual, "some-model")
+        check_image_tower(visual, "some-model")
     message = str(caught.value)
     assert "\n" not in message and "some-model" in message and "MODEL.CLIP.NAME" in message
     return message
@@ -256,55 +178,4 @@ def test_unpacked_attention_is_refused():
 
 
 def test_usual_tower_is_accepted():
-    check_value_path(tiny_clip().visual, "some-model")
-
-
-# ---- windows in one pass ----------------------------------------------------------------------------------------
-
-
-def literal_block(x: Tensor, block: nn.Module, quick: bool = False) -> Tensor:
-    x = x + literal_attention(literal_layer_norm(x, block.ln_1), block.attn)
-    return x + literal_mlp(literal_layer_norm(x, block.ln_2), block, quick)
-
-
-def literal_window_feature(visual: nn.Module, image: Tensor, inside: Tensor, split: int) -> Tensor:
-    """One window by itself: a sequence of its token and its patches, whose states are those of the whole image."""
-    tokens = embed_patches(visual, image[None])[0][0]
-    own = tokens[:1]
-    for index, block in enumerate(visual.transformer.resblocks):
-        if index < split:
-            own = literal_block(tokens, block)[:1]
-        else:
-            own = literal_block(torch.cat([own, tokens[1:][inside]]), block)[:1]
-        tokens = literal_block(tokens, block)
-    return literal_layer_norm(own[0], visual.ln_post) @ visual.proj
-
-
-@pytest.mark.parametrize("split", [0, 1, 2])
-def test_windows_equal_each_by_itself(split):
-    visual = tiny_clip().double().visual
-    images = torch.randn(2, 3, 5 * PATCH, 3 * PATCH, dtype=torch.float64)
-    inside = torch.zeros(4, 15, dtype=torch.bool)
-    inside[0, 3], inside[1, :7], inside[2, 14], inside[3] = True, True, True, True
-    got = window_image_features(visual, images, inside, split)
-    assert got.shape == (2, 4, EMBED_DIM)
-    for image, features in zip(images, got, strict=True):
-        for window, feature in zip(inside, features, strict=True):
-            wanted = literal_window_feature(visual, image, window, split)
-            torch.testing.assert_close(feature, wanted, rtol=1e-10, atol=1e-10)
-
-
-def test_a_window_of_the_whole_image_has_its_global_feature():
-    clip = tiny_clip().double()
-    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    for split in range(3):
-        got = window_image_features(clip.visual, images, torch.ones(1, 16, dtype=torch.bool), split)
-        torch.testing.assert_close(got[:, 0], clip.encode_image(images), rtol=1e-10, atol=1e-10)
-
-
-def test_patches_inside_go_by_their_centres():
-    # A grid of 2 x 3 patches of 8 px: centres at x = 4, 12, 20 and y = 4, 12.
-    boxes = [[0, 0, 24, 16], [4, 0, 12, 8], [5, 5, 24, 16], [0, 12, 13, 16], [5, 5, 7, 7], [23, 15, 24, 16]]
-    wanted = ["111 111", "100 000", "000 011", "000 110", "100 000", "000 001"]
-    got = patches_inside(torch.tensor(boxes), (2, 3), 8)
-    assert got.tolist() == [[mark == "1" for mark in row.replace(" ", "")] for row in wanted]
+    check_image_tower(tiny_clip().visual, "some-model")

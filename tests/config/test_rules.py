@@ -17,7 +17,7 @@ from detectron2.engine import DefaultTrainer, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.solver import build as solver_build
 
-from reclip_d2.backbones.prompts import TEMPLATE_SETS
+from reclip_d2.backbones.query import TEMPLATE_SETS
 from reclip_d2.config import RULES, check_config, load_config
 from reclip_d2.config.checks import value_at
 from reclip_d2.config.rules import Choice, Device, Fields, Flag, Items, Maybe, Number, Rule, Text, Whole, problem_of

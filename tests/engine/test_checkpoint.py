@@ -287,7 +287,7 @@ def test_safetensors(tmp_path):
 
 def without_value_path_residual() -> torch.nn.Module:
     model = make_rectified()
-    model.backbone.value_path_residual = False
+    model.backbone.attention.residual = False
     return model
 
 

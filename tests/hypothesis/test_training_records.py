@@ -3,10 +3,12 @@
 import hashlib
 import json
 import logging
+import types
 from pathlib import Path
 
 import pytest
 
+from reclip_d2.backbones.settings import pixel_statistics
 from reclip_d2.config import load_config
 from reclip_d2.data.dataset_mapper import LABEL_KEYS
 from reclip_d2.errors import ReclipError
@@ -160,7 +162,10 @@ def test_the_file_of_the_cache_changes_with_all_that_it_depends_on(cfg, tmp_path
     def path(fingerprint: str = "f", images: str = images, **keys) -> Path:
         other = cfg.clone()
         other.merge_from_list([part for key, value in keys.items() for part in (key.replace("__", "."), value)])
-        return hypothesis_path(other, hypothesis_header(other, fingerprint, images))
+        backbone = types.SimpleNamespace(
+            name=other.MODEL.CLIP.NAME, fingerprint=fingerprint, pixel_statistics=pixel_statistics(other)
+        )
+        return hypothesis_path(other, hypothesis_header(other, backbone, images))
 
     datasets("reclip_test_names", records, ["sky", "oak", "water", "brick wall"])
     paths = [

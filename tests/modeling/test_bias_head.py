@@ -85,7 +85,7 @@ def test_without_bias_the_logits_stay():
 
 def _head(norm: str = "row") -> tuple[ReCLIPPPBiasHead, nn.Module]:
     backbone = tiny_dense()
-    prompt = ReferencePrompt(backbone.text_encoder, ["sky", "tall tree", "water"], prompt_length=4)
+    prompt = ReferencePrompt(backbone, ["sky", "tall tree", "water"], prompt_length=4)
     return ReCLIPPPBiasHead(prompt, PositionalProjection(32, EMBED_DIM), reference_norm=norm), backbone
 
 
@@ -95,7 +95,7 @@ def test_head_multiplies_the_two_biases(norm):
     size = (2, 5)
     bias = head(backbone, torch.randn(1, EMBED_DIM, *size))
     assert bias.shape == (10, 3)
-    text = head.reference_prompt(backbone.text_encoder).double()
+    text = head.reference_prompt(backbone).double()
     text = text / (text.norm(dim=1, keepdim=True) if norm == "row" else text.square().sum().sqrt())
     places = backbone.positional_embedding(size).flatten(1).T.double()
     conv = head.positional_projection.conv

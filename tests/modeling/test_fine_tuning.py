@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
+from reclip_d2.backbones.dense_attention import ValueAttention
 from reclip_d2.config import load_config
 from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from reclip_d2.engine.optimizer import build_optimizer
@@ -38,7 +39,7 @@ def seed() -> None:
 def make_tuned(make=make_rectified, *, residual: bool = True, **arguments: object) -> RectifiedCLIP:
     """A model as ``make`` gives it, whose image tower trains too."""
     model = make(**arguments)
-    model.backbone = tiny_dense(fine_tune=True, value_path_residual=residual)
+    model.backbone = tiny_dense(fine_tune=True, attention=ValueAttention(residual))
     return model.train()
 
 

@@ -13,7 +13,6 @@ from reclip_d2.modeling.postprocessing import (
     sliding_windows,
     upsample_labels,
     upsample_logits,
-    valid_patches,
 )
 
 
@@ -116,15 +115,3 @@ def test_a_window_larger_than_the_image_is_the_image():
 
 
 # ---- valid patches --------------------------------------------------------------------------------------------
-
-
-def test_valid_patches_by_hand():
-    """Patch 8, grid 2 x 3. Centres at 4 and 12 down, at 4, 12 and 20 across."""
-    got = valid_patches([(16, 24), (12, 20), (13, 13), (4, 5)], (2, 3), 8, torch.device("cpu"))
-    expected = [
-        [1, 1, 1, 1, 1, 1],
-        [1, 1, 0, 0, 0, 0],  # centres at 12 and 20 are just outside
-        [1, 1, 0, 1, 1, 0],
-        [0, 0, 0, 0, 0, 0],
-    ]
-    assert torch.equal(got, torch.tensor(expected, dtype=torch.bool))

@@ -23,7 +23,7 @@ KEY = "query_head.prompt.vectors"
 
 
 def make_learnable(**arguments: object) -> RectifiedCLIP:
-    return make_rectified(query_head=LearnableQuery(tiny_dense().text_encoder, NAMES), **arguments)
+    return make_rectified(query_head=LearnableQuery(tiny_dense(), NAMES), **arguments)
 
 
 def batch() -> list[dict]:
@@ -55,7 +55,7 @@ def loss_of(model: RectifiedCLIP, seed: int = 5) -> torch.Tensor:
 def test_starts_as_clips_own_features_of_a_photo():
     """As CLIP encodes the texts one by one, templates and packing left aside; of synonyms the first."""
     dense = tiny_dense()
-    head = LearnableQuery(dense.text_encoder, NAMES)
+    head = LearnableQuery(dense, NAMES)
     tokens = dense.text_encoder.tokenizer(
         [f"a photo of a {name}" for name in ("sky", "tall tree", "water", "brick wall")]
     )
@@ -67,7 +67,7 @@ def test_starts_as_clips_own_features_of_a_photo():
 
 def test_rows_of_length_1_and_gradients_for_the_prompt_alone():
     dense = tiny_dense()
-    head = LearnableQuery(dense.text_encoder, NAMES)
+    head = LearnableQuery(dense, NAMES)
     disturb(head)
     features = head(dense)
     torch.testing.assert_close(features.norm(dim=1), torch.ones(4))
@@ -79,7 +79,7 @@ def test_rows_of_length_1_and_gradients_for_the_prompt_alone():
 def test_a_name_that_fills_the_context_leaves_room_for_the_last_words():
     dense = tiny_dense()
     long_name = " ".join(["sky"] * 73)  # 77 tokens less start and end: room for "of a"
-    head = LearnableQuery(dense.text_encoder, ["water", long_name])
+    head = LearnableQuery(dense, ["water", long_name])
     words = torch.tensor(dense.text_encoder.name_tokens("of a"))
     assert torch.equal(head.prompt.vectors, dense.text_encoder.token_embedding(words))
 
@@ -165,7 +165,7 @@ def test_a_student_inherits_what_the_prompt_has_become():
     model = make_learnable()
     disturb(model.query_head)
     state = inherit(model.eval(), "query_bias_decoder", (4, 5))
-    expected = F.normalize(model.query_head.prompt(model.backbone.text_encoder), dim=1)
+    expected = F.normalize(model.query_head.prompt(model.backbone), dim=1)
     torch.testing.assert_close(state["query_features"], expected)
     assert not state["query_features"].requires_grad
 
@@ -211,7 +211,7 @@ def test_from_the_config(tmp_path, datasets):
     assert build_model(cfg).query_head is None
     cfg.MODEL.CLIP.LEARNABLE_QUERY = True
     model = build_model(cfg).eval()
-    photos = model.backbone.text_encoder.encode(["a photo of a sky", "a photo of a water", "a photo of a brick wall"])
+    photos = model.backbone.text_features(["a photo of a sky", "a photo of a water", "a photo of a brick wall"])
     torch.testing.assert_close(model.query_features, photos, rtol=1e-4, atol=1e-5)
 
 

@@ -127,7 +127,7 @@ def test_bias_is_the_sum_of_its_two_parts(norm):
     features = F.normalize(torch.randn(2, EMBED_DIM, 3, 5), dim=1)
     got = head(backbone, features)
     assert got.shape == (2, 15, 4) and head.image_dependent
-    text = head.reference_prompt(backbone.text_encoder).double()
+    text = head.reference_prompt(backbone).double()
     text = text / (text.norm(dim=1, keepdim=True) if norm == "row" else text.square().sum().sqrt())
     places = head.space_projection(backbone.positional_embedding((3, 5))).double()
     for b in range(2):

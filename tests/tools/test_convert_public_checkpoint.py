@@ -51,7 +51,7 @@ def test_logits_are_those_of_the_public_model(tool, tmp_path, datasets, suffix, 
         torch.testing.assert_close(
             model.backbone(images)["dense"], public.features(normalised[None])[0], rtol=0, atol=1e-5
         )
-        reference = model.bias_head.reference_prompt(model.backbone.text_encoder)
+        reference = model.bias_head.reference_prompt(model.backbone)
         torch.testing.assert_close(reference, public.reference(PUBLIC_NAMES), rtol=0, atol=1e-5)
         expected = public(normalised[None], model.query_features, PUBLIC_NAMES)
         torch.testing.assert_close(model.mask_logits(images), expected, rtol=0, atol=1e-5)

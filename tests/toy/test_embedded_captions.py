@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from reclip_d2.backbones.embedded import EMBEDDED_MODEL_NAME, register_embedded_config
-from reclip_d2.backbones.prompts import get_templates
+from reclip_d2.backbones.query import get_templates
 from reclip_d2.toy import captions, pretraining
 from reclip_d2.toy.scenes import Scene, render_close_up, render_composition
 from reclip_d2.toy.vocabulary import MATERIALS, NUM_MATERIALS, RARE_NAME_SHARE, name_vocabulary

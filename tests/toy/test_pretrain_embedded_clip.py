@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from reclip_d2.backbones import embedded
-from reclip_d2.backbones.prompts import get_templates
-from reclip_d2.backbones.text import TextEncoder, query_features
+from reclip_d2.backbones.query import get_templates, query_features
+from reclip_d2.backbones.text import TextEncoder
 from reclip_d2.backbones.vision import dense_image_features
 from reclip_d2.errors import ReclipError
 from reclip_d2.toy.scenes import render_close_up, render_scene

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from reclip_d2.backbones.names import EMBEDDED_MODEL_NAME
+from reclip_d2.backbones import EMBEDDED_MODEL_NAME
 from reclip_d2.formats.registry import FORMATS
 from reclip_d2.workspace.options import DEFAULT_CLIP, DEFAULT_PRETRAINED
 

@@ -18,7 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from open_clip.tokenizer import SimpleTokenizer
 
 from reclip_d2.backbones.architectures import open_clip_name
-from reclip_d2.backbones.prompts import get_templates
+from reclip_d2.backbones.query import get_templates
 from reclip_d2.data.class_file import ClassList, check_name_tokens, read_class_file
 from reclip_d2.data.colors import class_colors
 from reclip_d2.data.datasets.custom_labels import CUSTOM_VAL, register_labelled

@@ -16,6 +16,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from reclip_d2.backbones.interface import valid_patches
 from reclip_d2.engine.checkpoint import ReclipCheckpointer, training_resolution
 from reclip_d2.errors import ReclipError
 from reclip_d2.layers import upsample_argmax, use_kernels
@@ -32,7 +33,6 @@ from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.modeling.meta_arch.student import Student, bias_grid
 from reclip_d2.modeling.nonfinite import check_finite
 from reclip_d2.modeling.pooling import MaskLogits, pack_hypotheses, pool_hypotheses
-from reclip_d2.modeling.postprocessing import valid_patches
 from reclip_d2.modeling.student.inherited import HEADS_WITH_BIAS, InheritedHead
 from reclip_d2.modeling.student.weights import load_backbone_weights
 from reclip_d2.modeling.training_panel import label_panel
@@ -155,7 +155,7 @@ class Distillation(nn.Module):
         """
         images = self.teacher.preprocess_image(batched_inputs, self.divisibility)
         size = (images.tensor.shape[-2], images.tensor.shape[-1])
-        features, logits = self.teacher.segment(images.tensor)
+        features, logits = self.teacher.segment(images.tensor, images.image_sizes)
         labels = upsample_argmax(logits, size)
         return features, labels.masked_fill(~valid_pixels(images.image_sizes, size, self.device), IGNORE_LABEL)
 

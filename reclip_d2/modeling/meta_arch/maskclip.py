@@ -63,8 +63,8 @@ class MaskCLIP(CLIPSegmentor):
             raise ReclipError("MaskCLIP has nothing to train: add --eval-only")
         return super().forward(batched_inputs)
 
-    def segment(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features, keys = self.backbone.dense_and_keys(images, keys=self.key_smoothing > 0)
+    def segment(self, images: Tensor, image_sizes: list[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:
+        features, keys = self.backbone.dense_and_keys(images, image_sizes, keys=self.key_smoothing > 0)
         logits = query_logits(features, self.query_features)
         if self.calibration != "none":
             logits = logits + self._offset(tuple(logits.shape[-2:]))

@@ -14,6 +14,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from reclip_d2.backbones.interface import valid_patches
 from reclip_d2.layers import use_kernels
 from reclip_d2.modeling.bias_head import BiasHead, build_bias_head, query_logits, rectified_logits
 from reclip_d2.modeling.losses import (
@@ -26,7 +27,6 @@ from reclip_d2.modeling.mask_decoder import MaskDecoder
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.modeling.nonfinite import check_finite
 from reclip_d2.modeling.pooling import MaskLogits, pack_hypotheses, pool_hypotheses
-from reclip_d2.modeling.postprocessing import valid_patches
 from reclip_d2.modeling.query_head import LearnableQuery
 from reclip_d2.modeling.training_panel import training_panel
 
@@ -103,7 +103,7 @@ class RectifiedCLIP(CLIPSegmentor):
             **args,
             "bias_head": build_bias_head(cfg, backbone, first_names),
             "mask_decoder": decoder,
-            "query_head": LearnableQuery(backbone.text_encoder, first_names) if learnable else None,
+            "query_head": LearnableQuery(backbone, first_names) if learnable else None,
             "rectification": cfg.MODEL.BIAS_HEAD.RECTIFICATION,
             "gumbel_tau": cfg.MODEL.GUMBEL.TAU,
             "gumbel_hard": cfg.MODEL.GUMBEL.HARD,
@@ -200,8 +200,8 @@ class RectifiedCLIP(CLIPSegmentor):
         rectified = rectified_logits(logits, bias, self.rectification)
         return MaskLogits(rectified if self.mask_decoder is None else self.mask_decoder(rectified, features))
 
-    def segment(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.backbone(images)["dense"]
+    def segment(self, images: Tensor, image_sizes: list[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:
+        features = self.backbone(images, image_sizes)["dense"]
         return features, self.decode(features, self.query_features, self.bias_to_rectify(features)).tensor()
 
     def pixel_embedding(self, images: Tensor) -> Tensor:
@@ -226,9 +226,9 @@ class RectifiedCLIP(CLIPSegmentor):
             ReclipError: a loss is not finite; the message names the likely key.
         """
         images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)["dense"]
+        features = self.backbone(images.tensor, images.image_sizes)["dense"]
         size = (features.shape[-2], features.shape[-1])
-        valid = valid_patches(images.image_sizes, size, self.backbone.patch_size, torch.device("cpu"))
+        valid = valid_patches(images.image_sizes, size, self.backbone.stride, torch.device("cpu"))
         hypotheses = pack_hypotheses([x["hypothesis"] for x in batched_inputs])
         query_features, bias = self.query_features, self.bias_to_rectify(features)
         mask_logits = self.decode(features, query_features, bias)

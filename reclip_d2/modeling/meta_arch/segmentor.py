@@ -5,18 +5,14 @@ Shape letters: B images, C classes, D width of the joint embedding, (h, w) patch
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from reclip_d2.backbones.compat import OWN_IMAGE_TOWER
-from reclip_d2.backbones.dense import DenseCLIP
-from reclip_d2.backbones.prompts import get_templates
-from reclip_d2.backbones.settings import pixel_statistics
-from reclip_d2.backbones.text import cached_query_features, check_class_names
+from reclip_d2.backbones.interface import VisionLanguageBackbone
+from reclip_d2.backbones.query import check_class_names, get_templates
 from reclip_d2.config.keys import KEYS
 from reclip_d2.data.classes import class_names_from_config
 from reclip_d2.modeling.backbone import build_clip_backbone
@@ -32,7 +28,7 @@ class CLIPSegmentor(LanguageSegmentor):
 
     def __init__(
         self,
-        backbone: DenseCLIP,
+        backbone: VisionLanguageBackbone,
         query_features: Tensor,
         class_names: list[list[str]],
         *,
@@ -57,14 +53,12 @@ class CLIPSegmentor(LanguageSegmentor):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         backbone = build_clip_backbone(cfg)
         class_names = class_names_from_config(cfg)
-        check_class_names(class_names, backbone.text_encoder.name_tokens)
-        statistics = pixel_statistics(cfg)
+        check_class_names(class_names, backbone.name_tokens)
+        statistics = backbone.pixel_statistics
         return {
             **inference_arguments(cfg),
             "backbone": backbone,
-            "query_features": cached_query_features(
-                backbone.text_encoder, class_names, get_templates(cfg.MODEL.CLIP.TEMPLATES), backbone.key
-            ),
+            "query_features": backbone.query_features(class_names, get_templates(cfg.MODEL.CLIP.TEMPLATES)),
             "class_names": class_names,
             "pixel_mean": statistics.mean,
             "pixel_std": statistics.std,
@@ -80,8 +74,12 @@ class CLIPSegmentor(LanguageSegmentor):
         """Query text features W_q ``(C, D)``, the segmentation head: those of the templates, fixed."""
         return self.template_query_features
 
-    def segment(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Image features Z ``(B, D, h, w)`` and mask logits M_o ``(B, C, h, w)`` of normalised, padded images."""
+    def segment(self, images: Tensor, image_sizes: list[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:
+        """Image features Z ``(B, D, h, w)`` and mask logits M_o ``(B, C, h, w)`` of normalised, padded images.
+
+        Args:
+            image_sizes: (H, W) of each image without its padding; None to take the padding for image.
+        """
         raise NotImplementedError
 
     def mask_logits(self, images: Tensor) -> Tensor:
@@ -108,7 +106,7 @@ class CLIPSegmentor(LanguageSegmentor):
 
 
 def checkpoint_identity(
-    backbone: DenseCLIP,
+    backbone: VisionLanguageBackbone,
     class_names: list[list[str]],
     templates: str,
     bias_head: nn.Module | None = None,
@@ -116,37 +114,24 @@ def checkpoint_identity(
 ) -> dict[str, Any]:
     """What a checkpoint belongs to: all that its image features and texts depend on.
 
-    These are the pretrained CLIP and the class list and, where they are not the usual ones, the changes of the image
-    tower, its value path, whether it is trained, the normalisation of images, and the text and norm of the Reference
-    prompt. The size of images is not in it: a model may be used at others than it was trained at. Nor is the precision.
+    These are what the backbone names, the class list and, where they are not the usual ones, the normalisation of
+    images and the text and norm of the Reference prompt. The size of images is not among them: a model may be used at
+    others than it was trained at. Nor is the precision.
 
     Args:
         pixel_statistics: mean and standard deviation; None for the usual ones.
     """
-    changed: dict[str, Any] = {} if backbone.image_tower == OWN_IMAGE_TOWER else {"image_tower": backbone.image_tower}
-    if backbone.fine_tune:
-        changed["MODEL.CLIP.FINE_TUNE"] = True
-    if not backbone.value_path_residual:
-        changed["MODEL.CLIP.VALUE_PATH_RESIDUAL"] = False
+    changed: dict[str, Any] = {}
     for key, values in zip(("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"), pixel_statistics or (), strict=False):
         rounded = [round(value, 4) for value in values]  # they have been float32
         if rounded != KEYS[key].default:
             changed[key] = rounded
-    identity = {
-        "clip": backbone.name,
-        **changed,
-        "fingerprint": backbone.fingerprint,
-        "class_names": class_names,
-        "templates": templates,
-    }
+    identity = {**backbone.identity(), **changed, "class_names": class_names, "templates": templates}
     prompt = getattr(bias_head, "reference_prompt", None)
     if prompt is not None:
-        encoder = backbone.text_encoder
-        usual = [t for names in class_names for t in (*encoder.name_tokens(names[0]), encoder.tokenizer.eot_token_id)]
-        tokens, ends = prompt.name_tokens.tolist(), (prompt.ends - len(prompt.vectors)).tolist()
-        if tokens != usual or bias_head.reference_norm != "row":
-            digest = hashlib.sha256(f"{tokens} {ends}".encode()).hexdigest()
-            identity["reference"] = f"{bias_head.reference_norm} {digest[:8]}"
+        usual = [[*backbone.name_tokens(names[0]), backbone.end_token] for names in class_names]
+        if prompt.segments != usual or bias_head.reference_norm != "row":
+            identity["reference"] = f"{bias_head.reference_norm} {prompt.digest()}"
     return identity
 
 

@@ -15,12 +15,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone
 from torch import Tensor
 
-from reclip_d2.backbones.architectures import open_clip_name
-from reclip_d2.backbones.build import embedding_shape
-from reclip_d2.backbones.text import check_class_names
+from reclip_d2.backbones.query import check_class_names
 from reclip_d2.config.keys import KEYS
 from reclip_d2.data.classes import class_names_from_config
 from reclip_d2.errors import ReclipError
+from reclip_d2.modeling.backbone import backbone_class
 from reclip_d2.modeling.bias_head import BIAS_HEAD_REGISTRY
 from reclip_d2.modeling.mask_decoder import MaskDecoder
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor, inference_arguments
@@ -81,13 +80,13 @@ class Student(LanguageSegmentor):
             )
         class_names = class_names_from_config(cfg)
         check_class_names(class_names)
-        embed_dim, _ = embedding_shape(cfg.MODEL.CLIP.NAME)
+        clip = backbone_class(cfg).summary(cfg)
         return {
             **inference_arguments(cfg),
             "backbone": backbone,
-            "feature_head": DeepLabV2Head(backbone.output_shape()["res5"].channels, embed_dim, keys.DILATIONS),
+            "feature_head": DeepLabV2Head(backbone.output_shape()["res5"].channels, clip.embed_dim, keys.DILATIONS),
             "inherited": empty_head(cfg, len(class_names)),
-            "clip_name": open_clip_name(cfg.MODEL.CLIP.NAME),
+            "clip_name": clip.name,
             "head": keys.HEAD,
             "output_stride": keys.OUTPUT_STRIDE,
             "image_format": keys.FORMAT,
@@ -175,13 +174,13 @@ def bias_grid(cfg: CfgNode) -> tuple[int, int]:
             "INPUT.MIN_SIZE_TRAIN 0 leaves images as they are: set INPUT.CROP.ENABLED and INPUT.CROP.SIZE, so that the"
             " student knows the size of the bias logits"
         )
-    _, patch_size = embedding_shape(cfg.MODEL.CLIP.NAME)
+    patch_size = backbone_class(cfg).summary(cfg).patch_size
     return math.ceil(size[0] / patch_size), math.ceil(size[1] / patch_size)
 
 
 def empty_head(cfg: CfgNode, num_classes: int) -> InheritedHead:
     """The inherited head as the config has it, to be filled by the teacher or a checkpoint."""
-    embed_dim, _ = embedding_shape(cfg.MODEL.CLIP.NAME)
+    embed_dim = backbone_class(cfg).summary(cfg).embed_dim
     rectified = cfg.MODEL.TEACHER.META_ARCHITECTURE != "MaskCLIP"
     image_dependent = rectified and BIAS_HEAD_REGISTRY.get(cfg.MODEL.BIAS_HEAD.NAME).image_dependent
     return InheritedHead(

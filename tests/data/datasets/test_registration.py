@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 import reclip_d2.data.datasets  # noqa: F401  (registers the data sets)
-from reclip_d2.backbones.text import check_class_names
+from reclip_d2.backbones.query import check_class_names
 from reclip_d2.config import add_reclip_config
 from reclip_d2.data.classes import class_names_of
 from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper

@@ -172,7 +172,7 @@ def test_the_state_that_is_inherited_leaves_a_learnt_classifier_out():
 @torch.no_grad()
 def test_a_query_that_the_teacher_has_learnt_is_inherited():
     backbone = tiny_dense()
-    learnt = LearnableQuery(backbone.text_encoder, [name for name, *_ in CLASS_NAMES])
+    learnt = LearnableQuery(backbone, [name for name, *_ in CLASS_NAMES])
     teacher = with_own_statistics(make_rectified(query_head=learnt))
     learnt.prompt.vectors.add_(torch.randn_like(learnt.prompt.vectors))
     features, expected = features_of(teacher.train().eval())

@@ -1,0 +1,34 @@
+"""Dense attentions: what the last block of an image tower does for dense features (``MODEL.CLIP.DENSE_ATTENTION``).
+
+To add one, put a file with a registered :class:`DenseAttention` into this folder and set the key to its ``name``. Every
+file here is imported with the package; :mod:`~reclip_d2.backbones.dense_attention.base` says what an attention gets
+and gives, :mod:`~reclip_d2.backbones.dense_attention.value` is an example.
+"""
+
+import importlib
+import pkgutil
+
+from reclip_d2.backbones.dense_attention.base import (
+    DENSE_ATTENTION_REGISTRY,
+    AttentionInput,
+    BlockInput,
+    DenseAttention,
+    TransformerBlock,
+    build_dense_attention,
+    dense_attention_class,
+)
+from reclip_d2.backbones.dense_attention.value import ValueAttention
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = [
+    "DENSE_ATTENTION_REGISTRY",
+    "AttentionInput",
+    "BlockInput",
+    "DenseAttention",
+    "TransformerBlock",
+    "ValueAttention",
+    "build_dense_attention",
+    "dense_attention_class",
+]

@@ -1,0 +1,50 @@
+"""The value path of MaskCLIP, which ReCLIP and ReCLIP++ build on (section III-A)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode
+from torch import Tensor
+
+from reclip_d2.backbones.dense_attention.base import DENSE_ATTENTION_REGISTRY, AttentionInput, DenseAttention
+
+
+@DENSE_ATTENTION_REGISTRY.register()
+class ValueAttention(DenseAttention):
+    """``out_proj(v_proj(ln_1(x)))``: the attention matrix is the identity, so that each patch keeps its own value.
+
+    As the first attention there was, it is recorded in checkpoints by ``MODEL.CLIP.VALUE_PATH_RESIDUAL`` alone, and
+    not at all by default.
+    """
+
+    name = "value"
+
+    def __init__(self, residual: bool = True) -> None:
+        """
+        Args:
+            residual: keep the block's residual connections and its MLP around the value path, as the public code of
+                MaskCLIP and ReCLIP does; otherwise the attention's output alone.
+        """
+        super().__init__()
+        self.residual = residual
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> ValueAttention:
+        return cls(residual=cfg.MODEL.CLIP.VALUE_PATH_RESIDUAL)
+
+    @property
+    def uses_mlp(self) -> bool:
+        return self.residual
+
+    def forward(self, inputs: AttentionInput) -> Tensor:
+        """Value path of the patches ``(B, n, E)``. No token reads another: class tokens and padding have no part."""
+        block, tokens = inputs.block, inputs.patches
+        out = block.output(block.values(block.norm(tokens)))
+        if not self.residual:
+            return out
+        out = tokens + out
+        return out + block.mlp(out)
+
+    def identity(self) -> dict[str, Any]:
+        return {} if self.residual else {"MODEL.CLIP.VALUE_PATH_RESIDUAL": False}

@@ -1,0 +1,246 @@
+"""What models ask of a vision-language model, and nothing else: :class:`VisionLanguageBackbone`.
+
+Shape letters: B images, (H, W) size in pixels, (h, w) grid of the dense features, N windows or texts, C classes,
+L prompt vectors, D width of the joint embedding of images and texts, E width of the image transformer, F width of the
+text transformer.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
+from torch import Tensor, nn
+
+from reclip_d2.backbones.query import cached_query_features
+from reclip_d2.backbones.settings import PixelStatistics
+
+
+class BackboneSummary(NamedTuple):
+    """What is known of a backbone before it is built: its name, D, and the side of a patch in pixels."""
+
+    name: str
+    embed_dim: int
+    patch_size: int
+
+
+class VisionLanguageBackbone(Backbone):
+    """Image and text towers with one joint embedding. Registered with Detectron2's ``BACKBONE_REGISTRY``, an
+    implementation is chosen by ``MODEL.BACKBONE.NAME``; the first is :class:`~reclip_d2.backbones.dense.DenseCLIP`.
+
+    Images are ``(B, 3, H, W)``, RGB, normalised by :attr:`pixel_statistics`, with H and W multiples of
+    :attr:`size_divisibility`. All features are float32 (float64 of a float64 model). The towers are frozen, stay in
+    eval mode and out of checkpoints, unless ``MODEL.CLIP.FINE_TUNE`` trains the image tower.
+
+    Attributes:
+        name: of the architecture, for messages and checkpoints.
+        fingerprint: hash of the pretrained weights and of all settings that both towers' features depend on.
+        pixel_statistics: mean and standard deviation that images are normalised by.
+    """
+
+    name: str
+    fingerprint: str
+    pixel_statistics: PixelStatistics
+
+    # ---- sizes ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    @abc.abstractmethod
+    def summary(cls, cfg: CfgNode) -> BackboneSummary:
+        """Name and sizes of what ``cfg`` asks for; nothing is built. Raises :class:`ReclipError` if it cannot be."""
+
+    @property
+    @abc.abstractmethod
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+
+    @property
+    @abc.abstractmethod
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) that the image tower was trained at: the size of a crop for its global feature."""
+
+    @property
+    @abc.abstractmethod
+    def embed_dim(self) -> int:
+        """Width D of the joint embedding."""
+
+    @property
+    @abc.abstractmethod
+    def positional_width(self) -> int:
+        """Channels of :meth:`positional_embedding`: E for a learned one."""
+
+    @property
+    @abc.abstractmethod
+    def logit_scale(self) -> float:
+        """The model's own factor on cosine similarities: 100 for OpenAI's CLIPs."""
+
+    @property
+    def stride(self) -> int:
+        """Pixels between the patches of :meth:`dense`; a dense attention may give more patches than the tower has."""
+        return self.patch_size
+
+    @property
+    def size_divisibility(self) -> int:
+        """The sides of images are multiples of this."""
+        return self.patch_size
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {"dense": ShapeSpec(channels=self.embed_dim, stride=self.stride)}
+
+    # ---- images --------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def dense_and_keys(
+        self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None, keys: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Image features Z ``(B, D, h, w)``, each patch of length 1, and, if wanted, the last block's keys
+        ``(B, n, E)`` of the n patches of the tower, for key smoothing.
+
+        Args:
+            image_sizes: (H, W) of each image before it was padded; None if all of ``images`` is image. Attentions that
+                mix patches leave out those in the padding (see :func:`valid_patches`).
+        """
+
+    def dense(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:
+        """Image features Z ``(B, D, h, w)``: see :meth:`dense_and_keys`. The memory lies as (B, h, w, D)."""
+        return self.dense_and_keys(images, image_sizes, keys=False)[0]
+
+    def forward(
+        self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> dict[str, Tensor]:  # Detectron2's form
+        """:meth:`dense` as ``{"dense": (B, D, h, w)}``."""
+        return {"dense": self.dense(images, image_sizes)}
+
+    @abc.abstractmethod
+    def global_features(self, images: Tensor) -> Tensor:
+        """Global features ``(B, D)`` of length 1, of images at :attr:`image_size`; without gradient."""
+
+    @abc.abstractmethod
+    def window_features(self, images: Tensor, windows: Tensor, split: int = 0) -> Tensor:
+        """Global features of windows, all in one forward pass: ``(B, N, D)`` of length 1; without gradient.
+
+        Args:
+            windows: ``(N, 4)`` boxes (x0, y0, x1, y1) in pixels of ``images``, the ends exclusive.
+            split: block from which on the windows go their own way.
+
+        Raises:
+            ReclipError: the tower has no such block, or its global feature is not a token's.
+        """
+
+    # ---- positions -----------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def positional_embedding(self, size: tuple[int, int]) -> Tensor:
+        """Positional embedding PE of the patches on the grid (h, w), detached: ``(positional_width, h, w)``.
+
+        The tower's own, resized, or a synthetic one where the tower has none.
+        """
+
+    @property
+    def positional_grid(self) -> tuple[int, int] | None:
+        """Grid (h, w) on which a learned positional embedding is kept; None if none is resized."""
+        return None
+
+    def on_grid(self, grid: tuple[int, int]) -> contextlib.AbstractContextManager[None]:
+        """Inside, the positional embedding is kept on a grid: a graph that is traced there resizes nothing."""
+        return contextlib.nullcontext()
+
+    # ---- texts ---------------------------------------------------------------------------------------------------
+
+    @property
+    @abc.abstractmethod
+    def text_width(self) -> int:
+        """Width F of a token's embedding."""
+
+    @property
+    @abc.abstractmethod
+    def context_length(self) -> int:
+        """Largest number of tokens of a text, start and end included."""
+
+    @property
+    @abc.abstractmethod
+    def end_token(self) -> int:
+        """Id of the token that ends a text."""
+
+    @abc.abstractmethod
+    def name_tokens(self, name: str) -> list[int]:
+        """Token ids of a text, without start and end."""
+
+    @abc.abstractmethod
+    def token_embeddings(self, tokens: Tensor) -> Tensor:
+        """Embeddings ``(T, F)`` of token ids ``(T,)``, without positions."""
+
+    @abc.abstractmethod
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Features ``(N, D)`` of length 1 of N texts."""
+
+    @abc.abstractmethod
+    def reference_layout(self, segments: Sequence[Sequence[int]], prompt_length: int) -> nn.Module:
+        """How the text tower takes ``[start][v_1]...[v_L][segment]`` of each class at once: buffers for
+        :meth:`reference`, none of them in checkpoints.
+
+        Args:
+            segments: for each class the token ids that follow the prompt, the end token included.
+            prompt_length: L.
+        """
+
+    @abc.abstractmethod
+    def reference(self, vectors: Tensor, layout: nn.Module) -> Tensor:
+        """Text features ``(C, D)``, not normalised, of the texts that a prompt ``(L, F)`` begins: Eq. (1).
+
+        Differentiable in the vectors.
+
+        Args:
+            layout: of :meth:`reference_layout`.
+        """
+
+    def query_features(
+        self,
+        class_names: Sequence[Sequence[str]],
+        templates: Sequence[str],
+        turn: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> Tensor:
+        """Query text features W_q ``(C, D)`` float32 on the CPU, from a cache if they have been computed before.
+
+        Args:
+            class_names: for each class its name and any synonyms.
+            templates: texts with one ``{}`` for the name.
+            turn: makes a context that is entered around the encoding of a group of classes.
+        """
+        return cached_query_features(self, class_names, templates, self.key, turn)
+
+    # ---- identity ------------------------------------------------------------------------------------------------
+
+    @property
+    def key(self) -> str:
+        """Names both towers in caches: the architecture (activations and such are not in the weights) and the
+        fingerprint. Text, global and window features depend on nothing else; dense ones on :meth:`identity`."""
+        return f"{self.name} {self.fingerprint}"
+
+    @abc.abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """All that the features depend on, as plain values for JSON: checkpoints record and compare it.
+
+        ``clip``, the name; ``fingerprint``; and each setting that does not have its default, by its key.
+        """
+
+
+def valid_patches(
+    image_sizes: Sequence[tuple[int, int]], size: tuple[int, int], patch: int, device: torch.device
+) -> Tensor:
+    """``(B, h * w)`` bool: patches whose centre lies in the image and not in the padding.
+
+    Args:
+        image_sizes: (H, W) of each image in pixels, without padding.
+        size: grid (h, w) of the padded batch.
+        patch: side of a patch in pixels.
+    """
+    rows = (torch.arange(size[0], device=device) + 0.5) * patch
+    columns = (torch.arange(size[1], device=device) + 0.5) * patch
+    return torch.stack([((rows < h)[:, None] & (columns < w)[None, :]).flatten() for h, w in image_sizes])
