@@ -34,6 +34,7 @@ def config(tmp_path, datasets):
     names = [name for name, *_ in CLASS_NAMES]
     dataset = datasets("reclip_test_student", [], names, stuff_class_synonyms=CLASS_NAMES)
     base = {
+        "MODEL.BACKBONE.NAME": "DenseCLIP",
         "MODEL.CLIP.NAME": register_tiny_model(tmp_path),
         "MODEL.CLIP.PRETRAINED": "random",
         "MODEL.RESNETS.DEPTH": "18",
