@@ -31,7 +31,6 @@ import reclip_d2.modeling  # noqa: E402, F401  (registers the models)
 from reclip_d2.backbones.query import check_class_names  # noqa: E402
 from reclip_d2.config import load_config  # noqa: E402
 from reclip_d2.data.classes import class_names_of  # noqa: E402
-from reclip_d2.engine.checkpoint import IDENTITY_VERSION  # noqa: E402
 from reclip_d2.engine.public_checkpoint import (  # noqa: E402
     check_fits,
     compatibility_keys,
@@ -41,6 +40,7 @@ from reclip_d2.engine.public_checkpoint import (  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
 from reclip_d2.modeling.backbone import build_clip_backbone  # noqa: E402
 from reclip_d2.modeling.bias_head import build_bias_head  # noqa: E402
+from reclip_d2.modeling.checkpoint import IDENTITY_VERSION  # noqa: E402
 from reclip_d2.modeling.mask_decoder import MaskDecoder  # noqa: E402
 from reclip_d2.modeling.meta_arch.segmentor import checkpoint_identity  # noqa: E402
 from reclip_d2.utils.files import MIB, read_text  # noqa: E402

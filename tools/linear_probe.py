@@ -30,7 +30,7 @@ from reclip_d2.config import load_config  # noqa: E402
 from reclip_d2.data.classes import class_names_from_config  # noqa: E402
 from reclip_d2.data.index_images import PLAIN  # noqa: E402
 from reclip_d2.data.sampling import build_train_loader  # noqa: E402
-from reclip_d2.engine.checkpoint import ReclipCheckpointer, forget_run  # noqa: E402
+from reclip_d2.engine.output_dir import forget_run  # noqa: E402
 from reclip_d2.engine.program import run_program, setup  # noqa: E402
 from reclip_d2.engine.trainer import Trainer, build_evaluation_model  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
@@ -42,6 +42,7 @@ from reclip_d2.evaluation.labelled_data import (  # noqa: E402
 )
 from reclip_d2.evaluation.linear_probe import LinearProbe  # noqa: E402
 from reclip_d2.evaluation.linear_probe_run import probe_overrides, write_results  # noqa: E402
+from reclip_d2.modeling.checkpoint import ReclipCheckpointer  # noqa: E402
 
 
 class ProbeTrainer(Trainer):

@@ -1,1 +1,1 @@
-"""Training: trainer, checkpoints, hooks, learning-rate schedule, calibration."""
+"""Training: the trainer, its loop, hooks and solver, and the program around it."""

@@ -20,14 +20,15 @@ from detectron2.utils import comm
 from reclip_d2.config import load_config
 from reclip_d2.config.files import add_config_file_argument
 from reclip_d2.data.datasets.custom import register_custom
-from reclip_d2.engine.checkpoint import ReclipCheckpointer, forget_run, run_lock
 from reclip_d2.engine.launch_checks import check_config_for, check_processes
+from reclip_d2.engine.output_dir import forget_run, run_lock
 from reclip_d2.engine.run_setup import set_up_run
 from reclip_d2.engine.trainer import Trainer, build_evaluation_model
 from reclip_d2.engine.training_settings import TrainingSettings
 from reclip_d2.errors import ReclipError, exit_on_error
 from reclip_d2.hypothesis.training_records import unlabelled_records
 from reclip_d2.modeling.build import check_registered_parts
+from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 
 INTERRUPTED = "interrupted: a training goes on from its last checkpoint with --resume"
 

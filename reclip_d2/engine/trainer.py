@@ -26,7 +26,6 @@ from reclip_d2.data.classes import check_labelled
 from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
 from reclip_d2.data.sampling import build_train_loader
 from reclip_d2.engine.calibration import calibrate
-from reclip_d2.engine.checkpoint import FINAL_CHECKPOINT, ReclipCheckpointer, training_resolution
 from reclip_d2.engine.hooks import SeedIteration
 from reclip_d2.engine.launch_checks import scale_to_processes
 from reclip_d2.engine.lr_scheduler import build_lr_scheduler
@@ -42,6 +41,7 @@ from reclip_d2.evaluation.label_check import check_own_labels
 from reclip_d2.evaluation.label_maps import LabelMapEvaluator
 from reclip_d2.hypothesis.training_records import build_training_records, unlabelled_records
 from reclip_d2.modeling import MaskCLIP
+from reclip_d2.modeling.checkpoint import FINAL_CHECKPOINT, ReclipCheckpointer, training_resolution
 
 
 class Trainer(DefaultTrainer):

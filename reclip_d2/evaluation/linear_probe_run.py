@@ -9,10 +9,10 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.labelled_data import probe_datasets
 from reclip_d2.evaluation.linear_probe import SUPERVISION, LinearProbe
+from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from reclip_d2.utils.io import atomic_write
 
 FOLDER, RESULTS = "linear_probe", "linear_probe.json"

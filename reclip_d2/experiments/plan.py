@@ -29,10 +29,11 @@ from detectron2.config import CfgNode
 import reclip_d2.data.datasets  # noqa: F401  (registers the data sets)
 from reclip_d2.config import flatten, load_config
 from reclip_d2.data.classes import check_labelled
-from reclip_d2.engine.checkpoint import FINAL_CHECKPOINT, remove_intermediate_checkpoints
+from reclip_d2.engine.output_dir import remove_intermediate_checkpoints
 from reclip_d2.errors import ReclipError
 from reclip_d2.experiments.suite import Experiment, Suite, value_of
 from reclip_d2.hypothesis.training_records import unlabelled_records
+from reclip_d2.modeling.checkpoint import FINAL_CHECKPOINT
 from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.json_files import MissingFileError, read_json
 from reclip_d2.utils.locks import LOCK_NAME, exclusive

@@ -22,8 +22,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from reclip_d2.data.image_folder import RESULTS_MARKER, ImageFile
-from reclip_d2.engine.checkpoint import FINAL_CHECKPOINT
 from reclip_d2.errors import ReclipError
+from reclip_d2.modeling.checkpoint import FINAL_CHECKPOINT
 from reclip_d2.utils.digest import current_digest, file_digests
 from reclip_d2.utils.files import display_path
 from reclip_d2.utils.io import atomic_write, is_temporary, remove_leftovers, remove_leftovers_of

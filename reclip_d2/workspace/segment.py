@@ -19,8 +19,8 @@ from reclip_d2.data.datasets.custom import check_names_fit, register_images
 from reclip_d2.data.image_folder import find_images
 from reclip_d2.data.survey import SurveyedImage, survey_images
 from reclip_d2.data.working_files import WorkingFiles
-from reclip_d2.engine.checkpoint import remove_intermediate_checkpoints
 from reclip_d2.engine.logs import logging_to
+from reclip_d2.engine.output_dir import remove_intermediate_checkpoints
 from reclip_d2.errors import ReclipError
 from reclip_d2.hypothesis.blocks import remove_blocks
 from reclip_d2.modeling.build import check_registered_parts

@@ -10,9 +10,9 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from reclip_d2.config import load_config
-from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from reclip_d2.errors import ReclipError
 from reclip_d2.inference import ImagePredictor
+from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from reclip_d2.utils.digest import current_digest, file_digest
 from reclip_d2.workspace.run_folder import RunFolder
 from reclip_d2.workspace.run_state import RunState

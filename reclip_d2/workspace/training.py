@@ -14,7 +14,7 @@ from detectron2.utils.env import seed_all_rng
 from reclip_d2.data.class_file import ClassList
 from reclip_d2.data.datasets.custom import register_images
 from reclip_d2.data.survey import SurveyedImage
-from reclip_d2.engine.checkpoint import remove_intermediate_checkpoints
+from reclip_d2.engine.output_dir import remove_intermediate_checkpoints
 from reclip_d2.engine.trainer import Trainer
 from reclip_d2.hypothesis.training_records import build_training_records
 from reclip_d2.modeling.build import check_registered_parts

@@ -14,9 +14,9 @@ from reclip_d2.config import load_config
 from reclip_d2.config.files import configs_folder
 from reclip_d2.data.datasets.custom import register_images
 from reclip_d2.data.images import read_image
-from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from reclip_d2.export import onnx_file
 from reclip_d2.modeling.build import check_registered_parts
+from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from reclip_d2.workspace.stage_config import stage_config
 from tests.cli.conftest import read_mask
 from tests.helpers import CLASS_NAMES, datasets, register_tiny_model

@@ -9,11 +9,11 @@ import torch
 
 from reclip_d2.cli.main import main
 from reclip_d2.data import survey
-from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from reclip_d2.engine.hooks import SeedIteration
 from reclip_d2.formats import IndexWriter
 from reclip_d2.formats.pictures import OverlayWriter
 from reclip_d2.hypothesis.blocks import ScoreBlocks
+from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from reclip_d2.workspace import masks
 from reclip_d2.workspace.run_folder import RunFolder
 from tests.cli.conftest import all_files, segment_arguments

@@ -13,7 +13,7 @@ from PIL import Image
 from reclip_d2.config import load_config
 from reclip_d2.data.datasets.custom import CUSTOM
 from reclip_d2.engine import trainer
-from reclip_d2.engine.checkpoint import ReclipCheckpointer
+from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from tests.helpers import datasets, isolated_cache, register_tiny_model
 
 __all__ = ["datasets", "isolated_cache"]

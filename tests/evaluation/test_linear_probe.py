@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.linear_probe import LinearProbe, probe_loss, weights_digest
+from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from tests.helpers import EMBED_DIM, make_maskclip, make_rectified, random_image
 
 SLIDING = ((16, 16), (8, 8))

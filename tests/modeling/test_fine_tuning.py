@@ -12,10 +12,10 @@ from detectron2.modeling import build_model
 
 from reclip_d2.backbones.dense_attention import ValueAttention
 from reclip_d2.config import load_config
-from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from reclip_d2.engine.optimizer import build_optimizer
 from reclip_d2.errors import ReclipError
 from reclip_d2.hypothesis.training_records import build_training_records
+from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from reclip_d2.modeling.meta_arch.distillation import build_teacher
 from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
 from tests.helpers import (

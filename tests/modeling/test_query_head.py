@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from detectron2.modeling import build_model
 
 from reclip_d2.config import load_config
-from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from reclip_d2.errors import ReclipError
+from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from reclip_d2.modeling.meta_arch.distillation import inherit
 from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
 from reclip_d2.modeling.query_head import LearnableQuery

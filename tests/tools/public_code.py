@@ -16,7 +16,7 @@ from torch import nn
 
 from reclip_d2.backbones.build import build_clip
 from reclip_d2.config import load_config
-from reclip_d2.engine.checkpoint import ReclipCheckpointer
+from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from tests.helpers import EMBED_DIM, TINY_NAME, TINY_TEXT, TINY_VISION, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

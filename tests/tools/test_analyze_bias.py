@@ -12,7 +12,7 @@ from PIL import Image
 from reclip_d2.config import load_config
 from reclip_d2.engine import program as training
 from reclip_d2.engine import trainer
-from reclip_d2.engine.checkpoint import ReclipCheckpointer
+from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from tests.helpers import datasets, isolated_cache, register_tiny_model, write_scenes
 
 __all__ = ["datasets", "isolated_cache"]

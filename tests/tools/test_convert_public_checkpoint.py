@@ -9,8 +9,8 @@ import yaml
 from detectron2.modeling import build_model
 
 from reclip_d2.config import load_config
-from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from reclip_d2.errors import ReclipError
+from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from tests.helpers import TINY_VISION, datasets, isolated_cache
 from tests.tools.public_code import (
     CLIP_OPTIONS,

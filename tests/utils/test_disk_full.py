@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from reclip_d2.export import torchscript_file
 from reclip_d2.formats import IndexWriter, MaskClasses, Prediction
 from reclip_d2.hypothesis.blocks import ScoreBlocks
+from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.tensor_files import save_archive, save_safetensors
 

@@ -17,9 +17,9 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from reclip_d2.backbones.interface import valid_patches
-from reclip_d2.engine.checkpoint import ReclipCheckpointer, training_resolution
 from reclip_d2.errors import ReclipError
 from reclip_d2.layers import upsample_argmax, use_kernels
+from reclip_d2.modeling.checkpoint import ReclipCheckpointer, training_resolution
 from reclip_d2.modeling.distillation_losses import (
     IGNORE_LABEL,
     distillation_losses,

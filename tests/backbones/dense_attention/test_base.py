@@ -20,12 +20,12 @@ from reclip_d2.backbones.dense_attention import (
     dense_attention_class,
 )
 from reclip_d2.config import load_config
-from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from reclip_d2.errors import ReclipError
 from reclip_d2.export import ExportOptions, export_model
 from reclip_d2.export.export import FORMATS
 from reclip_d2.hypothesis.training_records import build_training_records
 from reclip_d2.modeling.build import check_registered_parts
+from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from tests.backbones.literal import PATCH, literal_layer_norm, literal_tokens
 from tests.helpers import isolated_cache, random_image, register_tiny_model, tiny_clip, tiny_dense, write_scenes
 

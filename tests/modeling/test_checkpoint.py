@@ -9,9 +9,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from reclip_d2.engine import checkpoint as module
-from reclip_d2.engine.checkpoint import ReclipCheckpointer
 from reclip_d2.errors import ReclipError
+from reclip_d2.modeling import checkpoint as module
+from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from tests.helpers import CLASS_NAMES, make_maskclip, make_rectified
 
 

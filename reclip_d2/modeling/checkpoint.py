@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import re
 import urllib.error
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.utils import comm
 
 from reclip_d2.config.keys import KEYS
 from reclip_d2.errors import ReclipError, is_user_error
 from reclip_d2.utils.files import MissingFileError, check_regular, read_text
-from reclip_d2.utils.io import atomic_write, is_temporary
-from reclip_d2.utils.locks import LOCK_NAME, try_lock
+from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.tensor_files import check_tensors, dtype_mismatches, read_tensor_file, save_archive, state_dict_of
 
 logger = logging.getLogger(__name__)
@@ -28,11 +25,9 @@ logger = logging.getLogger(__name__)
 # Of checkpoints whose identity has all that the features depend on; those of earlier versions have none.
 IDENTITY_VERSION = "2"
 
-
 FINAL_CHECKPOINT = "model_final.pth"
-# Checkpoints on the way to it, by Detectron2's PeriodicCheckpointer.
-_ON_THE_WAY = re.compile(r"model_\d{7,}\.pth")
-_LAST = "last_checkpoint"
+# The file that names the last checkpoint.
+LAST_CHECKPOINT = "last_checkpoint"
 
 
 class ReclipCheckpointer(DetectionCheckpointer):
@@ -72,7 +67,7 @@ class ReclipCheckpointer(DetectionCheckpointer):
         self.logger.info("Saving checkpoint to %s", path)
         with atomic_write(path) as temporary:
             save_archive(data, temporary)
-        _point_to(Path(path))
+        point_to(Path(path))
 
     def get_checkpoint_file(self) -> str:
         """Path of the last checkpoint, which the file ``last_checkpoint`` names; "" without such a file.
@@ -80,7 +75,7 @@ class ReclipCheckpointer(DetectionCheckpointer):
         Raises:
             ReclipError: it names something else than a checkpoint of the folder.
         """
-        pointer = os.path.join(self.save_dir, _LAST)
+        pointer = os.path.join(self.save_dir, LAST_CHECKPOINT)
         remedy = "write the name of a checkpoint of this folder into it, or give --overwrite"
         try:
             name = read_text(pointer, "file", limit=4096, remedy=remedy).strip()
@@ -158,66 +153,10 @@ class ReclipCheckpointer(DetectionCheckpointer):
             )
 
 
-def _point_to(path: Path) -> None:
-    with atomic_write(path.with_name(_LAST)) as temporary:
+def point_to(path: Path) -> None:
+    """Make a checkpoint the last one of its folder."""
+    with atomic_write(path.with_name(LAST_CHECKPOINT)) as temporary:
         temporary.write_text(path.name)
-
-
-@contextlib.contextmanager
-def run_lock(folder: str) -> Iterator[None]:
-    """Keep other trainings out of ``OUTPUT_DIR``, which is made if need be, and remove what a killed one has left half
-    written. Called by all processes; the lock goes with the main one, however that ends.
-
-    Raises:
-        ReclipError: another training is at work there.
-    """
-    lock = try_lock(Path(folder, LOCK_NAME)) if comm.is_main_process() else None
-    if not comm.all_gather(lock is not None)[0]:
-        raise ReclipError(f"another training works in {folder}: wait for it, or choose another OUTPUT_DIR")
-    try:
-        if lock is not None:
-            for path in Path(folder).iterdir():
-                if is_temporary_of_run(path):
-                    path.unlink(missing_ok=True)
-        yield
-    finally:
-        if lock is not None:
-            lock.release()
-
-
-def is_temporary_of_run(path: Path) -> bool:
-    """Whether a file is a half-written checkpoint, or another file of a training."""
-    name = path.name[1:].rpartition(".tmp")[0].rpartition(".")[0]  # of .NAME.XXXXXXXX.tmp.SUFFIX
-    known = name in (FINAL_CHECKPOINT, _LAST, "training.json") or _ON_THE_WAY.fullmatch(name) is not None
-    return known and is_temporary(path, of=name)
-
-
-def remove_intermediate_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints on the way to ``model_final.pth``, if that is there."""
-    final = folder / FINAL_CHECKPOINT
-    if not final.is_file():
-        return
-    found = [path for path in folder.glob("model_*.pth") if _ON_THE_WAY.fullmatch(path.name)]
-    if found and (folder / _LAST).is_file():
-        _point_to(final)  # a kill may have come before that
-    for path in found:
-        path.unlink(missing_ok=True)
-
-
-def forget_run(folder: str) -> None:
-    """Remove checkpoints and metrics of an earlier run, so that ``--resume`` cannot go on with it.
-
-    Called by all processes, when the new run is about to begin and has read what it starts from.
-    """
-    comm.synchronize()
-    if not comm.is_main_process():
-        return
-    Path(folder, _LAST).unlink(missing_ok=True)  # the pointer first: it never points to nothing
-    for path in Path(folder).glob("model_*.pth"):
-        if path.name == FINAL_CHECKPOINT or _ON_THE_WAY.fullmatch(path.name):
-            path.unlink(missing_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.truncate(Path(folder, "metrics.json"), 0)  # the new run's writer has it open already, to append to it
 
 
 def training_resolution(cfg: CfgNode) -> str:
