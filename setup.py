@@ -1,4 +1,4 @@
-"""Build of reclip_d2; everything that is not code to run at build time stands in pyproject.toml.
+"""Build of reclip_d2; everything that is not code to run at build time is in pyproject.toml.
 
 ``pip install -e . --no-build-isolation`` and ``python setup.py develop`` do the same: they build the extension
 reclip_d2._C from csrc, for the CPU and, where nvcc and a CUDA build of torch are found, for CUDA. Settings:

@@ -1,4 +1,4 @@
-// Kernels of masked_average_pool of its own: masks of the hypothesis rows to and from (B, n, C) tensors. The pooling itself is
+// Kernels that only masked_average_pool has: masks of the hypothesis rows to and from (B, n, C) tensors. The pooling itself is
 // in cuda/pooling.cu and cuda/pooling_gradient.cu, which rectify_and_pool uses too.
 #include "cuda/device.cuh"
 

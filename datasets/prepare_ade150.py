@@ -3,7 +3,7 @@
 
     python datasets/prepare_ade150.py
 
-Reads $DETECTRON2_DATASETS/ADEChallengeData2016/annotations and writes annotations_detectron2 beside it: ids less one,
+Reads $DETECTRON2_DATASETS/ADEChallengeData2016/annotations and writes annotations_detectron2 next to it: ids minus one,
 0 becomes 255. See datasets/README.md.
 """
 

@@ -15,7 +15,7 @@ Moment = str
 
 
 def run_killed(call: Callable[[], object], arrange: Callable[[], None], log: Path | None = None) -> int:
-    """Call a function in a process of its own, a fork of this one.
+    """Call a function in a separate process, a fork of this one.
 
     Args:
         arrange: called in that process, before.

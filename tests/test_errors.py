@@ -198,7 +198,7 @@ def test_a_killed_data_loading_process(capfd):
         exit_on_error(lambda: list(torch.utils.data.DataLoader(_Killed(), num_workers=1)))()
     assert caught.value.code == 1
     lines = [line for line in capfd.readouterr().err.splitlines() if "error: " in line]
-    assert len(lines) == 1  # torch's own "ERROR: Unexpected bus error" ends in a NUL, which stands before ours
+    assert len(lines) == 1  # torch's own "ERROR: Unexpected bus error" ends in a NUL, which comes before ours
     assert "a data-loading process was killed" in lines[0] and "lower DATALOADER.NUM_WORKERS" in lines[0]
 
 

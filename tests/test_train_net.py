@@ -350,7 +350,7 @@ def test_training_is_blind_to_labels(scene, monkeypatch):
             raise AssertionError(f"training opens a label: {path}")
         opened.append(path)
 
-    monkeypatch.setenv("RECLIP_CACHE", str(scene / "another_cache"))  # hypotheses are made anew, label-blind too
+    monkeypatch.setenv("RECLIP_CACHE", str(scene / "another_cache"))  # hypotheses are made again, label-blind too
     with watch_opened_files(guard):
         run(scene, "without_labels")
     assert any(name.endswith(".jpg") for name in opened)

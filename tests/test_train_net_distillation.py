@@ -164,7 +164,7 @@ def test_distillation_is_blind_to_labels(scene, teacher, monkeypatch, kind):
     assert labels
     for path in labels:
         path.unlink()
-    monkeypatch.setenv("RECLIP_CACHE", str(scene / "another_cache"))  # hypotheses are made anew, label-blind too
+    monkeypatch.setenv("RECLIP_CACHE", str(scene / "another_cache"))  # hypotheses are made again, label-blind too
     run(scene, "without_labels", *keys)
     assert_same(weights(scene, "with_labels"), weights(scene, "without_labels"))
 

@@ -81,7 +81,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dataset", default="", help="registered data set; by default the config's first for the test")
     parser.add_argument("--output-dir", default="output/bias")
-    parser.add_argument("--overwrite", action="store_true", help="replace a report that stands in --output-dir")
+    parser.add_argument("--overwrite", action="store_true", help="replace a report that is in --output-dir")
     parser.add_argument("--scenes", type=int, default=4, help="scenes to draw, spread evenly over the data set")
     parser.add_argument(
         "--preference-images", type=int, default=300, help="images at most for the maps of what CLIP prefers"
@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
             )
     remove_report(args.output_dir)
     page = BiasReport(args.output_dir, describe_subject(main_cfg, scenes, labelled), analyses).write()
-    print(f"Written: {page}, with PNGs and bias.json beside it")
+    print(f"Written: {page}, with PNGs and bias.json next to it")
 
 
 if __name__ == "__main__":

@@ -259,7 +259,7 @@ def status_kilobytes(key: str) -> int:
 
 
 def resident_peak(case: Case, name: str, dtype: torch.dtype) -> int:
-    """:func:`resident_peak_here` in a process of its own."""
+    """:func:`resident_peak_here` in a separate process."""
     request = json.dumps({"case": case, "method": name, "dtype": str(dtype).removeprefix("torch.")})
     command = [sys.executable, str(Path(__file__).resolve()), "--memory-of", request]
     # A small allocation threshold: what the pass has freed goes back to the system, as it does with large inputs.

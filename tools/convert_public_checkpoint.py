@@ -6,7 +6,7 @@
 
 The tensors tell which of the two models it is. Writes the checkpoint, its class token
 (``<name>.class_token.safetensors``) and a config (``<name>.yaml``) whose keys reproduce that code: logits agree to 1e-4
-given the same Query features. The public code has a class list of its own for the Reference prompt; give it by
+given the same Query features. The public code has its own class list for the Reference prompt; give it by
 ``--reference-names`` where it differs from the data set's.
 """
 

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Checks the CUDA code on a GPU and times it, in at most 8 minutes and without a network: docs/gpu_check.md.
 #
-#     tools/gpu_check.sh                 # on a GPU; again: goes on with what there was no time for
+#     tools/gpu_check.sh                 # on a GPU; again: continues with what there was no time for
 #     tools/gpu_check.sh --device cpu    # a rehearsal: every step, small
 #
 # PYTHON names the interpreter (python3). Where it lacks packages, those that

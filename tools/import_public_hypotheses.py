@@ -41,7 +41,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("hypotheses", type=Path, metavar="IN", help="public file: one list of class ids a line")
     parser.add_argument("output", metavar="OUT", help="hypothesis file to write")
     parser.add_argument("--dataset", required=True, help="registered data set of the training images")
-    parser.add_argument("--list", type=Path, help="list file in whose order the lines stand (default: the data set's)")
+    parser.add_argument("--list", type=Path, help="list file in whose order the lines are (default: the data set's)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     return parser
 
@@ -108,7 +108,7 @@ def order_records(records: Sequence[dict[str, Any]], list_file: Path) -> list[di
         record = by_stem.pop(_stem(words[0]), None) if words else None
         if record is None:
             raise ReclipError(
-                f"{list_file} line {number}: {line.strip()[:60]!r} is no image of the data set, or stands twice"
+                f"{list_file} line {number}: {line.strip()[:60]!r} is no image of the data set, or is listed twice"
             )
         ordered.append(record)
     if by_stem:

@@ -6,7 +6,7 @@
 
 Probed is the last checkpoint in the config's OUTPUT_DIR, or LINEAR_PROBE.WEIGHTS; its weights stay as they are. The
 classifier learns from the labels of LINEAR_PROBE.DATASETS; all else in this project learns without any. The results
-stand apart, in OUTPUT_DIR/linear_probe/linear_probe.json, and say so there. --resume, --overwrite, --eval-only,
+are kept apart, in OUTPUT_DIR/linear_probe/linear_probe.json, and say so there. --resume, --overwrite, --eval-only,
 --num-gpus and KEY VALUE overrides are as for train_net.py; see LINEAR_PROBE in reclip_d2/config/keys.py.
 """
 

@@ -3,7 +3,7 @@
 
     python tools/make_hypotheses.py --config-file configs/embedded/reclippp_rectify.yaml --num-gpus 1
 
-Training makes the file by itself if it is missing; this program makes it alone. A killed run goes on where it was.
+Training makes a missing file by itself; this program makes it alone. A killed run resumes when you repeat it.
 """
 
 from __future__ import annotations

@@ -217,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default=EMBEDDED_CHECKPOINT, help="checkpoint to write (default: the package's)")
     parser.add_argument("--world", choices=sorted(WORLDS), default=EMBEDDED.name, help="world of the pictures")
-    parser.add_argument("--log", help="JSON log to write (default: pretrain_log.json beside the checkpoint)")
+    parser.add_argument("--log", help="JSON log to write (default: pretrain_log.json next to the checkpoint)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the world, the weights and the batches")
     parser.add_argument("--steps", type=int, default=1000, help="optimiser steps")
     parser.add_argument(

@@ -4,9 +4,9 @@
     python tools/reproduce.py --suite embedded --seeds 0 1 2 --out output/reproduce
     python tools/reproduce.py --suite voc20 --tables II V --out output/reproduce_voc20    # real data and weights
 
-The runs are listed in configs/ablations/paper.yaml, the papers' numbers with them. Each is done once and kept in
-DIR/runs; what was stopped goes on with the same command. DIR/REPORT.md is written at the end, and at any time from what
-is there by --report-only.
+The runs are listed in configs/ablations/paper.yaml, with the papers' numbers. Each is done once and kept in DIR/runs;
+an interrupted suite resumes when you repeat the command. DIR/REPORT.md is written at the end; --report-only writes it
+from the runs that are done.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def main() -> None:
                     drop_checkpoints=args.drop_checkpoints,
                 )
             except KeyboardInterrupt:
-                print("\nstopped: the same command goes on", file=sys.stderr)
+                print("\ninterrupted: repeat the command to resume", file=sys.stderr)
                 sys.exit(130)
     report, *pictures = write_report(Measurements.of(runs), args.report or args.out / REPORT, report_command(args))
     print(f"Written: {report}" + (f" and {len(pictures)} pictures in {pictures[0].parent}" if pictures else ""))

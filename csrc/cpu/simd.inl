@@ -192,7 +192,7 @@ RECLIP_INLINE DoubleV log_positive(DoubleV x) {
   return y;
 }
 
-// exp of numbers up to 0; below -87 the result is about 1e-38, which counts for nothing beside the maximum's 1 (Cephes expf).
+// exp of numbers up to 0; below -87 the result is about 1e-38, which is negligible next to the maximum's 1 (Cephes expf).
 RECLIP_INLINE FloatV exp_nonpositive(FloatV x) {
   x = maximum(x, splat<FloatV>(-87.0f));
   const IntV n = __builtin_convertvector(x * 1.44269504f - 0.5f, IntV);  // truncation: rounds to nearest for x <= 0

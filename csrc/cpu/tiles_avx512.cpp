@@ -1,4 +1,4 @@
-// Tile operations for x86-64 CPUs with AVX512: 64-byte vectors. The pragma stands after the standard headers, so that no
+// Tile operations for x86-64 CPUs with AVX512: 64-byte vectors. The pragma comes after the standard headers, so that no
 // inline function shared with other translation units is compiled for these instructions.
 #include <cstdint>
 #include <type_traits>

@@ -119,7 +119,7 @@ def test_wrong_number_of_lines(tool, capsys, source, count):
     [
         (["000", "001"], "lacks 1 images of the data set, 002"),
         (["000", "001", "002", "009"], "line 4: '009' is no image of the data set"),
-        (["000", "001", "000"], "line 3: '000' is no image of the data set, or stands twice"),
+        (["000", "001", "000"], "line 3: '000' is no image of the data set, or is listed twice"),
         (["000", "", "002"], "line 2: '' is no image"),
     ],
 )

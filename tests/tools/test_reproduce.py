@@ -181,4 +181,4 @@ def test_ctrl_c(scene, reproduce, capsys, monkeypatch):
     monkeypatch.setattr(SameProcess, "call", interrupt)
     with pytest.raises(SystemExit) as stop:
         reproduce("--seeds", "0")
-    assert stop.value.code == 130 and capsys.readouterr().err == "\nstopped: the same command goes on\n"
+    assert stop.value.code == 130 and capsys.readouterr().err == "\ninterrupted: repeat the command to resume\n"

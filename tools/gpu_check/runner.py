@@ -26,7 +26,7 @@ PASSED, FAILED, TIMED_OUT, MISSING = "passed", "failed", "over its own limit", "
 OUT_OF_TIME, NOT_RUN, BLOCKED = "cut off: no time left", "not run: no time left", "not run: a step before it failed"
 PARTLY = "partly done: no time left"
 DONE = (PASSED, FAILED, TIMED_OUT, MISSING)
-# Those that go on with the figures that they have written.
+# Those that continue from the figures that they have written.
 _CONTINUED = (OUT_OF_TIME, PARTLY)
 _LEAST_SECONDS = 5.0  # with less than this left no step is begun
 _GRACE_SECONDS = 2.0  # between SIGTERM and SIGKILL

@@ -1,6 +1,6 @@
 """The steps of the GPU check, in the order of their worth.
 
-Each step is a program of its own. It may write its figures as JSON to the file that the environment variable
+Each step is a separate program. It may write its figures as JSON to the file that the environment variable
 ``GPU_CHECK_FIGURES`` names, again and again while it runs: what is there when it ends, or is ended, is kept. A program
 that had no time for all of its parts ends with ``figures.MORE_TO_DO``; the next run starts it again, and it finds its
 figures.
@@ -81,7 +81,7 @@ def _pytest(markers: str, *arguments: str) -> tuple[str, ...]:
 
 
 def _sanitizer(tool: str) -> Step:
-    # Without PyTorch's cache each tensor has an allocation of its own, so that a step over its end is seen.
+    # Without PyTorch's cache each tensor has its own allocation, so that a step over its end is seen.
     command = (
         "compute-sanitizer",
         "--tool",
