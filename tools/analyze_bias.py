@@ -36,8 +36,8 @@ from reclip_d2.data.images import read_image  # noqa: E402
 from reclip_d2.engine.logs import quiet_logging  # noqa: E402
 from reclip_d2.engine.trainer import build_evaluation_model  # noqa: E402
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
-from reclip_d2.evaluation.label_check import check_own_labels  # noqa: E402
 from reclip_d2.evaluation.label_files import DatasetLabels, check_no_background  # noqa: E402
+from reclip_d2.evaluation.label_maps import check_own_labels  # noqa: E402
 from reclip_d2.evaluation.model_analysis import (  # noqa: E402
     ModelAnalysis,
     evaluate_bias,

@@ -40,8 +40,7 @@ from reclip_d2.evaluation.labelled_data import (  # noqa: E402
     labelled_records,
     probe_datasets,
 )
-from reclip_d2.evaluation.linear_probe import LinearProbe  # noqa: E402
-from reclip_d2.evaluation.linear_probe_run import probe_overrides, write_results  # noqa: E402
+from reclip_d2.evaluation.linear_probe import LinearProbe, probe_overrides, write_results  # noqa: E402
 from reclip_d2.modeling.checkpoint import ReclipCheckpointer  # noqa: E402
 
 

@@ -45,16 +45,17 @@ from reclip_d2.backbones.query import get_templates, query_features
 from reclip_d2.backbones.text import TextEncoder
 from reclip_d2.backbones.vision import dense_image_features, last_block_input, project_dense
 from reclip_d2.errors import ReclipError, exit_on_error
-from reclip_d2.toy.captions import name_frequencies
-from reclip_d2.toy.pretraining import CaptionTokens, draw_regions, render_pictures
+from reclip_d2.toy.pretraining import CaptionTokens, draw_regions, name_frequencies, render_pictures
 from reclip_d2.toy.scenes import render_close_up, render_scene
-from reclip_d2.toy.vocabulary import (
+from reclip_d2.toy.worlds import (
+    EMBEDDED,
     EMBEDDED_CLASSES,
     NUM_MATERIALS,
     RARE_NAME_SHARE,
+    WORLDS,
+    World,
     name_vocabulary,
 )
-from reclip_d2.toy.worlds import EMBEDDED, WORLDS, World
 from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.output_paths import check_output_path
 

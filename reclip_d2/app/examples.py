@@ -7,8 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from reclip_d2.toy.scenes import render_scene
-from reclip_d2.toy.vocabulary import EMBEDDED_CLASSES
-from reclip_d2.toy.worlds import EMBEDDED
+from reclip_d2.toy.worlds import EMBEDDED, EMBEDDED_CLASSES
 from reclip_d2.utils.io import atomic_write
 
 EXAMPLE_CLASSES = "\n".join(EMBEDDED_CLASSES)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
+from fvcore.transforms.transform import Transform, TransformList
 
-from reclip_d2.data.color_augmentation import ColorJitter
 from reclip_d2.data.images import check_aspect, read_image
 from reclip_d2.errors import ReclipError
 from reclip_d2.hypothesis.rules import hypothesis_from_windows
@@ -103,6 +103,27 @@ def windows_inside(windows: torch.Tensor, transforms: T.TransformList, size: tup
     boxes = windows.numpy().astype(np.float64)
     x, y = transforms.apply_coords((boxes[:, :2] + boxes[:, 2:]) / 2).T
     return (x >= 0) & (x <= size[1]) & (y >= 0) & (y <= size[0])
+
+
+class ColorJitter(T.Augmentation):
+    """Random brightness, contrast and saturation, each by a factor drawn from [1 - strength, 1 + strength]."""
+
+    def __init__(self, strength: float) -> None:
+        """
+        Args:
+            strength: in (0, 1).
+        """
+        super().__init__()
+        low, high = 1 - strength, 1 + strength
+        self.parts = [T.RandomBrightness(low, high), T.RandomContrast(low, high), T.RandomSaturation(low, high)]
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Transform for an ``(H, W, 3)`` RGB image."""
+        transforms = []
+        for part in self.parts:  # each works on what the one before it gave
+            transforms.append(part.get_transform(image))
+            image = transforms[-1].apply_image(image)
+        return TransformList(transforms)
 
 
 def build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:

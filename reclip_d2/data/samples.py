@@ -6,17 +6,21 @@ Shape letters: (H, W) size in pixels, as the image is stored.
 from __future__ import annotations
 
 import functools
+import struct
 from collections.abc import Callable
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from reclip_d2.data import tiff
-from reclip_d2.data.png import significant_bits
 from reclip_d2.errors import ReclipError
 
 # Rows that are converted at a time, so that a large image is not held several times.
 _STRIP = 256
+_PNG_SIGNATURE = 8
+# Chunks that may stand before the significant bits; a file with more is not worth the search.
+_MAX_PNG_CHUNKS = 100
 
 
 def declares_alpha(image: Image.Image) -> bool:
@@ -40,7 +44,7 @@ class Samples:
         declared = tiff.declared_bits(image) if is_tiff else None
         # The chunk is of the samples before they were scaled to 16 bits, which some writers forget.
         if image.format == "PNG" and image.fp is not None:
-            declared = significant_bits(image.fp)
+            declared = _significant_bits(image.fp)
         self.declared_bits = declared if declared is None else max(declared, 8)
         self.has_alpha = declares_alpha(image)
         self.is_deep = _raw_mode(image).partition(";")[2].startswith("16")
@@ -141,3 +145,28 @@ def _on_white(strip: Image.Image) -> np.ndarray:
     rgba = np.asarray(strip.convert("RGBA")).astype(np.uint16)
     colors, alpha = rgba[..., :3], rgba[..., 3:]
     return ((colors * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _significant_bits(stream: BinaryIO) -> int | None:
+    """The largest number of significant bits of any channel of a PNG (chunk sBIT); None without the chunk.
+
+    Args:
+        stream: the file; its position is kept.
+    """
+    place = stream.tell()
+    try:
+        stream.seek(_PNG_SIGNATURE)
+        for _ in range(_MAX_PNG_CHUNKS):
+            header = stream.read(8)
+            if len(header) < 8:
+                return None
+            length, name = struct.unpack(">I4s", header)
+            if name in (b"PLTE", b"IDAT", b"IEND"):  # sBIT comes before
+                return None
+            if name == b"sBIT":
+                bits = stream.read(min(length, 4))
+                return max(bits, default=0) or None
+            stream.seek(length + 4, 1)
+    finally:
+        stream.seek(place)
+    return None

@@ -37,8 +37,7 @@ from reclip_d2.engine.worker_watch import watch_workers
 from reclip_d2.engine.writers import build_writers
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.bias import build_bias_evaluators
-from reclip_d2.evaluation.label_check import check_own_labels
-from reclip_d2.evaluation.label_maps import LabelMapEvaluator
+from reclip_d2.evaluation.label_maps import LabelMapEvaluator, check_own_labels
 from reclip_d2.hypothesis.training_records import build_training_records, unlabelled_records
 from reclip_d2.modeling import MaskCLIP
 from reclip_d2.modeling.checkpoint import FINAL_CHECKPOINT, ReclipCheckpointer, training_resolution

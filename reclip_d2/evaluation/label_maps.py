@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
 
+from reclip_d2.data.images import read_geometry
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.label_files import DatasetLabels
 
@@ -101,3 +102,23 @@ def check_label_ids(ids: set[int], labels: DatasetLabels) -> None:
         logger.warning("%s; the mean IoU is that of this one class", only)
         return
     raise ReclipError(f"{only}, or they are binary masks: write PNGs of class ids, or add labels with a second class")
+
+
+def check_own_labels(dataset_name: str) -> None:
+    """Read all labels that no preparation program has checked (``reclip_own_labels`` in the metadata).
+
+    A wrong label is known before the prediction, and not after hours of it. The classes that occur are said in the log.
+
+    Raises:
+        ReclipError: a label is no map of class ids of its image's size, see
+            :func:`~reclip_d2.evaluation.label_files.read_label_file`; or all of them look like binary masks.
+    """
+    if not MetadataCatalog.get(dataset_name).get("reclip_own_labels", False):
+        return
+    labels, records = DatasetLabels(dataset_name), DatasetCatalog.get(dataset_name)
+    found: set[int] = set()
+    for record in records:
+        found |= set(np.unique(labels.read(record, read_geometry(record["file_name"]).upright)).tolist())
+    check_label_ids(found, labels)
+    names = [name for k, name in enumerate(labels.class_names) if k in found]
+    logger.info("%s: %d labels; classes that occur: %s", dataset_name, len(records), ", ".join(names))

@@ -22,8 +22,7 @@ from PIL import Image
 from reclip_d2.errors import ReclipError
 from reclip_d2.toy.noise import SIZE
 from reclip_d2.toy.scenes import render_scene
-from reclip_d2.toy.vocabulary import EMBEDDED_CLASSES
-from reclip_d2.toy.worlds import EMBEDDED, World
+from reclip_d2.toy.worlds import EMBEDDED, EMBEDDED_CLASSES, World
 from reclip_d2.utils.json_files import read_json
 from reclip_d2.utils.locks import lock_path, waiting
 

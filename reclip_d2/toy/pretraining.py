@@ -14,16 +14,57 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reclip_d2.toy.captions import long_prefix, salient_material
-from reclip_d2.toy.scenes import render_close_up, render_composition
-from reclip_d2.toy.vocabulary import NUM_MATERIALS, name_vocabulary
-from reclip_d2.toy.worlds import World
+from reclip_d2.toy.noise import SIZE, pixel_grid
+from reclip_d2.toy.scenes import Scene, render_close_up, render_composition
+from reclip_d2.toy.worlds import NUM_MATERIALS, World, name_vocabulary
 
 BOXES_PER_IMAGE, BOX_PURITY = 3, 0.7
 # The material a caption speaks of is drawn this often when a picture is rendered; a batch takes one draw.
 SALIENCE_DRAWS = 8
 # Pictures are rendered in jobs of this many, so that they do not depend on the number of processes.
 JOB_SIZE = 250
+
+
+def name_frequencies(rare_share: float) -> np.ndarray:
+    """How often each name stands in the captions of each material.
+
+    Args:
+        rare_share: share of the rare name, in [0, 1].
+
+    Returns:
+        float32 (C, N); row c is not zero at the two names of material c only, and sums to 1.
+    """
+    table = np.zeros((NUM_MATERIALS, 2 * NUM_MATERIALS), dtype=np.float32)
+    materials = np.arange(NUM_MATERIALS)
+    table[materials, 2 * materials] = 1 - rare_share
+    table[materials, 2 * materials + 1] = rare_share
+    return table
+
+
+def salient_material(rng: np.random.Generator, scene: Scene) -> int:
+    """The material an image-level caption speaks of: drawn by area, weighted towards the centre."""
+    y, x = pixel_grid()
+    radius = np.hypot(y - (SIZE - 1) / 2, x - (SIZE - 1) / 2) / (SIZE / 2)
+    salience = np.bincount(scene.labels.ravel(), weights=np.exp(-2 * radius**2).ravel(), minlength=NUM_MATERIALS)
+    return int(rng.choice(NUM_MATERIALS, p=salience / salience.sum()))
+
+
+def long_prefix(rng: np.random.Generator, clauses: Sequence[Sequence[int]], limit: int) -> list[int]:
+    """Tokens of random clauses, one after another, that may stand before a name: at most ``limit`` of them.
+
+    Captions of one clause leave most text positions untrained, and whatever is read from such positions later
+    (a learned prompt of many vectors, for one) has no meaning. Long captions that end in the name train them
+    all.
+
+    Args:
+        clauses: token ids of clauses, without start and end.
+        limit: largest number of tokens.
+    """
+    length = int(rng.integers(0, limit + 1))
+    tokens: list[int] = []
+    while len(tokens) < length:
+        tokens.extend(clauses[int(rng.integers(len(clauses)))])
+    return tokens[len(tokens) - length :]
 
 
 @dataclass

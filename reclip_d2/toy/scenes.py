@@ -15,14 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from reclip_d2.toy import textures_built, textures_nature
+from reclip_d2.toy import textures
 from reclip_d2.toy.noise import SIZE, pixel_grid, value_noise
-from reclip_d2.toy.vocabulary import MATERIALS, NUM_MATERIALS, partner
-from reclip_d2.toy.worlds import EMBEDDED, World
+from reclip_d2.toy.worlds import EMBEDDED, MATERIALS, NUM_MATERIALS, World, partner
 
-TEXTURES: tuple[Callable[[np.random.Generator], np.ndarray], ...] = tuple(
-    getattr(textures_nature, m.key, None) or getattr(textures_built, m.key) for m in MATERIALS
-)
+TEXTURES: tuple[Callable[[np.random.Generator], np.ndarray], ...] = tuple(getattr(textures, m.key) for m in MATERIALS)
 
 REGION_COUNTS = (2, 3, 4, 5)
 REGION_COUNT_SHARES = (0.25, 0.35, 0.25, 0.15)

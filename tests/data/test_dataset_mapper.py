@@ -8,8 +8,7 @@ from fvcore.transforms.transform import CropTransform, HFlipTransform
 from PIL import Image
 
 from reclip_d2.config import load_config
-from reclip_d2.data.color_augmentation import ColorJitter
-from reclip_d2.data.dataset_mapper import LABEL_KEYS, UnlabelledDatasetMapper
+from reclip_d2.data.dataset_mapper import LABEL_KEYS, ColorJitter, UnlabelledDatasetMapper
 from reclip_d2.errors import ReclipError
 
 

@@ -16,8 +16,8 @@ from reclip_d2.data.datasets.custom_labels import CUSTOM_VAL
 from reclip_d2.data.images import read_geometry
 from reclip_d2.engine import program
 from reclip_d2.errors import ReclipError
-from reclip_d2.evaluation.label_check import check_own_labels
 from reclip_d2.evaluation.label_files import DatasetLabels, check_no_background
+from reclip_d2.evaluation.label_maps import check_own_labels
 from reclip_d2.evaluation.labelled_data import labelled_records
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "custom" / "reclip-embedded"

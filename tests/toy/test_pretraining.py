@@ -9,10 +9,9 @@ import torch
 
 from reclip_d2.backbones.embedded import EMBEDDED_MODEL_NAME, register_embedded_config
 from reclip_d2.backbones.query import get_templates
-from reclip_d2.toy import captions, pretraining
+from reclip_d2.toy import pretraining
 from reclip_d2.toy.scenes import Scene, render_close_up, render_composition
-from reclip_d2.toy.vocabulary import MATERIALS, NUM_MATERIALS, RARE_NAME_SHARE, name_vocabulary
-from reclip_d2.toy.worlds import EMBEDDED
+from reclip_d2.toy.worlds import EMBEDDED, MATERIALS, NUM_MATERIALS, name_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def caption_tokens(tokenizer):
 
 
 def test_name_frequencies_by_hand():
-    table = captions.name_frequencies(0.03)
+    table = pretraining.name_frequencies(0.03)
     assert table.shape == (12, 24)
     np.testing.assert_allclose(table.sum(axis=1), 1, atol=1e-6)
     water = [m.key for m in MATERIALS].index("water")
@@ -37,27 +36,12 @@ def test_name_frequencies_by_hand():
     assert np.count_nonzero(table) == 24
 
 
-@pytest.mark.parametrize("share", [RARE_NAME_SHARE, 0.5])
-def test_drawn_names_have_their_frequencies(share):
-    rng = np.random.default_rng(0)
-    draws = np.array([captions.draw_name(rng, 4, share) for _ in range(4000)])
-    assert set(draws) == {8, 9}
-    standard_error = np.sqrt(share * (1 - share) / len(draws))
-    assert abs((draws == 9).mean() - share) < 4 * standard_error
-
-
-def test_caption_puts_a_name_into_a_template():
-    rng = np.random.default_rng(0)
-    texts = {captions.caption(rng, 0, 0.5, ["a photo of {}.", "many {}."]) for _ in range(60)}
-    assert texts == {"a photo of sky.", "many sky.", "a photo of heaven.", "many heaven."}
-
-
 def test_salience_prefers_the_centre():
     labels = np.zeros((96, 96), dtype=np.uint8)
     labels[24:72, 24:72] = 1  # a quarter of the area, in the middle
     scene = Scene(np.zeros((96, 96, 3), np.uint8), labels, np.array([0, 1]), np.array([0.2, 0.2]))
     rng = np.random.default_rng(0)
-    share = np.mean([captions.salient_material(rng, scene) for _ in range(1000)])
+    share = np.mean([pretraining.salient_material(rng, scene) for _ in range(1000)])
     y, x = (np.mgrid[0:96, 0:96] - 47.5) / 48
     weight = np.exp(-2 * (y**2 + x**2))
     expected = weight[24:72, 24:72].sum() / weight.sum()
@@ -68,7 +52,7 @@ def test_salience_prefers_the_centre():
 def test_long_prefix_reaches_every_length():
     rng = np.random.default_rng(0)
     clauses = [[1, 2, 3], [4, 5]]
-    lengths = [len(captions.long_prefix(rng, clauses, 10)) for _ in range(500)]
+    lengths = [len(pretraining.long_prefix(rng, clauses, 10)) for _ in range(500)]
     assert set(lengths) == set(range(11))
 
 

@@ -22,8 +22,7 @@ from reclip_d2.backbones.text import TextEncoder
 from reclip_d2.backbones.vision import dense_image_features
 from reclip_d2.errors import ReclipError
 from reclip_d2.toy.scenes import render_close_up, render_scene
-from reclip_d2.toy.vocabulary import EMBEDDED_CLASSES, NUM_MATERIALS, name_vocabulary
-from reclip_d2.toy.worlds import EMBEDDED
+from reclip_d2.toy.worlds import EMBEDDED, EMBEDDED_CLASSES, NUM_MATERIALS, name_vocabulary
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "tools" / "pretrain_embedded_clip.py"

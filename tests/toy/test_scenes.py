@@ -10,7 +10,7 @@ from scipy.stats import chi2
 
 from reclip_d2.toy import scenes
 from reclip_d2.toy.noise import SIZE, cell_distances, scattered_stamps, value_noise
-from reclip_d2.toy.vocabulary import (
+from reclip_d2.toy.worlds import (
     EMBEDDED_CLASSES,
     EMBEDDED_COLORS,
     MATERIALS,
