@@ -45,6 +45,9 @@ class RectifiedCLIP(CLIPSegmentor):
     ``HYPOTHESIS.METHOD``): M_b differs from image to image, and there is no decoder. Only the bias head and the decoder
     train; by the two ablations of Tables IV and VI the Query's prompt (``MODEL.CLIP.LEARNABLE_QUERY``) or CLIP's image
     tower (``MODEL.CLIP.FINE_TUNE``) train with them.
+
+    The diagram is literal. With a decoder whose norm allows it, and a bias that all images share, Eqs. (3) and (4) are
+    computed folded where that is faster: see :class:`~reclip_d2.modeling.mask_decoder.MaskDecoder`.
     """
 
     @configurable
@@ -90,6 +93,8 @@ class RectifiedCLIP(CLIPSegmentor):
         self._bias_cache: dict[tuple[int, int], Tensor] = {}
         self._reference_cache: Tensor | None = None
         self._query_cache: Tensor | None = None
+        self._decoded_bias_cache: dict[tuple[int, int], Tensor] = {}
+        self._decoder_cache: Tensor | None = None
         self.register_load_state_dict_post_hook(_clear_caches)
 
     @classmethod
@@ -124,10 +129,16 @@ class RectifiedCLIP(CLIPSegmentor):
         self._clear_caches()  # they would stay on the old device, or in the old dtype
         return super()._apply(fn, recurse)
 
+    @property
+    def _caching(self) -> bool:
+        """In eval mode what does not depend on the images is computed once; not where a gradient may be asked for."""
+        return not self.training and not torch.is_grad_enabled()
+
     def _clear_caches(self) -> None:
         """Invalidate the caches of eval mode after the weights change."""
         self._bias_cache.clear()
-        self._reference_cache = self._query_cache = None
+        self._decoded_bias_cache.clear()
+        self._reference_cache = self._query_cache = self._decoder_cache = None
 
     def identity(self) -> dict[str, Any]:
         learnable = {} if self.query_head is None else {"MODEL.CLIP.LEARNABLE_QUERY": True}
@@ -135,11 +146,11 @@ class RectifiedCLIP(CLIPSegmentor):
 
     @property
     def query_features(self) -> Tensor:
-        """Query text features W_q ``(C, D)``: fixed, or of the learnable prompt, which is encoded at each access in
-        training and once in eval mode."""
+        """Query text features W_q ``(C, D)``: fixed, or of the learnable prompt, encoded at each access in training and
+        once in eval mode."""
         if self.query_head is None:
             return self.template_query_features
-        if self.training:
+        if not self._caching:
             return self.query_head(self.backbone)
         if self._query_cache is None:
             self._query_cache = self.query_head(self.backbone)
@@ -148,7 +159,7 @@ class RectifiedCLIP(CLIPSegmentor):
     def _shared_bias(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The shared bias A ``(n, C)`` on the grid (h, w), and W_r ``(C, D)``; computed once in eval mode."""
         head = self.bias_head
-        if self.training:
+        if not self._caching:
             embedding = self.backbone.positional_embedding(size)
             reference = head.reference_features(self.backbone)
             return head.shared_bias(embedding, reference), reference
@@ -194,11 +205,29 @@ class RectifiedCLIP(CLIPSegmentor):
             query_features: W_q ``(C, D)``.
             bias: M_b as of :meth:`bias_to_rectify`.
         """
+        decoder, shared = self.mask_decoder, bias is None or bias.ndim == 2
+        if bias is not None and self.rectification == "add":
+            bias = -bias
+        if shared and decoder is not None and decoder.folds:
+            images, patches = len(features), features.shape[-2] * features.shape[-1]
+            if self._caching or decoder.folding_pays(images, patches):
+                return self._decode_folded(features, query_features, bias)
         logits = query_logits(features, query_features)
-        if self.mask_decoder is None and bias is not None and bias.ndim == 2:
-            return MaskLogits(logits, -bias if self.rectification == "add" else bias)
-        rectified = rectified_logits(logits, bias, self.rectification)
-        return MaskLogits(rectified if self.mask_decoder is None else self.mask_decoder(rectified, features))
+        if shared and decoder is None:
+            return MaskLogits(logits, bias)
+        rectified = rectified_logits(logits, bias)
+        return MaskLogits(rectified if decoder is None else decoder(rectified, features))
+
+    def _decode_folded(self, features: Tensor, query_features: Tensor, bias: Tensor | None) -> MaskLogits:
+        """:meth:`MaskDecoder.rectify_and_decode`; in eval mode what does not depend on the images is computed once."""
+        decoder, size = self.mask_decoder, (features.shape[-2], features.shape[-1])
+        if not self._caching or decoder.takes_statistics:
+            return decoder.rectify_and_decode(features, query_features, bias)
+        if self._decoder_cache is None:
+            self._decoder_cache = decoder.fold(query_features)
+        if size not in self._decoded_bias_cache:
+            self._decoded_bias_cache[size] = decoder.fold_bias(bias, size)
+        return MaskLogits(decoder.decode_folded(features, self._decoder_cache), self._decoded_bias_cache[size])
 
     def segment(self, images: Tensor, image_sizes: list[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:
         features = self.backbone(images, image_sizes)["dense"]
