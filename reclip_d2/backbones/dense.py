@@ -18,7 +18,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
-from reclip_d2.backbones.architectures import open_clip_name
+from reclip_d2.backbones.architectures import image_side, open_clip_name
 from reclip_d2.backbones.build import build_clip, clip_fingerprint, embedding_shape
 from reclip_d2.backbones.compat import OWN_IMAGE_TOWER, adapt_image_tower
 from reclip_d2.backbones.dense_attention import DenseAttention, ValueAttention, build_dense_attention
@@ -36,9 +36,7 @@ AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch
 class DenseCLIP(VisionLanguageBackbone):
     """Frozen image and text towers of an open_clip ViT.
 
-    ``forward`` gives the image features Z of section III-A as ``{"dense": (B, D, h, w)}``, each patch of
-    length 1. Nothing here trains: parameters need no gradient, the module stays in eval mode whatever a
-    trainer calls, and its weights do not enter checkpoints (the ``fingerprint`` does, in their place).
+    Nothing here trains: parameters need no gradient, and checkpoints hold the ``fingerprint`` in the weights' place.
 
     ``fine_tune`` (Table VI) lets the image tower train: Z carries gradient, and the tower's weights enter checkpoints.
     The text tower and the logit scale stay frozen, and the ``fingerprint`` stays that of the pretrained CLIP.
@@ -84,7 +82,6 @@ class DenseCLIP(VisionLanguageBackbone):
         if fine_tune:
             for parameter in _parameters_of_dense_features(clip.visual, self.attention):
                 parameter.requires_grad_(True)
-        self.register_state_dict_post_hook(_drop_frozen_weights)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict[str, object]:
@@ -106,7 +103,8 @@ class DenseCLIP(VisionLanguageBackbone):
 
     @classmethod
     def summary(cls, cfg: CfgNode) -> BackboneSummary:
-        return BackboneSummary(open_clip_name(cfg.MODEL.CLIP.NAME), *embedding_shape(cfg.MODEL.CLIP.NAME))
+        name = cfg.MODEL.CLIP.NAME
+        return BackboneSummary(open_clip_name(name), *embedding_shape(name), image_side(name))
 
     # ---- sizes ---------------------------------------------------------------------------------------------------
 
@@ -134,10 +132,6 @@ class DenseCLIP(VisionLanguageBackbone):
     @property
     def logit_scale(self) -> float:
         return self.clip.logit_scale.exp().item()
-
-    def train(self, mode: bool = True) -> DenseCLIP:
-        """Stays in eval mode, when fine-tuned too: a CLIP has neither batch norm nor dropout to train with."""
-        return super().train(False)
 
     # ---- images --------------------------------------------------------------------------------------------------
 
@@ -244,7 +238,10 @@ class DenseCLIP(VisionLanguageBackbone):
     def reference(self, vectors: Tensor, layout: PackedTexts) -> Tensor:
         return self.text_encoder.reference(vectors, layout)
 
-    # ---- identity ------------------------------------------------------------------------------------------------
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def trained_weights(self) -> tuple[str, ...]:
+        return ("clip.visual.",) if self.fine_tune else ()
 
     def identity(self) -> dict[str, Any]:
         changed: dict[str, Any] = {} if self.image_tower == OWN_IMAGE_TOWER else {"image_tower": self.image_tower}
@@ -260,11 +257,3 @@ def _parameters_of_dense_features(visual: nn.Module, attention: DenseAttention) 
     mlp = {*last.ln_2.parameters(), *last.mlp.parameters(), *last.ls_2.parameters()}
     unused = set() if attention.uses_mlp else mlp
     return [parameter for parameter in visual.parameters() if parameter not in unused]
-
-
-def _drop_frozen_weights(module: DenseCLIP, state: dict, prefix: str, metadata: dict) -> None:
-    """State-dict hook: frozen weights stay out of checkpoints, those of a fine-tuned image tower are in them."""
-    trained = f"{prefix}clip.visual."
-    for key in [key for key in state if key.startswith(prefix)]:
-        if not (module.fine_tune and key.startswith(trained)):
-            del state[key]

@@ -23,11 +23,19 @@ from reclip_d2.backbones.settings import PixelStatistics
 
 
 class BackboneSummary(NamedTuple):
-    """What is known of a backbone before it is built: its name, D, and the side of a patch in pixels."""
+    """What is known of a backbone before it is built.
+
+    Attributes:
+        name: :attr:`VisionLanguageBackbone.name`.
+        embed_dim: D.
+        patch_size: side of a patch in pixels.
+        image_side: shorter side in pixels of the images that it was trained with.
+    """
 
     name: str
     embed_dim: int
     patch_size: int
+    image_side: int
 
 
 class VisionLanguageBackbone(Backbone):
@@ -36,7 +44,7 @@ class VisionLanguageBackbone(Backbone):
 
     Images are ``(B, 3, H, W)``, RGB, normalised by :attr:`pixel_statistics`, with H and W multiples of
     :attr:`size_divisibility`. All features are float32 (float64 of a float64 model). The towers are frozen, stay in
-    eval mode and out of checkpoints, unless ``MODEL.CLIP.FINE_TUNE`` trains the image tower.
+    eval mode whatever a trainer calls, and out of checkpoints, except for :meth:`trained_weights`.
 
     Attributes:
         name: of the architecture, for messages and checkpoints.
@@ -47,6 +55,14 @@ class VisionLanguageBackbone(Backbone):
     name: str
     fingerprint: str
     pixel_statistics: PixelStatistics
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_state_dict_post_hook(_drop_frozen_weights)
+
+    def train(self, mode: bool = True) -> VisionLanguageBackbone:
+        """Stays in eval mode, when fine-tuned too: the towers have neither batch norm nor dropout to train with."""
+        return super().train(False)
 
     # ---- sizes ---------------------------------------------------------------------------------------------------
 
@@ -215,7 +231,7 @@ class VisionLanguageBackbone(Backbone):
         """
         return cached_query_features(self, class_names, templates, self.key, turn)
 
-    # ---- identity ------------------------------------------------------------------------------------------------
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
 
     @property
     def key(self) -> str:
@@ -223,12 +239,24 @@ class VisionLanguageBackbone(Backbone):
         fingerprint. Text, global and window features depend on nothing else; dense ones on :meth:`identity`."""
         return f"{self.name} {self.fingerprint}"
 
+    def trained_weights(self) -> tuple[str, ...]:
+        """Prefixes of the names of the weights that train and are in checkpoints; by default there are none."""
+        return ()
+
     @abc.abstractmethod
     def identity(self) -> dict[str, Any]:
         """All that the features depend on, as plain values for JSON: checkpoints record and compare it.
 
         ``clip``, the name; ``fingerprint``; and each setting that does not have its default, by its key.
         """
+
+
+def _drop_frozen_weights(module: VisionLanguageBackbone, state: dict, prefix: str, metadata: dict) -> None:
+    """State-dict hook: frozen weights stay out of checkpoints."""
+    trained = tuple(prefix + name for name in module.trained_weights())
+    for key in [key for key in state if key.startswith(prefix)]:
+        if not (trained and key.startswith(trained)):
+            del state[key]
 
 
 def valid_patches(

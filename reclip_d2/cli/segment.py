@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from reclip_d2.backbones.names import EMBEDDED_MODEL_NAME
+from reclip_d2.backbones import EMBEDDED_MODEL_NAME
 from reclip_d2.cli.output import TerminalProgress, check_problems, print_images, print_result
 from reclip_d2.workspace.options import SegmentOptions
 from reclip_d2.workspace.segment import SegmentRun

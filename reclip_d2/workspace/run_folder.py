@@ -229,6 +229,10 @@ _HYPOTHESIS_KEYS = (
 )  # fmt: skip
 
 
+# Keys that folders of earlier versions do not record, though results depend on them: the values that they had then.
+_RECORDED_SINCE = {"MODEL.CLIP.DENSE_ATTENTION": "value"}
+
+
 def check_same_inputs(folder: RunFolder, known: RunState, wanted: RunState) -> None:
     """Raise :class:`ReclipError` if a run would go on with other inputs than those that something was made with.
 
@@ -249,6 +253,7 @@ def check_same_inputs(folder: RunFolder, known: RunState, wanted: RunState) -> N
             raise ReclipError(f"{folder.path} was made with other {what}{_difference(theirs, ours)}: {ANEW}")
     for kind, settings in wanted.settings.items():
         before = known.settings.get(kind, {})
+        before = {**_RECORDED_SINCE, **before} if before else before
         for key in sorted(before.keys() & settings.keys()):  # keys come and go with versions of the package
             matters = kind in begun or (kind == "rectified" and key.startswith(_HYPOTHESIS_KEYS))
             if matters and before[key] != settings[key]:

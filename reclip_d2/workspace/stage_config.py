@@ -12,11 +12,11 @@ from detectron2.config import CfgNode
 
 import reclip_d2.modeling.meta_arch.distillation
 import reclip_d2.modeling.meta_arch.student  # noqa: F401  (both register their models)
-from reclip_d2.backbones.architectures import USUAL_SIDE, image_side, suits_resolution
-from reclip_d2.backbones.build import embedding_shape
+from reclip_d2.backbones.architectures import USUAL_SIDE, suits_resolution
 from reclip_d2.config import flatten, load_config
 from reclip_d2.config.files import configs_folder
 from reclip_d2.errors import ReclipError
+from reclip_d2.modeling.backbone import backbone_class
 
 # Kind of model: its config below configs/custom.
 STAGE_CONFIGS = {
@@ -87,14 +87,14 @@ def _fit_sizes(cfg: CfgNode, given: set[str]) -> None:
         given: keys that the user has set: they stay.
     """
     try:
-        side, (_, patch) = image_side(cfg.MODEL.CLIP.NAME), embedding_shape(cfg.MODEL.CLIP.NAME)
+        clip = backbone_class(cfg).summary(cfg)
     except ReclipError:  # the model's builder says what is wrong with it
         return
-    if suits_resolution(cfg.INPUT.MIN_SIZE_TEST, side):
+    if suits_resolution(cfg.INPUT.MIN_SIZE_TEST, clip.image_side):
         return
 
     def fit(size: int) -> int:
-        return max(1, round(size * side / USUAL_SIDE / patch)) * patch
+        return max(1, round(size * clip.image_side / USUAL_SIDE / clip.patch_size)) * clip.patch_size
 
     for key in _SIZES:
         if key in given:

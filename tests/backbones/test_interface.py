@@ -3,12 +3,24 @@
 import ast
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
 import reclip_d2
 from reclip_d2.backbones.interface import VisionLanguageBackbone, valid_patches
-from tests.helpers import CLASS_NAMES, EMBED_DIM, make_rectified, random_image, tiny_dense
+from reclip_d2.config import load_config
+from reclip_d2.errors import ReclipError
+from reclip_d2.modeling.backbone import backbone_class
+from tests.helpers import (
+    CLASS_NAMES,
+    EMBED_DIM,
+    TINY_NAME,
+    make_rectified,
+    random_image,
+    register_tiny_model,
+    tiny_dense,
+)
 
 # Attributes of DenseCLIP that are not in the interface.
 TOWERS = {"visual", "text_encoder", "token_embedding", "resblocks", "image_tower", "text_projection"}
@@ -61,6 +73,27 @@ def test_a_model_needs_nothing_but_the_interface():
     assert torch.equal(losses[0], losses[1])
     assert other.identity() == model.identity() and other.state_dict().keys() == model.state_dict().keys()
     assert torch.equal(other.eval()(batch)[0]["sem_seg"], model.eval()(batch)[0]["sem_seg"])
+
+
+def test_what_is_known_before_a_backbone_is_built(tmp_path):
+    cfg = load_config("", ["MODEL.CLIP.NAME", register_tiny_model(tmp_path), "MODEL.BACKBONE.NAME", "DenseCLIP"])
+    summary, dense = backbone_class(cfg).summary(cfg), tiny_dense()
+    assert summary == (TINY_NAME, EMBED_DIM, 8, 32)
+    assert summary[1:] == (dense.embed_dim, dense.patch_size, min(dense.image_size))
+    assert dense.positional_width == dense.positional_embedding((1, 1)).shape[0] == 32
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    with pytest.raises(ReclipError, match="MODEL.BACKBONE.NAME 'build_resnet_backbone' is no frozen CLIP"):
+        backbone_class(cfg)
+
+
+def test_on_a_grid_nothing_is_resized():
+    dense = tiny_dense()
+    images, before = torch.randn(1, 3, 24, 40), dense.positional_grid
+    expected, own = dense.dense(images), dense.positional_embedding((4, 4))
+    with dense.on_grid((3, 5)):
+        assert dense.positional_grid == (3, 5)
+        assert torch.equal(dense.dense(images), expected)
+    assert dense.positional_grid == before == (4, 4) and torch.equal(dense.positional_embedding((4, 4)), own)
 
 
 def test_query_features_are_those_of_the_texts(isolated_cache):

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from reclip_d2.backbones import embedded
+from reclip_d2.backbones.dense_attention import ValueAttention
 from reclip_d2.backbones.query import get_templates, query_features
 from reclip_d2.backbones.text import TextEncoder
 from reclip_d2.backbones.vision import dense_image_features
@@ -144,7 +145,7 @@ def test_dense_features_find_the_pair_of_most_patches(program, clip, encoder):
         scene = render_scene(987_654, index)
         image = program.normalize_images(torch.from_numpy(scene.image).permute(2, 0, 1)[None])
         with torch.no_grad():
-            dense, _ = dense_image_features(clip.visual, image)
+            dense, _ = dense_image_features(clip.visual, image, ValueAttention())
         guess = (dense[0] @ queries.T).argmax(dim=1).view(12, 12)
         hits.append((guess.numpy() // 2 == scene.labels[4::8, 4::8] // 2).mean())
     assert np.mean(hits) > 0.75
@@ -173,7 +174,7 @@ def test_training_features_are_the_products_features(program, clip):
     with torch.no_grad():
         pooled, dense = program.image_features(clip.visual, images, 1)
         torch.testing.assert_close(pooled, F.normalize(clip.encode_image(images), dim=-1))
-        torch.testing.assert_close(dense, dense_image_features(clip.visual, images[:1])[0])
+        torch.testing.assert_close(dense, dense_image_features(clip.visual, images[:1], ValueAttention())[0])
 
 
 @pytest.fixture(scope="module")

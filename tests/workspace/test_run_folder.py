@@ -1,5 +1,6 @@
 """Output folders that come from somebody else, or were damaged: nothing outside them is touched."""
 
+import dataclasses
 import json
 import os
 import random
@@ -10,7 +11,7 @@ import pytest
 from reclip_d2.data.class_file import ClassList
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.io import atomic_write
-from reclip_d2.workspace.run_folder import RunFolder, begin_results
+from reclip_d2.workspace.run_folder import RunFolder, begin_results, check_same_inputs
 from reclip_d2.workspace.run_state import RunState
 
 RESULTS = {"model": "rectified", "background": "ignore"}
@@ -185,3 +186,13 @@ def test_paths_that_lead_nowhere(tmp_path, name):
         with folder.lock():
             pass
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("attention", "refused"), [("value", False), ("other", True)])
+def test_folders_of_before_were_made_with_the_value_path(folder, attention, refused):
+    known = folder.read()
+    wanted = dataclasses.replace(known, settings={"rectified": {"SEED": "0", "MODEL.CLIP.DENSE_ATTENTION": attention}})
+    if not refused:
+        return check_same_inputs(folder, known, wanted)
+    with pytest.raises(ReclipError, match="made with MODEL.CLIP.DENSE_ATTENTION value instead of other"):
+        check_same_inputs(folder, known, wanted)
