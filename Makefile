@@ -28,9 +28,10 @@ test: lint ## lint, then all tests but the slow ones (CUDA tests only where ther
 test-slow: env ## the slow tests only
 	$(PY) -m pytest -m slow
 
-lint: env ## ruff: rules and format
+lint: env ## ruff: rules and format; import-linter: the order of the folders
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports
 
 docs: env ## the documentation as a site, in site/; broken links and anchors are errors
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
@@ -39,7 +40,7 @@ kernel-report: env ## nvcc's report of registers and spills of each kernel, from
 	$(PY) tools/kernel_report.py $(STATE)/build.log
 
 clean: ## remove builds and caches; output/ and the environment stay
-	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 	find reclip_d2 tests tools datasets demo -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 	find reclip_d2 -name '*.so' -delete
 	rm -f $(STATE)/installed

@@ -19,9 +19,9 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from reclip_d2.app.tasks import Task
-from reclip_d2.backbones.query import check_class_names, get_templates
+from reclip_d2.backbones.query import check_class_names, check_names_fit, get_templates
 from reclip_d2.data.class_file import ClassList
-from reclip_d2.data.datasets.custom import check_names_fit, register_images
+from reclip_d2.data.datasets.custom import register_images
 from reclip_d2.inference import ImagePredictor, Turn
 from reclip_d2.workspace.stage_config import stage_config
 from reclip_d2.workspace.trained_model import TrainedModel, load_predictor

@@ -20,8 +20,11 @@ import open_clip
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
+from reclip_d2.backbones.architectures import open_clip_name
+from reclip_d2.data.class_file import ClassList, check_name_tokens
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.files import MIB, read_bytes
 from reclip_d2.utils.io import atomic_write, cache_dir, remove_leftovers_of
@@ -185,3 +188,24 @@ def check_class_names(
                         f"CLIP reads the names {other!r} of class {other_index} and {name!r} of class {index} alike:"
                         " rename one"
                     )
+
+
+def check_names_fit(classes: ClassList, clip_name: str, templates: str) -> None:
+    """Raise :class:`ReclipError`, naming the line, for a class name that CLIP's text encoder cannot take.
+
+    No weights are needed: tokenizer and context length follow from the model's name.
+
+    Args:
+        clip_name: open_clip's; for one that it does not know, or whose tokenizer is not CLIP's own, the model's builder
+            checks the lengths.
+        templates: name of the template set.
+    """
+    clip_name = open_clip_name(clip_name)
+    config = open_clip.get_model_config(clip_name)
+    if config is None or "hf_tokenizer_name" in config["text_cfg"]:
+        check_name_tokens(classes, SimpleTokenizer().encode)
+        return
+    encode = open_clip.get_tokenizer(clip_name).encode
+    longest = max(len(encode(template.format(""))) for template in get_templates(templates))
+    room = config["text_cfg"].get("context_length", 77) - 2  # start and end
+    check_name_tokens(classes, encode, room - longest)

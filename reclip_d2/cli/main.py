@@ -11,8 +11,8 @@ from types import ModuleType
 from reclip_d2.errors import ReclipError, exit_on_error
 from reclip_d2.workspace.options import in_options
 
-# Subcommand: its line in the help. Its arguments are in reclip_d2.cli.arguments.COMMAND; its implementation,
-# reclip_d2.cli.COMMAND with run(args), is imported once the arguments are known to be right.
+# Subcommand: its line in the help. Arguments are in reclip_d2.cli.arguments.COMMAND; the implementation is run(args)
+# of reclip_d2.cli.COMMAND or of IMPLEMENTATIONS[COMMAND], imported once the arguments are known to be right.
 COMMANDS: dict[str, str] = {
     "segment": "train on a folder of your images, and write their masks",
     "predict": "write the masks of further images, with a model that segment has trained",
@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "app": "serve a page for the browser: try class names on images, see the bias and the masks",
     "doctor": "say what is installed, what is missing, and where CLIP's weights go",
 }
+IMPLEMENTATIONS = {"app": "reclip_d2.app.command"}
 
 # PyPI has no release of Detectron2 under its own name.
 INSTALL_DETECTRON2 = "python -m reclip_d2.install_detectron2"
@@ -57,7 +58,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
 
 def _implementation(command: str) -> ModuleType:
     try:
-        return importlib.import_module(f"reclip_d2.cli.{command}")
+        return importlib.import_module(IMPLEMENTATIONS.get(command, f"reclip_d2.cli.{command}"))
     except ModuleNotFoundError as error:
         raise missing_package(error) from error
 

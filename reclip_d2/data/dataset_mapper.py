@@ -12,9 +12,6 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform, TransformList
 
 from reclip_d2.data.images import check_aspect, read_image
-from reclip_d2.errors import ReclipError
-from reclip_d2.hypothesis.rules import hypothesis_from_windows
-from reclip_d2.hypothesis.windows import crop_windows
 
 LABEL_KEYS = (
     "sem_seg_file_name",
@@ -29,7 +26,9 @@ LABEL_KEYS = (
 class UnlabelledDatasetMapper:
     """Map a record to ``{"image": (3, H, W) uint8 RGB tensor, "hypothesis": (|H|,) int64, ...}``.
 
-    The record's other entries (file name, size, image id) pass through. A record that carries an annotation is
+    The record's other entries (file name, size, image id) pass through. ``crop_hypothesis``, a function of the image's
+    (H, W), the transforms and the crop's (H, W), takes the place of ``hypothesis``; see
+    ``reclip_d2.hypothesis.crop_aware``. A record that carries an annotation is
     refused: the claim "unsupervised" is checked where the data enters, not promised.
     """
 
@@ -39,26 +38,21 @@ class UnlabelledDatasetMapper:
         *,
         augmentations: list[T.Augmentation],
         refuse_labels: bool = True,
-        window_ratio: float = 1 / 6,
     ) -> None:
         """
         Args:
             augmentations: applied to the image, in order.
             refuse_labels: raise for a record with an annotation (training); otherwise ignore it (test, where the
                 evaluator reads the label by itself).
-            window_ratio: r of Eq. (6), for records with ``window_classes`` and ``window_threshold`` (t), whose
-                hypothesis is that of the crop and not of the image.
         """
         self.augmentations = T.AugmentationList(augmentations)
         self.refuse_labels = refuse_labels
-        self.window_ratio = window_ratio
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
         return {
             "augmentations": build_train_augmentations(cfg) if is_train else build_test_augmentations(cfg),
             "refuse_labels": is_train,
-            "window_ratio": cfg.HYPOTHESIS.WINDOW_RATIO,
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -73,36 +67,11 @@ class UnlabelledDatasetMapper:
         inputs = T.AugInput(image)
         transforms = self.augmentations(inputs)
         record["image"] = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
-        threshold = record.pop("window_threshold", 0.0)
-        if window_classes := record.pop("window_classes", None):
-            windows = crop_windows(image.shape[0], image.shape[1], self.window_ratio)
-            inside = windows_inside(windows, transforms, inputs.image.shape[:2])
-            if len(window_classes) != len(inside):
-                raise ReclipError(
-                    f"the hypothesis file's line of image {record['image_id']!r} has {len(window_classes)} windows, and"
-                    f" the image has {len(inside)}: remove the file to have it made anew"
-                )
-            seen = [k for k, kept in zip(window_classes, inside, strict=True) if kept]
-            record["hypothesis"] = hypothesis_from_windows(seen or window_classes, threshold)
+        if crop_hypothesis := record.pop("crop_hypothesis", None):
+            record["hypothesis"] = crop_hypothesis(image.shape[:2], transforms, inputs.image.shape[:2])
         if "hypothesis" in record:
             record["hypothesis"] = torch.as_tensor(record["hypothesis"], dtype=torch.int64)
         return record
-
-
-def windows_inside(windows: torch.Tensor, transforms: T.TransformList, size: tuple[int, int]) -> np.ndarray:
-    """Which windows have their centre in the augmented image, or on its border: so a flip changes nothing.
-
-    Args:
-        windows: ``(N, 4)`` boxes in the original image.
-        transforms: what made the augmented image of it.
-        size: (H, W) of the augmented image.
-
-    Returns:
-        ``(N,)`` bool.
-    """
-    boxes = windows.numpy().astype(np.float64)
-    x, y = transforms.apply_coords((boxes[:, :2] + boxes[:, 2:]) / 2).T
-    return (x >= 0) & (x <= size[1]) & (y >= 0) & (y <= size[0])
 
 
 class ColorJitter(T.Augmentation):

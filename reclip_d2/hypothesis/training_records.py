@@ -20,6 +20,7 @@ from reclip_d2.data.classes import check_registered, class_names_of
 from reclip_d2.data.dataset_mapper import LABEL_KEYS
 from reclip_d2.data.images import log_alpha
 from reclip_d2.errors import ReclipError
+from reclip_d2.hypothesis.crop_aware import CropHypothesis
 from reclip_d2.hypothesis.file import (
     WINDOW_METHODS,
     HypothesisHeader,
@@ -162,9 +163,8 @@ def build_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
     for record in records:
         record["hypothesis"] = hypotheses[record["image_id"]]
         if cfg.HYPOTHESIS.CROP_AWARE:
-            line = lines[record["image_id"]]
-            record["window_classes"] = line["top1_calibrated" if cfg.HYPOTHESIS.CALIBRATED else "top1"]
-            record["window_threshold"] = threshold
+            top1 = lines[record["image_id"]]["top1_calibrated" if cfg.HYPOTHESIS.CALIBRATED else "top1"]
+            record["crop_hypothesis"] = CropHypothesis(record["image_id"], top1, threshold, cfg.HYPOTHESIS.WINDOW_RATIO)
     mean = sum(map(len, hypotheses.values())) / len(hypotheses)
     logger.info("%d training images, %.2f classes an image in their hypotheses (%s)", len(records), mean, path)
     return records

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
+from reclip_d2.backbones.query import check_names_fit
 from reclip_d2.data.class_file import ClassList, read_class_file
-from reclip_d2.data.datasets.custom import check_names_fit, register_images
+from reclip_d2.data.datasets.custom import register_images
 from reclip_d2.data.image_folder import find_images
 from reclip_d2.data.survey import SurveyedImage, survey_images
 from reclip_d2.data.working_files import WorkingFiles

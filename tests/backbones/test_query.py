@@ -11,10 +11,12 @@ from reclip_d2.backbones.query import (
     TEMPLATE_SETS,
     cached_query_features,
     check_class_names,
+    check_names_fit,
     get_templates,
     query_features,
 )
 from reclip_d2.backbones.text import TextEncoder
+from reclip_d2.data.class_file import parse_classes
 from reclip_d2.errors import ReclipError
 from tests.helpers import EMBED_DIM, tiny_clip, tiny_dense, tiny_tokenizer
 
@@ -199,3 +201,13 @@ def test_classes_that_clip_reads_alike():
     ):
         with pytest.raises(ReclipError, match=f"CLIP reads the names .* {classes} alike: rename one"):
             check_class_names(names, encode)
+
+
+def test_names_beyond_the_context():
+    # The longest template of "photo", "a photo of a .", has 5 tokens beside the name; start and end are 2 of 77.
+    check_names_fit(parse_classes("a\n" + "b " * 70, "c.txt"), "ViT-B-16-quickgelu", "photo")
+    with pytest.raises(ReclipError, match=r"line 2: the name .* has 71 tokens, more than the 70"):
+        check_names_fit(parse_classes("a\n" + "b " * 71, "c.txt"), "ViT-B-16-quickgelu", "photo")
+    with pytest.raises(ReclipError, match=r"line 2"):  # longer templates
+        check_names_fit(parse_classes("a\n" + "b " * 70, "c.txt"), "ViT-B-16-quickgelu", "imagenet_scene")
+    check_names_fit(parse_classes("a\n" + "b " * 71, "c.txt"), "unknown to open_clip", "photo")

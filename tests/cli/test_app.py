@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from reclip_d2.app.command import _stop_on_signals, choose_models
 from reclip_d2.app.server import is_local
-from reclip_d2.cli.app import _stop_on_signals, choose_models
 from reclip_d2.cli.main import build_parser
 
 ROOT = Path(__file__).parents[2]

@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.data import transforms as T
-from fvcore.transforms.transform import CropTransform, HFlipTransform
 from PIL import Image
 
 from reclip_d2.config import load_config
@@ -154,43 +152,6 @@ def test_colour_in_the_mapper(record):
     out = mapped(record, COLOR_JITTER=0.4)["image"]
     assert out.shape == (3, 40, 60) and out.dtype == torch.uint8
     assert not torch.equal(out, pixels_of(record))
-
-
-def test_hypothesis_of_a_crop_by_hand(tmp_path):
-    """Four windows of half the size, classes 0 1 / 2 3 by quadrant of their centres; the crop keeps the right half."""
-    path = tmp_path / "image.png"
-    Image.fromarray(np.zeros((8, 16, 3), np.uint8)).save(path)
-    # r = 1/2: starts 0, 4, 8 along x and 0, 2, 4 along y; centres x 4, 8, 12 and y 2, 4, 6.
-    classes = [0, 1, 2, 3, 4, 5, 6, 7, 8]
-    record = {"file_name": str(path), "hypothesis": [0], "window_classes": classes}
-
-    def hypothesis(*augmentations, threshold=0.0):
-        mapper = UnlabelledDatasetMapper(augmentations=list(augmentations), window_ratio=0.5)
-        mapped = mapper({**record, "window_threshold": threshold})
-        assert not {"window_classes", "window_threshold"} & set(mapped)
-        return mapped["hypothesis"].tolist()
-
-    assert hypothesis() == classes
-    crop = _Fixed(CropTransform(8, 0, 8, 8))  # x from 8: the centres at 8 and 12
-    assert hypothesis(crop) == [1, 2, 4, 5, 7, 8]
-    assert hypothesis(_Fixed(CropTransform(9, 0, 7, 5))) == [2, 5]  # x from 9, y below 5: the centres (12, 2), (12, 4)
-    # A flip before the crop: what was left is now right.
-    assert hypothesis(_Fixed(HFlipTransform(16)), crop) == [0, 1, 3, 4, 6, 7]
-    # A crop without a window's centre falls back on the image.
-    assert hypothesis(_Fixed(CropTransform(0, 0, 2, 2))) == classes
-    # Each class is in one of nine windows; in the crop in one of six.
-    assert hypothesis(crop, threshold=0.15) == [1, 2, 4, 5, 7, 8]
-    assert hypothesis(crop, threshold=0.2) == [1]  # the fallback: the most frequent, of the lowest id
-
-
-class _Fixed(T.Augmentation):
-    """A given transform."""
-
-    def __init__(self, transform):
-        self.transform = transform
-
-    def get_transform(self, image):
-        return self.transform
 
 
 def test_an_image_that_is_too_thin(tmp_path):

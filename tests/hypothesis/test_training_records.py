@@ -120,7 +120,7 @@ def test_classes_per_image_take_the_place_of_the_threshold(cfg, method, isolated
     t = max(t for t, mean in means.items() if abs(mean - 2) == pytest.approx(nearest))
     assert [record["hypothesis"] for record in records] == hypotheses(t)
     if method == "crops":
-        (window_threshold,) = {record["window_threshold"] for record in records}
+        (window_threshold,) = {record["crop_hypothesis"].threshold for record in records}
         assert hypotheses(window_threshold) == hypotheses(t)
     # The file serves any number of classes: nothing is computed again, and the same comes out.
     assert build_training_records(cfg) == records

@@ -12,14 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import open_clip
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from open_clip.tokenizer import SimpleTokenizer
 
-from reclip_d2.backbones.architectures import open_clip_name
-from reclip_d2.backbones.query import get_templates
-from reclip_d2.data.class_file import ClassList, check_name_tokens, read_class_file
+from reclip_d2.data.class_file import ClassList, read_class_file
 from reclip_d2.data.colors import class_colors
 from reclip_d2.data.datasets.custom_labels import CUSTOM_VAL, register_labelled
 from reclip_d2.data.image_folder import find_images
@@ -51,7 +47,6 @@ def register_custom(cfg: CfgNode) -> None:
             " or a .txt list) and your class file"
         )
     classes = read_class_file(keys.CLASSES)
-    check_names_fit(classes, cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.TEMPLATES)
     register_images([], classes)
     DatasetCatalog.remove(CUSTOM)
     labels = [Path(keys.LABELS).expanduser()] if keys.LABELS else []  # may lie below the images; they are none
@@ -85,24 +80,3 @@ def _records_of(images: str, exclude: Sequence[Path]) -> list[dict[str, Any]]:
     if found.left_out:
         logger.info("%s: %s", CUSTOM, found.left_out)
     return [{"file_name": str(image.path), "image_id": str(image.name)} for image in found.images]
-
-
-def check_names_fit(classes: ClassList, clip_name: str, templates: str) -> None:
-    """Raise :class:`ReclipError`, naming the line, for a class name that CLIP's text encoder cannot take.
-
-    No weights are needed: tokenizer and context length follow from the model's name.
-
-    Args:
-        clip_name: open_clip's; of one that it does not know, or whose tokenizer is not CLIP's own, the names' lengths
-            are left to the model's builder.
-        templates: name of the template set.
-    """
-    clip_name = open_clip_name(clip_name)
-    config = open_clip.get_model_config(clip_name)
-    if config is None or "hf_tokenizer_name" in config["text_cfg"]:
-        check_name_tokens(classes, SimpleTokenizer().encode)
-        return
-    encode = open_clip.get_tokenizer(clip_name).encode
-    longest = max(len(encode(template.format(""))) for template in get_templates(templates))
-    room = config["text_cfg"].get("context_length", 77) - 2  # start and end
-    check_name_tokens(classes, encode, room - longest)

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from reclip_d2.config import load_config
 from reclip_d2.data.class_file import parse_classes
 from reclip_d2.data.classes import class_names_of
-from reclip_d2.data.datasets.custom import CUSTOM, check_names_fit, register_custom, register_images
+from reclip_d2.data.datasets.custom import CUSTOM, register_custom, register_images
 from reclip_d2.engine import program, trainer
 from reclip_d2.errors import ReclipError
 from tests.helpers import write_scenes
@@ -73,16 +73,6 @@ def test_both_keys_are_needed(inputs, missing):
         register_custom(config(tuple(keys)))
 
 
-def test_names_beyond_the_context():
-    # The longest template of "photo", "a photo of a .", has 5 tokens beside the name; start and end are 2 of 77.
-    check_names_fit(parse_classes("a\n" + "b " * 70, "c.txt"), "ViT-B-16-quickgelu", "photo")
-    with pytest.raises(ReclipError, match=r"line 2: the name .* has 71 tokens, more than the 70"):
-        check_names_fit(parse_classes("a\n" + "b " * 71, "c.txt"), "ViT-B-16-quickgelu", "photo")
-    with pytest.raises(ReclipError, match=r"line 2"):  # longer templates
-        check_names_fit(parse_classes("a\n" + "b " * 70, "c.txt"), "ViT-B-16-quickgelu", "imagenet_scene")
-    check_names_fit(parse_classes("a\n" + "b " * 71, "c.txt"), "unknown to open_clip", "photo")
-
-
 def run(inputs: tuple[str, str], output: Path, *arguments: str, config_file: str = "reclippp_rectify.yaml"):
     flags = [a for a in arguments if a.startswith("--")]
     keys = [a for a in arguments if not a.startswith("--")]
@@ -116,6 +106,17 @@ def test_train_net_trains_and_resumes_on_own_images(inputs, tmp_path, monkeypatc
         torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"] for name in ("whole", "broken")
     ]
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+@pytest.mark.parametrize("flags", [(), ("--eval-only",)])
+def test_a_name_that_the_text_encoder_cannot_take(inputs, tmp_path, capsys, flags):
+    """Known before anything is written."""
+    Path(inputs[1]).write_text("sky\n" + "b " * 80 + "\n")
+    with pytest.raises(SystemExit):
+        run(inputs, tmp_path / "out", *flags, "SOLVER.MAX_ITER", "1")
+    err = capsys.readouterr().err
+    assert f"{inputs[1]}, line 2: the name 'b b" in err and "has 80 tokens" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_evaluation_without_labels_is_one_line(inputs, tmp_path, capsys, caplog):

@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.data import transforms as T
+from fvcore.transforms.transform import CropTransform, HFlipTransform
 from PIL import Image
 
+from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
 from reclip_d2.engine import program
+from reclip_d2.hypothesis.crop_aware import CropHypothesis
 from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
 from tests.helpers import register_tiny_model
 from tests.test_train_net import ROOT
@@ -158,3 +162,43 @@ def test_the_weights_tell_the_difference(folder):
     )
     assert all(torch.equal(crop[key], again[key]) for key in crop)
     assert not torch.equal(image["mask_decoder.conv.weight"], crop["mask_decoder.conv.weight"])
+
+
+# ---- of one crop ------------------------------------------------------------------------------------------------
+
+
+def test_hypothesis_of_a_crop_by_hand(tmp_path):
+    """Four windows of half the size, classes 0 1 / 2 3 by quadrant of their centres; the crop keeps the right half."""
+    path = tmp_path / "image.png"
+    Image.fromarray(np.zeros((8, 16, 3), np.uint8)).save(path)
+    # r = 1/2: starts 0, 4, 8 along x and 0, 2, 4 along y; centres x 4, 8, 12 and y 2, 4, 6.
+    classes = [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    record = {"file_name": str(path), "hypothesis": [0]}
+
+    def hypothesis(*augmentations, threshold=0.0):
+        mapper = UnlabelledDatasetMapper(augmentations=list(augmentations))
+        mapped = mapper({**record, "crop_hypothesis": CropHypothesis("image", classes, threshold, 0.5)})
+        assert "crop_hypothesis" not in mapped
+        return mapped["hypothesis"].tolist()
+
+    assert hypothesis() == classes
+    crop = _Fixed(CropTransform(8, 0, 8, 8))  # x from 8: the centres at 8 and 12
+    assert hypothesis(crop) == [1, 2, 4, 5, 7, 8]
+    assert hypothesis(_Fixed(CropTransform(9, 0, 7, 5))) == [2, 5]  # x from 9, y below 5: the centres (12, 2), (12, 4)
+    # A flip before the crop: what was left is now right.
+    assert hypothesis(_Fixed(HFlipTransform(16)), crop) == [0, 1, 3, 4, 6, 7]
+    # A crop without a window's centre falls back on the image.
+    assert hypothesis(_Fixed(CropTransform(0, 0, 2, 2))) == classes
+    # Each class is in one of nine windows; in the crop in one of six.
+    assert hypothesis(crop, threshold=0.15) == [1, 2, 4, 5, 7, 8]
+    assert hypothesis(crop, threshold=0.2) == [1]  # the fallback: the most frequent, of the lowest id
+
+
+class _Fixed(T.Augmentation):
+    """A given transform."""
+
+    def __init__(self, transform):
+        self.transform = transform
+
+    def get_transform(self, image):
+        return self.transform
