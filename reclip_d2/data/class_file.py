@@ -8,7 +8,7 @@
     person, pedestrian
     background: sky, wall      optional, one line: what else may be seen
 
-Each background name is a class of its own for the model, since "sky" and "wall" have little in common as text. In masks
+Each background name is a separate class for the model, since "sky" and "wall" have little in common as text. In masks
 they become one: ignored, or kept as a class called ``background`` after all others.
 """
 
@@ -78,7 +78,7 @@ def read_class_file(path: str | os.PathLike[str]) -> ClassList:
     """Read a class file, UTF-8 with or without a byte order mark, with any line ends.
 
     Raises:
-        ReclipError: the file is missing or no text, a name is empty or stands twice, there are fewer than two names or
+        ReclipError: the file is missing or not text, a name is empty or occurs twice, there are fewer than two names or
             more than an index mask can hold. The message names the line.
     """
     text = read_text(path, "class file", limit=_MAX_BYTES, remedy="check --classes")
@@ -131,7 +131,7 @@ def _check_separators(name: str, where: str) -> None:
     for separator, title in (("\t", "a tab"), (";", "a semicolon")):
         if separator in html.unescape(html.unescape(name)):
             raise ReclipError(
-                f"{where}: {title} in the name {name[:40]!r}: write a class a line, and commas between a class's names"
+                f"{where}: {title} in the name {name[:40]!r}: write one class per line, with commas between its names"
             )
 
 
@@ -143,9 +143,9 @@ def _check_name(name: str, line: int, seen: dict[str, int], where: str) -> None:
             f"{where}: the name {name[:30]!r}... has {len(name):,} characters, more than {MAX_NAME_LENGTH}: shorten it"
         )
     if not name.isprintable():
-        raise ReclipError(f"{where}: the name {name!r} holds control characters: write it anew")
+        raise ReclipError(f"{where}: the name {name!r} has control characters: retype it")
     if name.casefold() in seen:
-        raise ReclipError(f"{where}: {name!r} stands in line {seen[name.casefold()]} already: a name is of one class")
+        raise ReclipError(f"{where}: {name!r} is also in line {seen[name.casefold()]}: remove one of them")
     seen[name.casefold()] = line
 
 
@@ -153,14 +153,14 @@ def _check_count(classes: ClassList, named_background: int | None) -> None:
     path = classes.path
     if not classes.classes:
         alone = "; background names alone are not enough" if classes.background else ""
-        raise ReclipError(f"class file {path} names no class: write a class a line{alone}")
+        raise ReclipError(f"class file {path} names no class: write one class per line{alone}")
     if len(classes.model_classes) < 2:
         raise ReclipError(
             f"class file {path} names a single class, which every pixel would get: add others, or a {BACKGROUND}: line"
         )
     if classes.background and named_background is not None:
         raise ReclipError(
-            f"class file {path}, line {named_background}: a class cannot be called {BACKGROUND} beside a"
+            f"class file {path}, line {named_background}: a class cannot be called {BACKGROUND} next to a"
             f" {BACKGROUND}: line: rename it"
         )
     room = MAX_CLASSES - bool(classes.background)
@@ -179,7 +179,7 @@ def check_name_tokens(classes: ClassList, encode: Callable[[str], list[int]], li
 
     Args:
         encode: token ids of a name, without start and end.
-        limit: tokens that the context leaves to a name beside the longest prompt template; None for no limit.
+        limit: tokens that the longest prompt template leaves to a name in the context; None for no limit.
 
     Raises:
         ReclipError: a name has no tokens, those of another name, or more than ``limit``; the message names the lines.
@@ -194,7 +194,7 @@ def check_name_tokens(classes: ClassList, encode: Callable[[str], list[int]], li
             if limit is not None and len(tokens) > limit:
                 raise ReclipError(
                     f"{where}: the name {name[:30]!r}... has {len(tokens)} tokens, more than the {limit} that CLIP's"
-                    " text encoder takes beside a prompt: shorten it"
+                    " text encoder takes with a prompt: shorten it"
                 )
             other, other_line = seen.setdefault(tokens, (name, line))
             if (other, other_line) != (name, line):

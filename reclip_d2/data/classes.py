@@ -12,8 +12,8 @@ from reclip_d2.errors import ReclipError
 def check_registered(name: str) -> None:
     """Raise :class:`ReclipError` for a data set that nobody registered."""
     if name not in DatasetCatalog.list():
-        ours = ", ".join(n for n in DatasetCatalog.list() if hasattr(MetadataCatalog.get(n), "reclip_protocol"))
-        raise ReclipError(f"data set {name!r} is not registered: choose one of {ours}")
+        known = ", ".join(n for n in DatasetCatalog.list() if hasattr(MetadataCatalog.get(n), "reclip_protocol"))
+        raise ReclipError(f"data set {name!r} is not registered: choose one of {known}")
 
 
 def check_labelled(name: str) -> None:

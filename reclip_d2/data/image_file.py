@@ -36,7 +36,7 @@ _HEIF_EXTENSIONS = (".heic", ".heif", ".hif")
 HEIF_REMEDY = "pip install 'reclip_d2[heif]'"
 
 # Pillow refuses images from 179 million pixels on. Scans and aerial images have more: 20,000 x 20,000 is 400 million.
-# This limit is ours: an image of it takes 7 GB while it is decoded.
+# This limit is this project's: an image of it takes 7 GB while it is decoded.
 MAX_PIXELS = 1_000_000_000
 # A file of few bytes and very many pixels is made to fill the memory, or is empty. Bilevel scans, the densest of real
 # images, have some hundred pixels a byte, photographs 1 to 20.

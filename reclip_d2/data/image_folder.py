@@ -215,7 +215,7 @@ class _Search:
         name = f"image list {display_path(path)}"
         images: list[Path] = []
         bases = []
-        lines = read_text(path, "image list", limit=_MAX_LIST, remedy="give a text file, a path a line").splitlines()
+        lines = read_text(path, "image list", limit=_MAX_LIST, remedy="give a text file, a path per line").splitlines()
         for number, line in enumerate(lines, start=1):
             entry = line.strip()
             if not entry or entry.startswith("#"):
@@ -227,7 +227,7 @@ class _Search:
             images += found
             bases.append(base)
         if not images:
-            raise ReclipError(f"{name} names no image: write a path a line")
+            raise ReclipError(f"{name} names no image: write one path per line")
         return images, Path(os.path.commonpath(bases))
 
 

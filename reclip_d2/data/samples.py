@@ -19,7 +19,7 @@ from reclip_d2.errors import ReclipError
 # Rows that are converted at a time, so that a large image is not held several times.
 _STRIP = 256
 _PNG_SIGNATURE = 8
-# Chunks that may stand before the significant bits; a file with more is not worth the search.
+# Chunks that may come before the significant bits; a file with more is not worth the search.
 _MAX_PNG_CHUNKS = 100
 
 

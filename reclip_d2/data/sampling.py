@@ -107,7 +107,7 @@ def build_train_loader(
     """Endless loader of lists of mapped records, ``total_batch_size`` over all processes.
 
     Args:
-        start_iter: iterations already done: the stream goes on from there.
+        start_iter: iterations already done: the stream continues from there.
     """
     world_size = comm.get_world_size()
     if total_batch_size % world_size:

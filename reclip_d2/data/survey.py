@@ -1,7 +1,7 @@
 """A first look at all of a user's images: which can be read, how large they are, and what to train on.
 
 Every image is decoded once, so that a broken file is known before hours of training and not after. What was found is
-kept in a JSON Lines file, a line an image, and is believed as long as the image's content stays the same.
+kept in a JSON Lines file, one line per image, and is trusted as long as the image's content stays the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from reclip_d2.utils.io import naming_errors
 from reclip_d2.utils.json_files import read_json_lines
 from reclip_d2.utils.progress import count_steps
 
-# A line of the record. Working files lie in a folder of the run: a name that leads out of it is none of ours.
+# A line of the record. Working files are in a folder of the run: a name that leads out of it was not written here.
 _LINE = {
     "type": "object",
     "required": ["image_id", "size", "problem", "working", "signature"],
@@ -48,7 +48,7 @@ class SurveyedImage:
         file: the image.
         size: (H, W), upright; (0, 0) if it is broken.
         problem: why it cannot be used, one line; "" if it can.
-        training_files: what stands for it in training: itself, or a smaller copy, or tiles.
+        training_files: what replaces it in training: itself, or a smaller copy, or tiles.
     """
 
     file: ImageFile
@@ -69,7 +69,7 @@ def survey_images(
     Args:
         digests: of each image's content, by its id (:func:`~reclip_d2.utils.digest.file_digests`).
         record: JSON Lines file; a line is added for each image when it and its working files are done.
-        working_files: makes what stands for large images in training.
+        working_files: makes what replaces large images in training.
         threads: images decoded at a time.
 
     Returns:
@@ -141,5 +141,5 @@ def _surveyed(image: ImageFile, line: dict[str, Any], folder: Path) -> SurveyedI
 
 
 def _read(record: Path) -> dict[str, dict[str, Any]]:
-    """Lines of the record by image id, the last of each; what is no whole line of ours is looked at again."""
+    """Lines of the record by image id, the last of each; anything else is looked at again."""
     return {line["image_id"]: line for line in read_json_lines(record, _LINE)}

@@ -18,7 +18,7 @@ from reclip_d2.utils.io import atomic_write
 
 @dataclasses.dataclass(frozen=True)
 class WorkingFiles:
-    """Makes the files that stand for large images in hypotheses and training.
+    """Makes the files that replace large images in hypotheses and training.
 
     Attributes:
         folder: where they are kept.

@@ -86,7 +86,7 @@ class ClassPreferenceEvaluator(LabelEvaluator):
     def evaluate(self) -> dict[str, Any] | None:
         """``{"class_preference": {"score", "score-<class>": ...}}``; on the main process only.
 
-        With ``output_dir`` the matrix is written beside it.
+        With ``output_dir`` the matrix is written next to it.
         """
         counts = self.gather(self.confusion)
         if counts is None:

@@ -6,16 +6,17 @@ between neighbouring bins. What they leave open is decided here:
 - *objects*: connected regions of a class, or instances; see :func:`~reclip_d2.evaluation.objects.find_objects`;
 - *IoU of an object*: see :func:`~reclip_d2.evaluation.objects.object_ious`;
 - *unit of the slope*. Table VII has -0.50 for MaskCLIP on VOC and names none. VOC's images are about 500 x 375 px, and
-  centroids lie up to some 200 px from the centre. In IoU a pixel, or in percent a pixel, -0.50 would take 100 points or
-  more off within that range, which is more than there is; in percent a bin of 40 px it would take off 2.5. In IoU
+  centroids lie up to 200 px from the centre. In IoU per pixel, or in percent per pixel, -0.50 would take 100 points
+  or more off within that range, which is more than there is; in percent per bin of 40 px it would take off 2.5. In IoU
   (0 to 1) per half image diagonal (312 px) it takes off 32 points: this is the unit of the score, and it compares data
-  sets of different resolution. It is an inference, not a statement of the paper. The slope in percent a pixel is given
-  beside it.
+  sets of different resolution. It is an inference, not a statement of the paper. The slope in percent per pixel is
+  reported with it.
 
 Between bins of one width without a gap the mean slope is that of the line through the first and the last bin: their
 few objects decide it. So bins of few objects stay out of the score (not out of the curve), the score comes with a
-standard error, and a straight line fitted to all objects (ours) stands beside it. Small and cut-off objects lie further
-out, and are harder for any model: compare models by the score, on one data set; a score below 0 alone proves no bias.
+standard error, and a straight line fitted to all objects (not in the paper) is drawn with it. Small and cut-off objects
+lie further out, and are harder for any model: compare models by the score, on one data set; a score below 0 alone
+proves no bias.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     LanguageSegmentor -> ExportModule (module.py: a graph from RGB pixels to logits or labels)
         -> onnx_file.py or torchscript_file.py (write, and run what was written)
         -> parity.py (is it what the model computes?)
-        -> description.py (classes.json beside the file: what goes in, and what comes out)
+        -> description.py (classes.json next to the file: what goes in, and what comes out)
 """
 
 from reclip_d2.export.description import DescribedFile

@@ -1,4 +1,4 @@
-"""What a user of an exported file must know: ``classes.json`` beside it, and inside it.
+"""What a user of an exported file must know: ``classes.json`` next to it, and inside it.
 
 The file is that of index masks (:mod:`reclip_d2.formats.classes`) with one more key, ``files``::
 

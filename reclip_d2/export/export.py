@@ -67,7 +67,7 @@ def export_model(
 
     Args:
         model: on the CPU, in eval mode and float32.
-        path: is written whole or not at all; what stands there is replaced.
+        path: is written whole or not at all; an existing file is replaced.
         description: text to keep in the file.
         report: called with each comparison, as it comes.
 
@@ -117,7 +117,7 @@ def _run(run: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     """The file's output for an image ``(3, H, W)``, without its first axis."""
     try:
         return run(image[None])[0]
-    except Exception as error:  # runtimes have errors of their own
+    except Exception as error:  # runtimes have their own errors
         cause = " ".join(str(error).split())[:200]
         raise ReclipError(
             f"the file cannot be run on an image of {image.shape[-2]} x {image.shape[-1]}, and is not kept ({cause})"

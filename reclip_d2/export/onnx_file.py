@@ -16,7 +16,7 @@ from reclip_d2.export.module import ExportModule
 
 SUFFIXES = (".onnx",)
 OPSET = 17
-# In the model's metadata: what stands in classes.json.
+# In the model's metadata: the content of classes.json.
 DESCRIPTION = "classes.json"
 INPUT = "image"
 

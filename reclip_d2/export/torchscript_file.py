@@ -12,7 +12,7 @@ from torch import Tensor
 from reclip_d2.export.module import ExportModule
 
 SUFFIXES = (".pt", ".torchscript")
-# Inside the file, beside the code: what stands in classes.json.
+# Inside the file, with the code: the content of classes.json.
 DESCRIPTION = "classes.json"
 
 

@@ -16,7 +16,7 @@ def nothing_written(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("sky\nsky\n", "line 2: 'sky' stands in line 1 already"),
+        ("sky\nsky\n", "line 2: 'sky' is also in line 1"),
         ("sky\nwood,\n", "line 2: an empty name"),
         ("sky\n" + "very " * 80 + "long name\n", "line 2: the name 'very very very"),
         ("", "names no class"),

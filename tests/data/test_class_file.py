@@ -55,10 +55,10 @@ def test_line_ends_and_byte_order_mark(tmp_path, ends, mark):
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
-        ("road\ntree\nRoad", 3, "line 1 already"),
-        ("road, street\ntree, Street", 2, "line 1 already"),
-        ("road, road\ntree", 1, "line 1 already"),
-        ("road\ntree\nbackground: sky, tree", 3, "line 2 already"),
+        ("road\ntree\nRoad", 3, "also in line 1"),
+        ("road, street\ntree, Street", 2, "also in line 1"),
+        ("road, road\ntree", 1, "also in line 1"),
+        ("road\ntree\nbackground: sky, tree", 3, "also in line 2"),
         ("road\ntree,", 2, "empty name"),
         ("road\n, tree", 2, "empty name"),
         ("road\na,,b", 2, "empty name"),
@@ -69,7 +69,7 @@ def test_line_ends_and_byte_order_mark(tmp_path, ends, mark):
         ("sky\nroad\tstreet", 2, "a tab in the name"),
         ("sky\nroad; street", 2, "a semicolon in the name 'road; street'"),
         ("sky\nbackground: wall;wood", 2, "commas between"),
-        ("sky\n1;road;(128, 64, 128)", 2, "a class a line"),
+        ("sky\n1;road;(128, 64, 128)", 2, "one class per line"),
         ("background\nroad\nbackground: sky", 1, "rename"),
         ("\n".join(f"class {i}" for i in range(256)), 256, "more than 255"),
     ],

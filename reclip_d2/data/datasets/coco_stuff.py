@@ -4,7 +4,7 @@ The pixel maps hold 182 leaf labels as 0 to 181 (the data set's ``labels.txt`` l
 remain, 80 things and 91 kinds of stuff. COCO-Stuff's hierarchy puts the leaves into 27 mid-level classes, 12 of things
 and 15 of stuff, numbered here as IIC, PiCIE and STEGO do (their "fine to coarse" table). Both are trained on all
 118,287 images and evaluated on all 5,000 (PiCIE's line of work evaluates on a selection of 2,175 of them). Colours are
-those of PASCAL's map; the data set has none of its own.
+those of PASCAL's map; the data set defines none.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Pixels of the other classes (id 0, "background", of the 60-class labels) are ignored. Classes are in the order of the
 60-class labels, that of their ids among the 459 original ones: the ids that ``trainval_merged.json`` of the Detail API
 holds, sorted, as MMSegmentation's converter numbers them. Names are that converter's, as words. Colours are those of
-PASCAL's map; the data set has none of its own.
+PASCAL's map; the data set defines none.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def prepare_folder(
     image_suffix: str = "",
     palette: Palette = PLAIN,
 ) -> Report:
-    """:func:`prepare_split` for labels that lie in a folder of their own, named as their images.
+    """:func:`prepare_split` for labels that are in a separate folder, named as their images.
 
     Args:
         folder: of the split's labels.
