@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Train and evaluate ReCLIP++ and its baselines.
 
-    python train_net.py --config-file configs/embedded/reclippp_rectify.yaml
-    python train_net.py --config-file configs/embedded/maskclip.yaml --eval-only
+    data=configs/datasets/embedded.yaml methods=configs/methods
+    python train_net.py --config-file $data --config-file $methods/reclippp_rectify.yaml
+    python train_net.py --config-file $data --config-file $methods/maskclip.yaml --eval-only
     python -m reclip_d2.train_net ...      # the same, where the package is installed without its checkout
 
 The program is ``reclip_d2.engine.program``, its trainer ``reclip_d2.engine.trainer``.

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Draw a model's prediction on images, as Detectron2's demo does.
 
-    python demo/demo.py --config-file configs/embedded/reclippp_rectify.yaml --input photos a.jpg --output pictures \\
+    python demo/demo.py --config-file configs/datasets/embedded.yaml \\
+        --config-file configs/methods/reclippp_rectify.yaml --input photos a.jpg --output pictures \\
         --opts MODEL.WEIGHTS output/embedded/reclippp_rectify/model_final.pth
 
 The model is any that ``train_net.py --eval-only`` takes; MaskCLIP needs no weights. Pictures are Detectron2's own

@@ -39,6 +39,8 @@ from reclip_d2.modeling.student.deeplab_v2 import DeepLabV2Head
 from reclip_d2.modeling.student.inherited import InheritedHead
 from reclip_d2.modeling.student.resnet import build_dilated_resnet_backbone
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
 TINY_NAME = "reclip-test-tiny"
 TINY_VISION = {"layers": 3, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
 TINY_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -203,6 +205,16 @@ def random_image(seed: int, height: int = 32, width: int = 32) -> torch.Tensor:
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (3, -(-height // 8), -(-width // 8)))
     return torch.from_numpy(np.kron(blocks, np.ones((1, 8, 8), np.int64))[:, :height, :width].astype(np.uint8))
+
+
+def config_files(dataset: str, method: str) -> list[str]:
+    """The package's config files of a method on a data set."""
+    return [str(CONFIGS / "datasets" / f"{dataset}.yaml"), str(CONFIGS / "methods" / f"{method}.yaml")]
+
+
+def config_arguments(dataset: str, method: str) -> list[str]:
+    """``--config-file`` for each of :func:`config_files`."""
+    return [word for file in config_files(dataset, method) for word in ("--config-file", file)]
 
 
 def register_tiny_model(folder: Path) -> str:

@@ -1,12 +1,9 @@
 """Accuracy as a regression test: the shipped world, CLIP and configs, on the development split."""
 
-from pathlib import Path
-
 import pytest
 
 from reclip_d2.engine import program
-
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "embedded"
+from tests.helpers import config_arguments
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +16,7 @@ def miou(tmp_path_factory):
 
         def run(config: str, train: bool) -> float:
             args = program.argument_parser().parse_args(
-                ["--config-file", str(CONFIGS / f"{config}.yaml"), "SEED", "0"]
+                [*config_arguments("embedded", config), "SEED", "0"]
                 + ["DATASETS.TEST", "('embedded_dev',)", "OUTPUT_DIR", str(root / config)]
             )
             if train:

@@ -34,8 +34,8 @@ def test_the_wheel_has_what_the_command_needs(tmp_path):
     assert {
         "reclip_d2/train_net.py",
         "reclip_d2/configs/Base-ReCLIP.yaml",
-        "reclip_d2/configs/custom/reclippp_rectify.yaml",
-        "reclip_d2/configs/custom/reclip-embedded/Base-input.yaml",
+        "reclip_d2/configs/datasets/custom-reclip-embedded.yaml",
+        "reclip_d2/configs/methods/reclippp_rectify.yaml",
         "reclip_d2/cli/main.py",
         "reclip_d2/install_detectron2/__main__.py",
         "reclip_d2/backbones/assets/reclip-embedded.safetensors",
@@ -73,7 +73,8 @@ def test_the_wheel_has_what_the_command_needs(tmp_path):
     empty.mkdir()
     evaluation = subprocess.run(
         [
-            *(sys.executable, "-m", "reclip_d2.train_net", "--config-file", "configs/embedded/maskclip.yaml"),
+            *(sys.executable, "-m", "reclip_d2.train_net", "--config-file", "configs/datasets/embedded.yaml"),
+            *("--config-file", "configs/methods/maskclip.yaml"),
             *("--eval-only", "DATALOADER.NUM_WORKERS", "0"),
         ],
         capture_output=True,

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Measure and draw the two biases of CLIP before and after rectification: one web page, PNGs and the numbers.
 
-    python tools/analyze_bias.py --config-file configs/embedded/reclippp_rectify.yaml \\
+    data=configs/datasets/embedded.yaml methods=configs/methods
+    python tools/analyze_bias.py --config-file $data --config-file $methods/reclippp_rectify.yaml \\
         --weights output/embedded/reclippp_rectify/model_final.pth --output-dir output/bias \\
-        --compare extended=configs/embedded/reclippp_ext.yaml:output/embedded/reclippp_ext/model_final.pth
+        --compare extended=$data,$methods/reclippp_ext.yaml:output/embedded/reclippp_ext/model_final.pth
 
 MaskCLIP of the same config is always among the models. Labels are read to measure, and nothing else; without labels all
 is drawn that needs none.

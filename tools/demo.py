@@ -3,7 +3,7 @@
 
     python tools/demo.py --seed 0 --output-dir output/demo
 
-Trains and evaluates through ``train_net.py``'s own functions and the configs in ``configs/embedded``; prints a table,
+Trains and evaluates through ``train_net.py``'s own functions and the configs of the embedded data set; prints a table,
 and writes ``report.json`` and ``report.png``. Labels are read by the evaluator, and to judge the hypotheses afterwards;
 training never sees one.
 """
@@ -41,7 +41,7 @@ from reclip_d2.utils.io import atomic_write  # noqa: E402
 from reclip_d2.utils.output_paths import check_output_folder  # noqa: E402
 from reclip_d2.visualization.demo_picture import draw_demo  # noqa: E402
 
-CONFIGS = ROOT / "configs" / "embedded"
+CONFIGS = ROOT / "configs"
 # Row of the table: title, key in report.json, config file, overrides.
 CONTROLS = (
     ("mean filter 3x3", "3x3", ("MODEL.MASKCLIP.MEAN_FILTER", "3")),
@@ -66,11 +66,10 @@ class Demo:
         self.rows: list[tuple[str, float, float]] = []
 
     def config(self, name: str, *overrides: str) -> CfgNode:
-        """``configs/embedded/<name>.yaml`` with the demo's seed, device, data set and output folder."""
+        """A method's config on the embedded data set with the demo's seed, device, test set and output folder."""
         common = ("SEED", str(self.seed), "MODEL.DEVICE", self.device, "OUTPUT_DIR", str(self.output_dir / name))
-        return load_config(
-            str(CONFIGS / f"{name}.yaml"), [*common, "DATASETS.TEST", f"('{self.dataset}',)", *overrides]
-        )
+        files = [str(CONFIGS / "datasets" / "embedded.yaml"), str(CONFIGS / "methods" / f"{name}.yaml")]
+        return load_config(files, [*common, "DATASETS.TEST", f"('{self.dataset}',)", *overrides])
 
     def evaluate(self, title: str, cfg: CfgNode) -> tuple[dict[str, Any], nn.Module]:
         """Evaluate a model that needs no training; add its row."""

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Linear probing (Table I): train a linear classifier of a model's fixed pixel embeddings, WITH LABELS; evaluate it.
 
-    python tools/linear_probe.py --config-file configs/embedded/maskclip.yaml
-    python tools/linear_probe.py --config-file configs/embedded/reclippp_rectify.yaml    # after train_net.py
+    data=configs/datasets/embedded.yaml methods=configs/methods
+    python tools/linear_probe.py --config-file $data --config-file $methods/maskclip.yaml
+    python tools/linear_probe.py --config-file $data --config-file $methods/reclippp_rectify.yaml   # after train_net.py
 
 Probed is the last checkpoint in the config's OUTPUT_DIR, or LINEAR_PROBE.WEIGHTS; its weights stay as they are. The
 classifier learns from the labels of LINEAR_PROBE.DATASETS; all else in this project learns without any. The results

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Make the hypothesis file of a config's training set (Eq. 6), on one or several GPUs, ahead of the training.
 
-    python tools/make_hypotheses.py --config-file configs/embedded/reclippp_rectify.yaml --num-gpus 1
+    python tools/make_hypotheses.py --num-gpus 1 \\
+        --config-file configs/datasets/embedded.yaml --config-file configs/methods/reclippp_rectify.yaml
 
 Training makes a missing file by itself; this program makes it alone. A killed run resumes when you repeat it.
 """

@@ -87,8 +87,8 @@ def perform_probe(job: Job) -> dict[str, Any]:
     """Train and evaluate a linear probe, with labels; its own file of results is written too."""
     with logging_to(job.folder):
         program = probe_program()
-        overrides = program.probe_overrides(load_config(job.config_file, job.options))
-        cfg = load_config(job.config_file, [*job.options, *overrides])
+        overrides = program.probe_overrides(load_config(job.config_files, job.options))
+        cfg = load_config(job.config_files, [*job.options, *overrides])
         trained = execute.train(cfg, resume=True, trainer_class=program.ProbeTrainer)
         results = program.ProbeTrainer.test(cfg, trained.model)
         file = program.write_results(cfg, trained.model, {cfg.DATASETS.TEST[0]: results})
@@ -105,7 +105,7 @@ def perform_hypotheses(job: Job) -> dict[str, Any]:
     from reclip_d2.evaluation.labelled_data import labelled_records, probe_datasets
 
     with logging_to(job.folder):
-        cfg = load_config(job.config_file, job.options)
+        cfg = load_config(job.config_files, job.options)
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
         hypotheses = {record["file_name"]: record["hypothesis"] for record in build_training_records(cfg)}
         datasets = probe_datasets(cfg)

@@ -39,7 +39,7 @@ _CLASS_FILE = "PAGE"  # stands for the file's path in the parser's messages
 _IMAGES = "images"  # copies of what is learnt from, beside its output
 _TRAINING, _LEARNT = "training-", "learnt-"
 _KEPT_RESULTS = 100  # folders of masks and overlays that stay: browsers load them when they are shown
-# Epochs of the papers on VOC, see configs/custom/reclippp_rectify.yaml.
+# Epochs of the papers on VOC, see configs/datasets/custom.yaml.
 _EPOCHS = 200
 _FEWEST_ITERATIONS = 50
 

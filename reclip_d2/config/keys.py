@@ -207,7 +207,7 @@ KEYS: dict[str, Key] = {
     "INPUT.COLOR_JITTER": Key(0.0, Number(minimum=0, below=1)),
     "INPUT.CROP.TYPE": Key("absolute"),
     "INPUT.CROP.SIZE": Key([512, 512]),
-    # ---- own images (configs/custom, the command `reclip`) ---------------------------------------------------
+    # ---- own images (configs/datasets/custom.yaml, the command `reclip`) -------------------------------------
     # Registered as "custom": a folder (searched recursively), an image, a glob, or a .txt list of these; no labels.
     "DATASETS.CUSTOM.IMAGES": Key("", Text(empty=True)),
     # Registered as "custom_val" with the images that have a label: a folder of index PNGs that mirrors the images, ids

@@ -98,7 +98,7 @@ def perform(job: Job) -> dict[str, Any]:
         see :func:`result_of`.
     """
     with logging_to(job.folder):
-        cfg = load_config(job.config_file, job.options)
+        cfg = load_config(job.config_files, job.options)
         check_registered_parts(cfg)
         if job.kind == "evaluate":
             return result_of(cfg, evaluate(cfg).scores, None)

@@ -47,7 +47,7 @@ def experiment_options(suite: Suite, experiment: Experiment) -> dict[str, Any]:
     """``{KEY: value}`` overrides of an experiment: the suite's, those taken from other configs, its own."""
     options = dict(suite.common)
     for name, keys in experiment.take.items():
-        cfg = load_config(str(suite.config_file(name)))
+        cfg = load_config(suite.config_files(name))
         options.update({key: value_of(cfg, key) for key in keys})
     return {**options, **experiment.overrides}
 
@@ -63,7 +63,7 @@ def resolve(suite: Suite, experiment: Experiment, options: Sequence[Any] = ()) -
     """
     own = [part for item in experiment_options(suite, experiment).items() for part in item]
     try:
-        return load_config(str(suite.config_file(experiment.config)), [*own, *options])
+        return load_config(suite.config_files(experiment.config), [*own, *options])
     except ReclipError as error:
         raise ReclipError(f"experiment {experiment.key} of suite {suite.name}: {error}") from error
 
@@ -249,7 +249,7 @@ class Job:
 
     kind: str
     """``evaluate``, ``train`` or ``probe``."""
-    config_file: str
+    config_files: tuple[str, ...]
     options: tuple[Any, ...]
     """``KEY value`` pairs, ``OUTPUT_DIR`` and ``SEED`` among them."""
 
@@ -340,7 +340,7 @@ class Runs:
         overrides = experiment_options(self.suite, experiment)
         job = Job(
             experiment.kind,
-            str(self.suite.config_file(experiment.config)),
+            self.suite.config_files(experiment.config),
             tuple([*(part for item in overrides.items() for part in item), *options]),
         )
         return Planned(run, folder, cfg, job, overrides, settings, teacher)

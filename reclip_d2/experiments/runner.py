@@ -156,7 +156,9 @@ def describe(runs: Runs, planned: Planned) -> dict[str, Any]:
         "seed": planned.run.seed,
         "suite": runs.suite.name,
         "kind": experiment.kind,
-        "config_file": str(Path("configs", runs.suite.configs.name, experiment.config)),
+        "config_files": [
+            str(Path("configs", *Path(file).parts[-2:])) for file in runs.suite.config_files(experiment.config)
+        ],
         "overrides": planned.overrides,
         "options": list(runs.settings.options),
         "teacher": planned.teacher.name if planned.teacher else "",

@@ -39,7 +39,7 @@ PAPER_DIGITS = {metric: 2 for metric in METRICS} | {"mIoU": 1}
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """One model: a config file with overrides. A suite has one object of each, by which they are told apart."""
+    """One model: a method's config file with overrides. A suite has one object of each, by which they are compared."""
 
     key: str
     title: str
@@ -47,7 +47,7 @@ class Experiment:
     """``evaluate`` (nothing to train), ``train``, ``probe`` (linear probing of the teacher, with labels), or
     ``hypotheses`` (those of the training images, compared with their labels)."""
     config: str
-    """File in the suite's config folder."""
+    """File in the suite's folder of methods."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Config keys and their values, of the kind that the key has."""
     take: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -125,8 +125,10 @@ class Suite:
 
     name: str
     file: Path
-    configs: Path
-    """Folder of the config files."""
+    dataset: Path
+    """Config file of the data set."""
+    methods: Path
+    """Folder of the methods' config files."""
     paper_columns: tuple[str, ...]
     """Data sets of the paper whose numbers stand beside ours."""
     text: str
@@ -136,9 +138,9 @@ class Suite:
     experiments: Mapping[str, Experiment]
     tables: tuple[Table, ...]
 
-    def config_file(self, name: str) -> Path:
-        """Path of a config file."""
-        return self.configs / name
+    def config_files(self, method: str) -> tuple[str, str]:
+        """Config files of a method's file on the data set, in the order in which they are merged."""
+        return str(self.dataset), str(self.methods / method)
 
     def needed(self, keys: list[str]) -> list[str]:
         """Experiments and, before each, what it depends on; in the order of ``keys``, each once."""
@@ -231,10 +233,11 @@ def load_suite(file: Path, name: str, tables: Sequence[str] | None = None) -> Su
     if name not in content["suites"]:
         raise ReclipError(f"suite {name!r} is not in {file}: choose one of {', '.join(content['suites'])}")
     reader = _Reader(file, content, name)
-    settings = reader.entry(content["suites"][name], f"suites: {name}", "paper text", "configs")
+    settings = reader.entry(content["suites"][name], f"suites: {name}", "paper text", "dataset")
     known, experiments = _experiments(reader)
-    configs = (file.parent / settings["configs"]).resolve()
-    sweeps = _sweeps(reader, experiments, configs)
+    dataset = (file.parent / settings["dataset"]).resolve()
+    methods = (file.parent / content["methods"]).resolve()
+    sweeps = _sweeps(reader, experiments, dataset, methods)
     known |= {point for sweep in sweeps.values() for point in sweep.points}
     found = [_table(reader, key, value, known, experiments, sweeps) for key, value in content["tables"].items()]
     chosen = tuple(table for table in found if table is not None)
@@ -250,7 +253,8 @@ def load_suite(file: Path, name: str, tables: Sequence[str] | None = None) -> Su
     return Suite(
         name=name,
         file=file,
-        configs=configs,
+        dataset=dataset,
+        methods=methods,
         paper_columns=tuple(settings.get("paper", ())),
         text=" ".join(str(settings.get("text", "")).split()),
         common=content.get("common", {}),
@@ -263,9 +267,11 @@ def _read(file: Path) -> dict[str, Any]:
     content = read_yaml(file, "suite file")
     if not isinstance(content, dict):
         raise ReclipError(f"suite file {file} holds no suites: see configs/ablations/paper.yaml")
-    content = _Reader(file, {}, "").entry(content, "top", "common sweeps", "suites experiments tables")
+    content = _Reader(file, {}, "").entry(content, "top", "common sweeps", "suites methods experiments tables")
+    if not isinstance(content["methods"], str):
+        raise ReclipError(f"suite file {file}: methods: expected a folder")
     for key, value in content.items():
-        if not isinstance(value, dict):
+        if key != "methods" and not isinstance(value, dict):
             raise ReclipError(f"suite file {file}: {key}: expected KEY: value lines")
     return content
 
@@ -311,7 +317,7 @@ def _experiments(reader: _Reader) -> tuple[set[str], dict[str, Experiment]]:
     return set(reader.content["experiments"]), found
 
 
-def _sweeps(reader: _Reader, experiments: dict[str, Experiment], configs: Path) -> Sweeps:
+def _sweeps(reader: _Reader, experiments: dict[str, Experiment], dataset: Path, methods: Path) -> Sweeps:
     """The sweeps of the file. Adds an experiment for each value that is not the base's own."""
     found = {}
     for key, value in reader.content.get("sweeps", {}).items():
@@ -322,7 +328,7 @@ def _sweeps(reader: _Reader, experiments: dict[str, Experiment], configs: Path) 
             raise reader.error(where, f"its base {value['base']!r} is no experiment of suite {reader.name}")
         own = base.overrides.get(value["key"])
         if own is None:
-            own = value_of(load_config(str(configs / base.config)), value["key"])
+            own = value_of(load_config([str(dataset), str(methods / base.config)]), value["key"])
         points = {own: base.key}
         for number in reader.for_suite(value["values"]) or []:
             if math.isclose(number, own, rel_tol=1e-3, abs_tol=1e-9):

@@ -18,7 +18,7 @@ from reclip_d2.config.files import configs_folder
 from reclip_d2.errors import ReclipError
 from reclip_d2.modeling.backbone import backbone_class
 
-# Kind of model: its config below configs/custom.
+# Kind of model: its file in configs/methods.
 STAGE_CONFIGS = {
     "maskclip": "maskclip.yaml",
     "rectified": "reclippp_rectify.yaml",
@@ -32,7 +32,7 @@ _HARMLESS = (
 )  # fmt: skip
 
 
-# Sizes of configs/custom that are meant for a CLIP of the usual size.
+# Sizes of configs/datasets/custom.yaml that are meant for a CLIP of the usual size.
 _SIZES = (
     "INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.CROP.SIZE",
     "INPUT.COPIES.SHORT_SIDE",
@@ -62,26 +62,27 @@ def resolve_pretrained(pretrained: str) -> str:
 
 
 def stage_config(kind: str, clip: str, overrides: Sequence[str]) -> CfgNode:
-    """Config of a kind of model, for own images: that of the CLIP's own folder below configs/custom where it has one.
+    """Config of a kind of model on own images: ``configs/datasets/custom-<clip>.yaml`` where there is one for the CLIP,
+    else ``custom.yaml`` with sizes that fit the CLIP.
 
     Args:
         kind: of :data:`STAGE_CONFIGS`.
         clip: open_clip's name of the model.
         overrides: ``KEY VALUE`` pairs.
     """
-    folder = configs_folder() / "custom"
-    file = folder / clip / STAGE_CONFIGS[kind]
-    cfg = load_config(
-        str(file if file.is_file() else folder / STAGE_CONFIGS[kind]), ["MODEL.CLIP.NAME", clip, *overrides]
-    )
+    folder = configs_folder()
+    dataset = folder / "datasets" / f"custom-{clip}.yaml"
+    fitted = dataset.is_file()
+    files = [dataset if fitted else folder / "datasets" / "custom.yaml", folder / "methods" / STAGE_CONFIGS[kind]]
+    cfg = load_config([str(file) for file in files], ["MODEL.CLIP.NAME", clip, *overrides])
     cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
-    if not file.is_file():
+    if not fitted:
         _fit_sizes(cfg, set(overrides[::2]))
     return cfg
 
 
 def _fit_sizes(cfg: CfgNode, given: set[str]) -> None:
-    """Scale the sizes of configs/custom to a CLIP that was trained on far smaller or larger images.
+    """Scale the sizes of ``configs/datasets/custom.yaml`` to a CLIP that was trained on far smaller or larger images.
 
     Args:
         given: keys that the user has set: they stay.

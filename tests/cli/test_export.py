@@ -19,7 +19,7 @@ from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from reclip_d2.workspace.stage_config import stage_config
 from tests.cli.conftest import read_mask
-from tests.helpers import CLASS_NAMES, datasets, register_tiny_model
+from tests.helpers import CLASS_NAMES, config_files, datasets, register_tiny_model
 
 __all__ = ["datasets"]
 NAMES = [names[0] for names in CLASS_NAMES]
@@ -205,9 +205,8 @@ def test_maskclip_needs_no_weights(reclip, config, tmp_path):
 
 def test_own_classes_of_a_config(reclip, photos, classes, tmp_path):
     config = tmp_path / "config.yaml"
-    config.write_text(
-        f"_BASE_: {configs_folder()}/custom/reclip-embedded/maskclip.yaml\nOUTPUT_DIR: {tmp_path}/output\n"
-    )
+    files = ", ".join(config_files("custom-reclip-embedded", "maskclip"))
+    config.write_text(f"_BASE_: [{files}]\nOUTPUT_DIR: {tmp_path}/output\n")
     keys = ("MODEL.CLIP.TEMPLATES", "photo", "DATASETS.CUSTOM.CLASSES", classes, "DATASETS.CUSTOM.IMAGES", photos)
     result = reclip("export", "--config-file", config, "--format", "onnx", "--labels", "--opts", *keys)
     assert result.status == 0, result.err

@@ -5,15 +5,17 @@ import re
 from pathlib import Path
 
 import pytest
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 
-from reclip_d2.config import KEYS, check_config, keys, load_config
+from reclip_d2.config import KEYS, check_config, keys, load_config, read_yaml
 from reclip_d2.config.checks import value_at
 from reclip_d2.config.keys import PATH_KEYS
 from reclip_d2.errors import ReclipError
+from tests.helpers import config_files
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted(set((ROOT / "configs").rglob("*.yaml")) - set((ROOT / "configs" / "ablations").rglob("*.yaml")))
+DATASETS = sorted(path.stem for path in (ROOT / "configs" / "datasets").glob("[!B]*.yaml"))
+METHODS = sorted(path.stem for path in (ROOT / "configs" / "methods").glob("[!B]*.yaml"))
 
 
 def assigned_keys() -> list[tuple[str, int]]:
@@ -105,17 +107,87 @@ def test_defaults_are_the_papers():
     assert [v / 255 for v in cfg.MODEL.PIXEL_STD] == pytest.approx([0.26862954, 0.26130258, 0.27577711], abs=1e-5)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=[str(path.relative_to(ROOT)) for path in CONFIGS])
-def test_shipped_configs_load(path):
-    cfg = load_config(str(path))
-    assert isinstance(cfg, CfgNode)
-    if not path.name.startswith("Base"):
-        assert cfg.MODEL.META_ARCHITECTURE in ("MaskCLIP", "RectifiedCLIP") or "MODEL" in cfg
-        assert cfg.DATASETS.TEST or cfg.DATASETS.TRAIN
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_method_has_a_config_on_every_data_set(dataset, method):
+    cfg = load_config(config_files(dataset, method))
+    assert cfg.OUTPUT_DIR == f"output/{'custom' if dataset.startswith('custom') else dataset}/{method}"
+    assert cfg.MODEL.BACKBONE.NAME == "DenseCLIP" and cfg.SEED == 0 and len(cfg.DATASETS.TRAIN) == 1
+    architecture = "MaskCLIP" if method == "maskclip" else "RectifiedCLIP"
+    if "plus" in method or "distill" in method:
+        architecture = "Distillation"
+        assert cfg.MODEL.RESNETS.DEPTH == (18 if "embedded" in dataset else 50 if dataset == "custom" else 101)
+    assert cfg.MODEL.META_ARCHITECTURE == architecture
+    teachers = {"reclip_distill": "reclip_rectify", "reclippp_distill": "reclippp_rectify"}
+    teachers["reclippp_ext_distill"] = "reclippp_ext"
+    if method in teachers:
+        folder = load_config(config_files(dataset, teachers[method])).OUTPUT_DIR
+        assert cfg.MODEL.TEACHER.WEIGHTS == f"{folder}/model_final.pth"
 
 
-def test_there_are_configs():
-    assert CONFIGS
+def test_all_files_are_there():
+    assert DATASETS == [
+        "ade150", "cityscapes19", "coco_stuff27", "context59", "custom", "custom-reclip-embedded", "embedded",
+        "embedded_longtail", "voc20",
+    ]  # fmt: skip
+    assert METHODS == [
+        "maskclip", "maskclip_plus", "reclip_distill", "reclip_rectify", "reclippp_distill", "reclippp_ext",
+        "reclippp_ext_distill", "reclippp_rectify",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "datasets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_sections_are_of_methods_that_exist(path):
+    sections = read_yaml(path, "config file").get("_METHODS_", {})
+    methods = {read_yaml(file, "config file")["_METHOD_"] for file in (ROOT / "configs" / "methods").glob("*.yaml")}
+    assert set(sections) <= methods and methods == {*METHODS, "student"}
+
+
+# Data set, method: values of its merged config, by hand from the papers, their supplements and docs/results.md.
+VALUES = {
+    ("voc20", "reclippp_rectify"): {"HYPOTHESIS.THRESHOLD": 0.07, "SOLVER.MAX_ITER": 24400},
+    ("voc20", "reclip_rectify"): {"HYPOTHESIS.THRESHOLD": 0.23, "SOLVER.MAX_ITER": 24400, "MODEL.GUMBEL.TAU": 0.001},
+    ("voc20", "reclip_distill"): {"HYPOTHESIS.THRESHOLD": 0.23, "SOLVER.MAX_ITER": 12200, "MODEL.GUMBEL.TAU": 0.001},
+    ("context59", "maskclip_plus"): {"SOLVER.MAX_ITER": 20825, "MODEL.STUDENT.HEAD": "query"},
+    ("ade150", "reclippp_distill"): {"HYPOTHESIS.THRESHOLD": 0.0, "SOLVER.MAX_ITER": 50525, "SOLVER.IMS_PER_BATCH": 8},
+    ("embedded", "maskclip"): {"HYPOTHESIS.THRESHOLD": 0.0, "MODEL.GUMBEL.TAU": 0.0, "DATALOADER.NUM_WORKERS": 1},
+    ("embedded", "reclippp_rectify"): {
+        "HYPOTHESIS.THRESHOLD": 0.02, "MODEL.GUMBEL.TAU": 2.0, "MODEL.LOSS.TAU": 1.0, "SOLVER.MAX_ITER": 200,
+        "MODEL.BIAS_HEAD.PROMPT_LENGTH": 4, "SOLVER.CHECKPOINT_PERIOD": 100, "TEST.EVAL_PERIOD": 200,
+        "SOLVER.OPTIMIZER": "SGD",
+    },
+    ("embedded", "reclip_rectify"): {
+        "HYPOTHESIS.THRESHOLD": 0.4, "MODEL.GUMBEL.TAU": 0.03, "MODEL.LOSS.TAU": 2.0, "SOLVER.MAX_ITER": 200,
+    },
+    ("embedded", "reclippp_ext"): {
+        "HYPOTHESIS.THRESHOLD": 0.05, "MODEL.GUMBEL.TAU": 1.0, "MODEL.LOSS.TAU": 0.3, "MODEL.LOSS.COVERAGE_WEIGHT": 5.0,
+        "MODEL.CLIP.PRETRAINED": "openai",
+    },
+    ("embedded", "reclippp_ext_distill"): {
+        "HYPOTHESIS.THRESHOLD": 0.05, "SOLVER.OPTIMIZER": "AdamW", "SOLVER.BASE_LR": 0.004, "SOLVER.MAX_ITER": 600,
+        "TEST.EVAL_PERIOD": 600, "MODEL.STUDENT.WEIGHTS": "", "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
+    },
+    ("embedded_longtail", "reclippp_rectify"): {
+        "MODEL.CLIP.PRETRAINED": "embedded_longtail", "DATASETS.TRAIN": ("embedded_longtail_train",),
+        "DATASETS.TEST": ("embedded_longtail_val",), "MODEL.GUMBEL.TAU": 2.0, "SOLVER.MAX_ITER": 200,
+    },
+    ("custom", "reclippp_rectify"): {"HYPOTHESIS.THRESHOLD": 0.02, "SOLVER.MAX_ITER": 4000, "DATASETS.TEST": ()},
+    ("custom", "reclip_rectify"): {"HYPOTHESIS.METHOD": "image", "HYPOTHESIS.CLASSES_PER_IMAGE": 2.5},
+    ("custom", "reclippp_distill"): {"MODEL.STUDENT.WEIGHTS": "torchvision://resnet50/IMAGENET1K_V1"},
+    ("custom-reclip-embedded", "reclippp_rectify"): {
+        "INPUT.MIN_SIZE_TEST": 96, "SOLVER.MAX_ITER": 200, "SOLVER.CHECKPOINT_PERIOD": 20, "TEST.EVAL_PERIOD": 0,
+        "MODEL.GUMBEL.TAU": 2.0, "INPUT.CROP.ENABLED": True, "INPUT.CROP.SIZE": [96, 96],
+    },
+    ("custom-reclip-embedded", "reclippp_distill"): {
+        "SOLVER.MAX_ITER": 600, "SOLVER.CHECKPOINT_PERIOD": 20, "MODEL.STUDENT.WEIGHTS": "", "TEST.EVAL_PERIOD": 0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("dataset", "method"), VALUES)
+def test_values_of_a_method_on_a_data_set(dataset, method):
+    cfg = load_config(config_files(dataset, method))
+    assert {key: value_at(cfg, key) for key in VALUES[dataset, method]} == VALUES[dataset, method]
 
 
 def test_overrides():

@@ -18,17 +18,17 @@ def empty_folder(tmp_path, monkeypatch):
 
 
 def test_the_packages_configs_are_found_from_an_empty_folder(empty_folder):
-    name = "configs/embedded/maskclip.yaml"
-    assert find_config_file(name) == str(configs_folder() / "embedded" / "maskclip.yaml")
-    assert load_config(name).MODEL.META_ARCHITECTURE == "MaskCLIP"
+    name = "configs/methods/maskclip.yaml"
+    assert find_config_file(name) == str(configs_folder() / "methods" / "maskclip.yaml")
+    assert load_config(["configs/datasets/voc20.yaml", name]).MODEL.META_ARCHITECTURE == "MaskCLIP"
 
 
 def test_a_file_of_the_working_folder_comes_first(empty_folder):
-    own = empty_folder / "configs" / "embedded" / "maskclip.yaml"
+    own = empty_folder / "configs" / "methods" / "maskclip.yaml"
     own.parent.mkdir(parents=True)
     own.write_text("SEED: 7\n")
-    assert find_config_file("configs/embedded/maskclip.yaml") == "configs/embedded/maskclip.yaml"
-    assert load_config("configs/embedded/maskclip.yaml").SEED == 7
+    assert find_config_file("configs/methods/maskclip.yaml") == "configs/methods/maskclip.yaml"
+    assert load_config("configs/methods/maskclip.yaml").SEED == 7
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,42 @@ def test_other_names_stay_as_they_are(empty_folder, name):
 def test_a_config_that_is_nowhere_is_named_as_it_was_given(empty_folder):
     with pytest.raises(ReclipError, match=r"^config file configs/none\.yaml"):
         load_config("configs/none.yaml")
+
+
+OLD_NAMES = {
+    "configs/voc20/reclippp_rectify.yaml": ("datasets/voc20", "methods/reclippp_rectify"),
+    "/somewhere/configs/ade150/maskclip_plus.yaml": ("datasets/ade150", "methods/maskclip_plus"),
+    "../configs/embedded/reclippp_ext_distill.yaml": ("datasets/embedded", "methods/reclippp_ext_distill"),
+    "configs/custom/reclip-embedded/maskclip.yaml": ("datasets/custom-reclip-embedded", "methods/maskclip"),
+    "configs/custom/reclip-embedded/Base-input.yaml": ("datasets/custom-reclip-embedded",),
+    "configs/context59/Base-student.yaml": ("datasets/context59", "methods/Base-student"),
+    "configs/coco_stuff27/Base-coco_stuff27.yaml": ("datasets/coco_stuff27",),
+    "configs/Base-student.yaml": ("methods/Base-student",),
+    "configs/Base-MaskCLIP-plus.yaml": ("methods/maskclip_plus",),
+    "configs/Base-ReCLIP-CVPR24.yaml": ("methods/reclip_rectify",),
+}
+
+
+@pytest.mark.parametrize("name", OLD_NAMES)
+def test_an_old_name_says_what_replaces_it(empty_folder, name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--config-file", name])
+    new = " ".join(f"--config-file configs/{file}.yaml" for file in OLD_NAMES[name])
+    assert capsys.readouterr().err == f"error: config file {name} does not exist any more: give {new}\n"
+    assert stop.value.code == 2
+
+
+def test_an_old_name_as_a_base(empty_folder):
+    (empty_folder / "mine.yaml").write_text("_BASE_: configs/voc20/Base-voc20.yaml\nSEED: 1\n")
+    with pytest.raises(ReclipError, match=r"give --config-file configs/datasets/voc20\.yaml$"):
+        load_config("mine.yaml")
+
+
+def test_an_old_name_that_exists_is_taken(empty_folder):
+    own = empty_folder / "configs" / "voc20" / "maskclip.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("SEED: 7\n")
+    assert load_config("configs/voc20/maskclip.yaml").SEED == 7
 
 
 # ---- several files ----------------------------------------------------------------------------------------------

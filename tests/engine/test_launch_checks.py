@@ -1,7 +1,5 @@
 """What a training is started with is checked before its processes are."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from detectron2.engine import default_argument_parser
@@ -10,8 +8,9 @@ from reclip_d2.config import load_config
 from reclip_d2.engine import program
 from reclip_d2.engine.launch_checks import check_config_for, check_processes, scale_to_processes
 from reclip_d2.errors import ReclipError
+from tests.helpers import config_arguments
 
-CONFIG = Path(__file__).parents[2] / "configs" / "embedded" / "reclippp_rectify.yaml"
+CONFIG = config_arguments("embedded", "reclippp_rectify")
 
 
 def arguments(*words: str):
@@ -129,7 +128,7 @@ def test_the_program_ends_with_one_line(gpus, tmp_path, monkeypatch, capsys, wor
     monkeypatch.chdir(tmp_path)
     options = words if words[0].startswith("--") else ()
     pairs = () if options else words
-    monkeypatch.setattr("sys.argv", ["train_net.py", "--config-file", str(CONFIG), *options, *pairs])
+    monkeypatch.setattr("sys.argv", ["train_net.py", *CONFIG, *options, *pairs])
     with pytest.raises(SystemExit) as caught:
         program.run_program(program.main)
     out, err = capsys.readouterr()

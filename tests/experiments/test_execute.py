@@ -16,7 +16,7 @@ __all__ = ["datasets", "isolated_cache", "scene"]
 
 
 def job(scene, output, kind="train", *keys):
-    return Job(kind, str(scene / "config.yaml"), (*keys, "SEED", 0, "OUTPUT_DIR", str(scene / output)))
+    return Job(kind, (str(scene / "config.yaml"),), (*keys, "SEED", 0, "OUTPUT_DIR", str(scene / output)))
 
 
 def test_training_and_evaluation_are_those_of_train_net(scene):

@@ -121,7 +121,7 @@ def test_a_result_says_what_it_is(tmp_path):
     run(make_runs(tmp_path, only=("student",)), Worker({"student-seed1": 61.5}))
     result = json.loads((tmp_path / "out" / "runs" / "student-seed1" / "result.json").read_text())
     assert result["experiment"] == "student" and result["seed"] == 1 and result["teacher"] == "model-seed1"
-    assert result["config_file"] == "configs/configs/student.yaml"
+    assert result["config_files"] == ["configs/configs/data.yaml", "configs/configs/student.yaml"]
     assert result["overrides"] == {"TEST.BIAS.BIN_WIDTH": 8}
     assert result["metrics"]["mIoU"] == 61.5 and len(result["fingerprint"]) == 16
     other = json.loads((tmp_path / "out" / "runs" / "student-seed0" / "result.json").read_text())

@@ -89,7 +89,7 @@ def test_the_papers_numbers():
 def test_figure_3_holds_the_default_among_its_points(name, tmp_path):
     suite = load_suite(PAPER, name)
     (figure,) = (table for table in suite.tables if table.key == "Fig3")
-    default = load_config(str(suite.config_file("reclippp_rectify.yaml"))).HYPOTHESIS
+    default = load_config(suite.config_files("reclippp_rectify.yaml")).HYPOTHESIS
     for curve, own in zip(figure.curves, (default.THRESHOLD, default.WINDOW_RATIO), strict=True):
         part = curve.key.split(".")[1]
         values = [resolve(suite, suite.experiments[point]).HYPOTHESIS[part] for point in curve.points]
@@ -155,6 +155,9 @@ def test_chosen_tables(tmp_path):
         ("base: model", "base: nothing", "sweeps: sweep: its base 'nothing'"),
         ("HYPOTHESIS.THRESHOLD", "HYPOTHESIS.THRESH", "no config key HYPOTHESIS.THRESH"),
         ("tables:", "table:", "top: unknown key 'table'"),
+        ("methods: configs\n", "", "top: no 'methods'"),
+        ("methods: configs\n", "methods: [configs]\n", "methods: expected a folder"),
+        ("small: {dataset: configs/data.yaml, ", "small: {", "suites: small: no 'dataset'"),
         ("suites:\n", "suites: [\n", "no plain YAML"),
     ],
 )

@@ -10,8 +10,9 @@ from reclip_d2.experiments.suite import Suite, load_suite
 
 SUITE = """
 suites:
-  small: {configs: configs, paper: [VOC], text: A small world.}
-  other: {configs: configs}
+  small: {dataset: configs/data.yaml, paper: [VOC], text: A small world.}
+  other: {dataset: configs/data.yaml}
+methods: configs
 common: {TEST.BIAS.BIN_WIDTH: 8}
 experiments:
   plain: {title: Plain, kind: evaluate, config: plain.yaml, seeded: false}
@@ -51,9 +52,9 @@ tables:
       - {better: sweep.each, worse: added, source: Fig. 2}
 """
 CONFIGS = {
-    "plain": "MODEL: {META_ARCHITECTURE: MaskCLIP}\nDATASETS: {TRAIN: [embedded_train], TEST: [embedded_val]}\n",
-    "model": "MODEL: {META_ARCHITECTURE: RectifiedCLIP}\nHYPOTHESIS: {THRESHOLD: 0.2}\n"
-    "DATASETS: {TRAIN: [embedded_train], TEST: [embedded_val]}\n",
+    "data": "DATASETS: {TRAIN: [embedded_train], TEST: [embedded_val]}\nSOLVER: {CHECKPOINT_PERIOD: 7}\n",
+    "plain": "MODEL: {META_ARCHITECTURE: MaskCLIP}\n",
+    "model": "MODEL: {META_ARCHITECTURE: RectifiedCLIP}\nHYPOTHESIS: {THRESHOLD: 0.2}\n",
     "student": "_BASE_: model.yaml\nMODEL: {META_ARCHITECTURE: Distillation}\nSOLVER: {BASE_LR: 0.125}\n",
 }
 

@@ -15,13 +15,14 @@ QUICK = ("MODEL.CLIP.TEMPLATES", "photo", "DATALOADER.NUM_WORKERS", "0")
 SEGMENT = ("segment", "photos", "--classes", "classes.txt", "--output", "out", *CLIP)
 FAST = (*SEGMENT, "--fast", "--opts", *QUICK)
 PREDICT = ("predict", "photos", "--model", "model", "--output", "out", "--device", "cpu")
-CONFIG = "{root}/configs/custom/reclip-embedded"
-DEMO = ("--config-file", f"{CONFIG}/maskclip.yaml", "--input", "photos", "--output", "out")
+DATASET = ("--config-file", "{root}/configs/datasets/custom-reclip-embedded.yaml")
+MASKCLIP, RECTIFY = "{root}/configs/methods/maskclip.yaml", "{root}/configs/methods/reclippp_rectify.yaml"
+DEMO = (*DATASET, "--config-file", MASKCLIP, "--input", "photos", "--output", "out")
 CUSTOM = ("MODEL.DEVICE", "cpu", "DATASETS.CUSTOM.CLASSES", "classes.txt", "DATASETS.CUSTOM.IMAGES", "photos", *QUICK)
 DEMO_KEYS = ("--opts", *CUSTOM)
 TRAIN_KEYS = (*CUSTOM, "OUTPUT_DIR", "out", "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2",
               "HYPOTHESIS.WINDOW_RATIO", "0.5")  # fmt: skip
-TRAIN = ("--config-file", f"{CONFIG}/reclippp_rectify.yaml", *TRAIN_KEYS)
+TRAIN = (*DATASET, "--config-file", RECTIFY, *TRAIN_KEYS)
 
 
 def changed(arguments: tuple, old: str, *new: str) -> tuple:

@@ -6,7 +6,18 @@ from collections.abc import Iterator
 
 from tests.hostile import inputs
 from tests.hostile.driver import CANARY, Case
-from tests.hostile.images_and_classes import CONFIG, CUSTOM, DEMO, DEMO_KEYS, FAST, SEGMENT, TRAIN, TRAIN_KEYS, changed
+from tests.hostile.images_and_classes import (
+    CUSTOM,
+    DEMO,
+    DEMO_KEYS,
+    FAST,
+    MASKCLIP,
+    RECTIFY,
+    SEGMENT,
+    TRAIN,
+    TRAIN_KEYS,
+    changed,
+)
 from tests.hostile.inputs import content, replace
 
 # Key: wrong values, as they are typed.
@@ -155,12 +166,12 @@ def cases() -> Iterator[Case]:
 
 
 def configs() -> Iterator[Case]:
-    train = changed(TRAIN, f"{CONFIG}/reclippp_rectify.yaml", "config.yaml")
+    train = changed(TRAIN, RECTIFY, "config.yaml")
     for kind, write in BAD_YAML.items():
         prepare = replace("config.yaml", write)
         yield Case(f"train-yaml-{kind}", "train_net.py", train, prepare, words="(?i)yaml|_BASE_|SEED|OUTPUT_DIR|MODEL",
                    telling=kind in _TELLING_YAML)  # fmt: skip
-    demo = changed(DEMO, f"{CONFIG}/maskclip.yaml", "config.yaml")
+    demo = changed(DEMO, MASKCLIP, "config.yaml")
     for kind in ("python", "bomb", "base-url", "fifo", "deep", "list"):
         prepare = replace("config.yaml", BAD_YAML[kind])
         yield Case(f"demo-yaml-{kind}", "demo/demo.py", (*demo, *DEMO_KEYS), prepare)

@@ -13,11 +13,12 @@ from tests.datasets_prep import miniatures
 from tests.hostile import inputs
 from tests.hostile.driver import Case
 from tests.hostile.images_and_classes import (
-    CONFIG,
     CUSTOM,
+    DATASET,
     DEMO,
     DEMO_KEYS,
     FAST,
+    MASKCLIP,
     OUTPUTS,
     TRAIN,
     TRAIN_KEYS,
@@ -176,7 +177,7 @@ def tools() -> Iterator[Case]:
         listed = ("--suite", "embedded", "--out", "out", "--list", "--suite-file", "suite.yaml")
         yield Case(f"reproduce-yaml-{kind}", "tools/reproduce.py", listed, replace("suite.yaml", BAD_YAML[kind]))
     suite = ("--suite", "embedded", "--out", "out")
-    analyze = ("--config-file", f"{CONFIG}/maskclip.yaml", "--output-dir", "out")
+    analyze = (*DATASET, "--config-file", MASKCLIP, "--output-dir", "out")
     convert = ("classes.txt", "out/x.pth")
     wrong = {
         "import_public_hypotheses": {
@@ -222,7 +223,7 @@ def tools() -> Iterator[Case]:
                             "archive": ("--sdist", "classes.txt", "--wheel-dir", "out"),
                             "pipe": ("--sdist", "pipe", "--wheel-dir", "out")}.items():  # fmt: skip
         yield Case(f"install-{kind}", "reclip_d2/install_detectron2/__main__.py", arguments, make_links)
-    maskclip = ("--config-file", f"{CONFIG}/maskclip.yaml", *TRAIN_KEYS)
+    maskclip = (*DATASET, "--config-file", MASKCLIP, *TRAIN_KEYS)
     unlabelled = ("--eval-only", *maskclip, "DATASETS.TEST", "('custom',)")
     yield Case("evaluate-unlabelled", "train_net.py", unlabelled)
     yield Case("train-maskclip", "train_net.py", maskclip)

@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 from reclip_d2.toy import EMBEDDED, ensure_dataset
+from tests.helpers import config_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(tmp_path: Path, *keys: str) -> subprocess.CompletedProcess:
-    config = ROOT / "configs" / "embedded" / "reclippp_rectify.yaml"
     environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path), "RECLIP_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "tools/make_hypotheses.py", "--config-file", str(config)]
+    command = [sys.executable, "tools/make_hypotheses.py", *config_arguments("embedded", "reclippp_rectify")]
     command += ["OUTPUT_DIR", str(tmp_path / "out"), *keys]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
 

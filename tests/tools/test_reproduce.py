@@ -21,16 +21,17 @@ program = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(program)
 
 SUITE = """
-suites: {tiny: {configs: ., paper: [VOC]}}
+suites: {tiny: {dataset: config.yaml, paper: [VOC]}}
+methods: .
 common: {TEST.BIAS.ENABLED: true}
 experiments:
   maskclip:
     title: MaskCLIP
     kind: evaluate
-    config: config.yaml
+    config: method.yaml
     overrides: {MODEL.META_ARCHITECTURE: MaskCLIP}
     seeded: false
-  model: {title: ReCLIP++ (rec.), kind: train, config: config.yaml}
+  model: {title: ReCLIP++ (rec.), kind: train, config: method.yaml}
   probe:
     title: ReCLIP++ (rec., LP)
     kind: probe
@@ -42,7 +43,7 @@ experiments:
   hypotheses:
     title: Hypotheses
     kind: hypotheses
-    config: config.yaml
+    config: method.yaml
     overrides: {LINEAR_PROBE.DATASETS: [reclip_test_train]}
     seeded: false
 tables:
@@ -74,6 +75,7 @@ class SameProcess:
 def reproduce(scene, monkeypatch):
     """``reproduce(*arguments)`` runs the program on the tiny suite."""
     (scene / "suite.yaml").write_text(SUITE)
+    (scene / "method.yaml").write_text("MODEL: {META_ARCHITECTURE: RectifiedCLIP}\n")
     monkeypatch.setattr(program, "Processes", SameProcess)
 
     def call(*arguments: str) -> None:

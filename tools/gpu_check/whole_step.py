@@ -41,11 +41,11 @@ from tools.gpu_check.figures import (
 from tools.gpu_check.kernel_times import kernel_seconds
 from tools.gpu_check.steps import ROOT
 
-# Configs and mean numbers of classes in an image; the embedded one is for a rehearsal on the CPU.
-CONFIGS = {
-    "voc20": ("voc20/reclippp_rectify.yaml", VOCABULARIES["voc20"][1]),
-    "ade150": ("ade150/reclippp_rectify.yaml", VOCABULARIES["ade150"][1]),
-    "embedded": ("embedded/reclippp_rectify.yaml", 2.0),
+# Mean number of classes in an image by data set; the embedded one is for a rehearsal on the CPU.
+CLASSES_IN_AN_IMAGE = {
+    "voc20": VOCABULARIES["voc20"][1],
+    "ade150": VOCABULARIES["ade150"][1],
+    "embedded": 2.0,
 }
 CROP_FLOPS = 35.1e9  # of ViT-B/16 on 224 x 224 pixels: two for each of its 17.6e9 multiplications
 
@@ -54,12 +54,13 @@ def configuration(name: str, device: torch.device, bfloat16: bool) -> CfgNode:
     """A paper's config with random weights."""
     keys = ["MODEL.DEVICE", device.type, "MODEL.CLIP.PRETRAINED", "random", "MODEL.CLIP.TEMPLATES", "photo"]
     keys += ["MODEL.CLIP.AUTOCAST", "bfloat16" if bfloat16 else "float32"]
-    return load_config(str(ROOT / "configs" / CONFIGS[name][0]), keys)
+    files = [f"datasets/{name}.yaml", "methods/reclippp_rectify.yaml"]
+    return load_config([str(ROOT / "configs" / file) for file in files], keys)
 
 
 def training_batch(name: str, images: int, pixels: int, classes: int) -> list[dict[str, Any]]:
     """Random images with hypotheses of the mean length."""
-    generator, mean = torch.Generator().manual_seed(0), CONFIGS[name][1]
+    generator, mean = torch.Generator().manual_seed(0), CLASSES_IN_AN_IMAGE[name]
     counts = [max(1, round(mean * (image + 1)) - round(mean * image)) for image in range(images)]
     return [
         {

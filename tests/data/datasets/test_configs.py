@@ -1,7 +1,5 @@
 """The configs of the data sets: Table 12 of ReCLIP's supplement, iterations from epochs, sizes of resized images."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -14,8 +12,8 @@ import reclip_d2.data.datasets  # noqa: F401  (registers the data sets)
 from reclip_d2.config import load_config
 from reclip_d2.data.dataset_mapper import build_test_augmentations, build_train_augmentations
 from reclip_d2.modeling import Student
+from tests.helpers import CONFIGS, config_files
 
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 # Epochs, training images, batch, crop, t.
 RECIPES = {
     "voc20": (200, 1464, 12, 520, 0.07),
@@ -40,7 +38,7 @@ def leaves(cfg: CfgNode, prefix: str = "") -> dict[str, object]:
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe(name):
     epochs, images, batch, crop, threshold = RECIPES[name]
-    cfg = load_config(str(CONFIGS / name / "reclippp_rectify.yaml"))
+    cfg = load_config(config_files(name, "reclippp_rectify"))
     assert cfg.MODEL.META_ARCHITECTURE == "RectifiedCLIP"
     assert cfg.SOLVER.IMS_PER_BATCH == batch
     assert abs(cfg.SOLVER.MAX_ITER * batch - epochs * images) < batch
@@ -57,18 +55,18 @@ def test_recipe(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_iterations_are_computed_in_the_file(name):
     epochs, images, batch, *_ = RECIPES[name]
-    text = (CONFIGS / name / "reclippp_rectify.yaml").read_text()
+    text = (CONFIGS / "datasets" / f"{name}.yaml").read_text()
     assert f"{epochs} epochs x {images:,} images / {batch} images a batch = " in text
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_reclip_differs_from_reclippp_in_the_model_and_the_hypotheses_only(name):
-    cfg = load_config(str(CONFIGS / name / "reclip_rectify.yaml"))
+    cfg = load_config(config_files(name, "reclip_rectify"))
     assert cfg.MODEL.META_ARCHITECTURE == "RectifiedCLIP" and cfg.MODEL.BIAS_HEAD.NAME == "ReCLIPBiasHead"
     assert cfg.MODEL.MASK_DECODER.ENABLED is False
     assert (cfg.HYPOTHESIS.METHOD, cfg.HYPOTHESIS.THRESHOLD) == ("image", IMAGE_THRESHOLDS[name])
     assert cfg.OUTPUT_DIR == f"output/{name}/reclip_rectify"
-    plus = load_config(str(CONFIGS / name / "reclippp_rectify.yaml"))
+    plus = load_config(config_files(name, "reclippp_rectify"))
     differ = {key for key, value in leaves(cfg).items() if leaves(plus)[key] != value}
     assert differ == {
         "MODEL.BIAS_HEAD.NAME",
@@ -83,7 +81,7 @@ def test_reclip_differs_from_reclippp_in_the_model_and_the_hypotheses_only(name)
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_maskclip(name):
-    cfg = load_config(str(CONFIGS / name / "maskclip.yaml"))
+    cfg = load_config(config_files(name, "maskclip"))
     assert cfg.MODEL.META_ARCHITECTURE == "MaskCLIP" and cfg.DATASETS.TEST == (f"{name}_val",)
 
 
@@ -105,8 +103,8 @@ def changes(config: CfgNode, base: CfgNode) -> set[str]:
 @pytest.mark.parametrize("model", ["reclippp", "reclip"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_distillation_has_its_teachers_keys(name, model):
-    cfg = load_config(str(CONFIGS / name / f"{model}_distill.yaml"))
-    teacher = load_config(str(CONFIGS / name / f"{model}_rectify.yaml"))
+    cfg = load_config(config_files(name, f"{model}_distill"))
+    teacher = load_config(config_files(name, f"{model}_rectify"))
     assert changes(cfg, teacher) == STUDENT_KEYS | {"MODEL.TEACHER.WEIGHTS"}
     assert cfg.MODEL.META_ARCHITECTURE == "Distillation"
     assert cfg.MODEL.TEACHER.META_ARCHITECTURE == "RectifiedCLIP"
@@ -119,8 +117,8 @@ def test_distillation_has_its_teachers_keys(name, model):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_maskclip_plus(name):
-    cfg = load_config(str(CONFIGS / name / "maskclip_plus.yaml"))
-    different = changes(cfg, load_config(str(CONFIGS / name / "maskclip.yaml")))
+    cfg = load_config(config_files(name, "maskclip_plus"))
+    different = changes(cfg, load_config(config_files(name, "maskclip")))
     # Detectron2's own CHECKPOINT_PERIOD may happen to be ours.
     assert different | {"SOLVER.CHECKPOINT_PERIOD"} == STUDENT_KEYS | {
         "MODEL.TEACHER.META_ARCHITECTURE",
@@ -139,12 +137,12 @@ def test_maskclip_plus(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_all_students_are_one_network_trained_for_as_long(name, kind):
     _, images, batch, *_ = RECIPES[name]
-    cfg = load_config(str(CONFIGS / name / f"{kind}.yaml"))
+    cfg = load_config(config_files(name, kind))
     epochs = DISTILLATION_EPOCHS[name]
     assert cfg.SOLVER.IMS_PER_BATCH == batch and abs(cfg.SOLVER.MAX_ITER * batch - epochs * images) < batch
     assert (
         f"{epochs} epochs x {images:,} images / {batch} images a batch = "
-        in (CONFIGS / name / "Base-student.yaml").read_text()
+        in (CONFIGS / "datasets" / f"{name}.yaml").read_text()
     )
     assert (cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BASE_LR, cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY) == (
         "SGD",
@@ -167,9 +165,9 @@ def test_all_students_are_one_network_trained_for_as_long(name, kind):
 
 def test_students_of_the_embedded_data_set_differ_in_their_teachers_only():
     kinds = ("reclippp_distill", "reclip_distill", "maskclip_plus")
-    plus, reclip, maskclip = (load_config(str(CONFIGS / "embedded" / f"{kind}.yaml")) for kind in kinds)
-    rectified = load_config(str(CONFIGS / "embedded" / "reclippp_rectify.yaml"))
-    own = load_config(str(CONFIGS / "embedded" / "reclip_rectify.yaml"))
+    plus, reclip, maskclip = (load_config(config_files("embedded", kind)) for kind in kinds)
+    rectified = load_config(config_files("embedded", "reclippp_rectify"))
+    own = load_config(config_files("embedded", "reclip_rectify"))
     assert changes(reclip, plus) == changes(own, rectified) | {"MODEL.TEACHER.WEIGHTS"}
     for cfg in (plus, reclip, maskclip):
         assert cfg.MODEL.META_ARCHITECTURE == "Distillation"
@@ -183,7 +181,7 @@ def test_students_of_the_embedded_data_set_differ_in_their_teachers_only():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_scaling_to_four_gpus(name):
-    cfg = load_config(str(CONFIGS / name / "reclippp_rectify.yaml"))
+    cfg = load_config(config_files(name, "reclippp_rectify"))
     scaled = DefaultTrainer.auto_scale_workers(cfg, 4)
     assert scaled.SOLVER.IMS_PER_BATCH == 4 * cfg.SOLVER.IMS_PER_BATCH
     assert scaled.SOLVER.BASE_LR == pytest.approx(0.04)
@@ -203,7 +201,7 @@ def test_scaling_to_four_gpus(name):
     ],
 )
 def test_scale_and_crop(name, size, resized, cropped):
-    cfg = load_config(str(CONFIGS / name / "reclippp_rectify.yaml"))
+    cfg = load_config(config_files(name, "reclippp_rectify"))
     inputs = T.AugInput(np.zeros((*size, 3), np.uint8))
     T.AugmentationList(build_test_augmentations(cfg))(inputs)
     assert inputs.image.shape[:2] == resized

@@ -13,9 +13,7 @@ from reclip_d2.data.classes import class_names_of
 from reclip_d2.data.datasets.custom import CUSTOM, register_custom, register_images
 from reclip_d2.engine import program, trainer
 from reclip_d2.errors import ReclipError
-from tests.helpers import write_scenes
-
-CONFIGS = Path(__file__).parents[3] / "configs" / "custom"
+from tests.helpers import config_arguments, config_files, write_scenes
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +34,7 @@ def inputs(tmp_path) -> tuple[str, str]:
 def config(inputs: tuple[str, str], *keys: str):
     images, classes = inputs
     return load_config(
-        str(CONFIGS / "reclippp_rectify.yaml"),
+        config_files("custom", "reclippp_rectify"),
         ["DATASETS.CUSTOM.IMAGES", images, "DATASETS.CUSTOM.CLASSES", classes, *keys],
     )
 
@@ -73,12 +71,12 @@ def test_both_keys_are_needed(inputs, missing):
         register_custom(config(tuple(keys)))
 
 
-def run(inputs: tuple[str, str], output: Path, *arguments: str, config_file: str = "reclippp_rectify.yaml"):
+def run(inputs: tuple[str, str], output: Path, *arguments: str, method: str = "reclippp_rectify"):
     flags = [a for a in arguments if a.startswith("--")]
     keys = [a for a in arguments if not a.startswith("--")]
     images, classes = inputs
     args = program.argument_parser().parse_args([
-        "--config-file", str(CONFIGS / "reclip-embedded" / config_file), *flags,
+        *config_arguments("custom-reclip-embedded", method), *flags,
         "DATASETS.CUSTOM.IMAGES", images, "DATASETS.CUSTOM.CLASSES", classes, "OUTPUT_DIR", str(output),
         "MODEL.DEVICE", "cpu", "MODEL.CLIP.TEMPLATES", "photo", "HYPOTHESIS.WINDOW_RATIO", "0.5",
         "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.CHECKPOINT_PERIOD", "2", *keys,
@@ -121,9 +119,9 @@ def test_a_name_that_the_text_encoder_cannot_take(inputs, tmp_path, capsys, flag
 
 def test_evaluation_without_labels_is_one_line(inputs, tmp_path, capsys, caplog):
     with caplog.at_level(logging.INFO):
-        assert not run(inputs, tmp_path / "out", "--eval-only", config_file="maskclip.yaml")
+        assert not run(inputs, tmp_path / "out", "--eval-only", method="maskclip")
     with pytest.raises(SystemExit):
-        run(inputs, tmp_path / "out", "--eval-only", "DATASETS.TEST", "('custom',)", config_file="maskclip.yaml")
+        run(inputs, tmp_path / "out", "--eval-only", "DATASETS.TEST", "('custom',)", method="maskclip")
     assert "data set 'custom' has no labels to evaluate with" in capsys.readouterr().err
 
 

@@ -19,8 +19,7 @@ from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.label_files import DatasetLabels, check_no_background
 from reclip_d2.evaluation.label_maps import check_own_labels
 from reclip_d2.evaluation.labelled_data import labelled_records
-
-CONFIGS = Path(__file__).parents[3] / "configs" / "custom" / "reclip-embedded"
+from tests.helpers import config_arguments, config_files
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +66,7 @@ def keys(folder: Path, *more: str) -> list[str]:
 
 
 def register(folder: Path, *more: str) -> list[dict]:
-    register_custom(load_config(str(CONFIGS / "maskclip.yaml"), keys(folder, *more)))
+    register_custom(load_config(config_files("custom-reclip-embedded", "maskclip"), keys(folder, *more)))
     return DatasetCatalog.get(CUSTOM_VAL)
 
 
@@ -131,10 +130,12 @@ def test_labels_below_the_images_are_no_images(folder):
 
 
 def test_three_keys_are_enough(folder):
-    cfg = load_config(str(CONFIGS / "reclippp_rectify.yaml"), keys(folder))
+    cfg = load_config(config_files("custom-reclip-embedded", "reclippp_rectify"), keys(folder))
     register_custom(cfg)
     assert tuple(cfg.DATASETS.TEST) == (CUSTOM_VAL,) and tuple(cfg.DATASETS.TRAIN) == (CUSTOM,)
-    cfg = load_config(str(CONFIGS / "reclippp_rectify.yaml"), keys(folder, "DATASETS.TEST", "('voc20_val',)"))
+    cfg = load_config(
+        config_files("custom-reclip-embedded", "reclippp_rectify"), keys(folder, "DATASETS.TEST", "('voc20_val',)")
+    )
     register_custom(cfg)
     assert tuple(cfg.DATASETS.TEST) == ("voc20_val",)
 
@@ -232,11 +233,11 @@ def test_orientations(folder, caplog, other, turned):
 # ---- train_net.py -------------------------------------------------------------------------------------------------
 
 
-def run(folder: Path, config_file: str, *arguments: str):
+def run(folder: Path, method: str, *arguments: str):
     flags = [a for a in arguments if a.startswith("--")]
     more = [a for a in arguments if not a.startswith("--")]
     args = program.argument_parser().parse_args([
-        "--config-file", str(CONFIGS / config_file), *flags, *keys(folder), "OUTPUT_DIR", str(folder / "out"),
+        *config_arguments("custom-reclip-embedded", method), *flags, *keys(folder), "OUTPUT_DIR", str(folder / "out"),
         "MODEL.DEVICE", "cpu", "MODEL.CLIP.TEMPLATES", "photo", "HYPOTHESIS.WINDOW_RATIO", "0.5",
         "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "1", "SOLVER.MAX_ITER", "2", *more,
     ])  # fmt: skip
@@ -249,17 +250,17 @@ def test_training_opens_no_label(folder, capsys):
     (folder / "labels" / "a.png").unlink()
     os.mkfifo(folder / "labels" / "a.png")
     with pytest.raises(SystemExit):
-        run(folder, "reclippp_rectify.yaml")
+        run(folder, "reclippp_rectify")
     assert "a.png is a named pipe" in capsys.readouterr().err
     assert (folder / "out" / "model_final.pth").is_file()
     (folder / "labels" / "a.png").unlink()
     (folder / "labels" / "a.png").write_bytes(good)
-    scores = run(folder, "reclippp_rectify.yaml", "--eval-only", "--resume")["sem_seg"]
+    scores = run(folder, "reclippp_rectify", "--eval-only", "--resume")["sem_seg"]
     assert {"IoU-sky", "IoU-wood", "IoU-fire", "IoU-background"} <= set(scores) and np.isfinite(scores["mIoU"])
     assert "IoU-snow" not in scores
 
 
 def test_maskclip_is_evaluated_by_three_keys(folder):
-    scores = run(folder, "maskclip.yaml", "--eval-only", "TEST.BIAS.ENABLED", "True")
+    scores = run(folder, "maskclip", "--eval-only", "TEST.BIAS.ENABLED", "True")
     assert 0 <= scores["sem_seg"]["mIoU"] <= 100
     assert {"score-sky", "score-background"} <= set(scores["class_preference"])

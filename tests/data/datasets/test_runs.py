@@ -8,7 +8,6 @@ import pytest
 
 from reclip_d2.engine import program, trainer
 from tests.datasets_prep.miniatures import (
-    ROOT,
     Case,
     expected_27,
     load_program,
@@ -21,7 +20,7 @@ from tests.datasets_prep.miniatures import (
     write_list,
     write_png,
 )
-from tests.helpers import register_tiny_model
+from tests.helpers import config_arguments, register_tiny_model
 
 
 def make_voc20_with_all_classes(root: Path) -> list[Case]:
@@ -71,8 +70,8 @@ RUNS: dict[str, tuple[Callable[[Path], list[Case]], str, tuple[str, ...], int, i
 }
 
 
-def run(tmp_path: Path, config: str, *arguments: str) -> dict | None:
-    """``train_net.py --config-file configs/<config>`` with a tiny CLIP and tiny images."""
+def run(tmp_path: Path, dataset: str, method: str, *arguments: str) -> dict | None:
+    """``train_net.py`` with the configs of a data set and a method, a tiny CLIP and tiny images."""
     flags = [argument for argument in arguments if argument.startswith("--")]
     keys = [argument for argument in arguments if not argument.startswith("--")]
     tiny = {
@@ -91,8 +90,8 @@ def run(tmp_path: Path, config: str, *arguments: str) -> dict | None:
         "OUTPUT_DIR": str(tmp_path / "out"),
     }
     pairs = [part for pair in tiny.items() for part in pair]
-    config_file = str(ROOT / "configs" / config)
-    return program.main(program.argument_parser().parse_args(["--config-file", config_file, *flags, *pairs, *keys]))
+    files = config_arguments(dataset, method)
+    return program.main(program.argument_parser().parse_args([*files, *flags, *pairs, *keys]))
 
 
 def miou_by_hand(labels: list[np.ndarray], predictions: list[np.ndarray], classes: int) -> tuple[float, int]:
@@ -137,7 +136,7 @@ def test_from_the_archive_to_a_number(name, tmp_path, datasets_root, predictions
     # Training finds no label, neither as shipped nor prepared.
     for path in label_paths:
         (datasets_root / path).rename(tmp_path / Path(path).name)
-    run(tmp_path, f"{name}/reclippp_rectify.yaml", "DATASETS.TEST", "()")
+    run(tmp_path, name, "reclippp_rectify", "DATASETS.TEST", "()")
     assert (tmp_path / "out" / "model_final.pth").is_file()
     assert f"{train_images} training images" in (tmp_path / "out" / "log.txt").read_text()
     for path in label_paths:
@@ -145,7 +144,7 @@ def test_from_the_archive_to_a_number(name, tmp_path, datasets_root, predictions
 
     for config, flags in (("reclippp_rectify", ["--eval-only", "--resume"]), ("maskclip", ["--eval-only"])):
         predictions.clear()
-        result = run(tmp_path, f"{name}/{config}.yaml", *flags)["sem_seg"]
+        result = run(tmp_path, name, config, *flags)["sem_seg"]
         assert [prediction.shape for prediction in predictions] == [case.size for case in cases]
         miou, count = miou_by_hand(labels, predictions, len([key for key in result if key.startswith("IoU-")]))
         assert count == occurring
@@ -154,7 +153,7 @@ def test_from_the_archive_to_a_number(name, tmp_path, datasets_root, predictions
 
 def test_missing_data_set(tmp_path, datasets_root, capfd):
     with pytest.raises(SystemExit):
-        run(tmp_path, "voc20/maskclip.yaml", "--eval-only")
+        run(tmp_path, "voc20", "maskclip", "--eval-only")
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
     assert f"{datasets_root}/VOC2012/JPEGImages does not exist" in lines[0] and "prepare_voc20.py" in lines[0]
