@@ -27,7 +27,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -41,6 +40,7 @@ from reclip_d2.errors import ReclipError, exit_on_error
 from reclip_d2.layers import kernels_available, rectify_and_pool, upsample_argmax, use_kernels
 from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.output_paths import check_output_path
+from reclip_d2.utils.timing import synchronize, timed
 
 # Vocabulary: its classes and the mean number of classes in an image.
 VOCABULARIES = {
@@ -196,26 +196,6 @@ def bytes_to_move(case: Case, inputs: Inputs | Tensor) -> int:
     read = inputs.logits.nbytes + inputs.bias.nbytes + inputs.features.nbytes
     outputs = inputs.gradient.nbytes
     return 2 * read + inputs.logits.nbytes + inputs.bias.nbytes + 3 * outputs
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def timed(function: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one call, by device events on CUDA."""
-    if device.type == "cuda":
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        function()
-        stop.record()
-        stop.synchronize()
-        return start.elapsed_time(stop) / 1e3
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin
 
 
 def copy_bandwidth(device: torch.device) -> float:

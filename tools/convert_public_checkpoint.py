@@ -29,7 +29,7 @@ from torch import Tensor, nn  # noqa: E402
 import reclip_d2.data.datasets  # noqa: E402  (registers the data sets)
 import reclip_d2.modeling  # noqa: E402, F401  (registers the models)
 from reclip_d2.backbones.query import check_class_names  # noqa: E402
-from reclip_d2.config import load_config  # noqa: E402
+from reclip_d2.config import flatten, load_config  # noqa: E402
 from reclip_d2.data.classes import class_names_of  # noqa: E402
 from reclip_d2.engine.public_checkpoint import (  # noqa: E402
     check_fits,
@@ -91,14 +91,6 @@ def merge(into: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return into
 
 
-def flatten(keys: dict[str, Any], prefix: str = "") -> list[Any]:
-    """``KEY VALUE`` pairs of nested keys."""
-    pairs: list[Any] = []
-    for key, value in keys.items():
-        pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}", value]
-    return pairs
-
-
 def choose_class_token(args: argparse.Namespace, found: Tensor | None) -> Tensor | None:
     """The class token of the command line, or else of the checkpoint; None for CLIP's own."""
     if args.class_token == "clip":
@@ -152,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         merge(keys, {"DATASETS": {"TEST": [args.dataset]}})
 
     with tempfile.TemporaryDirectory() as folder:
-        opts = flatten(keys)
+        opts = [part for item in flatten(keys).items() for part in item]
         if class_token is not None:
             temporary = Path(folder) / token_file.name
             save_safetensors({"class_embedding": class_token}, temporary)

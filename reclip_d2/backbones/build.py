@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import torch
@@ -17,6 +16,7 @@ from reclip_d2.backbones.download import fetch_weights
 from reclip_d2.backbones.embedded import EMBEDDED_MODEL_NAME, build_embedded_clip, embedded_checkpoint
 from reclip_d2.backbones.settings import WeightSettings, settings_beside
 from reclip_d2.backbones.weights import ClipWeights, load_clip_weights, read_clip_weights
+from reclip_d2.config import flatten
 from reclip_d2.errors import ReclipError
 
 logger = logging.getLogger(__name__)
@@ -116,13 +116,6 @@ def _random_model(name: str) -> nn.Module:
 
 def _check_architecture(name: str, settings: WeightSettings) -> None:
     """Raise :class:`ReclipError` where a config beside the weights is of another architecture than the model."""
-
-    def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        flat: dict[str, Any] = {}
-        for key, value in node.items():
-            flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-        return flat
-
     theirs, ours = flatten(settings.architecture), flatten(model_config(name))
     for key in sorted(theirs.keys() & ours.keys() - {"quick_gelu"}):  # the activation has a message of its own
         if theirs[key] != ours[key]:

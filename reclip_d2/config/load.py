@@ -7,7 +7,7 @@ import difflib
 import functools
 import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
@@ -135,11 +135,11 @@ def _names(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
             yield from _names(value, f"{prefix}{key}.")
 
 
-def flatten(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
-    """A config's values by their full key, such as ``SOLVER.BASE_LR``."""
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of a config, or of nested dictionaries, by their full key, such as ``SOLVER.BASE_LR``."""
     values: dict[str, Any] = {}
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
+    for key, value in nested.items():
+        if isinstance(value, dict):
             values |= flatten(value, f"{prefix}{key}.")
         else:
             values[prefix + key] = value

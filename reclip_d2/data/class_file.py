@@ -26,6 +26,7 @@ from reclip_d2.utils.files import MIB, display_path, read_text
 
 BACKGROUND = "background"
 IGNORE_LABEL = 255
+"""Pixels that belong to no class, in the label files and masks of all data sets."""
 # Ids of an index PNG of 8 bits, 255 apart.
 MAX_CLASSES = IGNORE_LABEL
 MAX_BACKGROUND = MAX_CLASSES

@@ -21,6 +21,7 @@ from reclip_d2.errors import ReclipError
 from reclip_d2.utils.digest import file_digest
 from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.json_files import MissingFileError, read_json
+from reclip_d2.utils.text import shorten
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class TrainingSettings:
             defaults = json.loads(json.dumps(flatten(load_config(""))))
             then = {**then, **{key: defaults.get(key) for key in missing}}
         changed = [
-            f"{key} {_short(then[key])} instead of {_short(value)}"
+            f"{key} {shorten(json.dumps(then[key]))} instead of {shorten(json.dumps(value))}"
             for key, value in self.settings.items()
             if key != _LENGTH and then[key] != value
         ]
@@ -159,8 +160,3 @@ def _images(image_ids: Sequence[str]) -> str:
     """Number and hash of the images' ids, in order: the draws of a training are by their number."""
     digest = hashlib.sha256(json.dumps(list(image_ids)).encode()).hexdigest()
     return f"{len(image_ids)} {digest}"
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

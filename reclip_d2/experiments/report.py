@@ -22,9 +22,9 @@ from reclip_d2.experiments.measurements import (
     student_t_quantile,
 )
 from reclip_d2.experiments.plan import experiment_options, resolve
-from reclip_d2.experiments.runner import duration_text
 from reclip_d2.experiments.suite import METRICS, PAPER_DIGITS, Suite, Table, value_of
 from reclip_d2.utils.io import atomic_write
+from reclip_d2.utils.progress import duration_in_words
 from reclip_d2.utils.templates import render
 from reclip_d2.visualization.figures import save_figure
 
@@ -207,8 +207,8 @@ def _measured(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "datasets": sorted({result["dataset"] for result in results if "mIoU" in result["metrics"]}),
         "protocol": protocols[0] if protocols else "",
-        "busy": duration_text(busy_seconds([(r["started"], r["started"] + r["seconds"]) for r in results])),
-        "own_times": duration_text(sum(r["seconds"] for r in results)),
+        "busy": duration_in_words(busy_seconds([(r["started"], r["started"] + r["seconds"]) for r in results]), step=1),
+        "own_times": duration_in_words(sum(r["seconds"] for r in results), step=1),
         "resumed": sum(bool((result["training"] or {}).get("first_iteration")) for result in results),
         "machines": sorted({result["machine"] for result in results}),
         "versions": sorted({", ".join(f"{k} {v}" for k, v in result["versions"].items()) for result in results}),

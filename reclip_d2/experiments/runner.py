@@ -12,6 +12,7 @@ from typing import Any
 
 from reclip_d2.errors import ReclipError
 from reclip_d2.experiments.plan import Job, Planned, Runs
+from reclip_d2.utils.progress import duration_in_words
 
 Perform = Callable[[Job, Path], dict[str, Any]]
 """``(job, output file) -> result``, see ``execute.perform``; raises :class:`ReclipError` for a run that failed."""
@@ -137,7 +138,7 @@ class _Queue:
         ahead, begun = self.durations.estimate(self.waiting), self.durations.estimate(at_work)
         if ahead is None or begun is None:
             return f"{len(self.unfinished)} runs left"
-        return f"about {duration_text((ahead + begun / 2) / self.jobs)} left"
+        return f"about {duration_in_words((ahead + begun / 2) / self.jobs)} left"
 
     def _drop_unneeded(self) -> None:
         """Remove the weights of finished runs that none of the unfinished needs."""
@@ -206,11 +207,3 @@ class Durations:
             ("kind", experiment.kind),
             (),
         ]
-
-
-def duration_text(seconds: float) -> str:
-    """``40 s``, ``12 min`` or ``1 h 05 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -30,6 +30,7 @@ from reclip_d2.hypothesis.windows import count_windows
 from reclip_d2.utils.files import open_regular
 from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.json_files import MAX_LINE_BYTES, JsonError, check_schema, parse_json
+from reclip_d2.utils.text import shorten
 
 FORMAT = "reclip_d2 hypothesis 1"
 # Methods that give a class for each window.
@@ -103,13 +104,8 @@ class HypothesisHeader:
             if mine != theirs and name == "images":
                 return "version of the images"
             if mine != theirs:
-                return f"{name} {_short(theirs)} instead of {_short(mine)}"
+                return f"{name} {shorten(theirs)} instead of {shorten(mine)}"
         return None
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def write_hypothesis_file(path: Path, header: HypothesisHeader, lines: Iterable[dict[str, Any]]) -> None:

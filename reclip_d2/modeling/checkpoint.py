@@ -19,6 +19,7 @@ from reclip_d2.errors import ReclipError, is_user_error
 from reclip_d2.utils.files import MissingFileError, check_regular, read_text
 from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.tensor_files import check_tensors, dtype_mismatches, read_tensor_file, save_archive, state_dict_of
+from reclip_d2.utils.text import shorten
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class ReclipCheckpointer(DetectionCheckpointer):
         content = dict(file.content) if "model" in file.content else {"model": file.content}
         iteration = content.get("iteration", 0)
         if type(iteration) is not int or iteration < 0:
-            raise ReclipError(f"checkpoint {filename} is damaged: its iteration is {_short(iteration)}")
+            raise ReclipError(f"checkpoint {filename} is damaged: its iteration is {shorten(iteration, 24)}")
         metadata = {key: file.metadata[key] for key in ("identity", "identity_version") if key in file.metadata}
         return {**metadata, **content}
 
@@ -196,7 +197,7 @@ def check_identity(
         if key == "class_names":
             raise ReclipError(f"checkpoint {path} is of another class list: {_difference(other, value)}")
         usual = KEYS[key].default if key in KEYS else None  # keys with their defaults are not recorded
-        words = [_short(usual if entry is None else entry) for entry in (other, value)]
+        words = [shorten(usual if entry is None else entry, 24) for entry in (other, value)]
         raise ReclipError(f"checkpoint {path} is of another {key}: {words[0]} instead of {words[1]}")
 
 
@@ -206,9 +207,4 @@ def _difference(theirs: Any, ours: list[list[str]]) -> str:
         return f"{count} classes instead of {len(ours)}"
     index = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
     names = "/".join(map(str, theirs[index])) if isinstance(theirs[index], list) else str(theirs[index])
-    return f"class {index} is {_short(names)!r} instead of {'/'.join(ours[index])!r}"
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else text[:16] + "..."
+    return f"class {index} is {shorten(names, 24)!r} instead of {'/'.join(ours[index])!r}"

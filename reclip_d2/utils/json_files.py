@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.files import MIB, MissingFileError, StrPath, display_path, open_regular, read_bytes
+from reclip_d2.utils.text import shorten
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
@@ -112,22 +113,22 @@ def check_schema(value: Any, schema: Schema) -> None:
     wanted = error.validator_value
     rule = {
         "required": lambda: f"{', '.join(sorted(set(wanted) - set(error.instance)))} missing",
-        "additionalProperties": lambda: f"{_short(_unknown_key(error.instance, error.schema))} is unknown",
-        "type": lambda: f"{_short(error.instance)} is not of type {wanted}",
-        "enum": lambda: f"{_short(error.instance)} is none of {_short(wanted, 120)}",
-        "const": lambda: f"{_short(error.instance)} instead of {_short(wanted)}",
-    }.get(error.validator, lambda: f"{_short(error.instance)} breaks the rule {error.validator} {_short(wanted)}")
-    raise JsonError(f"at {_short(error.json_path, 80, quoted=False)}: {rule()}")
+        "additionalProperties": lambda: f"{_shown(_unknown_key(error.instance, error.schema))} is unknown",
+        "type": lambda: f"{_shown(error.instance)} is not of type {wanted}",
+        "enum": lambda: f"{_shown(error.instance)} is none of {_shown(wanted, 120)}",
+        "const": lambda: f"{_shown(error.instance)} instead of {_shown(wanted)}",
+    }.get(error.validator, lambda: f"{_shown(error.instance)} breaks the rule {error.validator} {_shown(wanted)}")
+    raise JsonError(f"at {_shown(error.json_path, 80, quoted=False)}: {rule()}")
 
 
 def _unknown_key(instance: Mapping[str, Any], schema: Schema) -> str:
     return next(key for key in instance if key not in schema.get("properties", {}))
 
 
-def _short(value: object, length: int = 60, quoted: bool = True) -> str:
+def _shown(value: object, length: int = 60, quoted: bool = True) -> str:
     text = json.dumps(value) if quoted else str(value)
     text = text.encode("unicode_escape").decode()
-    return text if len(text) <= length else f"{text[: length - 3]}..."
+    return shorten(text, length)
 
 
 @functools.cache

@@ -70,14 +70,14 @@ def _plural(unit: str, count: int) -> str:
     return unit if count == 1 or unit.isupper() or unit.endswith("iB") else f"{unit}s"
 
 
-def duration_in_words(seconds: float) -> str:
-    """A duration, roughly: ``40 s``, ``12 min``, ``3 h 20 min``, ``2 days 4 h``."""
+def duration_in_words(seconds: float, step: int = 10) -> str:
+    """A duration: ``40 s``, ``12 min``, ``3 h 20 min`` (in steps of ``step`` minutes), ``2 days 4 h``."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
     if minutes < 90:
         return f"{minutes} min"
-    hours, minutes = divmod(round(minutes / 10) * 10, 60)
+    hours, minutes = divmod(round(minutes / step) * step, 60)
     if hours < 48:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     days, hours = divmod(hours, 24)

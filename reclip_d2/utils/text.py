@@ -1,4 +1,4 @@
-"""Numbers, durations and long values as text for people."""
+"""Numbers and long values as text for people."""
 
 from __future__ import annotations
 
@@ -10,3 +10,9 @@ def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def shorten(value: object, length: int = 60, end: str = "...") -> str:
+    """A value as text, cut to ``length`` characters, ``end`` among them."""
+    text = str(value)
+    return text if len(text) <= length else text[: length - len(end)].rstrip() + end

@@ -19,6 +19,7 @@ from matplotlib.legend import Legend
 from matplotlib.patches import Patch
 
 from reclip_d2.utils.io import atomic_write
+from reclip_d2.utils.text import shorten
 
 MODEL_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C564B", "#000000")
 """Okabe and Ito's colours, told apart with any colour vision; with more models they begin anew."""
@@ -33,15 +34,10 @@ def model_style(index: int) -> dict[str, str]:
     }
 
 
-def shorten(name: str, length: int = 18) -> str:
-    """A class name that fits beside an axis."""
-    return name if len(name) <= length else name[: length - 1].rstrip() + "…"
-
-
 def fold(name: str, width: int) -> str:
     """A model's name in at most two lines of ``width`` characters."""
     lines = textwrap.wrap(name, width) or [""]
-    return "\n".join(lines if len(lines) <= 2 else [lines[0], shorten(" ".join(lines[1:]), width)])
+    return "\n".join(lines if len(lines) <= 2 else [lines[0], shorten(" ".join(lines[1:]), width, "…")])
 
 
 def hide_ticks(axes: Axes) -> None:

@@ -14,7 +14,8 @@ from matplotlib.ticker import MaxNLocator
 
 from reclip_d2.data.colors import colorize_labels
 from reclip_d2.evaluation.logit_parts import LogitParts
-from reclip_d2.visualization.figures import add_legend, class_legend_entries, fold, hide_ticks, legend_height, shorten
+from reclip_d2.utils.text import shorten
+from reclip_d2.visualization.figures import add_legend, class_legend_entries, fold, hide_ticks, legend_height
 
 MAX_LEGEND = 40
 """Most classes of a legend: the rarest of the drawn pictures are left out of it."""
@@ -127,7 +128,7 @@ def logit_figure(
     masks = [
         ("mask of $M_q$\n(Query)", parts.labels(parts.query, size).numpy()),
         ("mask of $M$", parts.labels(parts.rectified, size).numpy()),
-        (f"mask of $M_o$\n({shorten(model_name, 24)})", parts.labels(parts.mask, size).numpy()),
+        (f"mask of $M_o$\n({shorten(model_name, 24, '…')})", parts.labels(parts.mask, size).numpy()),
     ]
     outlines = {k: (masks[-1][1] if truth is None else truth) == k for k in class_ids}
     height = 2.25 * size[0] / size[1]
@@ -141,7 +142,7 @@ def logit_figure(
     _draw_masks(grid[0], image, truth, masks, colors, ignore_label)
     for row, class_id in enumerate(class_ids, start=1):
         grid[row, 0].imshow(image)
-        grid[row, 0].set_ylabel(shorten(class_names[class_id], 20), fontsize=12, fontweight="bold")
+        grid[row, 0].set_ylabel(shorten(class_names[class_id], 20, "…"), fontsize=12, fontweight="bold")
         _outline(grid[row, 0], outlines[class_id])
     for column, (title, logits) in enumerate(columns, start=1):
         centred = logits - logits.mean(0, keepdim=True)

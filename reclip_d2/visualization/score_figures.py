@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from reclip_d2.evaluation.class_preference import class_preference_score, row_normalized
 from reclip_d2.evaluation.preferences import Preference
 from reclip_d2.evaluation.space_preference import DistanceCurve
-from reclip_d2.visualization.figures import add_legend, fold, hide_ticks, legend_height, model_style, shorten
+from reclip_d2.utils.text import shorten
+from reclip_d2.visualization.figures import add_legend, fold, hide_ticks, legend_height, model_style
 
 MAX_CLASSES = 12
 """Most classes of a drawn confusion matrix: more could not be read."""
@@ -101,7 +102,7 @@ def confusion_figure(
         class_ids: the classes to draw.
         class_names: of all classes.
     """
-    ticks = [shorten(class_names[k]) for k in class_ids]
+    ticks = [shorten(class_names[k], 18, "…") for k in class_ids]
     count, rows = len(class_ids), math.ceil(len(names) / 3)
     columns = math.ceil(len(names) / rows)
     side = max(2.6, 0.34 * count)
@@ -160,7 +161,7 @@ def class_iou_figure(names: Sequence[str], ious: Sequence[np.ndarray], class_nam
         places = np.arange(len(order)) + (index - (len(names) - 1) / 2) * height
         bars = axes.barh(places, table[index, order], height, color=model_style(index)["color"])
         axes.bar_label(bars, fmt="%.0f", fontsize=7, padding=2)
-    axes.set_yticks(range(len(order)), [shorten(class_names[k], 28) for k in order], fontsize=9)
+    axes.set_yticks(range(len(order)), [shorten(class_names[k], 28, "…") for k in order], fontsize=9)
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel("IoU (%)")
@@ -196,7 +197,7 @@ def preference_figure(title: str, preference: Preference, class_names: Sequence[
     picture = None
     for axes, k in zip(grid.flat, order, strict=False):
         picture = axes.imshow(preference.maps[k], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-        axes.set_title(f"{shorten(class_names[k], 14)} {preference.strengths[k]:+.2f}", fontsize=9)
+        axes.set_title(f"{shorten(class_names[k], 14, '…')} {preference.strengths[k]:+.2f}", fontsize=9)
         hide_ticks(axes)
     for axes in grid.flat[len(order) :]:
         axes.axis("off")

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from reclip_d2.errors import ReclipError
-from reclip_d2.experiments.runner import duration_text, run_pending
+from reclip_d2.experiments.runner import run_pending
 from tests.experiments.tiny_suite import SUITE, Worker, made_up_result, make_runs, write_suite
 
 MAIN_SEED_0, MAIN_SEED_1 = ["plain", "model-seed0", "added-seed0"], ["model-seed1", "added-seed1"]
@@ -259,13 +259,3 @@ def test_remaining_time(tmp_path):
     # After model-seed1 remain added, student, probe, and two of the sweep: 1 h and four times 10 min.
     assert lines[0].endswith("about 1 h 40 min left")
     assert lines[-1].endswith("all done")
-
-
-def test_durations_in_words():
-    assert [duration_text(x) for x in (5, 89, 91, 60 * 89, 3600 * 1.75)] == [
-        "5 s",
-        "89 s",
-        "2 min",
-        "89 min",
-        "1 h 45 min",
-    ]

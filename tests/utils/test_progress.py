@@ -42,6 +42,11 @@ def test_durations_in_words():
     words = {0: "1 s", 40.4: "40 s", 89: "89 s", 95: "2 min", 60 * 75: "75 min", 3600 * 3 + 60 * 21: "3 h 20 min",
              3600 * 5: "5 h", 3600 * 52: "2 days 4 h", 3600 * 48: "2 days"}  # fmt: skip
     assert {seconds: duration_in_words(seconds) for seconds in words} == words
+    assert [duration_in_words(3600 + 60 * minutes, step=1) for minutes in (29, 31, 60)] == [
+        "89 min",
+        "1 h 31 min",
+        "2 h",
+    ]
 
 
 def test_steps_are_reported_with_the_time_that_is_left(clock, events):

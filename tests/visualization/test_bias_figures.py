@@ -10,7 +10,7 @@ from reclip_d2.data.colors import class_colors
 from reclip_d2.evaluation.logit_parts import LogitParts
 from reclip_d2.evaluation.preferences import Preference
 from reclip_d2.evaluation.space_preference import distance_curve
-from reclip_d2.visualization.figures import fold, legend_shape, save_figure, shorten
+from reclip_d2.visualization.figures import fold, legend_shape, save_figure
 from reclip_d2.visualization.scene_figures import (
     frequent_classes,
     logit_figure,
@@ -68,7 +68,6 @@ def test_pixels_right():
 
 
 def test_names_are_fitted():
-    assert shorten("short", 10) == "short" and shorten("much too long", 8) == "much to…"
     assert fold("ReCLIP++ (rectified, as published)", 20) == "ReCLIP++ (rectified,\nas published)"
     assert fold("one two three four", 7) == "one two\nthree…"
     assert legend_shape(["a"] * 12, 100) == (12, 1) and legend_shape(["a"] * 12, 1)[0] == 1

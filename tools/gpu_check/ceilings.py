@@ -9,7 +9,8 @@ import subprocess
 
 import torch
 
-from tools.gpu_check.figures import timed, write_figures
+from reclip_d2.utils.timing import timed
+from tools.gpu_check.figures import write_figures
 
 
 def command_output(*command: str) -> str | None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from reclip_d2.utils.timing import synchronize, timed
+
 
 def write_figures(figures: dict[str, Any]) -> None:
     """Write the figures of a step, whole, to the file that the runner names; without a runner, nowhere."""
@@ -51,26 +53,6 @@ class Clock:
     def left(self) -> float:
         """Seconds."""
         return self.end - time.monotonic()
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def timed(function: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call: by device events on CUDA."""
-    if device.type == "cuda":
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        function()
-        stop.record()
-        stop.synchronize()
-        return start.elapsed_time(stop) / 1e3
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin
 
 
 def median_seconds(function: Callable[[int], Any], device: torch.device, repeats: int, warmup: int = 2) -> float:

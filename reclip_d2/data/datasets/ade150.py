@@ -8,7 +8,8 @@ road and skyscraper the same grey.
 
 from __future__ import annotations
 
-from reclip_d2.data.datasets.registration import IGNORE_LABEL, DatasetOnDisk, Split, pascal_colors
+from reclip_d2.data.class_file import IGNORE_LABEL
+from reclip_d2.data.datasets.registration import DatasetOnDisk, Split, pascal_colors
 
 CLASS_NAMES_AND_SYNONYMS = (
     "wall", "building, edifice", "sky", "floor, flooring", "tree", "ceiling", "road, route", "bed",

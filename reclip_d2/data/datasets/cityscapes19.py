@@ -5,7 +5,8 @@ Ids, names and colours are those of ``labels.py`` in the data set's own scripts;
 
 from __future__ import annotations
 
-from reclip_d2.data.datasets.registration import IGNORE_LABEL, DatasetOnDisk, Split
+from reclip_d2.data.class_file import IGNORE_LABEL
+from reclip_d2.data.datasets.registration import DatasetOnDisk, Split
 from reclip_d2.data.index_images import Palette
 
 # Id in gtFine's labelIds, name, colour; the ids in between (and 0 to 6) are not evaluated.

@@ -9,7 +9,8 @@ those of PASCAL's map; the data set defines none.
 
 from __future__ import annotations
 
-from reclip_d2.data.datasets.registration import IGNORE_LABEL, DatasetOnDisk, Split, pascal_colors
+from reclip_d2.data.class_file import IGNORE_LABEL
+from reclip_d2.data.datasets.registration import DatasetOnDisk, Split, pascal_colors
 
 UNUSED = ("hat", "shoe", "eye glasses", "street sign", "plate", "hair brush", "blender")
 """Leaves that never occur. Four more share their name with a stuff label; they are empty below."""

@@ -8,7 +8,8 @@ PASCAL's map; the data set defines none.
 
 from __future__ import annotations
 
-from reclip_d2.data.datasets.registration import IGNORE_LABEL, DatasetOnDisk, Split, pascal_colors
+from reclip_d2.data.class_file import IGNORE_LABEL
+from reclip_d2.data.datasets.registration import DatasetOnDisk, Split, pascal_colors
 
 # Id among the 459 original labels, which trainval_merged.json uses, and name.
 CATEGORIES = (

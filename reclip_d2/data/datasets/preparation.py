@@ -19,9 +19,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from reclip_d2.data.class_file import IGNORE_LABEL
 from reclip_d2.data.datasets.label_orientation import OrientationCounts, count_orientations, read_upright
 from reclip_d2.data.datasets.label_sources import LabelSource
-from reclip_d2.data.datasets.registration import IGNORE_LABEL, README
+from reclip_d2.data.datasets.registration import README
 from reclip_d2.data.images import read_geometry
 from reclip_d2.data.index_images import read_index_image
 from reclip_d2.errors import ReclipError

@@ -7,10 +7,11 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from reclip_d2.data.class_file import IGNORE_LABEL
 from reclip_d2.data.datasets.label_orientation import DRAWN_ON
 from reclip_d2.data.datasets.label_sources import IndexPNG, LabelSource
 from reclip_d2.data.datasets.preparation import LabelTask, Report, convert_labels
-from reclip_d2.data.datasets.registration import IGNORE_LABEL, README, DatasetOnDisk, check_inside, scan_ids
+from reclip_d2.data.datasets.registration import README, DatasetOnDisk, check_inside, scan_ids
 from reclip_d2.data.index_images import PLAIN, Palette
 from reclip_d2.errors import ReclipError
 

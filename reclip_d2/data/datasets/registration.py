@@ -16,11 +16,11 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from reclip_d2.data.class_file import IGNORE_LABEL
 from reclip_d2.data.index_images import Palette, pascal_color
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.files import MIB, display_path, read_text
 
-IGNORE_LABEL = 255
 README = "datasets/README.md"
 # Bytes of an image list; COCO's largest has 1.5 MiB.
 _LONGEST_LIST = 256 * MIB

@@ -6,7 +6,8 @@ map are those of VOC's development kit.
 
 from __future__ import annotations
 
-from reclip_d2.data.datasets.registration import IGNORE_LABEL, DatasetOnDisk, Split, pascal_colors
+from reclip_d2.data.class_file import IGNORE_LABEL
+from reclip_d2.data.datasets.registration import DatasetOnDisk, Split, pascal_colors
 from reclip_d2.data.index_images import VOID_COLOR, Palette, pascal_color
 
 CLASS_NAMES = (

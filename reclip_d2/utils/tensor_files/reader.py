@@ -13,6 +13,7 @@ from reclip_d2.errors import ReclipError, is_user_error
 from reclip_d2.utils.files import StrPath, open_regular
 from reclip_d2.utils.tensor_files.archives import DamagedError, read_archive, read_legacy, read_pickle
 from reclip_d2.utils.tensor_files.safetensors_file import read_safetensors
+from reclip_d2.utils.text import shorten
 
 _HEAD = 512
 # People name pointers, web pages and archives by mistake.
@@ -136,5 +137,4 @@ def _is_text(head: bytes) -> bool:
 
 
 def _first_line(head: bytes) -> str:
-    line = head.decode("utf-8", "ignore").strip().splitlines()[0]
-    return line if len(line) <= 40 else f"{line[:37]}..."
+    return shorten(head.decode("utf-8", "ignore").strip().splitlines()[0], 40)
