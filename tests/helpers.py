@@ -35,9 +35,8 @@ from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.modeling.meta_arch.student import Student
 from reclip_d2.modeling.reclip_bias_head import ReCLIPBiasHead, SpaceProjection
-from reclip_d2.modeling.student.deeplab_v2 import DeepLabV2Head
 from reclip_d2.modeling.student.inherited import InheritedHead
-from reclip_d2.modeling.student.resnet import build_dilated_resnet_backbone
+from reclip_d2.modeling.student.network import DeepLabV2Head, build_dilated_resnet_backbone
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

@@ -38,8 +38,8 @@ from reclip_d2.engine.public_checkpoint import (  # noqa: E402
     read_public_class_token,
 )
 from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
-from reclip_d2.modeling.backbone import build_clip_backbone  # noqa: E402
 from reclip_d2.modeling.bias_head import build_bias_head  # noqa: E402
+from reclip_d2.modeling.build import build_clip_backbone  # noqa: E402
 from reclip_d2.modeling.checkpoint import IDENTITY_VERSION  # noqa: E402
 from reclip_d2.modeling.mask_decoder import MaskDecoder  # noqa: E402
 from reclip_d2.modeling.meta_arch.segmentor import checkpoint_identity  # noqa: E402

@@ -29,7 +29,7 @@ from reclip_d2.hypothesis.file import (
     hypotheses_of,
 )
 from reclip_d2.hypothesis.generate import HypothesisGenerator, load_or_generate
-from reclip_d2.modeling.backbone import build_clip_backbone
+from reclip_d2.modeling.build import build_clip_backbone
 from reclip_d2.utils.digest import file_digests
 from reclip_d2.utils.io import cache_dir
 

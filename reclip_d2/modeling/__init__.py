@@ -8,7 +8,7 @@ from reclip_d2.modeling.meta_arch.maskclip import MaskCLIP
 from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
 from reclip_d2.modeling.meta_arch.student import Student
 from reclip_d2.modeling.reclip_bias_head import ReCLIPBiasHead
-from reclip_d2.modeling.student.resnet import build_dilated_resnet_backbone
+from reclip_d2.modeling.student.network import build_dilated_resnet_backbone
 
 __all__ = [
     "BIAS_HEAD_REGISTRY",

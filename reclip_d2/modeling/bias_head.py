@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from reclip_d2.backbones.interface import VisionLanguageBackbone
 from reclip_d2.backbones.reference import ReferencePrompt, normalize_reference
 from reclip_d2.errors import ReclipError
-from reclip_d2.modeling.precision import full_precision
+from reclip_d2.modeling.numerics import full_precision
 
 BIAS_HEAD_REGISTRY = Registry("BIAS_HEAD")
 BIAS_HEAD_REGISTRY.__doc__ = """

@@ -1,20 +1,74 @@
-"""Check the names of registered parts before anything is built."""
+"""Build the parts that the models share, and check the names of registered parts before anything is built."""
 
 from __future__ import annotations
 
+import logging
+
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils.registry import Registry
+from torch import nn
 
+from reclip_d2.backbones.architectures import USUAL_SIDE, suits_resolution
 from reclip_d2.backbones.dense_attention import dense_attention_class
+from reclip_d2.backbones.interface import VisionLanguageBackbone
 from reclip_d2.backbones.query import check_names_fit
 from reclip_d2.data.class_file import read_class_file
 from reclip_d2.data.datasets.custom import CUSTOM
 from reclip_d2.data.datasets.custom_labels import CUSTOM_VAL
 from reclip_d2.errors import ReclipError
-from reclip_d2.modeling.backbone import backbone_class
 from reclip_d2.modeling.bias_head import BIAS_HEAD_REGISTRY
-from reclip_d2.modeling.norm import build_norm
+
+logger = logging.getLogger(__name__)
+
+
+def backbone_class(cfg: CfgNode) -> type[VisionLanguageBackbone]:
+    """The class that ``MODEL.BACKBONE.NAME`` names, or raise :class:`ReclipError`."""
+    name = cfg.MODEL.BACKBONE.NAME
+    found = BACKBONE_REGISTRY.get(name) if name in BACKBONE_REGISTRY else None
+    if not (isinstance(found, type) and issubclass(found, VisionLanguageBackbone)):
+        raise ReclipError(f"MODEL.BACKBONE.NAME {name!r} is no frozen CLIP: set it to DenseCLIP")
+    return found
+
+
+def build_clip_backbone(cfg: CfgNode) -> VisionLanguageBackbone:
+    """``MODEL.BACKBONE.NAME``, which must be a :class:`VisionLanguageBackbone`."""
+    backbone = backbone_class(cfg)(cfg, ShapeSpec(channels=3))
+    _warn_of_resolution(cfg, min(backbone.image_size))
+    return backbone
+
+
+def _warn_of_resolution(cfg: CfgNode, clip_side: int) -> None:
+    """Log a warning where the config's images are far smaller or larger than those that the CLIP was trained with."""
+    for key, side in (
+        ("INPUT.MIN_SIZE_TEST", cfg.INPUT.MIN_SIZE_TEST),
+        ("INPUT.MIN_SIZE_TRAIN", min(cfg.INPUT.MIN_SIZE_TRAIN)),
+    ):
+        if side and not suits_resolution(side, clip_side):  # 0 leaves images as they are
+            logger.warning(
+                "%s is %d px, and %s was trained at %d px: its features are poor at this size; the papers take 2.3"
+                " times the CLIP's own, here %d px",
+                key, side, cfg.MODEL.CLIP.NAME, clip_side, round(clip_side * 512 / USUAL_SIDE),
+            )  # fmt: skip
+            return
+
+
+def build_norm(name: str, channels: int, key: str) -> nn.Module:
+    """A norm layer over ``channels``.
+
+    Args:
+        name: one that Detectron2's ``get_norm`` knows: BN, SyncBN, FrozenBN, GN (channels a multiple of 32), or "" for
+            none.
+        key: config key that holds the name, for the message.
+
+    Raises:
+        ReclipError: no such norm, or it does not work for so many channels.
+    """
+    try:
+        return get_norm(name, channels) or nn.Identity()
+    except (KeyError, ValueError) as error:
+        raise ReclipError(f"{key} {name!r} does not work for {channels} channels: take BN") from error
 
 
 def check_registered_parts(cfg: CfgNode, num_classes: int | None = None) -> None:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from reclip_d2.modeling.norm import build_norm
+from reclip_d2.modeling.build import build_norm
+from reclip_d2.modeling.numerics import full_precision
 from reclip_d2.modeling.pooling import MaskLogits
-from reclip_d2.modeling.precision import full_precision
 
 INITS = ("default", "identity")
 

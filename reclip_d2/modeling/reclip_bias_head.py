@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from reclip_d2.backbones.interface import VisionLanguageBackbone
 from reclip_d2.backbones.reference import ReferencePrompt
 from reclip_d2.modeling.bias_head import BIAS_HEAD_REGISTRY, BiasHead, build_reference_prompt
-from reclip_d2.modeling.norm import build_norm
+from reclip_d2.modeling.build import build_norm
 
 
 class SpaceProjection(nn.Module):

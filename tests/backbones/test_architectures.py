@@ -13,7 +13,7 @@ from reclip_d2.backbones.architectures import image_side, model_config, open_cli
 from reclip_d2.backbones.build import build_clip, embedding_shape
 from reclip_d2.config import load_config
 from reclip_d2.errors import ReclipError
-from reclip_d2.modeling.backbone import build_clip_backbone
+from reclip_d2.modeling.build import build_clip_backbone
 from reclip_d2.workspace.stage_config import stage_config
 from tests.helpers import EMBED_DIM, TINY_TEXT, TINY_VISION, isolated_cache, tiny_clip
 

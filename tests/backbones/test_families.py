@@ -17,7 +17,7 @@ from detectron2.modeling import build_model
 
 from reclip_d2.backbones.dense import DenseCLIP
 from reclip_d2.config import load_config
-from reclip_d2.modeling.backbone import build_clip_backbone
+from reclip_d2.modeling.build import build_clip_backbone
 
 # Name: side of the image, of a patch, activation.
 FAMILIES = {

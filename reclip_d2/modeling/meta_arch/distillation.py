@@ -20,18 +20,18 @@ from reclip_d2.backbones.interface import valid_patches
 from reclip_d2.errors import ReclipError
 from reclip_d2.layers import upsample_argmax, use_kernels
 from reclip_d2.modeling.checkpoint import ReclipCheckpointer, training_resolution
-from reclip_d2.modeling.distillation_losses import (
-    IGNORE_LABEL,
+from reclip_d2.modeling.losses import (
+    NO_PSEUDO_LABEL,
+    contrastive_loss,
     distillation_losses,
     feature_guided_loss,
     mask_guided_loss,
     valid_pixels,
 )
-from reclip_d2.modeling.losses import contrastive_loss
 from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.modeling.meta_arch.student import Student, bias_grid
-from reclip_d2.modeling.nonfinite import check_finite
+from reclip_d2.modeling.numerics import check_finite
 from reclip_d2.modeling.pooling import MaskLogits, pack_hypotheses, pool_hypotheses
 from reclip_d2.modeling.student.inherited import HEADS_WITH_BIAS, InheritedHead
 from reclip_d2.modeling.student.weights import load_backbone_weights
@@ -157,7 +157,7 @@ class Distillation(nn.Module):
         size = (images.tensor.shape[-2], images.tensor.shape[-1])
         features, logits = self.teacher.segment(images.tensor, images.image_sizes)
         labels = upsample_argmax(logits, size)
-        return features, labels.masked_fill(~valid_pixels(images.image_sizes, size, self.device), IGNORE_LABEL)
+        return features, labels.masked_fill(~valid_pixels(images.image_sizes, size, self.device), NO_PSEUDO_LABEL)
 
     def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Weighted losses of a batch, whose sum is Eq. (10)."""

@@ -25,7 +25,7 @@ from reclip_d2.modeling.losses import (
 )
 from reclip_d2.modeling.mask_decoder import MaskDecoder
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
-from reclip_d2.modeling.nonfinite import check_finite
+from reclip_d2.modeling.numerics import check_finite
 from reclip_d2.modeling.pooling import MaskLogits, pack_hypotheses, pool_hypotheses
 from reclip_d2.modeling.query_head import LearnableQuery
 from reclip_d2.modeling.training_panel import training_panel

@@ -15,7 +15,7 @@ from reclip_d2.backbones.interface import VisionLanguageBackbone
 from reclip_d2.backbones.query import check_class_names, get_templates
 from reclip_d2.config.keys import KEYS
 from reclip_d2.data.classes import class_names_from_config
-from reclip_d2.modeling.backbone import build_clip_backbone
+from reclip_d2.modeling.build import build_clip_backbone
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor, inference_arguments
 
 

@@ -19,12 +19,12 @@ from reclip_d2.backbones.query import check_class_names
 from reclip_d2.config.keys import KEYS
 from reclip_d2.data.classes import class_names_from_config
 from reclip_d2.errors import ReclipError
-from reclip_d2.modeling.backbone import backbone_class
 from reclip_d2.modeling.bias_head import BIAS_HEAD_REGISTRY
+from reclip_d2.modeling.build import backbone_class
 from reclip_d2.modeling.mask_decoder import MaskDecoder
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor, inference_arguments
-from reclip_d2.modeling.student.deeplab_v2 import DeepLabV2Head
 from reclip_d2.modeling.student.inherited import InheritedHead
+from reclip_d2.modeling.student.network import DeepLabV2Head
 
 
 @META_ARCH_REGISTRY.register()

@@ -26,7 +26,7 @@ def load_backbone_weights(backbone: nn.Module, source: str) -> None:
     """Load ``MODEL.STUDENT.WEIGHTS`` into a ResNet of Detectron2's names.
 
     Args:
-        backbone: built by :func:`~reclip_d2.modeling.student.resnet.build_dilated_resnet_backbone`.
+        backbone: built by :func:`~reclip_d2.modeling.student.network.build_dilated_resnet_backbone`.
         source: ``detectron2://ImageNetPretrained/...``, ``torchvision://resnet50`` (or ``/IMAGENET1K_V1`` behind it),
             or a file: Detectron2's ``.pkl``, torchvision's state dict (``.pth``), or ``.safetensors`` with either's
             names. Only tensors are read.

@@ -16,7 +16,7 @@ from detectron2.layers import ShapeSpec
 from reclip_d2.config import load_config
 from reclip_d2.errors import ReclipError
 from reclip_d2.modeling.student import weights as module
-from reclip_d2.modeling.student.resnet import build_dilated_resnet_backbone
+from reclip_d2.modeling.student.network import build_dilated_resnet_backbone
 from reclip_d2.modeling.student.weights import load_backbone_weights
 from tests.helpers import tiny_resnet
 

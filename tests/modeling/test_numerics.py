@@ -1,4 +1,4 @@
-"""What stays in float32 under autocast: logits, losses, norm, noise.
+"""What stays in float32 under autocast: logits, losses, norm, noise; and the key that a loss which is not finite names.
 
 Shape letters: B images, n = h*w patches, C classes, D width of the joint embedding.
 """
@@ -6,14 +6,17 @@ Shape letters: B images, n = h*w patches, C classes, D width of the joint embedd
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from reclip_d2.errors import ReclipError
 from reclip_d2.layers import draw_seed, rectify_and_pool, use_kernels
 from reclip_d2.modeling.bias_head import bias_logits, query_logits
 from reclip_d2.modeling.losses import contrastive_loss, coverage_loss, outside_hypothesis_penalty
 from reclip_d2.modeling.mask_decoder import MaskDecoder
+from reclip_d2.modeling.numerics import check_finite, full_precision
 from reclip_d2.modeling.pooling import PooledHypotheses
-from reclip_d2.modeling.precision import full_precision
 from tests.helpers import make_rectified, random_image
+from tests.modeling.test_rectified_clip_training import USUAL, batch
 
 
 def autocast() -> torch.autocast:
@@ -109,3 +112,62 @@ def test_losses_of_a_model(decoder):
     for name, value in results[0].items():
         assert results[1][name] == pytest.approx(value, rel=0.05), name
         assert results[1][name] != value  # bfloat16 was at work
+
+
+# ---- losses that are not finite -------------------------------------------------------------------------------------
+
+
+TAUS = {"MODEL.GUMBEL.TAU": 0.5, "MODEL.LOSS.TAU": 1e-30}
+
+
+def message_of(loss: float, **parts) -> str:
+    arguments = {
+        "trained": nn.Linear(2, 2),
+        "frozen_features": torch.ones(1, 2),
+        "temperatures": TAUS,
+        **parts,
+    }
+    arguments["logits"] = lambda: parts.get("logits", torch.tensor([[3.0, -1200.0]]))
+    with pytest.raises(ReclipError) as caught:
+        check_finite({"loss_a": torch.tensor(1.0), "loss_b": torch.tensor(loss)}, **arguments)
+    message = str(caught.value)
+    assert message.startswith("loss_b is not finite: ") and "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])
+def test_causes(loss):
+    bad, diverged = torch.tensor([[loss]]), nn.Linear(2, 2)
+    nn.init.constant_(diverged.weight, loss)
+    assert "MODEL.CLIP.AUTOCAST float32" in message_of(loss, frozen_features=bad, trained=diverged, logits=bad)
+    assert "diverged" in (message := message_of(loss, trained=diverged, logits=bad)) and "SOLVER.BASE_LR" in message
+    assert "mask logits overflow" in (message := message_of(loss, logits=bad)) and message.endswith("SOLVER.BASE_LR")
+    assert "up to 1.2e+03" in (message := message_of(loss)) and "MODEL.LOSS.TAU 1e-30: raise it" in message
+
+
+def test_half_precision_is_named():
+    with torch.autocast("cpu", torch.float16):
+        assert "SOLVER.AMP.DTYPE bfloat16" in message_of(float("nan"), logits=torch.tensor([[float("inf")]]))
+
+
+def test_frozen_weights_are_not_blamed():
+    frozen = nn.Linear(2, 2).requires_grad_(False)
+    nn.init.constant_(frozen.weight, float("nan"))
+    assert "raise it" in message_of(float("nan"), trained=frozen)
+
+
+def test_finite_losses_pass():
+    check_finite(
+        {"loss": torch.tensor(0.0)},
+        trained=nn.Linear(1, 1),
+        frozen_features=torch.ones(1),
+        logits=lambda: pytest.fail("the mask logits are for the message alone"),
+        temperatures=TAUS,
+    )
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+def test_a_temperature_that_is_too_low(decoder):
+    model = make_rectified(decoder=decoder, gumbel_tau=1e-42, gumbel_hard=False)
+    with pytest.raises(ReclipError, match="MODEL.GUMBEL.TAU 1e-42: raise it"):
+        model(batch(*USUAL))
