@@ -16,7 +16,7 @@ from reclip_d2.backbones.architectures import USUAL_SIDE, suits_resolution
 from reclip_d2.config import flatten, load_config
 from reclip_d2.config.files import configs_folder
 from reclip_d2.errors import ReclipError
-from reclip_d2.modeling.backbone import backbone_class
+from reclip_d2.modeling.build import backbone_class
 
 # Kind of model: its file in configs/methods.
 STAGE_CONFIGS = {

@@ -11,7 +11,7 @@ import reclip_d2
 from reclip_d2.backbones.interface import VisionLanguageBackbone, valid_patches
 from reclip_d2.config import load_config
 from reclip_d2.errors import ReclipError
-from reclip_d2.modeling.backbone import backbone_class
+from reclip_d2.modeling.build import backbone_class
 from tests.helpers import (
     CLASS_NAMES,
     EMBED_DIM,
