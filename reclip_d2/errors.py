@@ -27,13 +27,13 @@ _LOST_PEER = re.compile(
 )
 _WANTED = re.compile(r"tried to allocate (\d+(?:\.\d+)? ?\w+)", re.IGNORECASE)
 
-_LARGE_IMAGES = "set TEST.SLIDING_WINDOW.ENABLED True, or lower its SIZE or INPUT.MIN_SIZE_TEST"
+_LARGE_IMAGES = "set TEST.SLIDING_WINDOW.ENABLED True, or lower its SIZE, INPUT.MIN_SIZE_TEST or TEST.BAND_MEMORY"
 # What to lower, by the module in which memory ran out: of the modules on the stack the innermost that stands here.
 _REMEDIES = {
     "reclip_d2.hypothesis": "lower HYPOTHESIS.BATCH_SIZE",
     "reclip_d2.data.datasets.preparation": "lower --workers",
     "reclip_d2.engine.calibration": "lower INPUT.MIN_SIZE_TEST",
-    "reclip_d2.inference": "lower INPUT.MIN_SIZE_TEST or TEST.BAND_MEMORY",
+    "reclip_d2.inference": _LARGE_IMAGES,
     "detectron2.evaluation": _LARGE_IMAGES,
     "detectron2.engine.train_loop": "lower SOLVER.IMS_PER_BATCH or INPUT.CROP.SIZE",
 }

@@ -10,19 +10,18 @@ import copy
 import dataclasses
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from torch import Tensor
 
 from reclip_d2.app.tasks import Task
 from reclip_d2.backbones.query import check_class_names, check_names_fit, get_templates
 from reclip_d2.data.class_file import ClassList
 from reclip_d2.data.datasets.custom import register_images
-from reclip_d2.inference import ImagePredictor, Turn
+from reclip_d2.inference import Band, ImagePredictor, Turn
 from reclip_d2.workspace.stage_config import stage_config
 from reclip_d2.workspace.trained_model import TrainedModel, load_predictor
 
@@ -57,31 +56,14 @@ class ClipChoice:
         return stage_config(kind, self.name, self.overrides)
 
 
-class SomeClasses:
-    """A predictor without the logits of the other classes: their pixels go to the best of those that are left."""
-
-    def __init__(self, predictor: ImagePredictor, class_ids: Sequence[int]) -> None:
-        """
-        Args:
-            class_ids: places of the wanted classes among the model's.
-        """
-        self.predictor = predictor
-        self.class_ids = list(class_ids)
-
-    def bands(self, image: np.ndarray, turn: Turn = contextlib.nullcontext) -> Iterator[tuple[slice, Tensor]]:
-        """As :meth:`ImagePredictor.bands`, with logits ``(C, rows, W)`` of the wanted classes, in their order."""
-        for rows, logits in self.predictor.bands(image, turn):
-            yield rows, logits[self.class_ids]
-
-
 class InTurns:
-    """A predictor for a visitor's request: it lets others use the networks between two windows of an image."""
+    """A predictor for a visitor's request: it lets others use the networks between two forward passes."""
 
-    def __init__(self, predictor: ImagePredictor | SomeClasses, task: Task) -> None:
+    def __init__(self, predictor: ImagePredictor, task: Task) -> None:
         self.predictor = predictor
         self.task = task
 
-    def bands(self, image: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
+    def bands(self, image: np.ndarray) -> Iterator[Band]:
         """As :meth:`ImagePredictor.bands`."""
         for band in self.predictor.bands(image, self.task.turn):
             self.task.check()

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from reclip_d2.app.limits import Limits
-from reclip_d2.app.models import ClipChoice, InTurns, Models, SomeClasses, class_places
+from reclip_d2.app.models import ClipChoice, InTurns, Models, class_places
 from reclip_d2.app.pictures import reduce_image, reduce_labels
 from reclip_d2.app.private_folder import private_folder
 from reclip_d2.app.tasks import Task, Visitors
@@ -221,8 +221,7 @@ class Session:
         after = None
         if model is not None:
             predictor = self.models.trained(model.trained)
-            chosen = SomeClasses(predictor, model.places)
-            after = self._labels(InTurns(chosen, task), table, image)
+            after = self._labels(InTurns(predictor.for_classes(model.places), task), table, image)
         task.check()
         mask_file = self._result_folder() / f"{path.stem}.png"
         write_png(mask_file, before if after is None else after)

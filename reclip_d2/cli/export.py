@@ -29,8 +29,7 @@ from reclip_d2.workspace.options import TITLES
 from reclip_d2.workspace.trained_model import TrainedModel, load_predictor
 
 # The model is traced on the CPU, in full precision, as a whole, with PyTorch's own operators.
-_PLAIN = ("MODEL.DEVICE", "cpu", "MODEL.USE_KERNELS", "False", "MODEL.CLIP.AUTOCAST", "float32",
-          "TEST.SLIDING_WINDOW.ENABLED", "False")  # fmt: skip
+_PLAIN = ("MODEL.DEVICE", "cpu", "MODEL.USE_KERNELS", "False", "MODEL.CLIP.AUTOCAST", "float32")
 # Meta-architecture: what such a model is called here, and its file by default.
 _KINDS = {"MaskCLIP": "maskclip", "RectifiedCLIP": "rectified", "Student": "student", "Distillation": "student"}
 

@@ -215,17 +215,17 @@ KEYS: dict[str, Key] = {
     "DATASETS.CUSTOM.LABELS": Key("", Text(empty=True)),
     # Class file: a class a line, synonyms after commas (reclip_d2/data/class_file.py).
     "DATASETS.CUSTOM.CLASSES": Key("", Text(empty=True)),
-    # The next two nodes and TEST.BAND_MEMORY are of `reclip` and demo/demo.py, which predict in a way of their own.
     # Of `reclip segment`: an image of more pixels is trained on as a copy whose short side is this, six windows of
     # CLIP's 224 px.
     "INPUT.COPIES.FROM_PIXELS": Key(16_000_000, Whole(1)),
     "INPUT.COPIES.SHORT_SIDE": Key(1344, SIDE),
-    # An image with a longer side is cut into tiles, each of which is trained on and predicted as an image of its own
-    # is; in prediction neighbours overlap by a part of their side and are blended.
+    # An image with a longer side is cut into tiles before the resize. `reclip segment` trains on each as on an image;
+    # prediction and evaluation treat each as an image (TEST.SLIDING_WINDOW included), and blend neighbours where they
+    # overlap, by this part of their side.
     "INPUT.TILES.FROM_SIDE": Key(10_000, Whole(16)),
     "INPUT.TILES.SIZE": Key(1024, Whole(16, 65_536)),
     "INPUT.TILES.OVERLAP": Key(0.25, Number(minimum=0, maximum=0.9)),
-    # Memory in MiB for logits at an image's own size: they are made and dropped in bands of rows.
+    # Memory in MiB for logits at an image's own size, which are made and dropped in bands of rows.
     "TEST.BAND_MEMORY": Key(256, Whole(1, 16_777_216)),
     # ---- solver: SGD, 0.9, 5e-4, poly 0.9 ------------------------------------------------------------------
     # SGD (the papers), or AdamW (ours: for a student from random weights).
@@ -248,12 +248,12 @@ KEYS: dict[str, Key] = {
     # step. Iterations, learning rate and sampling stay as they are; batch norm sees a part at a time.
     "SOLVER.ACCUMULATE_STEPS": Key(1, Whole(1, 1_000_000)),
     # ---- test --------------------------------------------------------------------------------------------
-    # Predict in overlapping windows and average the logits, instead of the whole image at once.
+    # Predict in overlapping windows of the resized image and average the logits, instead of the whole image at once.
     "TEST.SLIDING_WINDOW.ENABLED": Key(False, Flag()),
-    # Window and step in pixels of the resized image, (height, width).
+    # Window and step in pixels, (height, width).
     "TEST.SLIDING_WINDOW.SIZE": Key([512, 512], Items(SIDE, 2, 2)),
     "TEST.SLIDING_WINDOW.STRIDE": Key([341, 341], Items(SIDE, 2, 2)),
-    # Give the evaluator label maps made by upsample_argmax instead of (C, H, W) logits: same labels, less work.
+    # Give the evaluator label maps instead of (C, H, W) logits: same labels, less work and memory.
     "TEST.LABEL_MAPS": Key(True, Flag()),
     # Measure the class-preference and the space-preference bias beside the mIoU (ReCLIP++, section IV-D).
     "TEST.BIAS.ENABLED": Key(False, Flag()),

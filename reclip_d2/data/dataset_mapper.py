@@ -12,6 +12,7 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform, TransformList
 
 from reclip_d2.data.images import check_aspect, read_image
+from reclip_d2.data.tiling import Tiling
 
 LABEL_KEYS = (
     "sem_seg_file_name",
@@ -38,15 +39,18 @@ class UnlabelledDatasetMapper:
         *,
         augmentations: list[T.Augmentation],
         refuse_labels: bool = True,
+        tiling: Tiling | None = None,
     ) -> None:
         """
         Args:
             augmentations: applied to the image, in order.
             refuse_labels: raise for a record with an annotation (training); otherwise ignore it (test, where the
                 evaluator reads the label by itself).
+            tiling: images that it cuts into tiles are left at their own size; None augments all.
         """
         self.augmentations = T.AugmentationList(augmentations)
         self.refuse_labels = refuse_labels
+        self.tiling = tiling
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
@@ -65,13 +69,19 @@ class UnlabelledDatasetMapper:
         record.setdefault("height", image.shape[0])
         record.setdefault("width", image.shape[1])
         inputs = T.AugInput(image)
-        transforms = self.augmentations(inputs)
+        tiled = self.tiling is not None and self.tiling.applies_to((record["height"], record["width"]))
+        transforms = T.TransformList([]) if tiled else self.augmentations(inputs)
         record["image"] = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
         if crop_hypothesis := record.pop("crop_hypothesis", None):
             record["hypothesis"] = crop_hypothesis(image.shape[:2], transforms, inputs.image.shape[:2])
         if "hypothesis" in record:
             record["hypothesis"] = torch.as_tensor(record["hypothesis"], dtype=torch.int64)
         return record
+
+
+def build_test_mapper(cfg: CfgNode) -> UnlabelledDatasetMapper:
+    """The mapper of a test loader, for :class:`~reclip_d2.inference.DatasetPredictor`."""
+    return UnlabelledDatasetMapper(cfg, is_train=False, tiling=Tiling.from_config(cfg))
 
 
 class ColorJitter(T.Augmentation):

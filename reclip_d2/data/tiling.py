@@ -44,3 +44,22 @@ class Tiling:
     def stride(self) -> int:
         """Pixels from one tile to the next in prediction."""
         return max(1, round(self.size * (1 - self.overlap)))
+
+
+@dataclasses.dataclass(frozen=True)
+class SlidingWindow:
+    """``TEST.SLIDING_WINDOW``: the peers' protocol, overlapping windows of the resized image.
+
+    Attributes:
+        size: of a window, (height, width) in pixels of the network's input.
+        stride: from one window to the next, (rows, columns).
+    """
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> SlidingWindow | None:
+        """The windows of ``TEST.SLIDING_WINDOW``; None if it is off."""
+        keys = cfg.TEST.SLIDING_WINDOW
+        return cls(tuple(keys.SIZE), tuple(keys.STRIDE)) if keys.ENABLED else None

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 import reclip_d2.data.datasets  # noqa: F401  (registers the data sets)
 import reclip_d2.modeling  # noqa: F401  (registers the models)
 from reclip_d2.data.classes import check_labelled
-from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
+from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper, build_test_mapper
 from reclip_d2.data.sampling import build_train_loader
 from reclip_d2.engine.calibration import calibrate
 from reclip_d2.engine.hooks import SeedIteration
@@ -39,6 +39,7 @@ from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.bias import build_bias_evaluators
 from reclip_d2.evaluation.label_maps import LabelMapEvaluator, check_own_labels
 from reclip_d2.hypothesis.training_records import build_training_records, unlabelled_records
+from reclip_d2.inference import DatasetPredictor
 from reclip_d2.modeling import MaskCLIP
 from reclip_d2.modeling.checkpoint import FINAL_CHECKPOINT, ReclipCheckpointer, training_resolution
 
@@ -110,14 +111,14 @@ class Trainer(DefaultTrainer):
         check_labelled(dataset_name)
         check_own_labels(dataset_name)
         watch_workers()
-        return build_detection_test_loader(cfg, dataset_name, mapper=UnlabelledDatasetMapper(cfg, is_train=False))
+        return build_detection_test_loader(cfg, dataset_name, mapper=build_test_mapper(cfg))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
         if not cfg.DATASETS.TEST:
             logging.getLogger("reclip_d2").info("DATASETS.TEST is empty: without labels there is nothing to evaluate")
         broadcast_statistics(model)
-        return super().test(cfg, model, evaluators)
+        return super().test(cfg, DatasetPredictor.from_config(model, cfg), evaluators)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -57,8 +57,6 @@ class LinearProbe(LanguageSegmentor):
             templates=model.templates,
             pixel_mean=model.pixel_mean.flatten().tolist(),
             pixel_std=model.pixel_std.flatten().tolist(),
-            sliding_window=model.sliding_window,
-            label_maps=model.label_maps,
             kernels=model.kernels,
         )
         self.model = model.requires_grad_(False).eval()

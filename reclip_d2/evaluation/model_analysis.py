@@ -10,18 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
 from torch import nn
 
-from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
+from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper, build_test_mapper
+from reclip_d2.data.images import read_image
 from reclip_d2.evaluation.class_preference import ClassPreferenceEvaluator
 from reclip_d2.evaluation.label_maps import LabelMapEvaluator
-from reclip_d2.evaluation.logit_parts import LogitParts, Mapper, has_bias, logit_parts
+from reclip_d2.evaluation.logit_parts import LogitParts, has_bias, logit_parts
 from reclip_d2.evaluation.preferences import Preference, mean_bias, mean_probability, spread_records
 from reclip_d2.evaluation.space_preference import DistanceCurve, SpacePreferenceEvaluator
+from reclip_d2.inference import DatasetPredictor, ImagePredictor
 
 
 @dataclass
@@ -74,8 +75,8 @@ def evaluate_bias(cfg: CfgNode, model: nn.Module, dataset: str, bias: CfgNode, a
         min_bin_objects=bias.MIN_BIN_OBJECTS,
     )
     evaluators = DatasetEvaluators([LabelMapEvaluator(dataset, distributed=True, output_dir=None), classes, space])
-    loader = build_detection_test_loader(cfg, dataset, mapper=UnlabelledDatasetMapper(cfg, is_train=False))
-    analysis.results = inference_on_dataset(model, loader, evaluators)
+    loader = build_detection_test_loader(cfg, dataset, mapper=build_test_mapper(cfg))
+    analysis.results = inference_on_dataset(DatasetPredictor.from_config(model, cfg), loader, evaluators)
     analysis.confusion, analysis.curve = classes.confusion, space.curve
     analysis.distances, analysis.ious, analysis.half_diagonal = space.distances, space.ious, space.half_diagonal
 
@@ -93,16 +94,10 @@ def find_preference(
     return None
 
 
-@torch.no_grad()
-def predict_labels(model: nn.Module, mapper: Mapper, record: dict[str, Any]) -> np.ndarray:
-    """Label map ``(H, W)`` int64 of one image, at its own size."""
-    sem_seg = model([mapper(record)])[0]["sem_seg"]
-    return (sem_seg if sem_seg.ndim == 2 else sem_seg.argmax(0)).cpu().numpy()
-
-
 def look_at_scenes(cfg: CfgNode, model: nn.Module, scenes: Sequence[dict[str, Any]], analysis: ModelAnalysis) -> None:
     """Predictions, and logits taken apart, of the scenes that are drawn; fills ``analysis``."""
-    mapper = UnlabelledDatasetMapper(cfg, is_train=False)
-    analysis.predictions = [predict_labels(model, mapper, record) for record in scenes]
+    predictor = ImagePredictor.from_config(model, cfg)
+    analysis.predictions = [predictor.labels(read_image(record["file_name"])).astype(np.int64) for record in scenes]
     if has_bias(model):
+        mapper = UnlabelledDatasetMapper(cfg, is_train=False)
         analysis.parts = [logit_parts(model, mapper, record) for record in scenes]

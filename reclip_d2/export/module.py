@@ -37,7 +37,7 @@ class ExportModule(nn.Module):
     ) -> None:
         """
         Args:
-            model: in eval mode. Its sliding window and its kernels have no part in the graph.
+            model: in eval mode. Its kernels have no part in the graph.
             size: (H, W) of all images; None for any. Trace the module inside :func:`maps_on_grid` for a size.
             labels: give labels instead of logits.
             label_ids: the id of each class in the labels, each below 65536; by default 0 to C - 1.

@@ -67,8 +67,7 @@ def check_image(seed: int, size: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def reference_logits(model: LanguageSegmentor, image: Tensor) -> Tensor:
-    """The model's logits ``(C, H, W)`` of an image ``(3, H, W)``, at its size: what :meth:`LanguageSegmentor.predict`
-    gives without a sliding window."""
+    """The model's logits ``(C, H, W)`` of an image ``(3, H, W)``, at its size, without the compiled kernels."""
     batch = model.preprocess_image([{"image": image}])
     padded_size, size = tuple(batch.tensor.shape[-2:]), tuple(image.shape[-2:])
     with use_kernels(False):

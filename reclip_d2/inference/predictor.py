@@ -1,93 +1,194 @@
-"""Label maps of images of any size.
+"""Logits and labels of images of any size.
 
-Shape letters: C classes, (H, W) size of the image in pixels.
+Shape letters: C classes, (h, w) patch grid, (H, W) size of the image in pixels.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import copy
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
+from detectron2.structures import ImageList
 from torch import Tensor
 
 from reclip_d2.data.dataset_mapper import build_test_augmentations
-from reclip_d2.data.tiling import Tiling
+from reclip_d2.data.tiling import SlidingWindow, Tiling
 from reclip_d2.errors import ReclipError
-from reclip_d2.inference.windows import WindowLogits, blended_bands
+from reclip_d2.inference.grid_logits import GridLogits, rows_in
+from reclip_d2.inference.windows import SlidingLogits, Windows, blended_bands, ramp_weights, uniform_weights
 from reclip_d2.layers import use_kernels
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
 
 Turn = Callable[[], contextlib.AbstractContextManager[None]]
-"""Makes a context that is entered around each use of a network: one that waits lets others in between."""
+"""Makes a context that is entered around each forward pass: one that waits lets others in between."""
+
+
+@dataclasses.dataclass
+class Band:
+    """Some rows of an image, at its own size.
+
+    Attributes:
+        rows: which.
+        compute_logits: gives :attr:`logits`.
+        known_labels: :attr:`labels`, where they are known without the logits.
+    """
+
+    rows: slice
+    compute_logits: Callable[[], Tensor]
+    known_labels: Tensor | None = None
+
+    @functools.cached_property
+    def logits(self) -> Tensor:
+        """Mask logits ``(C, rows, W)`` float32, computed when they are first asked for."""
+        return self.compute_logits()
+
+    @property
+    def labels(self) -> Tensor:
+        """Best class of each pixel ``(rows, W)`` int64."""
+        return self.logits.argmax(0) if self.known_labels is None else self.known_labels
 
 
 class ImagePredictor:
-    """A model's labels for whole images, as ``train_net.py`` evaluates them, in bands of rows.
+    """A model's logits and labels of images at their own size, in bands of rows.
 
-    An image goes through the network as one, resized by the test augmentation; a very large one in overlapping tiles,
-    each resized as if it were an image, whose logits are blended. Either way the logits at the image's size are made
-    and dropped in bands, so memory does not grow with classes times pixels.
+    - An image is resized by the test augmentation and goes through the network as a whole.
+    - With ``TEST.SLIDING_WINDOW`` the resized image goes through it in overlapping windows, whose logits are averaged.
+    - An image that ``INPUT.TILES`` cuts is cut before the resize. Each tile is predicted as an image is (in windows,
+      too, if both are on); the tiles' logits are blended with ramps where they overlap.
+
+    Logits stay on the patch grid until they are wanted at the image's size, and are then made and dropped in bands, so
+    that memory does not grow with classes times pixels.
+
+    Refinements of the logits belong in two places: on the grid at the end of :meth:`grid_logits`, which every forward
+    pass goes through; at the image's size in :meth:`image_bands` and :meth:`bands`.
     """
 
     def __init__(
-        self, model: LanguageSegmentor, augmentations: list[T.Augmentation], tiling: Tiling, memory: int
+        self,
+        model: LanguageSegmentor,
+        augmentations: list[T.Augmentation],
+        tiling: Tiling,
+        memory: int,
+        sliding_window: SlidingWindow | None = None,
     ) -> None:
         """
         Args:
             model: in eval mode.
             augmentations: of the test.
             memory: bytes for logits at the image's size.
+            sliding_window: None sends the resized image through the network as a whole.
         """
-        if model.sliding_window is not None:
-            raise ReclipError("TEST.SLIDING_WINDOW is of the evaluation: set INPUT.TILES to predict in windows")
         self.model = model
         self.augmentations = T.AugmentationList(augmentations)
         self.tiling = tiling
         self.memory = memory
+        self.sliding_window = sliding_window
+        self.class_ids: list[int] | None = None
 
     @classmethod
     def from_config(cls, model: LanguageSegmentor, cfg: CfgNode) -> ImagePredictor:
-        """A predictor by the keys ``INPUT.*_TEST``, ``INPUT.TILES`` and ``TEST.BAND_MEMORY``."""
-        return cls(model, build_test_augmentations(cfg), Tiling.from_config(cfg), cfg.TEST.BAND_MEMORY * 2**20)
+        """A predictor by ``INPUT.*_TEST``, ``INPUT.TILES``, ``TEST.SLIDING_WINDOW`` and ``TEST.BAND_MEMORY``."""
+        memory = cfg.TEST.BAND_MEMORY * 2**20
+        return cls(
+            model, build_test_augmentations(cfg), Tiling.from_config(cfg), memory, SlidingWindow.from_config(cfg)
+        )
 
-    def window_logits(self, pixels: np.ndarray) -> WindowLogits:
-        """Mask logits of an image or tile ``(H, W, 3)`` uint8, on the patch grid."""
+    def for_classes(self, class_ids: Sequence[int]) -> ImagePredictor:
+        """A predictor of some of the model's classes, in this order: every pixel goes to the best of these."""
+        predictor = copy.copy(self)
+        predictor.class_ids = list(class_ids)
+        return predictor
+
+    # ---- through the network ----------------------------------------------------------------------------------
+
+    def resize(self, pixels: np.ndarray) -> Tensor:
+        """An image or tile ``(H, W, 3)`` uint8 at the test's resolution: ``(3, H', W')`` uint8."""
         inputs = T.AugInput(np.ascontiguousarray(pixels))
         self.augmentations(inputs)
-        image = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
-        batch = self.model.preprocess_image([{"image": image}])
-        with use_kernels(self.model.kernels):
-            logits = self.model.mask_logits(batch.tensor)[0].float()
-        height, width = batch.image_sizes[0]
-        padded_height, padded_width = batch.tensor.shape[-2:]
-        return WindowLogits(logits, (padded_height, padded_width), (int(height), int(width)), pixels.shape[:2])
+        return torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+
+    def grid_logits(self, pixels: Tensor, size: tuple[int, int], turn: Turn = contextlib.nullcontext) -> GridLogits:
+        """One forward pass: mask logits of a normalised image or window ``(3, H', W')``, to be resized to ``size``."""
+        padded = ImageList.from_tensors([pixels], self.model.size_divisibility).tensor
+        with turn(), use_kernels(self.model.kernels):
+            logits = self.model.mask_logits(padded)[0].float()
+        if self.class_ids is not None:
+            logits = logits[self.class_ids]
+        (padded_height, padded_width), (height, width) = padded.shape[-2:], pixels.shape[-2:]
+        return GridLogits(logits, (padded_height, padded_width), (height, width), size)
+
+    def network_logits(
+        self, image: Tensor, size: tuple[int, int], turn: Turn = contextlib.nullcontext
+    ) -> GridLogits | SlidingLogits:
+        """Logits of a resized image or tile ``(3, H', W')``, RGB in [0, 255], to be resized to ``size``: from one
+        forward pass, or from windows."""
+        pixels = self.model.normalize(image)
+        if self.sliding_window is None:
+            return self.grid_logits(pixels, size, turn)
+        area = (pixels.shape[-2], pixels.shape[-1])
+        windows = Windows(area, self.sliding_window.size, self.sliding_window.stride, uniform_weights)
+
+        def predict(rows: slice, columns: slice) -> GridLogits:
+            return self.grid_logits(pixels[:, rows, columns], windows.size, turn)
+
+        logits = {row: [predict(*slices) for slices in windows.slices(row)] for row in range(len(windows.tops))}
+        return SlidingLogits(windows, logits, size)
+
+    # ---- at the image's size ----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def bands(self, image: np.ndarray, turn: Turn = contextlib.nullcontext) -> Iterator[tuple[slice, Tensor]]:
-        """Mask logits of an image ``(H, W, 3)`` uint8: bands of rows, each with its logits ``(C, rows, W)``.
+    def bands(self, image: np.ndarray, turn: Turn = contextlib.nullcontext) -> Iterator[Band]:
+        """Bands of rows that make up an image ``(H, W, 3)`` uint8.
 
         Args:
-            turn: entered around the forward pass of each window.
+            turn: entered around each forward pass.
         """
         size = (image.shape[0], image.shape[1])
-        tiled = self.tiling.applies_to(size)
-        window = (self.tiling.size, self.tiling.size) if tiled else size
-        stride = (self.tiling.stride, self.tiling.stride) if tiled else size
+        if not self.tiling.applies_to(size):
+            yield from self.image_bands(self.resize(image), size, turn)
+            return
+        side, stride = (self.tiling.size, self.tiling.size), (self.tiling.stride, self.tiling.stride)
+        tiles = Windows(size, side, stride, ramp_weights)
 
-        def predict(rows: slice, columns: slice) -> WindowLogits:
-            with turn():
-                return self.window_logits(image[rows, columns])
+        def predict(rows: slice, columns: slice) -> GridLogits | SlidingLogits:
+            return self.network_logits(self.resize(image[rows, columns]), tiles.size, turn)
 
-        yield from blended_bands(size, window, stride, predict, self.memory)
+        for rows, logits in blended_bands(tiles, predict, self.memory):
+            yield Band(rows, lambda logits=logits: logits)
+
+    @torch.no_grad()
+    def image_bands(self, image: Tensor, size: tuple[int, int], turn: Turn = contextlib.nullcontext) -> Iterator[Band]:
+        """As :meth:`bands`, of an image that needs no tiles and is resized already.
+
+        Args:
+            image: ``(3, H', W')``, RGB in [0, 255].
+            size: (H, W) of the bands together.
+        """
+        logits = self.network_logits(image, size, turn)
+        with use_kernels(self.model.kernels):
+            labels = logits.labels(self.memory)
+        if labels is not None and labels.min() < 0:
+            raise ReclipError(
+                "the model's scores are not finite: check its checkpoint, or set MODEL.CLIP.AUTOCAST float32"
+            )
+        # Besides the band, twice as much while it is made.
+        step = rows_in(self.memory, logits.num_classes, 3 * size[1])
+        for start in range(0, size[0], step):
+            rows = slice(start, min(start + step, size[0]))
+            compute = functools.partial(logits.rows, rows.start, rows.stop)
+            yield Band(rows, compute, None if labels is None else labels[rows])
 
     def labels(self, image: np.ndarray) -> np.ndarray:
         """Best class of each pixel of an image ``(H, W, 3)`` uint8: ``(H, W)`` uint8, or uint16 above 256 classes."""
         dtype = np.uint8 if self.model.num_classes <= 256 else np.uint16
         labels = np.empty(image.shape[:2], dtype)
-        for rows, logits in self.bands(image):
-            labels[rows] = logits.argmax(0).cpu().numpy()
+        for band in self.bands(image):
+            labels[band.rows] = band.labels.cpu().numpy()
         return labels

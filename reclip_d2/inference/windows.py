@@ -1,67 +1,25 @@
-"""Windows of an image, their logits, and how overlapping windows are blended.
+"""Overlapping windows: how their logits are averaged at the pixels, in bands of rows.
 
-Shape letters: C classes, (h, w) patch grid of a window, (H, W) size of the whole image in pixels.
+Shape letters: C classes, (H, W) size of the whole image in pixels.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from reclip_d2.data.tiling import window_starts
+from reclip_d2.inference.grid_logits import BYTES, GridLogits, bilinear_taps, rows_in
+from reclip_d2.layers import upsample_argmax
 
 
-@functools.lru_cache(maxsize=8)
-def resize_matrix(length: int, steps: tuple[tuple[int, int], ...]) -> Tensor:
-    """Matrix ``(pixels, length)`` of what happens to one axis of a window's logits: resizes, one after the other.
-
-    Args:
-        length: patches.
-        steps: for each bilinear resize (align_corners=False) the size to resize to, and how many of the first positions
-            are kept.
-    """
-    rows = torch.eye(length)[None]  # (1, channels, positions): each patch by itself
-    for size, kept in steps:
-        if rows.shape[-1] != size:
-            rows = F.interpolate(rows, size=size, mode="linear", align_corners=False)
-        rows = rows[..., :kept]
-    return rows[0].T.contiguous()
-
-
-@dataclasses.dataclass(frozen=True)
-class WindowLogits:
-    """Logits of one window of an image, kept on the patch grid: upsampled, all windows together would be (C, H, W).
-
-    Attributes:
-        logits: ``(C, h, w)``.
-        padded_size: (height, width) of the padded network input.
-        network_size: (height, width) of the window in it, at the top left.
-        size: (height, width) of the window in the image.
-    """
-
-    logits: Tensor
-    padded_size: tuple[int, int]
-    network_size: tuple[int, int]
-    size: tuple[int, int]
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Logits ``(C, stop - start, width)`` of some of the window's rows at the image's size, as
-        :func:`~reclip_d2.modeling.postprocessing.upsample_logits` gives them: where there is padding, up to the
-        network's input, the padding cropped off, and then to the image's size; otherwise at once."""
-        down, across = (self._resize(axis).to(self.logits) for axis in (0, 1))
-        # Rows first: few of them are wanted, and the product with the columns is then a small one.
-        return torch.einsum("rh,chw->crw", down[start:stop], self.logits) @ across.T
-
-    def _resize(self, axis: int) -> Tensor:
-        last = (self.size[axis], self.size[axis])
-        padding = (self.padded_size[axis], self.network_size[axis])
-        steps = (last,) if self.padded_size == self.network_size else (padding, last)
-        return resize_matrix(self.logits.shape[1 + axis], steps)
+def uniform_weights(starts: Sequence[int], length: int) -> list[Tensor]:
+    """Weights ``(length,)`` of the windows along one axis for a plain mean: 1."""
+    return [torch.ones(length) for _ in starts]
 
 
 def ramp_weights(starts: Sequence[int], length: int) -> list[Tensor]:
@@ -82,77 +40,133 @@ def ramp_weights(starts: Sequence[int], length: int) -> list[Tensor]:
     return weights
 
 
-def blended_bands(
-    image_size: tuple[int, int],
-    window: tuple[int, int],
-    stride: tuple[int, int],
-    predict: Callable[[slice, slice], WindowLogits],
-    memory: int,
-) -> Iterator[tuple[slice, Tensor]]:
-    """Logits of an image, from overlapping windows, in bands of rows: the (C, H, W) logits never exist.
+class Windows:
+    """Overlapping windows that cover an area, and the weighted mean of their logits at its pixels.
 
-    Each pixel's logits are the mean over its windows, weighted by :func:`ramp_weights` along both axes. Windows are
-    predicted when the first band needs them, and dropped after the last.
+    Attributes:
+        area: (H, W) in pixels.
+        size: (height, width) of a window, cut at the area's size.
+        tops, lefts: first row of each row of windows, first column of each column of windows.
+    """
+
+    def __init__(
+        self,
+        area: tuple[int, int],
+        size: tuple[int, int],
+        stride: tuple[int, int],
+        weights: Callable[[Sequence[int], int], list[Tensor]],
+    ) -> None:
+        """
+        Args:
+            size: (height, width) of a window.
+            stride: (rows, columns) from one window to the next.
+            weights: of the windows along one axis: :func:`ramp_weights` or :func:`uniform_weights`. A window's weight
+                at a pixel is the product of the two axes'.
+        """
+        self.area = area
+        self.size = (min(size[0], area[0]), min(size[1], area[1]))
+        self.tops = window_starts(area[0], self.size[0], stride[0])
+        self.lefts = window_starts(area[1], self.size[1], stride[1])
+        self._down, self._across = weights(self.tops, self.size[0]), weights(self.lefts, self.size[1])
+
+    def slices(self, row: int) -> list[tuple[slice, slice]]:
+        """Rows and columns of the windows in a row of windows."""
+        rows = slice(self.tops[row], self.tops[row] + self.size[0])
+        return [(rows, slice(left, left + self.size[1])) for left in self.lefts]
+
+    def mean(self, logits: Mapping[int, Sequence[GridLogits | SlidingLogits]], start: int, stop: int) -> Tensor:
+        """Weighted mean ``(C, stop - start, W)`` of the windows' logits in some rows of pixels.
+
+        Args:
+            logits: by row of windows; those that touch the pixels, at least.
+        """
+        if len(self.tops) == len(self.lefts) == 1:
+            return logits[0][0].rows(start, stop)
+        total, weights = None, None
+        for row, windows in logits.items():
+            first, last = max(start, self.tops[row]), min(stop, self.tops[row] + self.size[0])
+            if first >= last:
+                continue
+            rows, own = slice(first - start, last - start), slice(first - self.tops[row], last - self.tops[row])
+            for left, weight, window in zip(self.lefts, self._across, windows, strict=True):
+                columns = slice(left, left + self.size[1])
+                part = window.rows(own.start, own.stop)
+                if total is None or weights is None:
+                    total = part.new_zeros(len(part), stop - start, self.area[1])
+                    weights = part.new_zeros(stop - start, self.area[1])
+                share = (self._down[row][own, None] * weight).to(weights)
+                total[:, rows, columns] += part.mul_(share)
+                weights[rows, columns] += share
+        assert total is not None
+        return total.div_(weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class SlidingLogits:
+    """Logits of an image from windows of the network's view of it: their plain mean at the network's pixels, resized.
+
+    Attributes:
+        windows: of the resized image.
+        logits: of each row of windows.
+        size: (H, W) wanted.
+    """
+
+    windows: Windows
+    logits: Mapping[int, Sequence[GridLogits]]
+    size: tuple[int, int]
+
+    @property
+    def num_classes(self) -> int:
+        return self.logits[0][0].num_classes
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Logits ``(C, stop - start, W)`` of some of the rows at the wanted size."""
+        if self.windows.area == self.size:
+            return self.windows.mean(self.logits, start, stop)
+        above, below, share = (part[start:stop] for part in bilinear_taps(self.windows.area[0], self.size[0]))
+        first, last = int(above[0]), int(below[-1]) + 1
+        band = self.windows.mean(self.logits, first, last)
+        # The number of rows is the same: this resizes the columns only.
+        band = F.interpolate(band[None], (last - first, self.size[1]), mode="bilinear", align_corners=False)[0]
+        above, below = (part.to(band.device) - first for part in (above, below))
+        return torch.lerp(band[:, above], band[:, below], share.to(band)[:, None])
+
+    def labels(self, memory: int) -> Tensor | None:
+        """Labels ``(H, W)`` int64 by :func:`~reclip_d2.layers.upsample_argmax`; None if the logits at the network's
+        pixels take more than ``memory`` bytes."""
+        height, width = self.windows.area
+        if self.num_classes * height * width * BYTES > memory:
+            return None
+        return upsample_argmax(self.windows.mean(self.logits, 0, height)[None], self.size)[0]
+
+
+def blended_bands(
+    windows: Windows, predict: Callable[[slice, slice], GridLogits | SlidingLogits], memory: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Weighted mean of the windows' logits in bands of rows: the (C, H, W) logits never exist.
+
+    Windows are predicted when the first band needs them, and dropped after the last.
 
     Args:
-        image_size: (H, W).
-        window: (height, width), cut at the image's size.
-        stride: (rows, columns) from one window to the next.
         predict: logits of the window of these rows and columns.
-        memory: bytes for logits at the image's size; a band has as many rows as fit, at least one.
+        memory: bytes for logits at the area's pixels; a band has as many rows as fit, at least one.
 
     Yields:
         the band's rows, and its logits ``(C, rows, W)``.
     """
-    height, width = image_size
-    size = (min(window[0], height), min(window[1], width))
-    tops, lefts = window_starts(height, size[0], stride[0]), window_starts(width, size[1], stride[1])
-    down, across = ramp_weights(tops, size[0]), ramp_weights(lefts, size[1])
-    active: dict[int, list[WindowLogits]] = {}  # by the windows' row
+    height, width = windows.area
+    active: dict[int, list[GridLogits | SlidingLogits]] = {}  # by row of windows
     next_row, start = 0, 0
     while start < height:
         if not active:
-            active[next_row] = _predict_row(predict, tops[next_row], lefts, size)
+            active[next_row] = [predict(*slices) for slices in windows.slices(next_row)]
             next_row += 1
-        classes = active[max(active)][0].logits.shape[0]
-        # The band itself, and beside it a window's part of it, twice.
-        stop = min(start + max(1, memory // (4 * classes * (width + 2 * size[1]))), height)
-        while next_row < len(tops) and tops[next_row] < stop:
-            active[next_row] = _predict_row(predict, tops[next_row], lefts, size)
+        classes = active[max(active)][0].num_classes
+        # Besides the band, a window's part of it, twice.
+        stop = min(start + rows_in(memory, classes, width + 2 * windows.size[1]), height)
+        while next_row < len(windows.tops) and windows.tops[next_row] < stop:
+            active[next_row] = [predict(*slices) for slices in windows.slices(next_row)]
             next_row += 1
-        yield slice(start, stop), _blend(active, tops, lefts, down, across, size, slice(start, stop), width)
+        yield slice(start, stop), windows.mean(active, start, stop)
         start = stop
-        active = {row: windows for row, windows in active.items() if tops[row] + size[0] > start}
-
-
-def _predict_row(
-    predict: Callable[[slice, slice], WindowLogits], top: int, lefts: Sequence[int], size: tuple[int, int]
-) -> list[WindowLogits]:
-    return [predict(slice(top, top + size[0]), slice(left, left + size[1])) for left in lefts]
-
-
-def _blend(
-    active: dict[int, list[WindowLogits]],
-    tops: Sequence[int],
-    lefts: Sequence[int],
-    down: Sequence[Tensor],
-    across: Sequence[Tensor],
-    size: tuple[int, int],
-    band: slice,
-    width: int,
-) -> Tensor:
-    """Weighted mean of the windows in the rows ``band``."""
-    if len(tops) == len(lefts) == 1:
-        return active[0][0].rows(band.start, band.stop)
-    some = next(iter(active.values()))[0].logits
-    total = some.new_zeros(some.shape[0], band.stop - band.start, width)
-    weights = some.new_zeros(band.stop - band.start, width)
-    for row, windows in active.items():
-        first, last = max(band.start, tops[row]), min(band.stop, tops[row] + size[0])
-        rows, own = slice(first - band.start, last - band.start), slice(first - tops[row], last - tops[row])
-        for left, weight, window in zip(lefts, across, windows, strict=True):
-            columns = slice(left, left + size[1])
-            share = (down[row][own, None] * weight).to(some)
-            total[:, rows, columns] += window.rows(own.start, own.stop).mul_(share)
-            weights[rows, columns] += share
-    return total.div_(weights)
+        active = {row: logits for row, logits in active.items() if windows.tops[row] + windows.size[0] > start}

@@ -1,16 +1,13 @@
-"""From logits on the patch grid to logits or labels at the wanted size, and sliding windows.
+"""From logits on the patch grid to logits or labels at the wanted size.
 
 Shape letters: B images, C classes, (h, w) patch grid, (H, W) size in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from reclip_d2.data.tiling import window_starts
 from reclip_d2.layers import upsample_argmax
 
 
@@ -47,41 +44,3 @@ def upsample_labels(
     if image_size == output_size:
         return upsample_argmax(logits, padded_size)[..., : image_size[0], : image_size[1]]
     return upsample_logits(logits, padded_size, image_size, output_size).argmax(1)
-
-
-def sliding_windows(
-    image_size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int]
-) -> Iterator[tuple[slice, slice]]:
-    """Row and column slices of overlapping windows that cover the image."""
-    for top in window_starts(image_size[0], window[0], stride[0]):
-        for left in window_starts(image_size[1], window[1], stride[1]):
-            yield slice(top, min(top + window[0], image_size[0])), slice(left, min(left + window[1], image_size[1]))
-
-
-def sliding_window_logits(
-    image: Tensor,
-    predict: Callable[[Tensor], Tensor],
-    window: tuple[int, int],
-    stride: tuple[int, int],
-) -> Tensor:
-    """Mean logits of overlapping windows.
-
-    Args:
-        image: ``(3, H, W)``.
-        predict: maps a window ``(3, wh, ww)`` to logits ``(C, wh, ww)``.
-        window, stride: (height, width) in pixels.
-
-    Returns:
-        ``(C, H, W)``.
-    """
-    height, width = image.shape[-2:]
-    total: Tensor | None = None
-    count = image.new_zeros(height, width)
-    for rows, columns in sliding_windows((height, width), window, stride):
-        logits = predict(image[:, rows, columns])
-        if total is None:
-            total = logits.new_zeros(logits.shape[0], height, width)
-        total[:, rows, columns] += logits
-        count[rows, columns] += 1
-    assert total is not None
-    return total / count

@@ -63,12 +63,12 @@ class MaskClassTable:
         count = len(self.mask_classes.names)
         labels = np.empty(image.shape[:2], np.uint8)
         scores = np.empty((count, *image.shape[:2]), np.float16) if with_scores else None
-        for rows, logits in predictor.bands(image):
-            labels[rows] = self.ids[logits.argmax(0).cpu().numpy()]
+        for band in predictor.bands(image):
+            labels[band.rows] = self.ids[band.labels.cpu().numpy()]
             if scores is not None:
                 for index in range(count):
-                    members = torch.from_numpy(np.flatnonzero(self.ids == index)).to(logits.device)
-                    scores[index, rows] = logits[members].amax(0).half().cpu().numpy()
+                    members = torch.from_numpy(np.flatnonzero(self.ids == index)).to(band.logits.device)
+                    scores[index, band.rows] = band.logits[members].amax(0).half().cpu().numpy()
         return labels, scores
 
 

@@ -100,7 +100,6 @@ def test_a_student_is_the_last_model_of_its_run(reclip, model, tmp_path):
     assert result.status == 0, result.err
     assert "distilled student" in result.out
     pixels = np.random.default_rng(0).integers(0, 256, (71, 50, 3), dtype=np.uint8)
-    student.label_maps = False
     expected = student([{"image": torch.from_numpy(pixels.transpose(2, 0, 1).copy())}])[0]["sem_seg"]
     logits = run_onnx(folder / "export" / "student.onnx", pixels)
     np.testing.assert_allclose(logits, expected.numpy(), rtol=1e-4, atol=1e-5)
@@ -176,7 +175,7 @@ OUTPUT_DIR: {tmp_path}/output
 
 @pytest.mark.parametrize("architecture", ["Student", "RectifiedCLIP"])
 def test_a_model_of_train_net(architecture, reclip, config, tmp_path):
-    plain = ["MODEL.DEVICE", "cpu", "MODEL.CLIP.AUTOCAST", "float32", "TEST.SLIDING_WINDOW.ENABLED", "False"]
+    plain = ["MODEL.DEVICE", "cpu", "MODEL.CLIP.AUTOCAST", "float32"]
     cfg = load_config(str(config), ["MODEL.META_ARCHITECTURE", architecture, *plain])
     check_registered_parts(cfg)
     model = build_model(cfg).eval()
@@ -187,7 +186,6 @@ def test_a_model_of_train_net(architecture, reclip, config, tmp_path):
     assert result.status == 0, result.err
     path = tmp_path / "export" / ("student.onnx" if architecture == "Student" else "rectified.onnx")
     pixels = np.random.default_rng(0).integers(0, 256, (45, 61, 3), dtype=np.uint8)
-    model.label_maps = False
     expected = model([{"image": torch.from_numpy(pixels.transpose(2, 0, 1).copy())}])[0]["sem_seg"]
     np.testing.assert_allclose(run_onnx(path, pixels), expected.numpy(), rtol=1e-4, atol=1e-5)
     content = json.loads((path.parent / "classes.json").read_text())

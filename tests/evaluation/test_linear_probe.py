@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from reclip_d2.data.tiling import SlidingWindow, Tiling
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.linear_probe import LinearProbe, probe_loss, weights_digest
+from reclip_d2.inference import DatasetPredictor, ImagePredictor
 from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from tests.helpers import EMBED_DIM, make_maskclip, make_rectified, random_image
-
-SLIDING = ((16, 16), (8, 8))
 
 
 def inputs(*sizes: tuple[int, int]) -> list[dict]:
@@ -152,19 +152,20 @@ def test_the_norm_has_the_mean_of_all_batches():
     torch.testing.assert_close(probe.norm.running_mean, (means[0] + means[1]) / 2)
 
 
-@pytest.mark.parametrize("sliding_window", [None, SLIDING])
+@pytest.mark.parametrize("sliding_window", [None, SlidingWindow((16, 16), (8, 8))])
 def test_prediction(sliding_window):
     """Labels of an image of odd size at another size: as the logits say."""
-    probe = LinearProbe(make_maskclip(sliding_window=sliding_window))
+    probe = LinearProbe(make_maskclip())
     train(probe, inputs((32, 32)))
     record = {"image": random_image(5, 27, 34), "height": 50, "width": 61}
-    labels = probe.eval()([record])[0]["sem_seg"]
+    predictor = ImagePredictor(probe.eval(), [], Tiling(100, 50, 0.0), 10**8, sliding_window)
+    labels = DatasetPredictor(probe, predictor)([record])[0]["sem_seg"]
     assert labels.shape == (50, 61) and labels.dtype == torch.int64
-    probe.label_maps = False
-    logits = probe([record])[0]["sem_seg"]
+    logits = DatasetPredictor(probe, predictor, label_maps=False)([record])[0]["sem_seg"]
     assert logits.shape == (4, 50, 61)
     assert (logits.argmax(0) == labels).float().mean() > 0.999  # rounding at ties apart
     if sliding_window is None:
+        torch.testing.assert_close(logits, probe([record])[0]["sem_seg"])
         small = probe.mask_logits(probe.preprocess_image([record]).tensor)
         large = F.interpolate(small, size=(32, 40), mode="bilinear", align_corners=False)[..., :27, :34]
         torch.testing.assert_close(

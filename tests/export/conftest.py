@@ -32,9 +32,8 @@ MODELS = {
 
 
 def build(name: str) -> LanguageSegmentor:
-    """One of :data:`MODELS`, as it predicts, giving logits."""
+    """One of :data:`MODELS`, as it predicts."""
     model = MODELS[name]().eval()
-    model.label_maps = False
     with torch.no_grad():  # statistics of a batch norm that are not 0 and 1
         for key, buffer in model.named_buffers():
             if key.endswith(("running_mean", "running_var")):

@@ -1,4 +1,4 @@
-"""From the patch grid to the wanted size; sliding windows.
+"""From the patch grid to the wanted size.
 
 Shape letters: B images, C classes, (h, w) patch grid, (H, W) size in pixels.
 """
@@ -9,8 +9,6 @@ import torch.nn.functional as F
 
 from reclip_d2.layers import use_kernels
 from reclip_d2.modeling.postprocessing import (
-    sliding_window_logits,
-    sliding_windows,
     upsample_labels,
     upsample_logits,
 )
@@ -73,45 +71,6 @@ def test_padding_is_cropped_before_the_resize():
     assert (wrong == 1).any()
     assert (upsample_labels(logits, padded, image, output) == 0).all()
     assert (upsample_logits(logits, padded, image, (16, 48)).argmax(1) == 0).all()
-
-
-# ---- sliding windows ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("size", "window", "stride"), [((37, 53), (16, 20), (9, 20)), ((5, 40), (16, 16), (16, 7))])
-def test_windows_cover_everything_and_keep_their_size(size, window, stride):
-    seen = torch.zeros(size)
-    for rows, columns in sliding_windows(size, window, stride):
-        assert rows.stop - rows.start == min(window[0], size[0])
-        assert columns.stop - columns.start == min(window[1], size[1])
-        seen[rows, columns] += 1
-    assert seen.min() >= 1
-
-
-def test_mean_of_overlapping_windows_by_brute_force():
-    image = torch.randn(3, 11, 14, dtype=torch.float64)
-
-    def predict(window: torch.Tensor) -> torch.Tensor:
-        """Depends on the whole window, so that overlapping windows disagree."""
-        return torch.stack([window[0] * window.mean(), window[1] + window.std()])
-
-    got = sliding_window_logits(image, predict, (6, 5), (4, 3))
-    assert got.shape == (2, 11, 14)
-    tops, lefts = [0, 4, 5], [0, 3, 6, 9]
-    for i in range(11):
-        for j in range(14):
-            values = [
-                predict(image[:, t : t + 6, left : left + 5])[:, i - t, j - left]
-                for t in tops
-                for left in lefts
-                if t <= i < t + 6 and left <= j < left + 5
-            ]
-            torch.testing.assert_close(got[:, i, j], torch.stack(values).mean(0))
-
-
-def test_a_window_larger_than_the_image_is_the_image():
-    image = torch.randn(3, 5, 6)
-    torch.testing.assert_close(sliding_window_logits(image, lambda x: x * 2, (9, 9), (3, 3)), image * 2)
 
 
 # ---- valid patches --------------------------------------------------------------------------------------------

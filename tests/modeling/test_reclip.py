@@ -45,7 +45,7 @@ def test_mask_logits(mode, sign, decoder):
 
 
 def test_text_and_places_are_computed_once_and_images_each(monkeypatch):
-    model = make_reclip(label_maps=False).eval()
+    model = make_reclip().eval()
     counts = {"reference_features": 0, "shared_bias": 0, "image_bias": 0}
 
     def counted(name):
@@ -69,7 +69,7 @@ def test_text_and_places_are_computed_once_and_images_each(monkeypatch):
 
 
 def test_a_text_of_other_weights_is_forgotten():
-    model, other = make_reclip(label_maps=False).eval(), make_reclip(label_maps=False).eval()
+    model, other = make_reclip().eval(), make_reclip().eval()
     with torch.no_grad():
         other.bias_head.reference_prompt.vectors.normal_()
     record = {"image": random_image(0)}

@@ -55,15 +55,15 @@ def test_identity_decoder_without_norm_passes_m_through():
 
 
 def test_none_without_decoder_is_maskclip():
-    model = make_rectified(decoder=False, rectification="none", label_maps=False).eval()
+    model = make_rectified(decoder=False, rectification="none").eval()
     record = {"image": random_image(3, 21, 50), "height": 30, "width": 60}
-    expected = make_maskclip(label_maps=False)([record])[0]["sem_seg"]
+    expected = make_maskclip()([record])[0]["sem_seg"]
     torch.testing.assert_close(model([record])[0]["sem_seg"], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("decoder", [True, False])
 def test_any_size_and_batch_mates(decoder):
-    model = make_rectified(decoder=decoder, label_maps=False).eval()
+    model = make_rectified(decoder=decoder).eval()
     records = [{"image": random_image(i, *size)} for i, size in enumerate([(31, 47), (8, 8), (5, 64)])]
     outputs = model(records)
     for record, output in zip(records, outputs, strict=True):
@@ -95,7 +95,7 @@ def test_bias_is_computed_once_a_resolution_in_eval_mode(monkeypatch):
 
 
 def test_a_bias_of_other_weights_is_forgotten():
-    model, other = make_rectified(decoder=False, label_maps=False).eval(), make_rectified(decoder=False).eval()
+    model, other = make_rectified(decoder=False).eval(), make_rectified(decoder=False).eval()
     with torch.no_grad():
         other.bias_head.positional_projection.conv.bias.add_(1.0)
     record = {"image": random_image(0)}

@@ -99,7 +99,7 @@ def test_the_head_works_in_full_precision_under_autocast():
 @pytest.mark.parametrize("stride", [8, 16])
 @pytest.mark.parametrize("size", [(32, 40), (33, 25), (7, 50)])
 def test_predictions_of_any_size(stride, size):
-    student = make_student(make_rectified(), stride=stride, label_maps=False).eval()
+    student = make_student(make_rectified(), stride=stride).eval()
     record = {"image": random_image(1, *size), "height": 21, "width": 30}
     logits = student([record])[0]["sem_seg"]
     assert logits.shape == (4, 21, 30)
@@ -110,11 +110,6 @@ def test_predictions_of_any_size(stride, size):
     if padded != list(size):  # the padding is cropped off at the size of the image
         expected = F.interpolate(expected, padded, mode="bilinear")[..., : size[0], : size[1]]
     torch.testing.assert_close(logits, F.interpolate(expected, (21, 30), mode="bilinear")[0], rtol=1e-4, atol=1e-5)
-    student.label_maps = True
-    best = logits.topk(2, dim=0).values
-    clear = best[0] - best[1] > 1e-5  # both ways round differently
-    assert clear.float().mean() > 0.9
-    assert torch.equal(student([record])[0]["sem_seg"][clear], logits.argmax(0)[clear])
 
 
 def test_it_does_not_train_alone():

@@ -1,4 +1,4 @@
-"""Inference that all models of this project share: normalisation, padding, sliding windows, resizing.
+"""Inference that all models of this project share: normalisation, padding, resizing of the logits.
 
 Shape letters: B images, C classes, (h, w) grid of the features, (H, W) size in pixels.
 """
@@ -13,7 +13,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from reclip_d2.layers import use_kernels
-from reclip_d2.modeling.postprocessing import sliding_window_logits, upsample_labels, upsample_logits
+from reclip_d2.modeling.postprocessing import upsample_logits
 
 
 class LanguageSegmentor(nn.Module):
@@ -29,8 +29,6 @@ class LanguageSegmentor(nn.Module):
         templates: str,
         pixel_mean: list[float],
         pixel_std: list[float],
-        sliding_window: tuple[tuple[int, int], tuple[int, int]] | None = None,
-        label_maps: bool = True,
         kernels: bool = True,
     ) -> None:
         """
@@ -38,15 +36,11 @@ class LanguageSegmentor(nn.Module):
             class_names: for each class its name and any synonyms.
             templates: name of the template set, for the identity.
             pixel_mean, pixel_std: RGB, in [0, 255].
-            sliding_window: (window, stride), each (height, width) in pixels; None predicts the whole image.
-            label_maps: give ``"sem_seg"`` as a label map instead of logits (see :meth:`forward`).
             kernels: use the compiled kernels if they are built.
         """
         super().__init__()
         self.class_names = class_names
         self.templates = templates
-        self.sliding_window = sliding_window
-        self.label_maps = label_maps
         self.kernels = kernels
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
@@ -86,46 +80,28 @@ class LanguageSegmentor(nn.Module):
         """Mask logits M_o ``(B, C, h, w)`` of normalised, padded images ``(B, 3, H, W)``: what the argmax reads."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
-        """Inference, one image at a time, so that a prediction does not depend on its batch.
+        """Logits of whole images, as Detectron2's models give them; one image at a time, so that a prediction does not
+        depend on its batch. Labels, windows and bounded memory: :class:`~reclip_d2.inference.ImagePredictor`.
 
         Args:
             batched_inputs: dicts with ``image`` ``(3, H, W)``, RGB in [0, 255], and optionally ``height``, ``width``
                 of the wanted output.
 
         Returns:
-            for each image ``{"sem_seg": (C, height, width) logits}``, or ``{"sem_seg": (height, width) int64}``
-            with ``label_maps``.
+            for each image ``{"sem_seg": (C, height, width) logits}``.
         """
         with use_kernels(self.kernels):
-            return [{"sem_seg": self.predict(x)} for x in batched_inputs]
+            return [{"sem_seg": self._image_logits(x)} for x in batched_inputs]
 
-    @torch.no_grad()
-    def predict(self, record: dict[str, Any]) -> Tensor:
-        """Prediction of one image; see :meth:`forward`."""
+    def _image_logits(self, record: dict[str, Any]) -> Tensor:
         image = self.preprocess_image([record])
-        size = tuple(image.image_sizes[0])
+        padded_size, size = tuple(image.tensor.shape[-2:]), tuple(image.image_sizes[0])
         output_size = (record.get("height", size[0]), record.get("width", size[1]))
-        if self.sliding_window is None:
-            logits, padded_size = self.mask_logits(image.tensor), tuple(image.tensor.shape[-2:])
-        else:
-            pixels = image.tensor[0, :, : size[0], : size[1]]
-            logits, padded_size = sliding_window_logits(pixels, self._window_logits, *self.sliding_window)[None], size
-        upsample = upsample_labels if self.label_maps else upsample_logits
-        return upsample(logits, padded_size, size, output_size)[0]
-
-    def _window_logits(self, window: Tensor) -> Tensor:
-        size = (window.shape[-2], window.shape[-1])
-        padded = ImageList.from_tensors([window], self.size_divisibility).tensor
-        return upsample_logits(self.mask_logits(padded), tuple(padded.shape[-2:]), size, size)[0]
+        return upsample_logits(self.mask_logits(image.tensor), padded_size, size, output_size)[0]
 
 
 def inference_arguments(cfg: CfgNode) -> dict[str, Any]:
     """The arguments of :class:`LanguageSegmentor` that only say how to predict."""
-    window = cfg.TEST.SLIDING_WINDOW
-    return {
-        "templates": cfg.MODEL.CLIP.TEMPLATES,
-        "sliding_window": (tuple(window.SIZE), tuple(window.STRIDE)) if window.ENABLED else None,
-        "label_maps": cfg.TEST.LABEL_MAPS,
-        "kernels": cfg.MODEL.USE_KERNELS,
-    }
+    return {"templates": cfg.MODEL.CLIP.TEMPLATES, "kernels": cfg.MODEL.USE_KERNELS}

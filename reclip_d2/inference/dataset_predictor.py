@@ -1,0 +1,83 @@
+"""A predictor as Detectron2's ``inference_on_dataset`` calls it.
+
+Shape letters: C classes, (H, W) size of the image in pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from reclip_d2.errors import ReclipError
+from reclip_d2.inference.predictor import ImagePredictor
+from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
+from reclip_d2.modeling.meta_arch.distillation import Distillation
+
+
+class DatasetPredictor(nn.Module):
+    """Predictions of an :class:`ImagePredictor` for the records of a test loader.
+
+    The loader maps images by :func:`~reclip_d2.data.dataset_mapper.build_test_mapper`: resized already, but for those
+    that the predictor cuts into tiles.
+    """
+
+    def __init__(self, model: nn.Module, predictor: ImagePredictor, label_maps: bool = True) -> None:
+        """
+        Args:
+            model: what is put into eval mode for the evaluation: the predictor's, or a wrapper around it.
+            label_maps: give label maps instead of logits.
+        """
+        super().__init__()
+        self.model = model
+        self.predictor = predictor
+        self.label_maps = label_maps
+        self.training = model.training  # an evaluation leaves the model in the mode in which it was
+
+    @classmethod
+    def from_config(cls, model: nn.Module, cfg: CfgNode) -> DatasetPredictor:
+        """The predictor of a model as it is trained: perhaps distributed, or with its teacher."""
+        return cls(model, ImagePredictor.from_config(predicting_model(model), cfg), cfg.TEST.LABEL_MAPS)
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+        """Predict images, one at a time.
+
+        Args:
+            batched_inputs: dicts with ``image`` ``(3, H', W')`` uint8, RGB, and optionally ``height``, ``width``.
+
+        Returns:
+            for each image ``{"sem_seg": (height, width) int64}``, or ``{"sem_seg": (C, height, width)}`` logits.
+        """
+        return [{"sem_seg": self._predict(record)} for record in batched_inputs]
+
+    @torch.no_grad()
+    def _predict(self, record: dict[str, Any]) -> Tensor:
+        image, predictor = record["image"], self.predictor
+        size = (record.get("height", image.shape[-2]), record.get("width", image.shape[-1]))
+        if predictor.tiling.applies_to(size):
+            if tuple(image.shape[-2:]) != size:
+                raise ReclipError(
+                    f"image {record.get('file_name', '')} has {image.shape[-2]} x {image.shape[-1]} pixels, not the"
+                    f" {size[0]} x {size[1]} of its record: correct the data set's list, or raise INPUT.TILES.FROM_SIDE"
+                )
+            bands = predictor.bands(image.permute(1, 2, 0).numpy())
+        else:
+            bands = predictor.image_bands(image, size)
+        result: Tensor | None = None
+        for band in bands:
+            part = band.labels if self.label_maps else band.logits
+            if result is None:
+                result = part.new_empty((*part.shape[:-2], *size))
+            result[..., band.rows, :] = part
+        assert result is not None
+        return result
+
+
+def predicting_model(model: nn.Module) -> LanguageSegmentor:
+    """The model that predicts: of one that is trained in several processes its own, of a distillation the student."""
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    return model.student if isinstance(model, Distillation) else model
