@@ -167,7 +167,11 @@ def test_what_counts_as_memory(error, start, capsys):
         # Evaluation in the middle of a training.
         (("detectron2.engine.train_loop", "detectron2.evaluation.evaluator"), {"TEST.SLIDING_WINDOW"}),
         (("reclip_d2.engine.calibration",), {"INPUT.MIN_SIZE_TEST"}),
-        (("reclip_d2.workspace.masks", "reclip_d2.inference.predictor"), {"INPUT.MIN_SIZE_TEST", "TEST.BAND_MEMORY"}),
+        (
+            ("reclip_d2.workspace.masks", "reclip_d2.inference.predictor"),
+            {"TEST.SLIDING_WINDOW", "INPUT.MIN_SIZE_TEST", "TEST.BAND_MEMORY"},
+        ),
+        (("detectron2.evaluation.evaluator", "reclip_d2.inference"), {"TEST.SLIDING_WINDOW", "TEST.BAND_MEMORY"}),
         (("reclip_d2.data.datasets.preparation",), {"--workers"}),
         (("reclip_d2.hypothesisX", "reclip_d2"), set(ALL_KEYS)),
     ],

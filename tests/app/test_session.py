@@ -58,7 +58,7 @@ def test_a_part_of_the_models_classes(session, served):
     photo = served.photos / "0.jpg"
     result = session.segment(photo, "fire\nsnow\nsky, heaven")
     model = session.models.trained(result.model.trained)
-    logits = torch.cat([band for _, band in model.bands(read_image(photo))], dim=1)
+    logits = torch.cat([band.logits for band in model.bands(read_image(photo))], dim=1)
     of_model = ["sky", "wood", "fire", "road", "snow"]
     wanted = [of_model.index(name) for name in ("fire", "snow", "sky")]
     np.testing.assert_array_equal(result.after, logits[wanted].argmax(0).numpy())

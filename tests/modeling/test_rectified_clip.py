@@ -111,7 +111,7 @@ def test_a_bias_of_other_weights_is_forgotten():
 
 
 def test_caches_follow_the_model_to_another_dtype():
-    model = make_rectified(decoder=False, label_maps=False).eval()
+    model = make_rectified(decoder=False).eval()
     model([{"image": random_image(0)}])
     assert model.double().bias_logits((4, 4)).dtype == torch.float64
 
