@@ -183,7 +183,7 @@ def test_some_of_the_classes():
         assert len(logits_of(predictor, image)) == 4
 
 
-def test_scores_that_are_not_finite_are_an_error():
+def test_scores_that_are_not_finite():
     model = make_maskclip()
     model.template_query_features[1] = float("nan")
     with pytest.raises(ReclipError, match="not finite.*checkpoint"):
