@@ -82,7 +82,8 @@ from reclip_d2.engine.program import argument_parser, main
 main(argument_parser().parse_args([
     "--config-file", "configs/datasets/farmland.yaml",
     "--config-file", "configs/methods/reclippp_rectify.yaml", "MODEL.BIAS_HEAD.NAME", "ClassBiasHead",
-    "MODEL.LOSS.ENTROPY_WEIGHT", "0.1", "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2",
+    "MODEL.CLIP.DENSE_ATTENTION", "local_mean", "MODEL.LOSS.ENTROPY_WEIGHT", "0.1",
+    "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2",
     "DATALOADER.NUM_WORKERS", "0",
 ]))
 
