@@ -9,7 +9,7 @@
 The program is ``reclip_d2.engine.program``, its trainer ``reclip_d2.engine.trainer``.
 """
 
-import reclip_d2  # noqa: F401  isort: skip  (before the libraries whose messages it filters)
+import reclip_d2.utils.program_start  # noqa: F401  isort: skip  (first: see there)
 from reclip_d2.engine.program import main, run_program
 
 if __name__ == "__main__":

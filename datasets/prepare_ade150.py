@@ -9,15 +9,12 @@ Reads $DETECTRON2_DATASETS/ADEChallengeData2016/annotations and writes annotatio
 
 from __future__ import annotations
 
-import sys
+import reclip_d2.utils.program_start  # noqa: F401  isort: skip  (first: see there)
 from collections.abc import Sequence
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from reclip_d2.data.datasets.ade150 import ADE150, LABEL_MAPPING  # noqa: E402
-from reclip_d2.data.datasets.preparation_program import argument_parser, prepare_folder  # noqa: E402
-from reclip_d2.errors import exit_on_error  # noqa: E402
+from reclip_d2.data.datasets.ade150 import ADE150, LABEL_MAPPING
+from reclip_d2.data.datasets.preparation_program import argument_parser, prepare_folder
+from reclip_d2.errors import exit_on_error
 
 FOLDERS = {"train": "annotations/training", "val": "annotations/validation"}
 

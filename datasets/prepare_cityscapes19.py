@@ -9,15 +9,12 @@ needs no cityscapesscripts. See datasets/README.md.
 
 from __future__ import annotations
 
-import sys
+import reclip_d2.utils.program_start  # noqa: F401  isort: skip  (first: see there)
 from collections.abc import Sequence
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from reclip_d2.data.datasets.cityscapes19 import CITYSCAPES19, LABEL_MAPPING, LABEL_PALETTE  # noqa: E402
-from reclip_d2.data.datasets.preparation_program import argument_parser, prepare_folder  # noqa: E402
-from reclip_d2.errors import exit_on_error  # noqa: E402
+from reclip_d2.data.datasets.cityscapes19 import CITYSCAPES19, LABEL_MAPPING, LABEL_PALETTE
+from reclip_d2.data.datasets.preparation_program import argument_parser, prepare_folder
+from reclip_d2.errors import exit_on_error
 
 
 @exit_on_error

@@ -9,15 +9,12 @@ coco_stuff27. See datasets/README.md.
 
 from __future__ import annotations
 
-import sys
+import reclip_d2.utils.program_start  # noqa: F401  isort: skip  (first: see there)
 from collections.abc import Sequence
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from reclip_d2.data.datasets.coco_stuff import COCO_STUFF27, COCO_STUFF171, MAPPING_27, MAPPING_171  # noqa: E402
-from reclip_d2.data.datasets.preparation_program import argument_parser, prepare_folder  # noqa: E402
-from reclip_d2.errors import exit_on_error  # noqa: E402
+from reclip_d2.data.datasets.coco_stuff import COCO_STUFF27, COCO_STUFF171, MAPPING_27, MAPPING_171
+from reclip_d2.data.datasets.preparation_program import argument_parser, prepare_folder
+from reclip_d2.errors import exit_on_error
 
 VARIANTS = {27: (COCO_STUFF27, MAPPING_27), 171: (COCO_STUFF171, MAPPING_171)}
 

@@ -10,23 +10,21 @@ images). See datasets/README.md.
 
 from __future__ import annotations
 
+import reclip_d2.utils.program_start  # noqa: F401  isort: skip  (first: see there)
 import json
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from reclip_d2.data.datasets.context59 import CONTEXT59, JSON_MAPPING, MAPPING_59, MAPPING_60  # noqa: E402
-from reclip_d2.data.datasets.label_sources import IndexPNG, RunLengthLabel  # noqa: E402
-from reclip_d2.data.datasets.preparation_program import argument_parser, label_folder, prepare_split  # noqa: E402
-from reclip_d2.data.datasets.registration import README, check_image_id  # noqa: E402
-from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
-from reclip_d2.utils.files import open_regular  # noqa: E402
-from reclip_d2.utils.io import atomic_write  # noqa: E402
+from reclip_d2.data.datasets.context59 import CONTEXT59, JSON_MAPPING, MAPPING_59, MAPPING_60
+from reclip_d2.data.datasets.label_sources import IndexPNG, RunLengthLabel
+from reclip_d2.data.datasets.preparation_program import argument_parser, label_folder, prepare_split
+from reclip_d2.data.datasets.registration import README, check_image_id
+from reclip_d2.errors import ReclipError, exit_on_error
+from reclip_d2.utils.files import open_regular
+from reclip_d2.utils.io import atomic_write
 
 JSON_NAME = "trainval_merged.json"
 SPLITS = ("train", "val")

@@ -9,18 +9,16 @@ folder "dataset" of the Semantic Boundaries Dataset) it also writes the list of 
 
 from __future__ import annotations
 
-import sys
+import reclip_d2.utils.program_start  # noqa: F401  isort: skip  (first: see there)
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from reclip_d2.data.datasets.label_sources import IndexPNG  # noqa: E402
-from reclip_d2.data.datasets.preparation_program import argument_parser, label_folder, prepare_split  # noqa: E402
-from reclip_d2.data.datasets.registration import README, read_image_list  # noqa: E402
-from reclip_d2.data.datasets.voc20 import LABEL_MAPPING, LABEL_PALETTE, VOC20  # noqa: E402
-from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
-from reclip_d2.utils.io import atomic_write  # noqa: E402
+from reclip_d2.data.datasets.label_sources import IndexPNG
+from reclip_d2.data.datasets.preparation_program import argument_parser, label_folder, prepare_split
+from reclip_d2.data.datasets.registration import README, read_image_list
+from reclip_d2.data.datasets.voc20 import LABEL_MAPPING, LABEL_PALETTE, VOC20
+from reclip_d2.errors import ReclipError, exit_on_error
+from reclip_d2.utils.io import atomic_write
 
 
 def write_trainaug(sbd: Path) -> None:

@@ -12,34 +12,30 @@ the pictures go to the folder ``demo`` in the config's OUTPUT_DIR.
 
 from __future__ import annotations
 
+import reclip_d2.utils.program_start  # noqa: F401  isort: skip  (first: see there)
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import Metadata, MetadataCatalog
 
-import reclip_d2  # noqa: E402, F401  isort: skip  (before the libraries whose messages it filters)
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from detectron2.config import CfgNode  # noqa: E402
-from detectron2.data import Metadata, MetadataCatalog  # noqa: E402
-
-from reclip_d2.config import load_config  # noqa: E402
-from reclip_d2.config.files import add_config_file_argument  # noqa: E402
-from reclip_d2.data.classes import class_names_from_config  # noqa: E402
-from reclip_d2.data.datasets.custom import register_custom  # noqa: E402
-from reclip_d2.data.image_folder import ImageFile, find_images  # noqa: E402
-from reclip_d2.data.images import read_image  # noqa: E402
-from reclip_d2.data.working_files import check_shape  # noqa: E402
-from reclip_d2.engine.trainer import build_evaluation_model  # noqa: E402
-from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
-from reclip_d2.inference import ImagePredictor  # noqa: E402
-from reclip_d2.modeling.build import check_registered_parts  # noqa: E402
-from reclip_d2.utils.io import atomic_write  # noqa: E402
-from reclip_d2.utils.output_paths import check_output_folder, check_output_path  # noqa: E402
+from reclip_d2.config import load_config
+from reclip_d2.config.files import add_config_file_argument
+from reclip_d2.data.classes import class_names_from_config
+from reclip_d2.data.datasets.custom import register_custom
+from reclip_d2.data.image_folder import ImageFile, find_images
+from reclip_d2.data.images import read_image
+from reclip_d2.data.working_files import check_shape
+from reclip_d2.engine.trainer import build_evaluation_model
+from reclip_d2.errors import ReclipError, exit_on_error
+from reclip_d2.inference import ImagePredictor
+from reclip_d2.modeling.build import check_registered_parts
+from reclip_d2.utils.io import atomic_write
+from reclip_d2.utils.output_paths import check_output_folder, check_output_path
 
 # Files of --output; anything else names a folder.
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")

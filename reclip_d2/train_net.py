@@ -1,6 +1,6 @@
 """``python -m reclip_d2.train_net``: ``train_net.py`` where the package is installed without its checkout."""
 
-import reclip_d2  # noqa: F401  isort: skip  (before the libraries whose messages it filters)
+import reclip_d2.utils.program_start  # noqa: F401  isort: skip  (first: see there)
 from reclip_d2.engine.program import main, run_program
 
 if __name__ == "__main__":

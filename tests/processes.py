@@ -13,15 +13,6 @@ import torch
 import torch.distributed as dist
 
 ROOT = Path(__file__).parents[1]
-# This folder by name: an installed package may be called `tests` too, and would come first.
-_START = f"""
-import sys, types
-sys.modules["tests"] = types.ModuleType("tests")
-sys.modules["tests"].__path__ = [{str(ROOT / "tests")!r}]
-sys.path.insert(0, {str(ROOT)!r})
-from tests.processes import _work
-_work(*sys.argv[1:])
-"""
 
 
 def run_processes(worker: Callable[..., None], folder: Path, *arguments: str, count: int = 2) -> None:
@@ -40,11 +31,11 @@ def run_processes(worker: Callable[..., None], folder: Path, *arguments: str, co
         with log.open("w") as file:
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", _START, name, str(rank), str(count), str(folder), *arguments],
+                    [sys.executable, "-m", "tests.processes", name, str(rank), str(count), str(folder), *arguments],
                     stdout=file,
                     stderr=subprocess.STDOUT,
                     cwd=ROOT,
-                    env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+                    env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
                 )
             )
     try:
@@ -63,3 +54,7 @@ def _work(name: str, rank: str, count: str, folder: str, *arguments: str) -> Non
         getattr(importlib.import_module(module), function)(int(rank), Path(folder), *arguments)
     finally:
         dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _work(*sys.argv[1:])

@@ -12,45 +12,40 @@ is drawn that needs none.
 
 from __future__ import annotations
 
+import reclip_d2.utils.program_start  # noqa: F401  isort: skip  (first: see there)
 import argparse
 import logging
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
-import numpy as np  # noqa: E402
-
-import reclip_d2  # noqa: E402, F401  isort: skip  (before the libraries whose messages it filters)
-import torch  # noqa: E402
-from detectron2.config import CfgNode  # noqa: E402
-from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
-
-from reclip_d2.config import load_config  # noqa: E402
-from reclip_d2.config.files import add_config_file_argument  # noqa: E402
-from reclip_d2.data.classes import check_registered, class_names_from_config, class_names_of  # noqa: E402
-from reclip_d2.data.colors import class_colors  # noqa: E402
-from reclip_d2.data.datasets.custom import register_custom  # noqa: E402
-from reclip_d2.data.images import read_image  # noqa: E402
-from reclip_d2.engine.logs import quiet_logging  # noqa: E402
-from reclip_d2.engine.trainer import build_evaluation_model  # noqa: E402
-from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
-from reclip_d2.evaluation.label_files import DatasetLabels, check_no_background  # noqa: E402
-from reclip_d2.evaluation.label_maps import check_own_labels  # noqa: E402
-from reclip_d2.evaluation.model_analysis import (  # noqa: E402
+from reclip_d2.config import load_config
+from reclip_d2.config.files import add_config_file_argument
+from reclip_d2.data.classes import check_registered, class_names_from_config, class_names_of
+from reclip_d2.data.colors import class_colors
+from reclip_d2.data.datasets.custom import register_custom
+from reclip_d2.data.images import read_image
+from reclip_d2.engine.logs import quiet_logging
+from reclip_d2.engine.trainer import build_evaluation_model
+from reclip_d2.errors import ReclipError, exit_on_error
+from reclip_d2.evaluation.label_files import DatasetLabels, check_no_background
+from reclip_d2.evaluation.label_maps import check_own_labels
+from reclip_d2.evaluation.model_analysis import (
     ModelAnalysis,
     evaluate_bias,
     find_preference,
     is_labelled,
     look_at_scenes,
 )
-from reclip_d2.evaluation.preferences import spread_records  # noqa: E402
-from reclip_d2.modeling.build import check_registered_parts  # noqa: E402
-from reclip_d2.utils.output_paths import check_output_folder  # noqa: E402
-from reclip_d2.visualization.bias_report import (  # noqa: E402  # noqa: E402
-    BiasReport,  # noqa: E402
+from reclip_d2.evaluation.preferences import spread_records
+from reclip_d2.modeling.build import check_registered_parts
+from reclip_d2.utils.output_paths import check_output_folder
+from reclip_d2.visualization.bias_report import (
+    BiasReport,
     ReportSubject,
     Scene,
     check_output_dir,

@@ -12,41 +12,38 @@ given the same Query features. The public code has its own class list for the Re
 
 from __future__ import annotations
 
+import reclip_d2.utils.program_start  # noqa: F401  isort: skip  (first: see there)
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import yaml
+from torch import Tensor, nn
 
-import yaml  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-import reclip_d2.data.datasets  # noqa: E402  (registers the data sets)
-import reclip_d2.modeling  # noqa: E402, F401  (registers the models)
-from reclip_d2.backbones.query import check_class_names  # noqa: E402
-from reclip_d2.config import flatten, load_config  # noqa: E402
-from reclip_d2.data.classes import class_names_of  # noqa: E402
-from reclip_d2.engine.public_checkpoint import (  # noqa: E402
+import reclip_d2.data.datasets  # noqa: F401  (registers the data sets)
+import reclip_d2.modeling  # noqa: F401  (registers the models)
+from reclip_d2.backbones.query import check_class_names
+from reclip_d2.config import flatten, load_config
+from reclip_d2.data.classes import class_names_of
+from reclip_d2.engine.public_checkpoint import (
     check_fits,
     compatibility_keys,
     read_public_checkpoint,
     read_public_class_token,
 )
-from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
-from reclip_d2.modeling.bias_head import build_bias_head  # noqa: E402
-from reclip_d2.modeling.build import build_clip_backbone  # noqa: E402
-from reclip_d2.modeling.checkpoint import IDENTITY_VERSION  # noqa: E402
-from reclip_d2.modeling.mask_decoder import MaskDecoder  # noqa: E402
-from reclip_d2.modeling.meta_arch.segmentor import checkpoint_identity  # noqa: E402
-from reclip_d2.utils.files import MIB, read_text  # noqa: E402
-from reclip_d2.utils.io import atomic_write  # noqa: E402
-from reclip_d2.utils.output_paths import check_output_path  # noqa: E402
-from reclip_d2.utils.tensor_files import save_archive, save_safetensors  # noqa: E402
+from reclip_d2.errors import ReclipError, exit_on_error
+from reclip_d2.modeling.bias_head import build_bias_head
+from reclip_d2.modeling.build import build_clip_backbone
+from reclip_d2.modeling.checkpoint import IDENTITY_VERSION
+from reclip_d2.modeling.mask_decoder import MaskDecoder
+from reclip_d2.modeling.meta_arch.segmentor import checkpoint_identity
+from reclip_d2.utils.files import MIB, read_text
+from reclip_d2.utils.io import atomic_write
+from reclip_d2.utils.output_paths import check_output_path
+from reclip_d2.utils.tensor_files import save_archive, save_safetensors
 
 SUFFIXES = (".pth", ".safetensors")
 

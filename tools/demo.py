@@ -10,37 +10,34 @@ training never sees one.
 
 from __future__ import annotations
 
+import reclip_d2.utils.program_start  # noqa: F401  isort: skip  (first: see there)
 import argparse
 import json
 import logging
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from torch import nn
+
+from reclip_d2.config import load_config
+from reclip_d2.data.datasets.embedded import embedded_root
+from reclip_d2.engine.logs import quiet_logging
+from reclip_d2.errors import exit_on_error
+from reclip_d2.evaluation.hypothesis import hypothesis_precision_recall
+from reclip_d2.evaluation.label_files import DatasetLabels
+from reclip_d2.experiments import execute
+from reclip_d2.hypothesis.training_records import build_training_records
+from reclip_d2.toy import EMBEDDED, list_split
+from reclip_d2.utils.io import atomic_write
+from reclip_d2.utils.output_paths import check_output_folder
+from reclip_d2.visualization.demo_picture import draw_demo
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import reclip_d2  # noqa: E402, F401  isort: skip  (before the libraries whose messages it filters)
-import torch  # noqa: E402
-from detectron2.config import CfgNode  # noqa: E402
-from detectron2.data import DatasetCatalog  # noqa: E402
-from torch import nn  # noqa: E402
-
-from reclip_d2.config import load_config  # noqa: E402
-from reclip_d2.data.datasets.embedded import embedded_root  # noqa: E402
-from reclip_d2.engine.logs import quiet_logging  # noqa: E402
-from reclip_d2.errors import exit_on_error  # noqa: E402
-from reclip_d2.evaluation.hypothesis import hypothesis_precision_recall  # noqa: E402
-from reclip_d2.evaluation.label_files import DatasetLabels  # noqa: E402
-from reclip_d2.experiments import execute  # noqa: E402
-from reclip_d2.hypothesis.training_records import build_training_records  # noqa: E402
-from reclip_d2.toy import EMBEDDED, list_split  # noqa: E402
-from reclip_d2.utils.io import atomic_write  # noqa: E402
-from reclip_d2.utils.output_paths import check_output_folder  # noqa: E402
-from reclip_d2.visualization.demo_picture import draw_demo  # noqa: E402
-
 CONFIGS = ROOT / "configs"
 # Row of the table: title, key in report.json, config file, overrides.
 CONTROLS = (

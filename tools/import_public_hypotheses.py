@@ -11,23 +11,20 @@ HYPOTHESIS.FILE <OUT>``.
 
 from __future__ import annotations
 
+import reclip_d2.utils.program_start  # noqa: F401  isort: skip  (first: see there)
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import reclip_d2.data.datasets  # noqa: E402, F401  (registers the data sets)
-from reclip_d2.data.classes import class_names_of  # noqa: E402
-from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
-from reclip_d2.hypothesis.file import HypothesisHeader, write_hypothesis_file  # noqa: E402
-from reclip_d2.hypothesis.training_records import unlabelled_records  # noqa: E402
-from reclip_d2.utils.files import MIB, read_text  # noqa: E402
-from reclip_d2.utils.json_files import JsonError, parse_json  # noqa: E402
-from reclip_d2.utils.output_paths import check_output_path  # noqa: E402
+import reclip_d2.data.datasets  # noqa: F401  (registers the data sets)
+from reclip_d2.data.classes import class_names_of
+from reclip_d2.errors import ReclipError, exit_on_error
+from reclip_d2.hypothesis.file import HypothesisHeader, write_hypothesis_file
+from reclip_d2.hypothesis.training_records import unlabelled_records
+from reclip_d2.utils.files import MIB, read_text
+from reclip_d2.utils.json_files import JsonError, parse_json
+from reclip_d2.utils.output_paths import check_output_path
 
 # Ends of file names that lists leave out (Cityscapes).
 LEFT_OUT = ("_leftImg8bit",)

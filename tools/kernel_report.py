@@ -10,14 +10,11 @@ import argparse
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from reclip_d2.errors import exit_on_error  # noqa: E402
-from reclip_d2.utils.files import MIB, read_bytes  # noqa: E402
+from reclip_d2.errors import exit_on_error
+from reclip_d2.utils.files import MIB, read_bytes
 
 _MAX_LOG = 256 * MIB
 

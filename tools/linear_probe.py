@@ -13,36 +13,31 @@ are kept apart, in OUTPUT_DIR/linear_probe/linear_probe.json, and say so there. 
 
 from __future__ import annotations
 
+import reclip_d2.utils.program_start  # noqa: F401  isort: skip  (first: see there)
 import argparse
-import sys
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+from torch.utils.data import DataLoader
 
-import reclip_d2  # noqa: E402, F401  isort: skip  (before the libraries whose messages it filters)
-from detectron2.config import CfgNode  # noqa: E402
-from detectron2.data import MetadataCatalog  # noqa: E402
-from detectron2.utils import comm  # noqa: E402
-from torch.utils.data import DataLoader  # noqa: E402
-
-from reclip_d2.config import load_config  # noqa: E402
-from reclip_d2.data.classes import class_names_from_config  # noqa: E402
-from reclip_d2.data.index_images import PLAIN  # noqa: E402
-from reclip_d2.data.sampling import build_train_loader  # noqa: E402
-from reclip_d2.engine.output_dir import forget_run  # noqa: E402
-from reclip_d2.engine.program import run_program, setup  # noqa: E402
-from reclip_d2.engine.trainer import Trainer, build_evaluation_model  # noqa: E402
-from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
-from reclip_d2.evaluation.label_files import label_palette  # noqa: E402
-from reclip_d2.evaluation.labelled_data import (  # noqa: E402
+from reclip_d2.config import load_config
+from reclip_d2.data.classes import class_names_from_config
+from reclip_d2.data.index_images import PLAIN
+from reclip_d2.data.sampling import build_train_loader
+from reclip_d2.engine.output_dir import forget_run
+from reclip_d2.engine.program import run_program, setup
+from reclip_d2.engine.trainer import Trainer, build_evaluation_model
+from reclip_d2.errors import ReclipError, exit_on_error
+from reclip_d2.evaluation.label_files import label_palette
+from reclip_d2.evaluation.labelled_data import (
     LabelledDatasetMapper,
     labelled_records,
     probe_datasets,
 )
-from reclip_d2.evaluation.linear_probe import LinearProbe, probe_overrides, write_results  # noqa: E402
-from reclip_d2.modeling.checkpoint import ReclipCheckpointer  # noqa: E402
+from reclip_d2.evaluation.linear_probe import LinearProbe, probe_overrides, write_results
+from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 
 
 class ProbeTrainer(Trainer):

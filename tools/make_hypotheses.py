@@ -9,21 +9,16 @@ Training makes a missing file by itself; this program makes it alone. A killed r
 
 from __future__ import annotations
 
+import reclip_d2.utils.program_start  # noqa: F401  isort: skip  (first: see there)
 import argparse
 import collections
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from detectron2.utils import comm
 
-import reclip_d2  # noqa: E402, F401  isort: skip  (before the libraries whose messages it filters)
-from detectron2.utils import comm  # noqa: E402
-
-from reclip_d2.data.classes import class_names_of  # noqa: E402
-from reclip_d2.engine.program import run_program, setup  # noqa: E402
-from reclip_d2.errors import exit_on_error  # noqa: E402
-from reclip_d2.hypothesis.training_records import build_training_records  # noqa: E402
+from reclip_d2.data.classes import class_names_of
+from reclip_d2.engine.program import run_program, setup
+from reclip_d2.errors import exit_on_error
+from reclip_d2.hypothesis.training_records import build_training_records
 
 
 @exit_on_error

@@ -19,6 +19,7 @@ R regions.
 
 from __future__ import annotations
 
+import reclip_d2.utils.program_start  # noqa: F401  isort: skip  (first: see there)
 import argparse
 import dataclasses
 import json

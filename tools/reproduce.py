@@ -11,6 +11,7 @@ from the runs that are done.
 
 from __future__ import annotations
 
+import reclip_d2.utils.program_start  # noqa: F401  isort: skip  (first: see there)
 import argparse
 import functools
 import importlib.util
@@ -21,25 +22,23 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
+from reclip_d2.config import load_config
+from reclip_d2.data.classes import class_names_from_config
+from reclip_d2.engine.logs import logging_to
+from reclip_d2.errors import ReclipError, exit_on_error
+from reclip_d2.experiments import execute
+from reclip_d2.experiments.measurements import Measurements
+from reclip_d2.experiments.plan import Job, Runs, Settings
+from reclip_d2.experiments.process import Processes
+from reclip_d2.experiments.report import write_report
+from reclip_d2.experiments.runner import run_pending
+from reclip_d2.experiments.suite import load_suite, suite_names
+from reclip_d2.hypothesis.training_records import build_training_records
+from reclip_d2.utils.output_paths import check_output_folder, check_output_path
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import torch  # noqa: E402
-
-from reclip_d2.config import load_config  # noqa: E402
-from reclip_d2.data.classes import class_names_from_config  # noqa: E402
-from reclip_d2.engine.logs import logging_to  # noqa: E402
-from reclip_d2.errors import ReclipError, exit_on_error  # noqa: E402
-from reclip_d2.experiments import execute  # noqa: E402
-from reclip_d2.experiments.measurements import Measurements  # noqa: E402
-from reclip_d2.experiments.plan import Job, Runs, Settings  # noqa: E402
-from reclip_d2.experiments.process import Processes  # noqa: E402
-from reclip_d2.experiments.report import write_report  # noqa: E402
-from reclip_d2.experiments.runner import run_pending  # noqa: E402
-from reclip_d2.experiments.suite import load_suite, suite_names  # noqa: E402
-from reclip_d2.hypothesis.training_records import build_training_records  # noqa: E402
-from reclip_d2.utils.output_paths import check_output_folder, check_output_path  # noqa: E402
-
 SUITE_FILE = ROOT / "configs" / "ablations" / "paper.yaml"
 REPORT = "REPORT.md"
 PRELOAD = ("reclip_d2.experiments.execute", "torch.utils.tensorboard")

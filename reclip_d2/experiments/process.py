@@ -43,7 +43,7 @@ class Processes:
         self._threads = threads
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(preload))
-        _start_server()
+        forkserver.ensure_running()
         self._lock = threading.Lock()
         self._alive: set[BaseProcess] = set()
         self._stopped = False
@@ -98,22 +98,6 @@ class Processes:
             processes = [process for process in processes if process.is_alive()]
         for process in processes:
             process.kill()
-
-
-def _start_server() -> None:
-    """Start the fork server, if there is none, so that it finds the modules where this process does.
-
-    Several versions of Python hand it neither the path nor, against their documentation, the main program.
-    """
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    try:
-        forkserver.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
 
 
 class _Setting(NamedTuple):

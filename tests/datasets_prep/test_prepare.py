@@ -238,7 +238,7 @@ def test_program_with_a_broken_file(datasets_root):
     bad = datasets_root / "coco/stuffthingmaps/val2017" / f"{cases[-1].name}.png"
     bad.write_bytes(bad.read_bytes()[:30])
     program = str(ROOT / "datasets" / "prepare_coco_stuff.py")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, program, "--workers", "2", "--classes", "27"],
         capture_output=True, text=True, timeout=120, env=environment, cwd=datasets_root,

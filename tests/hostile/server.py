@@ -129,7 +129,6 @@ def _call(program: str, arguments: list[str]) -> int:
             reclip(arguments)
         else:
             sys.argv[0] = str(ROOT / program)
-            sys.path.insert(0, str((ROOT / program).parent))
             runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):

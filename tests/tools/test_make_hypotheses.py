@@ -13,7 +13,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(tmp_path: Path, *keys: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path), "RECLIP_CACHE": str(tmp_path / "cache")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "DETECTRON2_DATASETS": str(tmp_path),
+        "RECLIP_CACHE": str(tmp_path / "cache"),
+    }
     command = [sys.executable, "tools/make_hypotheses.py", *config_arguments("embedded", "reclippp_rectify")]
     command += ["OUTPUT_DIR", str(tmp_path / "out"), *keys]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
