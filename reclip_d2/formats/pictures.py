@@ -120,15 +120,10 @@ class OverlayWriter(Writer):
             suffix: ``.jpg`` or ``.png``.
         """
         super().__init__(output, classes)
-        if not 0 <= opacity <= 1:
-            raise ReclipError(f"the overlay's opacity is {opacity}: give 0 to 1")
+        _check_opacity(opacity)
         if suffix not in (".jpg", ".png"):
             raise ReclipError(f"the overlay's suffix is {suffix!r}: choose .jpg or .png")
-        self._weight = round(opacity * 256)
-        self._suffix = suffix
-        self._colors = classes.table().astype(np.uint16)
-        self._painted = np.zeros(len(self._colors), dtype=bool)
-        self._painted[classes.annotated] = True
+        self._opacity, self._suffix = opacity, suffix
 
     def files(self, path: PurePosixPath) -> list[Path]:
         """The overlay."""
@@ -138,21 +133,38 @@ class OverlayWriter(Writer):
         path = self.files(prediction.path)[0]
         if self._suffix == ".jpg":
             check_jpeg_size(prediction.path, prediction.size)
-        picture = Image.fromarray(self._blend(prediction.image, prediction.labels))
+        picture = Image.fromarray(blend_colors(prediction.image, prediction.labels, self.classes, self._opacity))
         with atomic_write(path) as temporary:
             if self._suffix == ".jpg":
                 picture.save(temporary, "JPEG", quality=JPEG_QUALITY)
             else:
                 picture.save(temporary, "PNG")
 
-    def _blend(self, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        blended = np.empty_like(image)
-        for top in range(0, len(labels), _STRIP):
-            rows = slice(top, top + _STRIP)
-            colors, pixels = self._colors[labels[rows]], image[rows].astype(np.uint16)
-            mixed = (pixels * (256 - self._weight) + colors * self._weight + 128) >> 8
-            blended[rows] = np.where(self._painted[labels[rows]][..., None], mixed, pixels)
-        return blended
+
+def blend_colors(image: np.ndarray, labels: np.ndarray, classes: MaskClasses, opacity: float = 0.5) -> np.ndarray:
+    """An image ``(H, W, 3)`` uint8 with the classes' colours laid over it; ignored pixels and the background stay.
+
+    Args:
+        labels: ``(H, W)``.
+        opacity: of the colours, 0 to 1.
+    """
+    _check_opacity(opacity)
+    weight = round(opacity * 256)
+    table = classes.table().astype(np.uint16)
+    painted = np.zeros(len(table), dtype=bool)
+    painted[classes.annotated] = True
+    blended = np.empty_like(image)
+    for top in range(0, len(labels), _STRIP):
+        rows = slice(top, top + _STRIP)
+        colors, pixels = table[labels[rows]], image[rows].astype(np.uint16)
+        mixed = (pixels * (256 - weight) + colors * weight + 128) >> 8
+        blended[rows] = np.where(painted[labels[rows]][..., None], mixed, pixels)
+    return blended
+
+
+def _check_opacity(opacity: float) -> None:
+    if not 0 <= opacity <= 1:
+        raise ReclipError(f"the overlay's opacity is {opacity}: give 0 to 1")
 
 
 def check_jpeg_size(path: PurePosixPath, size: tuple[int, int]) -> None:

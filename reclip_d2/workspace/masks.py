@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from reclip_d2.data.class_file import ClassList
 from reclip_d2.data.image_folder import ImageFile
@@ -66,10 +67,13 @@ class MaskClassTable:
         for band in predictor.bands(image):
             labels[band.rows] = self.ids[band.labels.cpu().numpy()]
             if scores is not None:
-                for index in range(count):
-                    members = torch.from_numpy(np.flatnonzero(self.ids == index)).to(band.logits.device)
-                    scores[index, band.rows] = band.logits[members].amax(0).half().cpu().numpy()
+                scores[:, band.rows] = self.class_logits(band.logits).half().cpu().numpy()
         return labels, scores
+
+    def class_logits(self, logits: Tensor) -> Tensor:
+        """Logits ``(C, H, W)`` of the masks' classes, from those of the model's: of a kept background the largest."""
+        groups = (np.flatnonzero(self.ids == index) for index in range(len(self.mask_classes.names)))
+        return torch.stack([logits[torch.from_numpy(group).to(logits.device)].amax(0) for group in groups])
 
 
 def _read_ahead(images: Sequence[ImageFile]) -> Iterator[tuple[ImageFile, np.ndarray | ReclipError]]:

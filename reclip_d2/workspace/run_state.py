@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,22 @@ ASIDE = tuple(aside_name(kind, background) for kind in KINDS for background in B
 
 _NAMES = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 1000}, "maxItems": 65536}
 _TEXT = {"type": "string", "maxLength": 100_000}
+CLASSES_SCHEMA = {
+    "type": "object",
+    "required": ["classes", "background"],
+    "additionalProperties": False,
+    "properties": {
+        "classes": {"type": "array", "items": {**_NAMES, "minItems": 1}, "minItems": 1, "maxItems": 65536},
+        "background": _NAMES,
+    },
+}
 SCHEMA = {
     "type": "object",
     "required": ["format", "classes", "clip", "pretrained", "weights", "settings", "results", "entries"],
     "additionalProperties": False,
     "properties": {
         "format": {"const": FORMAT},
-        "classes": {
-            "type": "object",
-            "required": ["classes", "background"],
-            "additionalProperties": False,
-            "properties": {
-                "classes": {"type": "array", "items": {**_NAMES, "minItems": 1}, "minItems": 1, "maxItems": 65536},
-                "background": _NAMES,
-            },
-        },
+        "classes": CLASSES_SCHEMA,
         "clip": _TEXT,
         "pretrained": _TEXT,
         "weights": _TEXT,
@@ -65,6 +67,20 @@ SCHEMA = {
         "entries": {"type": "array", "items": {"enum": list(RESULTS)}, "maxItems": 1000},
     },
 }
+
+
+def classes_to_json(classes: ClassList) -> dict[str, Any]:
+    """A class list as :data:`CLASSES_SCHEMA` has it."""
+    return {"classes": classes.classes, "background": classes.background}
+
+
+def classes_from_json(content: Mapping[str, Any], path: str) -> ClassList:
+    """The class list of :func:`classes_to_json`.
+
+    Args:
+        path: the file, for messages.
+    """
+    return ClassList(tuple(map(tuple, content["classes"])), tuple(content["background"]), path)
 
 
 @dataclasses.dataclass
@@ -101,14 +117,12 @@ class RunState:
         """
         content: dict[str, Any] = read_json(file, SCHEMA, "run file", remedy)
         del content["format"]
-        classes = content.pop("classes")
-        names = tuple(map(tuple, classes["classes"]))
-        return cls(ClassList(names, tuple(classes["background"]), str(file)), **content)
+        return cls(classes_from_json(content.pop("classes"), str(file)), **content)
 
     def write(self, file: Path) -> None:
         """Keep the state."""
         content = dataclasses.asdict(self)
-        content["classes"] = {"classes": self.classes.classes, "background": self.classes.background}
+        content["classes"] = classes_to_json(self.classes)
         with atomic_write(file) as temporary:
             text = json.dumps({"format": FORMAT, **content}, indent=1, ensure_ascii=False) + "\n"
             temporary.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The trained model in an output folder of ``reclip segment``."""
+"""The trained model in an output folder of ``reclip segment``, or in the folder of a saved model."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from reclip_d2.utils.digest import current_digest, file_digest
 from reclip_d2.workspace.run_folder import RunFolder
 from reclip_d2.workspace.run_state import RunState
+from reclip_d2.workspace.saved_model import SavedModelFolder, neutral_paths
 from reclip_d2.workspace.stage_config import resolve_pretrained, stage_config
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """One of the models that a run has made.
+    """One of the models that a run has made, or a saved one.
 
     Attributes:
-        folder: the run's.
+        folder: the run's, or the saved model's.
         state: the folder's memory.
         kind: of the model, a key of :data:`~reclip_d2.workspace.options.TITLES`.
         pretrained: CLIP's weights.
@@ -40,7 +41,7 @@ class TrainedModel:
         """The model that the arguments of a command name.
 
         Args:
-            model: ``--model``, an output folder.
+            model: ``--model``, an output folder, or the folder of a saved model.
             use: ``--use``, a kind; None for the last that the run has trained.
             pretrained: ``--pretrained``, CLIP's weights; None for those of the training.
 
@@ -48,9 +49,11 @@ class TrainedModel:
             ReclipError: the folder is none of a run, the model is not finished, or CLIP's weights are others.
         """
         folder = RunFolder(model)
+        if SavedModelFolder.is_one(folder.path):
+            folder = SavedModelFolder(folder.path)
         state = folder.read() if folder.marker.is_file() else None
         if state is None:
-            raise ReclipError(f"--model {model} is no output of reclip segment: name its --output folder")
+            raise ReclipError(f"--model {model} is no output of reclip segment, and no saved model: name its folder")
         kind = use or _last(folder)
         if kind != "maskclip" and not folder.weights(kind).exists():
             raise ReclipError(f"--model {model} has no finished model ({kind}): run its reclip segment to the end")
@@ -69,6 +72,8 @@ class TrainedModel:
         pairs = ["MODEL.CLIP.PRETRAINED", self.pretrained, *overrides]
         if self.kind == "maskclip" and not self.folder.config(self.kind).exists():  # any run can give CLIP's own masks
             return stage_config(self.kind, self.state.clip, pairs)
+        if isinstance(self.folder, SavedModelFolder):  # may come from anywhere: its config names no files
+            pairs = [*neutral_paths(), "MODEL.CLIP.NAME", self.state.clip, *pairs]
         return load_config(str(self.folder.config(self.kind)), pairs, bases=False)
 
 

@@ -80,7 +80,7 @@ def test_many_steps_are_reported_by_the_hundredth_or_every_ten_seconds(clock, ev
     assert [event.done for event in events] == [0, 50]
 
 
-def test_an_error_ends_the_count(events):
+def test_a_failure_ends_the_count(events):
     with pytest.raises(ValueError, match="broken"), count_steps("images", 3) as steps:
         steps.advance()
         raise ValueError("broken")

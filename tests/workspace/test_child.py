@@ -23,7 +23,7 @@ def process(program):
     return made
 
 
-def test_a_run_and_its_error(tmp_path):
+def test_a_run_and_its_mistake(tmp_path):
     """The real child: a whole run with its events, then one whose input is wrong."""
     write_inputs(tmp_path)
     options = SegmentOptions(fast=True, clip="reclip-embedded", device="cpu", opts=FAST_KEYS)
@@ -64,7 +64,7 @@ print(json.dumps({"done": True}))
         ("raise SystemExit(3)", "status 3 .it said nothing."),
     ],
 )  # fmt: skip
-def test_errors(program, words):
+def test_mistakes_and_bugs(program, words):
     with pytest.raises(ReclipError, match=words):
         process(program).run(lambda event: None)
 

@@ -1,0 +1,78 @@
+"""The model card of a saved model: ``README.md``."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+from reclip_d2.data.class_file import ClassList
+from reclip_d2.workspace.options import TITLES
+
+_HEAD = """\
+---
+library_name: reclip_d2
+pipeline_tag: image-segmentation
+tags:
+- semantic-segmentation
+- unsupervised
+- clip
+- reclip
+---
+
+# {title}
+
+Semantic segmentation of {count} classes, by ReCLIP++ (reclip_d2): no labels were used.
+
+```python
+from reclip_d2 import Segmenter
+
+model = Segmenter.from_pretrained("THIS REPOSITORY OR FOLDER")
+result = model("photo.jpg")  # result.labels, result.overlay(), result.classes
+```
+
+## Classes
+
+{classes}
+
+## Model
+
+{model}
+
+## Licence
+
+The weights of the CLIP are not part of these files: they are fetched from where their publisher keeps them, under the
+licence of the publisher. What may be done with what is here depends on that licence, and on the images that it was
+trained on; nothing is claimed about either. Add the licence that applies.
+"""
+_HOW = {
+    "maskclip": "CLIP's own masks (MaskCLIP): nothing was trained.",
+    "rectified": "CLIP with a rectified class-preference and space-preference bias, learnt from unlabelled images"
+    " (ReCLIP++).",
+    "student": "A student of ReCLIP++, distilled on unlabelled images. It runs without CLIP.",
+}
+
+
+def model_card(kind: str, classes: ClassList, clip: str, pretrained: str, cfg: CfgNode) -> str:
+    """The text of the card: what the model is, how it was trained, and what is not said of licences.
+
+    Args:
+        kind: a key of :data:`~reclip_d2.workspace.options.TITLES`.
+        cfg: the model's config.
+    """
+    names = [f"{number}. {_plain(', '.join(synonyms))}" for number, synonyms in enumerate(classes.classes)]
+    if classes.background:
+        names.append(f"\nBackground: {_plain(', '.join(classes.background))}")
+    lines = [_HOW[kind], "", f"- CLIP: `{clip}`, weights `{pretrained}`"]
+    if kind != "maskclip":
+        lines += [
+            f"- iterations: {cfg.SOLVER.MAX_ITER:,}, {cfg.SOLVER.IMS_PER_BATCH} images each",
+            f"- hypotheses: `{cfg.HYPOTHESIS.METHOD}`",
+        ]
+    lines.append(f"- prompt templates: `{cfg.MODEL.CLIP.TEMPLATES}`")
+    return _HEAD.format(
+        title=TITLES[kind], count=len(classes.classes), classes="\n".join(names), model="\n".join(lines)
+    )
+
+
+def _plain(text: str) -> str:
+    """Text for Markdown as it is: what has a meaning there is escaped."""
+    return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>#|!~" else letter for letter in text)

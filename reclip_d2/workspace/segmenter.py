@@ -1,0 +1,492 @@
+"""The Python API: a segmenter of class names, without labels.
+
+::
+
+    from reclip_d2 import Segmenter
+
+    model = Segmenter.from_clip("ViT-B-16-quickgelu", pretrained="openai", classes=["sky", "road, street", "car"])
+    model.fit("photos/", progress=print)
+    result = model("photo.jpg")
+    result.labels, result.logits(), result.overlay(), result.classes
+    model.save("out")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from reclip_d2.backbones.query import check_names_fit
+from reclip_d2.data.class_file import ClassList, parse_classes, read_class_file
+from reclip_d2.data.datasets.custom import register_images
+from reclip_d2.data.working_files import check_shape
+from reclip_d2.errors import ReclipError
+from reclip_d2.inference import ImagePredictor
+from reclip_d2.modeling.build import check_registered_parts
+from reclip_d2.utils.digest import file_digest
+from reclip_d2.utils.files import StrPath
+from reclip_d2.utils.output_paths import check_output_folder
+from reclip_d2.utils.progress import ProgressCallback, report_to
+from reclip_d2.workspace import hub
+from reclip_d2.workspace.clip_weights import find_weights
+from reclip_d2.workspace.masks import MaskClassTable
+from reclip_d2.workspace.options import DEFAULT_CLIP, DEFAULT_PRETRAINED, TITLES, SegmentOptions, in_options
+from reclip_d2.workspace.run_state import RunState
+from reclip_d2.workspace.saved_model import ModelToSave, SavedModelFolder
+from reclip_d2.workspace.segment import SegmentRun
+from reclip_d2.workspace.segmentation import ImageLike, Segmentation, pixels_of
+from reclip_d2.workspace.stage_config import resolve_device, resolve_pretrained, stage_config
+from reclip_d2.workspace.trained_model import TrainedModel, load_predictor
+
+Classes = StrPath | ClassList | Sequence[str | Sequence[str]]
+"""A class file, or a list: of each class the name, with synonyms after commas or as a list of names."""
+
+_CLASSES = "classes"  # what stands for the class file's path in messages
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _in_arguments(message: str) -> str:
+    """A message of the library or of the command line, with this class's arguments in place of options."""
+    message = in_options(message).replace(f"class file {_CLASSES}", "classes").replace("IMAGES", "images")
+    message = message.replace("give --overwrite", "give overwrite=True").replace("--model", "folder")
+    return re.sub(r"(?<!\S)--([a-z][a-z-]+)", lambda option: option[1].replace("-", "_"), message)
+
+
+@contextlib.contextmanager
+def _own_words() -> Iterator[None]:
+    """Errors name arguments, and progress of what is not asked for stays unheard."""
+    try:
+        with report_to(None):
+            yield
+    except ReclipError as error:
+        raise type(error)(_in_arguments(str(error))) from error
+
+
+def _public(method: _Method) -> _Method:
+    @functools.wraps(method)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with _own_words():
+            return method(*args, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
+
+
+class Segmenter:
+    """Segments images by class names; :meth:`fit` rectifies CLIP's bias on unlabelled images.
+
+    Make one with :meth:`from_clip`, :meth:`load` or :meth:`from_pretrained`. Nothing is printed; all errors that are a
+    user's to mend are :class:`~reclip_d2.errors.ReclipError` and name the argument.
+
+    Attributes:
+        classes: names of the classes; ``classes[k]`` has the label ``k``.
+        kind: ``maskclip`` (nothing is trained), ``rectified`` or ``student``.
+        clip, pretrained: name and weights of the CLIP.
+        device: where the networks run.
+        problems: of the images of the last :meth:`fit` that could not be used the reasons, by the images' ids.
+    """
+
+    def __init__(
+        self,
+        classes: ClassList,
+        clip: str,
+        pretrained: str,
+        *,
+        device: str = "auto",
+        keep_background: bool = False,
+        opts: Sequence[str] = (),
+        trained: TrainedModel | None = None,
+    ) -> None:
+        """
+        Args:
+            classes: the class list.
+            clip, pretrained: checked, see :func:`~reclip_d2.workspace.clip_weights.find_weights`.
+            trained: a trained model of these; None for MaskCLIP.
+        """
+        self._classes = classes
+        self.clip, self.pretrained = clip, pretrained
+        self.device = resolve_device(device)
+        self._table = MaskClassTable(classes, keep_background)
+        self._opts = tuple(map(str, opts))
+        self._trained = trained
+        self._predictor: ImagePredictor | None = None
+        self._temporary: tempfile.TemporaryDirectory | None = None
+        self._temporary_of: tuple | None = None  # arguments of the fit in it
+        self.problems: dict[str, str] = {}
+
+    # ---- making one -------------------------------------------------------------------------------------------
+
+    @classmethod
+    @_public
+    def from_clip(
+        cls,
+        clip: str = DEFAULT_CLIP,
+        pretrained: str = DEFAULT_PRETRAINED,
+        *,
+        classes: Classes,
+        background: Sequence[str] = (),
+        keep_background: bool = False,
+        device: str = "auto",
+        opts: Sequence[str] = (),
+    ) -> Segmenter:
+        """A segmenter of these classes by a CLIP as it is (MaskCLIP); weights that are not here are downloaded when
+        they are needed.
+
+        Args:
+            clip: open_clip's name of the model, the JSON file of an architecture, or ``reclip-embedded``, a toy that
+                ships with the package.
+            pretrained: its weights: a file, or a tag of open_clip's.
+            classes: a class file, or a list such as ``["sky", "road, street", "car"]``, where names after the first are
+                synonyms.
+            background: names of what else may be seen, each told apart by the model: in labels 255 (ignored).
+            keep_background: they are one class instead, the last.
+            device: ``cpu``, ``cuda``, ``cuda:1``, ...; ``auto`` is a GPU if there is one.
+            opts: ``KEY VALUE`` overrides of configs, see ``reclip_d2/config/keys.py``.
+
+        Raises:
+            ReclipError: the CLIP or its weights are not to be had, or a name is none that it takes.
+        """
+        class_list = _class_list(classes, background)
+        clip, weights = resolve_pretrained(clip), resolve_pretrained(pretrained)
+        find_weights(clip, pretrained)
+        made = cls(class_list, clip, weights, device=device, keep_background=keep_background, opts=opts)
+        cfg = made._maskclip_config()
+        check_names_fit(class_list, cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.TEMPLATES)
+        check_registered_parts(cfg, len(class_list.model_classes))
+        return made
+
+    @classmethod
+    @_public
+    def load(
+        cls,
+        folder: StrPath,
+        *,
+        use: str | None = None,
+        pretrained: str | None = None,
+        keep_background: bool = False,
+        device: str = "auto",
+        opts: Sequence[str] = (),
+    ) -> Segmenter:
+        """The model that :meth:`save` has written, or that ``reclip segment`` has trained.
+
+        Args:
+            folder: of :meth:`save`, or the output folder of a run.
+            use: of a run's models ``maskclip``, ``rectified`` or ``student``; None for the last that it has trained.
+            pretrained: CLIP's weights, if the file is no longer where it was at the training.
+            keep_background, device, opts: see :meth:`from_clip`.
+
+        Raises:
+            ReclipError: the folder is neither, the model is not finished, or CLIP's weights are others.
+        """
+        if use is not None and use not in TITLES:
+            raise ReclipError(f"use {use!r} is unknown: take one of {', '.join(TITLES)}")
+        return cls._of(TrainedModel.find(str(folder), use, pretrained), keep_background, device, opts)
+
+    @classmethod
+    @_public
+    def from_pretrained(
+        cls,
+        name_or_folder: StrPath,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: StrPath | None = None,
+        local_files_only: bool = False,
+        pretrained: str | None = None,
+        keep_background: bool = False,
+        device: str = "auto",
+        opts: Sequence[str] = (),
+    ) -> Segmenter:
+        """A saved model from the Hugging Face Hub, or from a folder: safetensors alone, nothing in it executes.
+
+        Args:
+            name_or_folder: ``USER/NAME`` on the Hub, or a folder of :meth:`save`.
+            revision: branch, tag or commit on the Hub; None for the main branch.
+            token: of the user on the Hub; None for the one that ``hf auth login`` has kept.
+            cache_dir: where downloads are kept; None for the Hub's own place.
+            local_files_only: download nothing, as ``HF_HUB_OFFLINE=1`` does.
+            pretrained, keep_background, device, opts: see :meth:`load`.
+
+        Raises:
+            ReclipError: there is no such model, it cannot be downloaded, or it is damaged.
+        """
+        folder = Path(os.fspath(name_or_folder)).expanduser()
+        if not folder.is_dir():
+            folder = hub.download(
+                os.fspath(name_or_folder),
+                revision=revision,
+                token=token,
+                cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+                local_files_only=local_files_only,
+            )
+        if not SavedModelFolder.is_one(folder):
+            raise ReclipError(
+                f"{os.fspath(name_or_folder)} is no saved model: it has no config.json of reclip_d2"
+                " (Segmenter.load reads the output folders of reclip segment)"
+            )
+        return cls._of(TrainedModel.find(str(folder), None, pretrained), keep_background, device, opts)
+
+    @classmethod
+    def _of(cls, trained: TrainedModel, keep_background: bool, device: str, opts: Sequence[str]) -> Segmenter:
+        state = trained.state
+        return cls(
+            state.classes,
+            state.clip,
+            trained.pretrained,
+            device=device,
+            keep_background=keep_background,
+            opts=opts,
+            trained=trained,
+        )
+
+    # ---- what it is -------------------------------------------------------------------------------------------
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes; ``classes[k]`` has the label ``k``."""
+        return list(self._table.mask_classes.names)
+
+    @property
+    def kind(self) -> str:
+        """``maskclip`` (nothing is trained), ``rectified`` or ``student``."""
+        return "maskclip" if self._trained is None else self._trained.kind
+
+    def __repr__(self) -> str:
+        return f"Segmenter({TITLES[self.kind]}, {len(self.classes)} classes, CLIP {self.clip}, {self.device})"
+
+    # ---- training ---------------------------------------------------------------------------------------------
+
+    @_public
+    def fit(
+        self,
+        images: StrPath | Sequence[StrPath],
+        *,
+        output: StrPath | None = None,
+        progress: ProgressCallback | None = None,
+        iterations: int | None = None,
+        student: bool = False,
+        student_iterations: int | None = None,
+        student_weights: str | None = None,
+        tile: int | None = None,
+        seed: int | None = None,
+        resume: bool = True,
+        overwrite: bool = False,
+        opts: Sequence[str] = (),
+    ) -> Segmenter:
+        """Rectify CLIP's bias on images without labels, as ``reclip segment`` does.
+
+        Args:
+            images: folders, images, globs or ``.txt`` lists; images that cannot be read are left out, see
+                :attr:`problems`.
+            output: folder of the run, as that of ``reclip segment``; None for a temporary one, which goes with this
+                object.
+            progress: called with each :class:`~reclip_d2.utils.progress.Progress`, in this thread; ``print`` will do.
+            iterations: of the rectification; None for the config's.
+            student: distil a student after the rectification, and predict with it.
+            student_iterations: of the distillation; None for the config's.
+            student_weights: initial weights of the student's backbone; None for the config's.
+            tile: cut images with a longer side into tiles of so many pixels; None for the config's.
+            seed: of the training; None for the config's.
+            resume: an interrupted run resumes where ``output`` (or this object) has one with the same arguments, and a
+                finished one is taken as it is; otherwise such a folder is an error.
+            overwrite: remove what an earlier run has left in ``output``.
+            opts: ``KEY VALUE`` overrides in addition to those of the constructor.
+
+        Returns:
+            this object, now with the trained model.
+
+        Raises:
+            ReclipError: an argument is wrong, or ``output`` belongs to a run with other inputs.
+        """
+        seeds = () if seed is None else ("SEED", str(seed))
+        options = SegmentOptions(
+            student=student,
+            clip=self.clip,
+            pretrained=self.pretrained,
+            iterations=iterations,
+            student_iterations=student_iterations,
+            student_weights=None if student_weights is None else os.fspath(student_weights),
+            tile=tile,
+            overwrite=overwrite,
+            device=self.device,
+            opts=(*self._opts, *seeds, *map(str, opts)),
+        )
+        folder = self._temporary_folder((repr(images), options), resume) if output is None else os.fspath(output)
+        run = SegmentRun(images, _with_lines(self._classes), folder, options)
+        if output is not None and not (resume or overwrite) and run.folder.is_used():
+            raise ReclipError(f"--output {folder} holds a run: give resume=True, overwrite=True, or another output")
+        self.problems = run.train(progress)
+        self._trained, self._predictor = TrainedModel.find(folder, run.kinds[-1], None), None
+        if output is not None:
+            self._temporary = None  # its files go with it
+        return self
+
+    def _temporary_folder(self, arguments: tuple, resume: bool) -> str:
+        """A folder that goes with this object; that of a call with the same arguments, which was interrupted."""
+        if self._temporary is None or self._temporary_of != arguments or not resume:
+            self._temporary = tempfile.TemporaryDirectory(prefix="reclip-")
+            self._temporary_of = arguments
+        return self._temporary.name
+
+    # ---- prediction -------------------------------------------------------------------------------------------
+
+    def __call__(self, images: ImageLike | Iterable[ImageLike]) -> Segmentation | list[Segmentation] | Iterator:
+        """Segment an image, or several.
+
+        Args:
+            images: an image's path, a PIL image or an array ``(H, W, 3)`` of uint8, RGB; a list of these; or an
+                iterable of them.
+
+        Returns:
+            a :class:`~reclip_d2.workspace.segmentation.Segmentation`; a list of them for a list (or tuple); for another
+            iterable an iterator, which segments each image when it is asked for.
+
+        Raises:
+            ReclipError: an image cannot be read, or is none.
+        """
+        if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
+            return self._segment(images)
+        if isinstance(images, list | tuple):
+            return [self._segment(image) for image in images]
+        if hasattr(images, "__iter__") and not hasattr(images, "__array__"):  # no tensor
+            return map(self._segment, images)
+        return self._segment(images)  # which says what is wrong with it
+
+    @_public
+    def _segment(self, image: ImageLike) -> Segmentation:
+        pixels = pixels_of(image)
+        path = Path(os.fspath(image)).absolute() if isinstance(image, str | os.PathLike) else None
+        predictor = self._loaded()
+        check_shape(path or Path("in memory"), pixels.shape[:2], predictor.tiling)
+        labels, _ = self._table.predict(predictor, pixels, with_scores=False)
+        return Segmentation(pixels, labels, path, predictor, self._table)
+
+    def _maskclip_config(self) -> Any:
+        pairs = ["MODEL.DEVICE", self.device, "MODEL.CLIP.PRETRAINED", self.pretrained, *self._opts]
+        return stage_config("maskclip", self.clip, pairs)
+
+    def _config(self) -> Any:
+        if self._trained is None:
+            return self._maskclip_config()
+        return self._trained.config(["MODEL.DEVICE", self.device, *self._opts])
+
+    def _loaded(self) -> ImagePredictor:
+        """The network, built when it is first needed."""
+        if self._predictor is None:
+            weights = Path() if self._trained is None else self._trained.weights
+            register_images([], self._classes)
+            self._predictor = load_predictor(self._config(), self.kind, weights)
+        return self._predictor
+
+    # ---- keeping it -------------------------------------------------------------------------------------------
+
+    @_public
+    def save(self, folder: StrPath, *, overwrite: bool = False) -> Path:
+        """Write the model to a folder for :meth:`load`, :meth:`from_pretrained` and ``reclip predict --model``.
+
+        It holds what was trained, the classes, and which CLIP it belongs to, but not the CLIP's own weights.
+
+        Args:
+            folder: new or empty; it appears whole or not at all.
+            overwrite: replace a saved model that is there.
+
+        Returns:
+            the folder.
+
+        Raises:
+            ReclipError: it cannot be written, or holds other files.
+        """
+        target = check_output_folder(folder, "folder").absolute()
+        self._to_save().save(target, overwrite=overwrite)
+        if self._temporary is not None and self._trained is not None:  # the run has served
+            self._trained = TrainedModel.find(str(target), None, self.pretrained)
+            self._temporary = self._temporary_of = None
+        return target
+
+    @_public
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload a reclip_d2 model",
+        create_pr: bool = False,
+    ) -> str:
+        """Upload the model to the Hugging Face Hub, with a model card; a new repository is made if need be.
+
+        The card says what the model is, and claims no licence for CLIP's weights, which are not uploaded. Of a path of
+        these weights only the file's name is uploaded.
+
+        Args:
+            repo_id: ``USER/NAME``.
+            revision: branch; None for the main one.
+            private: whether a new repository is private; None for the account's default.
+            token: of the user; None for the one that ``hf auth login`` has kept.
+            commit_message: of the commit.
+            create_pr: open a pull request instead.
+
+        Returns:
+            the address of the commit.
+
+        Raises:
+            ReclipError: the Hub refuses it, or cannot be reached.
+        """
+        with tempfile.TemporaryDirectory(prefix="reclip-") as temporary:
+            folder = Path(temporary) / "model"
+            self._to_save().save(folder, portable=True)
+            return hub.upload(
+                folder,
+                repo_id,
+                revision=revision,
+                private=private,
+                token=token,
+                commit_message=commit_message,
+                create_pr=create_pr,
+            )
+
+    def _to_save(self) -> ModelToSave:
+        if self._trained is None:
+            weights = file_digest(self.pretrained) or self.pretrained
+            state = RunState(self._classes, self.clip, self.pretrained, weights)
+        else:
+            state = dataclasses.replace(self._trained.state, pretrained=self.pretrained)
+        return ModelToSave(self._loaded().model, self.kind, self._config(), state)
+
+
+def _class_list(classes: Classes, background: Sequence[str]) -> ClassList:
+    """The class list that arguments name, checked as a class file is: an entry is a line."""
+    if isinstance(classes, ClassList):
+        return classes
+    if isinstance(classes, str | os.PathLike):
+        found = read_class_file(classes)
+        if not background:
+            return found
+        if found.background:
+            raise ReclipError(f"class file {os.fspath(classes)} has a background: line: leave background out")
+        classes = found.classes
+    entries = [entry if isinstance(entry, str) else ", ".join(entry) for entry in classes]
+    names = [background] if isinstance(background, str) else list(background)
+    for entry in (*entries, *names):
+        if not entry.strip() or len(entry.splitlines()) > 1 or "#" in entry:
+            raise ReclipError(f"classes: {entry!r} is no name: give a class's name, and synonyms after commas")
+    lines = [*entries, *([f"background: {', '.join(names)}"] if names else [])]
+    return parse_classes("\n".join(lines), _CLASSES)
+
+
+def _with_lines(classes: ClassList) -> ClassList:
+    """A class list whose names have lines, for messages: one that a model's folder remembers has none."""
+    if classes.lines:
+        return classes
+    lines = range(1, len(classes.classes) + 1)
+    return dataclasses.replace(classes, path=_CLASSES, lines=(*lines, *(len(lines) + 1 for _ in classes.background)))
