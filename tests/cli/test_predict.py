@@ -1,10 +1,15 @@
 """``reclip predict``: further images with a trained model."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from reclip_d2.engine import program
+from reclip_d2.evaluation.label_maps import LabelMapEvaluator
+from reclip_d2.workspace.trained_model import TrainedModel
 from tests.cli.conftest import FAST_KEYS, all_files, picture, read_mask
 
 
@@ -150,3 +155,56 @@ def test_the_model_s_own_folder_by_another_path(reclip, model, tmp_path):
     call = ("predict", "photos", "--model", "out", "--output", ".", "--device", "cpu", "--overwrite")
     assert "holds the model's folder" in reclip(*call).error
     assert all_files(model) == before
+
+
+SLIDING = ("TEST.SLIDING_WINDOW.ENABLED", "True", "TEST.SLIDING_WINDOW.SIZE", "(48, 64)",
+           "TEST.SLIDING_WINDOW.STRIDE", "(32, 40)")  # fmt: skip
+TILES = ("INPUT.TILES.FROM_SIDE", "90", "INPUT.TILES.SIZE", "64")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [(), ("INPUT.MIN_SIZE_TEST", "0"), SLIDING, TILES, (*SLIDING, *TILES)],
+    ids=["whole", "own size", "sliding windows", "tiles", "sliding windows in tiles"],
+)
+def test_the_masks_are_what_train_net_evaluates(keys, reclip, model, photos, tmp_path, monkeypatch):
+    """Pixel for pixel: photos with and without padding, above and below a tile, and one that the camera turned."""
+    turned = Image.fromarray(picture(7, 60, 110))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # shown as 110 x 60
+    turned.save(photos / "turned.jpg", quality=95, exif=exif)
+    call = ("predict", "photos", "--model", "out", "--output", "more", "--device", "cpu", "--background", "keep")
+    result = reclip(*call, "--opts", *keys)
+    assert result.status == 0, result.err
+
+    masks = {
+        path.relative_to(tmp_path / "more/masks"): read_mask(path) for path in tmp_path.glob("more/masks/**/*.png")
+    }
+    assert len(masks) == 7 and masks[Path("turned.png")].shape == (110, 60)
+    for name, mask in masks.items():  # labels to evaluate with, of the right size
+        (tmp_path / "labels" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.arange(mask.size).reshape(mask.shape).astype(np.uint8) % 3).save(tmp_path / "labels" / name)
+    trained = TrainedModel.find("out", None, None)
+    (tmp_path / "config.yaml").write_text(trained.config(["MODEL.DEVICE", "cpu", *keys]).dump())
+    seen = {}
+
+    def process(self, inputs, outputs):
+        for record, output in zip(inputs, outputs, strict=True):
+            seen[Path(record["file_name"]).relative_to(photos).with_suffix(".png")] = output["sem_seg"].numpy()
+        original(self, inputs, outputs)
+
+    original = LabelMapEvaluator.process
+    monkeypatch.setattr(LabelMapEvaluator, "process", process)
+    overrides = {
+        "MODEL.WEIGHTS": trained.weights, "OUTPUT_DIR": tmp_path / "evaluation", "DATASETS.TEST": "('custom_val',)",
+        "DATASETS.CUSTOM.IMAGES": photos, "DATASETS.CUSTOM.CLASSES": tmp_path / "classes.txt",
+        "DATASETS.CUSTOM.LABELS": tmp_path / "labels",
+    }  # fmt: skip
+    pairs = [str(part) for pair in overrides.items() for part in pair]
+    arguments = ["--config-file", str(tmp_path / "config.yaml"), "--eval-only", *pairs]
+    scores = program.main(program.argument_parser().parse_args(arguments))
+    assert 0 <= scores["sem_seg"]["mIoU"] <= 100
+    assert seen.keys() == masks.keys()
+    background = 3  # road and snow, the last two of the model's classes
+    for name, labels in seen.items():
+        np.testing.assert_array_equal(np.minimum(labels, background), masks[name], err_msg=str(name))
