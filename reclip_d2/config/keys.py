@@ -1,6 +1,7 @@
 """Every key of the project with its default, the rule that its values obey, its meaning and the paper's symbol.
 
-The rules of Detectron2's keys are in :mod:`reclip_d2.config.detectron2_keys`; those below change their defaults only.
+Some are Detectron2's with another default; :mod:`reclip_d2.config.detectron2_keys` has the rules of those that keep
+theirs, and :mod:`reclip_d2.config.checks` the rules of several keys.
 """
 
 from __future__ import annotations
@@ -11,27 +12,24 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from reclip_d2.config.detectron2_keys import (
-    DETECTRON2_RULES,
-    NORM,
-    PIXEL_MEAN,
-    PIXEL_STD,
-    RATE,
-    SIDE,
-    WEIGHT_DECAY,
-)
-from reclip_d2.config.rules import Choice, Flag, Items, Number, Rule, Text, Whole
+from reclip_d2.config.detectron2_keys import DETECTRON2_RULES, RATE, SIDE
+from reclip_d2.config.rules import Choice, Flag, Items, Maybe, Number, Rule, Text, Whole
 
+# Names of Detectron2's get_norm.
+NORM = Choice(("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN"))
+PIXEL_MEAN = Items(Number(minimum=0, maximum=255), 3, 3)
+PIXEL_STD = Items(Number(above=0, maximum=255), 3, 3)
+WEIGHT_DECAY = Number(minimum=0, maximum=1e6)
 TEMPERATURE = Number(minimum=0, maximum=1e6)
 LOSS_WEIGHT = Number(minimum=0, maximum=1e6)
 
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """A key's default, and the rule of its values; None for a key of Detectron2's, whose rule is in its own table."""
+    """A key's default, and the rule that its values obey."""
 
     default: Any
-    rule: Rule | None = None
+    rule: Rule
 
 
 KEYS: dict[str, Key] = {
@@ -42,7 +40,7 @@ KEYS: dict[str, Key] = {
     # open_clip tag, a local file (OpenAI's TorchScript archive, open_clip's or Hugging Face's weights), or "random".
     # Of reclip-embedded: "embedded" (also by "openai") and "embedded_longtail", the weights that ship, or a file of
     # tools/pretrain_embedded_clip.py.
-    "MODEL.CLIP.PRETRAINED": Key("openai", Text()),
+    "MODEL.CLIP.PRETRAINED": Key("openai", Text(path=True)),
     # Normalisation of images: "weights" takes what an open_clip tag, or an open_clip_config.json or
     # preprocessor_config.json beside a local file, says, in place of the defaults of MODEL.PIXEL_MEAN and PIXEL_STD;
     # "keys" takes those keys whatever the weights say.
@@ -67,7 +65,7 @@ KEYS: dict[str, Key] = {
     # Activation in the image tower's blocks: "own" (the model's), or "gelu".
     "MODEL.CLIP.IMAGE_ACTIVATION": Key("own", Choice(("own", "gelu"))),
     # safetensors file with a tensor "class_embedding" that takes the place of CLIP's class token; "": CLIP's own.
-    "MODEL.CLIP.CLASS_TOKEN": Key("", Text(empty=True)),
+    "MODEL.CLIP.CLASS_TOKEN": Key("", Text(empty=True, path=True)),
     # ---- MaskCLIP: CLIP's own segmentation, with its test-time options and the controls --------------------
     # Prompt denoising of MaskCLIP: drop classes whose best patch probability is below this (0: off).
     "MODEL.MASKCLIP.PROMPT_DENOISING": Key(0.0, Number(minimum=0, maximum=1)),
@@ -129,21 +127,21 @@ KEYS: dict[str, Key] = {
     # "RectifiedCLIP", with all keys above as in the run that trained it, or "MaskCLIP" (MaskCLIP+).
     "MODEL.TEACHER.META_ARCHITECTURE": Key("RectifiedCLIP", Text()),
     # Checkpoint of the rectification stage; MaskCLIP has none.
-    "MODEL.TEACHER.WEIGHTS": Key("", Text(empty=True)),
+    "MODEL.TEACHER.WEIGHTS": Key("", Text(empty=True, path=True)),
     # Name in Detectron2's BACKBONE_REGISTRY.
     "MODEL.STUDENT.BACKBONE": Key("build_dilated_resnet_backbone", Text()),
     # Detectron2's keys of a ResNet, with defaults for torchvision's weights, all of it training. DEPTH 18 and 34 need
     # RES2_OUT_CHANNELS 64 (or less, for a small model with random weights). BN takes its statistics on each GPU, SyncBN
     # on all of them; FrozenBN keeps those of the weights.
-    "MODEL.RESNETS.DEPTH": Key(101),
-    "MODEL.RESNETS.NORM": Key("BN"),
-    "MODEL.RESNETS.STRIDE_IN_1X1": Key(False),
-    "MODEL.BACKBONE.FREEZE_AT": Key(0),
+    "MODEL.RESNETS.DEPTH": Key(101, Choice((18, 34, 50, 101, 152))),
+    "MODEL.RESNETS.NORM": Key("BN", NORM),
+    "MODEL.RESNETS.STRIDE_IN_1X1": Key(False, Flag()),
+    "MODEL.BACKBONE.FREEZE_AT": Key(0, Whole(0, 5)),
     # 8: res4 and res5 are dilated.
     "MODEL.STUDENT.OUTPUT_STRIDE": Key(8, Choice((8, 16, 32))),
     # Initial weights of the backbone: a name of Detectron2's model zoo (detectron2://ImageNetPretrained/...), one of
     # torchvision (torchvision://resnet50), a local file of either, or "" for random ones.
-    "MODEL.STUDENT.WEIGHTS": Key("", Text(empty=True)),
+    "MODEL.STUDENT.WEIGHTS": Key("", Text(empty=True, path=True)),
     # What the backbone's weights were trained on, in the order of FORMAT, in [0, 255]: torchvision's; for Detectron2's
     # MSRA weights BGR, [103.53, 116.28, 123.675] and [1, 1, 1] (and MODEL.RESNETS.STRIDE_IN_1X1 True).
     "MODEL.STUDENT.FORMAT": Key("RGB", Choice(("RGB", "BGR"))),
@@ -183,7 +181,7 @@ KEYS: dict[str, Key] = {
     # "one_pass").
     "HYPOTHESIS.CROP_AWARE": Key(False, Flag()),
     # Where the hypotheses are kept; "": a file in the cache folder named by all that they depend on.
-    "HYPOTHESIS.FILE": Key("", Text(empty=True)),
+    "HYPOTHESIS.FILE": Key("", Text(empty=True, path=True)),
     # Crops that are encoded together (121 an image for r = 1/6): raise it on a GPU.
     "HYPOTHESIS.BATCH_SIZE": Key(121, Whole(1, 1_000_000)),
     # ---- linear probing (Table I): tools/linear_probe.py, which trains with labels ---------------------------------
@@ -191,7 +189,7 @@ KEYS: dict[str, Key] = {
     # named train alone have one).
     "LINEAR_PROBE.DATASETS": Key((), Items(Text())),
     # Checkpoint of the model that is probed; "": the last one in OUTPUT_DIR. MaskCLIP has none.
-    "LINEAR_PROBE.WEIGHTS": Key("", Text(empty=True)),
+    "LINEAR_PROBE.WEIGHTS": Key("", Text(empty=True, path=True)),
     # SGD with the momentum of SOLVER and the poly schedule; images are resized, cropped and flipped as INPUT says.
     "LINEAR_PROBE.MAX_ITER": Key(5000, Whole(1)),
     "LINEAR_PROBE.IMS_PER_BATCH": Key(16, Whole(1, 1_000_000)),
@@ -200,21 +198,21 @@ KEYS: dict[str, Key] = {
     # Standardise the embeddings by a batch norm without weights before the linear classifier.
     "LINEAR_PROBE.BATCH_NORM": Key(True, Flag()),
     # ---- inputs: CLIP's normalisation, the paper's augmentation ---------------------------------------------
-    "INPUT.FORMAT": Key("RGB"),
-    "MODEL.PIXEL_MEAN": Key([122.7709, 116.7460, 104.0937]),
-    "MODEL.PIXEL_STD": Key([68.5005, 66.6322, 70.3232]),
+    "INPUT.FORMAT": Key("RGB", Choice(("RGB",))),
+    "MODEL.PIXEL_MEAN": Key([122.7709, 116.7460, 104.0937], PIXEL_MEAN),
+    "MODEL.PIXEL_STD": Key([68.5005, 66.6322, 70.3232], PIXEL_STD),
     # Strength of brightness, contrast and saturation jitter in (0, 1); 0: off.
     "INPUT.COLOR_JITTER": Key(0.0, Number(minimum=0, below=1)),
-    "INPUT.CROP.TYPE": Key("absolute"),
-    "INPUT.CROP.SIZE": Key([512, 512]),
+    "INPUT.CROP.TYPE": Key("absolute", Choice(("absolute", "absolute_range", "relative", "relative_range"))),
+    "INPUT.CROP.SIZE": Key([512, 512], Items(Number(above=0, maximum=65_536), 2, 2)),
     # ---- own images (configs/datasets/custom.yaml, the command `reclip`) -------------------------------------
     # Registered as "custom": a folder (searched recursively), an image, a glob, or a .txt list of these; no labels.
-    "DATASETS.CUSTOM.IMAGES": Key("", Text(empty=True)),
+    "DATASETS.CUSTOM.IMAGES": Key("", Text(empty=True, path=True)),
     # Registered as "custom_val" with the images that have a label: a folder of index PNGs that mirrors the images, ids
     # in the order of the class file, 255 ignored. For evaluation alone; with it DATASETS.TEST () becomes custom_val.
-    "DATASETS.CUSTOM.LABELS": Key("", Text(empty=True)),
+    "DATASETS.CUSTOM.LABELS": Key("", Text(empty=True, path=True)),
     # Class file: a class a line, synonyms after commas (reclip_d2/data/class_file.py).
-    "DATASETS.CUSTOM.CLASSES": Key("", Text(empty=True)),
+    "DATASETS.CUSTOM.CLASSES": Key("", Text(empty=True, path=True)),
     # Of `reclip segment`: an image of more pixels is trained on as a copy whose short side is this, six windows of
     # CLIP's 224 px.
     "INPUT.COPIES.FROM_PIXELS": Key(16_000_000, Whole(1)),
@@ -230,16 +228,19 @@ KEYS: dict[str, Key] = {
     # ---- solver: SGD, 0.9, 5e-4, poly 0.9 ------------------------------------------------------------------
     # SGD (the papers), or AdamW (ours: for a student from random weights).
     "SOLVER.OPTIMIZER": Key("SGD", Choice(("SGD", "AdamW"))),
-    "SOLVER.BASE_LR": Key(0.01),
-    "SOLVER.MOMENTUM": Key(0.9),
-    "SOLVER.WEIGHT_DECAY": Key(5e-4),
+    "SOLVER.BASE_LR": Key(0.01, RATE),
+    "SOLVER.MOMENTUM": Key(0.9, Number(minimum=0, below=1)),
+    "SOLVER.WEIGHT_DECAY": Key(5e-4, WEIGHT_DECAY),
     # Detectron2 would spare the norm layers; the papers do not.
-    "SOLVER.WEIGHT_DECAY_NORM": Key(5e-4),
-    "SOLVER.WEIGHT_DECAY_BIAS": Key(None),  # as the weights: Detectron2's default from 0.6 on
-    "SOLVER.LR_SCHEDULER_NAME": Key("WarmupPolyLR"),
+    "SOLVER.WEIGHT_DECAY_NORM": Key(5e-4, Maybe(WEIGHT_DECAY)),
+    # As the weights: Detectron2's default from 0.6 on.
+    "SOLVER.WEIGHT_DECAY_BIAS": Key(None, Maybe(WEIGHT_DECAY)),
+    "SOLVER.LR_SCHEDULER_NAME": Key(
+        "WarmupPolyLR", Choice(("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"))
+    ),
     "SOLVER.POLY_POWER": Key(0.9, Number(minimum=0, maximum=100)),
-    "SOLVER.WARMUP_ITERS": Key(0),
-    "SOLVER.IMS_PER_BATCH": Key(12),
+    "SOLVER.WARMUP_ITERS": Key(0, Whole(0)),
+    "SOLVER.IMS_PER_BATCH": Key(12, Whole(1, 1_000_000)),
     # SOLVER.AMP.ENABLED runs the training's forward pass under autocast in this precision, the frozen image tower too
     # unless MODEL.CLIP.AUTOCAST names another. Losses, soft-max, noise and the decoder's norm stay in float32. The
     # gradients of float16 are scaled; on the CPU bfloat16 takes its place. Evaluation is in float32.
@@ -268,15 +269,11 @@ KEYS: dict[str, Key] = {
 # Rules of all keys that the project reads, Detectron2's among them.
 RULES: dict[str, Rule] = {
     **DETECTRON2_RULES,
-    **{name: key.rule for name, key in KEYS.items() if key.rule is not None},
+    **{name: key.rule for name, key in KEYS.items()},
 }
 
 # Keys whose value may be a local path: a ``~`` at its beginning is the user's home.
-PATH_KEYS = (
-    "OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.TEACHER.WEIGHTS", "MODEL.STUDENT.WEIGHTS", "LINEAR_PROBE.WEIGHTS",
-    "MODEL.CLIP.PRETRAINED", "MODEL.CLIP.CLASS_TOKEN", "HYPOTHESIS.FILE",
-    "DATASETS.CUSTOM.IMAGES", "DATASETS.CUSTOM.CLASSES", "DATASETS.CUSTOM.LABELS",
-)  # fmt: skip
+PATH_KEYS = tuple(name for name, rule in RULES.items() if isinstance(rule, Text) and (rule.path or rule.folder))
 
 
 def add_reclip_config(cfg: CfgNode) -> None:

@@ -109,10 +109,12 @@ class Text:
 
     Attributes:
         empty: "" is taken.
+        path: it may be the path of a local file.
         folder: the path of a folder that is written to.
     """
 
     empty: bool = False
+    path: bool = False
     folder: bool = False
 
     def accepts(self, value: Any) -> bool:
