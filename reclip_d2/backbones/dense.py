@@ -74,7 +74,7 @@ class DenseCLIP(VisionLanguageBackbone):
             self.fingerprint = hashlib.sha256(f"{self.fingerprint} {image_tower}".encode()).hexdigest()
         self.clip = clip.requires_grad_(False).eval()
         self.text_encoder = TextEncoder(clip, tokenizer)
-        self.attention = ValueAttention() if attention is None else attention
+        self.attention = (ValueAttention() if attention is None else attention).requires_grad_(False).eval()
         self.autocast_dtype = autocast_dtype
         self.image_tower = image_tower
         self.fine_tune = fine_tune
@@ -144,6 +144,11 @@ class DenseCLIP(VisionLanguageBackbone):
         self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None, keys: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`VisionLanguageBackbone.dense_and_keys`. Only with ``fine_tune`` Z carries gradient."""
+        if keys and self.attention.upsampling != 1:
+            raise ReclipError(
+                f"MODEL.MASKCLIP.KEY_SMOOTHING compares the keys of CLIP's patches; MODEL.CLIP.DENSE_ATTENTION"
+                f" {self.attention.name} gives features on a finer grid: set one of the two to its default"
+            )
         with torch.set_grad_enabled(self.fine_tune and torch.is_grad_enabled()), self._autocast(images.device):
             features, inputs = dense_image_features(self.clip.visual, images, self.attention, image_sizes)
             block = inputs.block

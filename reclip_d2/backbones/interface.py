@@ -116,11 +116,14 @@ class VisionLanguageBackbone(Backbone):
         self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None, keys: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         """Image features Z ``(B, D, h, w)``, each patch of length 1, and, if wanted, the last block's keys
-        ``(B, n, E)`` of the n patches of the tower, for key smoothing.
+        ``(B, h * w, E)``, for key smoothing.
 
         Args:
             image_sizes: (H, W) of each image before it was padded; None if all of ``images`` is image. Attentions that
                 mix patches leave out those in the padding (see :func:`valid_patches`).
+
+        Raises:
+            ReclipError: keys are wanted, and the grid of Z is not that of the tower's patches.
         """
 
     def dense(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:

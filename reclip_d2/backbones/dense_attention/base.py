@@ -173,7 +173,7 @@ def dense_attention_class(name: str) -> type[DenseAttention]:
 
 
 def build_dense_attention(cfg: CfgNode) -> DenseAttention:
-    """The attention that ``MODEL.CLIP.DENSE_ATTENTION`` names, frozen and in eval mode.
+    """The attention that ``MODEL.CLIP.DENSE_ATTENTION`` names.
 
     Raises:
         ReclipError: it is not registered, or a key of the value path is set for another attention.
@@ -184,4 +184,4 @@ def build_dense_attention(cfg: CfgNode) -> DenseAttention:
         raise ReclipError(
             f"MODEL.CLIP.VALUE_PATH_RESIDUAL False is for {KEY} value, not {attention.name}: remove one of the two keys"
         )
-    return attention.from_config(cfg).requires_grad_(False).eval()
+    return attention.from_config(cfg)

@@ -171,14 +171,17 @@ def test_more_patches_than_the_tower_has():
             return maps.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1, 2)
 
     dense = tiny_dense(attention=Finer())
-    features, keys = dense.dense_and_keys(torch.randn(1, 3, 24, 40))
+    images = torch.randn(1, 3, 24, 40)
+    features = dense.dense(images)
     assert dense.stride == 4 and dense.size_divisibility == 8 and dense.output_shape()["dense"].stride == 4
-    assert features.shape[-2:] == (6, 10) and keys.shape[1] == 15
+    assert features.shape[-2:] == (6, 10)
     torch.testing.assert_close(features[..., ::2, ::2], features[..., 1::2, 1::2])
+    with pytest.raises(ReclipError, match="KEY_SMOOTHING .* dummy gives features on a finer grid"):
+        dense.dense_and_keys(images)
 
 
 def test_a_helper_model_is_frozen_and_in_no_checkpoint():
-    dense = tiny_dense(attention=Dummy().requires_grad_(False), fine_tune=True)
+    dense = tiny_dense(attention=Dummy(), fine_tune=True)
     assert not any(parameter.requires_grad for parameter in dense.attention.parameters())
     assert all(key.startswith("clip.visual.") for key in dense.state_dict())
     images = torch.randn(1, 3, 32, 32)
