@@ -20,7 +20,7 @@ class LearnableQuery(nn.Module):
     """Query text features W_q of a prompt that trains: ``Q_i = [SOS][u_1]...[u_L][name_i][EOS]``.
 
     The paper asks whether the prompt of the Query should be learnable as the Reference's is, and does not say how it
-    was made so. Here it has the Reference's form, Eq. (1), with vectors ``u`` of its own that the classes share, and
+    was made so. Here it has the Reference's form, Eq. (1), with separate vectors ``u`` that the classes share, and
     W_q has rows of length 1, as the fixed one. It takes the place of the fixed W_q in the Query logits M_q and in
     Eq. (7); the hypotheses remain those of the fixed one, since they are made before the training. A class with
     synonyms goes by the first, as in the Reference.

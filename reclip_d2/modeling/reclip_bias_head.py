@@ -80,7 +80,7 @@ class ReCLIPBiasHead(BiasHead):
 
     The class preference is the similarity of the image features and the Reference features, the space preference P a
     projection of the positional embedding. Z knows about places too, CLIP having read PE: the two biases are not kept
-    apart, which is what ReCLIP++ mends. M_b differs from image to image.
+    apart, which ReCLIP++ corrects. M_b differs from image to image.
     """
 
     image_dependent = True

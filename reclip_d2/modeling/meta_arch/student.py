@@ -1,4 +1,4 @@
-"""The distilled student as a model of its own: DeepLab V2 with the inherited head. It runs without CLIP.
+"""The distilled student as a model: DeepLab V2 with the inherited head. It runs without CLIP.
 
 Shape letters: B images, C classes, D width of the joint embedding, (h, w) grid of the student's features.
 """

@@ -77,7 +77,7 @@ def _local_path(source: str) -> str:
         path = PathManager.get_local_path(url)
     except (KeyError, RuntimeError) as error:
         raise ReclipError(f"MODEL.STUDENT.WEIGHTS {source!r} is not in Detectron2's model zoo") from error
-    except Exception as error:  # no network: each client has errors of its own
+    except Exception as error:  # no network: each client raises its own errors
         raise ReclipError(
             f"MODEL.STUDENT.WEIGHTS {source} cannot be fetched ({type(error).__name__}): get it where there is a"
             " network, copy the file to this machine and give its path"
