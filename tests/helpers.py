@@ -229,6 +229,37 @@ def register_tiny_model(folder: Path) -> str:
 _watchers: list[Callable[[str], None]] = []
 
 
+def tiny_config(folder: Path, architecture: str = "RectifiedCLIP") -> str:
+    """YAML of a config on the tiny CLIP of a folder; it ends inside ``MODEL``, whose further keys may follow."""
+    return f"""_BASE_: {CONFIGS}/Base-ReCLIP.yaml
+MODEL:
+  META_ARCHITECTURE: {architecture}
+  DEVICE: cpu
+  CLIP: {{NAME: {register_tiny_model(folder)}, PRETRAINED: random, TEMPLATES: photo}}
+  BIAS_HEAD: {{PROMPT_LENGTH: 4}}"""
+
+
+@contextlib.contextmanager
+def stopped_in_iteration(iteration: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A run in the block stops as if it were killed, before this iteration (they count from 0)."""
+
+    class Stopped(BaseException):
+        pass
+
+    from reclip_d2.engine.trainer import Trainer  # here: most tests need no trainer
+
+    run_step = Trainer.run_step
+
+    def stop(self: Trainer) -> None:
+        if self.iter == iteration:
+            raise Stopped
+        run_step(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Trainer, "run_step", stop)
+        yield
+
+
 def _audit(event: str, arguments: tuple) -> None:
     if event == "open" and _watchers and isinstance(arguments[0], str | bytes | os.PathLike):
         for watch in _watchers:

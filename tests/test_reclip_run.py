@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 
-from reclip_d2.engine import trainer
-from tests.helpers import datasets, isolated_cache
+from tests.helpers import datasets, isolated_cache, stopped_in_iteration
 from tests.test_train_net import assert_same, metrics, run, scene, weights
 
 __all__ = ["datasets", "isolated_cache", "scene"]
@@ -21,18 +20,7 @@ def test_a_stopped_run_ends_as_an_unbroken_one_and_its_number_comes_back(scene, 
     (file,) = (isolated_cache / "hypotheses").glob("*.jsonl")
     assert json.loads(file.read_text().splitlines()[0])["method"] == "image"
 
-    class Stopped(BaseException):
-        pass
-
-    run_step = trainer.Trainer.run_step
-
-    def stop_in_the_fifth(self):
-        if self.iter == 4:
-            raise Stopped
-        run_step(self)
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(trainer.Trainer, "run_step", stop_in_the_fifth)
+    with stopped_in_iteration(4, monkeypatch):  # an iteration after the checkpoint is lost
         run(scene, "stopped", *RECLIP)
     run(scene, "stopped", "--resume", *RECLIP)
     assert_same(weights(scene, "unbroken"), weights(scene, "stopped"))  # the running statistics too

@@ -20,7 +20,8 @@ from tests.helpers import (
     datasets,
     isolated_cache,
     register_dataset,
-    register_tiny_model,
+    stopped_in_iteration,
+    tiny_config,
     unregister_dataset,
     watch_opened_files,
     write_scenes,
@@ -51,12 +52,7 @@ def scene(tmp_path, datasets) -> Path:
     datasets("reclip_test_val", write_scenes(tmp_path / "val", 3, size=(36, 44), seed=1), NAMES)
     (tmp_path / "config.yaml").write_text(
         f"""
-_BASE_: {ROOT}/configs/Base-ReCLIP.yaml
-MODEL:
-  META_ARCHITECTURE: RectifiedCLIP
-  DEVICE: cpu
-  CLIP: {{NAME: {register_tiny_model(tmp_path)}, PRETRAINED: random, TEMPLATES: photo}}
-  BIAS_HEAD: {{PROMPT_LENGTH: 4}}
+{tiny_config(tmp_path)}
 HYPOTHESIS: {{WINDOW_RATIO: 0.5, THRESHOLD: 0.2}}
 DATASETS: {{TRAIN: [reclip_test_train], TEST: [reclip_test_val]}}
 DATALOADER: {{NUM_WORKERS: 0}}
@@ -174,22 +170,13 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(scene):
 def test_resume_goes_on_and_ends_as_an_unbroken_run(scene, monkeypatch):
     run(scene, "unbroken", "SOLVER.WARMUP_ITERS", "4")
 
-    class Stopped(BaseException):
-        pass
-
-    run_step = trainer.Trainer.run_step
-
-    def stop_in_the_fifth(self):
-        if self.iter == 4:  # one iteration after the checkpoint is lost
-            raise Stopped
-        run_step(self)
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(trainer.Trainer, "run_step", stop_in_the_fifth)
+    with stopped_in_iteration(4, monkeypatch):  # an iteration after the checkpoint is lost
         run(scene, "stopped", "SOLVER.WARMUP_ITERS", "4")
     assert (scene / "stopped" / "last_checkpoint").read_text() == "model_0000002.pth"
 
     seen = []
+
+    run_step = trainer.Trainer.run_step
 
     def watch(self):
         seen.append((self.iter, self._trainer.optimizer.param_groups[0]["lr"]))

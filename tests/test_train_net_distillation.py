@@ -8,9 +8,16 @@ import pytest
 import torch
 
 import reclip_d2.backbones.dense
-from reclip_d2.engine import trainer
 from reclip_d2.modeling.student.inherited import HEADS
-from tests.helpers import EMBED_DIM, TINY_TEXT, TINY_VISION, datasets, isolated_cache, write_scenes
+from tests.helpers import (
+    EMBED_DIM,
+    TINY_TEXT,
+    TINY_VISION,
+    datasets,
+    isolated_cache,
+    stopped_in_iteration,
+    write_scenes,
+)
 from tests.test_train_net import assert_same, metrics, mistake, run, scene, weights
 
 __all__ = ["datasets", "isolated_cache", "scene"]
@@ -130,18 +137,7 @@ def test_resume_ends_as_an_unbroken_run(scene, teacher, monkeypatch, amp):
     keys = [*teacher, *amp, *(["SOLVER.ACCUMULATE_STEPS", "2"] if amp else [])]
     run(scene, "unbroken", *keys)
 
-    class Stopped(BaseException):
-        pass
-
-    run_step = trainer.Trainer.run_step
-
-    def stop_in_the_fifth(self):
-        if self.iter == 4:  # one iteration after the checkpoint is lost
-            raise Stopped
-        run_step(self)
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(trainer.Trainer, "run_step", stop_in_the_fifth)
+    with stopped_in_iteration(4, monkeypatch):  # an iteration after the checkpoint is lost
         run(scene, "stopped", *keys)
     assert (scene / "stopped" / "last_checkpoint").read_text() == "model_0000002.pth"
     run(scene, "stopped", "--resume", *keys)

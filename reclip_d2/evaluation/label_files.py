@@ -31,7 +31,7 @@ def read_label_file(
 
     Raises:
         ReclipError: the file is no single-channel index PNG of that size with ids in range, or has a palette in an
-            order of its own.
+            another order.
     """
     ids = read_index_image(
         path,

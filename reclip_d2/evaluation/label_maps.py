@@ -22,7 +22,7 @@ class LabelMapEvaluator(SemSegEvaluator):
     """``SemSegEvaluator`` that takes ``{"sem_seg": (H, W) int64 labels}`` as well as ``(C, H, W)`` logits.
 
     The numbers are Detectron2's, the mean apart (see :meth:`evaluate`). Label files are read by :class:`DatasetLabels`:
-    an RGB label or an id out of range would end in a traceback, and binary masks or palettes in an order of their own
+    an RGB label or an id out of range would end in a traceback, and binary masks or palettes in another order
     would be counted without a word.
     """
 
@@ -107,7 +107,7 @@ def check_label_ids(ids: set[int], labels: DatasetLabels) -> None:
 def check_own_labels(dataset_name: str) -> None:
     """Read all labels that no preparation program has checked (``reclip_own_labels`` in the metadata).
 
-    A wrong label is known before the prediction, and not after hours of it. The classes that occur are said in the log.
+    So a wrong label is found before hours of prediction. The classes that occur are logged.
 
     Raises:
         ReclipError: a label is no map of class ids of its image's size, see

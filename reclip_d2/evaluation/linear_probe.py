@@ -1,12 +1,13 @@
 """Linear probing (Table I): how much of the classes a linear map finds in a model's fixed pixel embeddings.
 
 **Labels train the classifier**, and nothing else but the embedded data set's stand-in CLIP. It learns from the labels
-of a training split, so its mIoU is no result of unsupervised segmentation and never stands beside one without a word.
+of a training split, so its mIoU is not a result of unsupervised segmentation, and must be labelled where it is
+listed with one.
 Nothing of the unsupervised path imports this module; ``tools/linear_probe.py`` does, and the probes of
 ``tools/reproduce.py`` through it.
 
 What is probed is ``pixel_embedding`` of a model: MaskCLIP's image features Z; a rectified CLIP's Z and mask logits M_o,
-one behind the other, since its Z is the same frozen CLIP's and what rectification has learnt stands in M_o; a student's
+concatenated, since its Z is the same frozen CLIP's and what rectification has learnt is in M_o; a student's
 Z^ and M^D likewise.
 
 Shape letters: B images, F width of the embedding, C classes, (h, w) grid of the embedding, (H, W) size in pixels.
@@ -107,7 +108,7 @@ class LinearProbe(LanguageSegmentor):
             return self.classifier(self.norm(self.pixel_embedding(images)))
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]] | dict[str, Tensor]:
-        """Training: the loss of inputs with ``sem_seg`` ``(H, W)`` int64 beside the image, -1 where there is no label.
+        """Training: the loss of inputs with ``sem_seg`` ``(H, W)`` int64 next to the image, -1 where there is no label.
         Inference: as every model's."""
         if not self.training:
             return super().forward(batched_inputs)
@@ -141,7 +142,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def _leave_out_model(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any]) -> None:
-    """State-dict hook: the probed model has a checkpoint of its own."""
+    """State-dict hook: the probed model has its own checkpoint."""
     for key in [key for key in state if key.startswith(f"{prefix}model.")]:
         del state[key]
 

@@ -216,7 +216,7 @@ def read_instance_file(path: str, size: tuple[int, int]) -> np.ndarray:
 
     Raises:
         ReclipError: the file is missing, no single-channel index PNG, not of the label's size, or has a palette in an
-            order of its own.
+            another order.
     """
     instances = read_index_image(
         path,

@@ -51,7 +51,7 @@ class Trained(NamedTuple):
     seconds: float
     """Of the iterations alone, from where they began."""
     first_iteration: int
-    """0, or where a stopped run went on."""
+    """0, or where an interrupted run resumed."""
 
 
 def scores_of(results: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def train(cfg: CfgNode, resume: bool = False, trainer_class: type[Trainer] = Tra
 
 
 def perform(job: Job) -> dict[str, Any]:
-    """Train and evaluate, or do what a stopped run has left of it; logs go to ``log.txt`` in the run's folder.
+    """Train and evaluate, or finish an interrupted run; logs go to ``log.txt`` in the run's folder.
 
     Returns:
         see :func:`result_of`.
@@ -141,7 +141,7 @@ def training_of(cfg: CfgNode, trained: Trained) -> dict[str, Any]:
     metrics = Path(cfg.OUTPUT_DIR) / "metrics.json"
     if metrics.exists():
         for line in metrics.read_text(errors="replace").splitlines():
-            # A run that was killed may have left half a line, to which the next one wrote on.
+            # A killed run may leave half a line, to which the next one appends.
             with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 losses.append(json.loads(line)["total_loss"])
     return {

@@ -39,7 +39,7 @@ class Difference(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the measurements say of a claimed ordering."""
+    """What the measurements say about a claimed ordering."""
 
     word: str
     difference: Difference | None

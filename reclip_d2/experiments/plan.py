@@ -88,7 +88,7 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between the settings that a run was made with and those that it would be made with now.
 
-    A key that the project has got since then is no difference at its default, nor is one that it has no more.
+    Keys added to the project since then count as unchanged at their defaults; keys removed since then are ignored.
     """
     defaults: dict[str, Any] | None = None
     found = []
@@ -201,7 +201,7 @@ class ExperimentFolder:
         if self.settings is None:
             if self.checkpoint.exists() or any(self.path.glob("*.pth")):
                 raise ReclipError(
-                    f"{self.path} holds checkpoints of another origin: remove them, or name another --out"
+                    f"{self.path} holds checkpoints of unknown origin: remove them, or name another --out"
                 )
             self._write(self._settings, settings)
         self.failure_file.unlink(missing_ok=True)
@@ -283,7 +283,7 @@ class Planned:
     cfg: CfgNode
     job: Job
     overrides: dict[str, Any]
-    """Of the experiment, beside those of all runs."""
+    """Of the experiment, without those common to all runs."""
     settings: dict[str, Any]
     teacher: Planned | None
 
@@ -350,7 +350,7 @@ class Runs:
     def check_changes(self, overwrite: bool) -> None:
         """Refuse runs that were made with other settings than they would be made with now, or remove them.
 
-        A student of a removed teacher is made anew, too: its teacher is among its settings.
+        The student of a removed teacher is run again, too: the teacher is one of its settings.
 
         Raises:
             ReclipError: there are such runs, and ``overwrite`` is False.

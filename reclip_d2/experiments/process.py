@@ -1,4 +1,4 @@
-"""Call functions in processes of their own, which start in no time.
+"""Call functions in fresh processes that start at once.
 
 A run leaves much behind in its process: handlers of Detectron2's loggers, registered and cached things, memory that the
 allocators keep. A fresh Python for every run would cost some seconds of imports, over a hundred times. So a server
@@ -32,7 +32,7 @@ _SECONDS_TO_STOP = 20.0
 
 
 class Processes:
-    """Calls functions in processes of their own, and ends them all when it must. Threads may share one."""
+    """Calls each function in a fresh process, and can end them all. Threads may share one object."""
 
     def __init__(self, threads: int = 0, preload: Sequence[str] = ()) -> None:
         """
@@ -49,7 +49,7 @@ class Processes:
         self._stopped = False
 
     def call(self, function: Callable[[Any], Any], argument: Any, output: Path) -> Any:
-        """``function(argument)`` in a process of its own.
+        """``function(argument)`` in a fresh process.
 
         Args:
             function: of a module that can be imported, or of the program itself.
@@ -112,7 +112,7 @@ class _Setting(NamedTuple):
         """Make it that of this process."""
         os.environ.clear()
         os.environ.update(self.environment)
-        # Or data-loading workers would start by a server of their own, which imports everything anew.
+        # Or data-loading workers would start from another server, which imports everything again.
         multiprocessing.set_start_method(self.start_method, force=True)
         self.output.parent.mkdir(parents=True, exist_ok=True)
         check_output_file(self.output, "log")

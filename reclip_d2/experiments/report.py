@@ -32,10 +32,10 @@ NOT_LEGIBLE = "?"
 
 
 def write_report(measurements: Measurements, path: Path, command: Sequence[str]) -> list[Path]:
-    """Write the Markdown file and its pictures (``images/<name of the report>_*.png`` beside it).
+    """Write the Markdown file and its pictures (``images/<name of the report>_*.png`` next to it).
 
     Args:
-        command: that makes the runs, for the reader.
+        command: shown to the reader as the one that makes the runs.
 
     Returns:
         the files, the report first.

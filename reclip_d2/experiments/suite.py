@@ -78,7 +78,7 @@ class Claim:
     worse: str
     metric: str
     source: str
-    """Where it is claimed; ``ours`` for what we ask beside the papers."""
+    """Where it is claimed; ``ours`` for orderings that are not in the papers."""
     explanation: str = ""
     """Why it may not hold, shown only where it does not; ``{...}`` are filled in from the measurements."""
 
@@ -130,9 +130,9 @@ class Suite:
     methods: Path
     """Folder of the methods' config files."""
     paper_columns: tuple[str, ...]
-    """Data sets of the paper whose numbers stand beside ours."""
+    """Data sets of the paper whose numbers are shown next to the measured ones."""
     text: str
-    """What a reader must know of this data set."""
+    """What a reader must know about this data set."""
     common: Mapping[str, Any]
     """Overrides of all experiments."""
     experiments: Mapping[str, Experiment]
@@ -190,7 +190,7 @@ class _Reader:
 
     def word(self, value: Any, words: Iterable[str], where: str) -> str:
         if value not in words:
-            raise self.error(where, f"{value!r} is none of {', '.join(words)}")
+            raise self.error(where, f"{value!r} is not one of {', '.join(words)}")
         return value
 
     def for_suite(self, value: Any) -> Any:
@@ -288,10 +288,10 @@ def _experiments(reader: _Reader) -> tuple[set[str], dict[str, Experiment]]:
         kind = reader.word(value["kind"], KINDS, where)
         config, teacher = value.get("config", ""), value.get("teacher", "")
         if teacher and teacher not in found:
-            raise reader.error(where, f"its teacher {teacher!r} must be an experiment that stands above it")
+            raise reader.error(where, f"its teacher {teacher!r} must be an experiment listed above it")
         if kind == "probe":
             if config or not teacher:
-                raise reader.error(where, "a probe has a teacher, whose config it takes, and no config of its own")
+                raise reader.error(where, "a probe takes its teacher's config: name a teacher and no config")
             config = found[teacher].config
         elif not config:
             raise reader.error(where, "no 'config'")
@@ -325,7 +325,7 @@ def _sweeps(reader: _Reader, experiments: dict[str, Experiment], dataset: Path, 
         value = reader.entry(value, where, "", "title base key symbol values")
         base = experiments.get(value["base"])
         if base is None:
-            raise reader.error(where, f"its base {value['base']!r} is no experiment of suite {reader.name}")
+            raise reader.error(where, f"its base {value['base']!r} is not an experiment of suite {reader.name}")
         own = base.overrides.get(value["key"])
         if own is None:
             own = value_of(load_config([str(dataset), str(methods / base.config)]), value["key"])
@@ -361,7 +361,7 @@ def _table(
 
     def here(name: str) -> bool:
         if name not in known:
-            raise reader.error(where, f"{name!r} is no experiment")
+            raise reader.error(where, f"{name!r} is not an experiment")
         return name in experiments
 
     rows = []
@@ -375,7 +375,7 @@ def _table(
     for item in value.get("curves", []):
         item = reader.entry(item, where, "label line line_title", "sweep")
         if item["sweep"] not in sweeps:
-            raise reader.error(where, f"{item['sweep']!r} is no sweep")
+            raise reader.error(where, f"{item['sweep']!r} is not a sweep")
         sweep = sweeps[item["sweep"]]
         line = item.get("line", "")
         if line and not here(line):
@@ -409,7 +409,7 @@ def _paper(reader: _Reader, value: Any, metrics: Sequence[str], where: str) -> d
         reader.word(metric, metrics, where)
         for column, number in numbers.items():
             if number is not None and not isinstance(number, int | float):
-                raise reader.error(where, f"{column}: {number!r} is no number (~ for one that is not legible)")
+                raise reader.error(where, f"{column}: {number!r} is not a number (write ~ for an illegible one)")
     return value
 
 
@@ -428,7 +428,7 @@ def _claims(
         if not dot:
             return [name] if here(name) else []
         if sweep not in sweeps:
-            raise reader.error(where, f"{sweep!r} is no sweep")
+            raise reader.error(where, f"{sweep!r} is not a sweep")
         points = sweeps[sweep].points
         which = reader.word(which, ("first", "last", "each"), where)
         return {"first": [points[0]], "last": [points[-1]], "each": list(points)}[which]

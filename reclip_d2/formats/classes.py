@@ -65,11 +65,11 @@ class MaskClasses:
         for name in self.names:
             if not name or name != name.strip() or not name.isprintable():
                 raise ReclipError(
-                    f"class name {name!r} is empty, or holds control characters or spaces at an end: write it anew"
+                    f"class name {name!r} is empty, or has control characters, or a space at either end: rewrite it"
                 )
         if len(set(self.names)) < len(self.names):
             twice = next(name for k, name in enumerate(self.names) if name in self.names[:k])
-            raise ReclipError(f"class name {twice!r} stands twice: a name is of one class")
+            raise ReclipError(f"class name {twice!r} occurs twice: names must differ")
         if len(self.colors) != len(self.names) or not all(
             len(color) == 3 and all(0 <= value <= 255 for value in color) for color in self.colors
         ):
@@ -168,7 +168,7 @@ class MaskClasses:
         try:
             content = read_json(path, _SCHEMA, "class list", "predict again")
         except MissingFileError:
-            raise ReclipError(f"{path} is missing: it is written beside the index masks; predict again") from None
+            raise ReclipError(f"{path} is missing: it belongs to the index masks; predict again") from None
         classes = content["classes"]
         try:
             if [entry["id"] for entry in classes] != list(range(len(classes))):
@@ -181,7 +181,7 @@ class MaskClasses:
 
 
 def distinct_colors(colors: Sequence[Color], taken: set[Color]) -> list[Color]:
-    """The colours, with each that stands twice, or is in ``taken``, moved to the next free one (blue counts up first).
+    """The colours, with each that occurs twice, or is in ``taken``, moved to the next free one (blue counts up first).
 
     Formats that tell classes by their colour need this for palettes that do not.
     """

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from reclip_d2.formats.classes import MaskClasses
 from reclip_d2.formats.pictures import write_png
 from reclip_d2.formats.prediction import Prediction
-from reclip_d2.formats.writer import JsonSpool, Writer, write_json_arrays
+from reclip_d2.formats.writer import RecordsWriter, write_json_arrays
 from reclip_d2.utils.io import atomic_write
 
 DESCRIPTION = "Semantic segmentation by reclip_d2"
@@ -25,18 +25,8 @@ def _image(number: int, path: str, record: dict[str, Any]) -> dict[str, Any]:
     return {"id": number, "file_name": path, "height": record["height"], "width": record["width"]}
 
 
-class _CocoWriter(Writer):
+class _CocoWriter(RecordsWriter):
     """Spools a record an image; image ids count from 1 in the order of the paths."""
-
-    whole_set: ClassVar[bool] = True
-
-    def __init__(self, output: Path, classes: MaskClasses) -> None:
-        super().__init__(output, classes)
-        self._records = JsonSpool(self.output)
-
-    def close(self) -> None:
-        """Free the spool."""
-        self._records.close()
 
     def _spool(self, prediction: Prediction, labels: list[int], *, counts: bool) -> None:
         found = [segment for segment in prediction.segments if segment.label in labels]
@@ -89,7 +79,7 @@ class CocoWriter(_CocoWriter):
 
 
 class CocoPanopticWriter(_CocoWriter):
-    """``coco_panoptic``: ``annotations/panoptic_default.json``, and beside it RGB PNGs in ``panoptic_default/``.
+    """``coco_panoptic``: ``annotations/panoptic_default.json``, with RGB PNGs in ``panoptic_default/``.
 
     A pixel's R + 256 G + 65536 B is its segment's id, which is the category id, for one segment a class and image; 0
     (COCO's VOID) is ignored. All classes, the background among them, are stuff (``isthing`` 0).

@@ -47,7 +47,7 @@ class CvatWriter(Writer):
         for name in classes.names:
             if ":" in name or name.startswith("#"):
                 raise ReclipError(
-                    f"class name {name!r} cannot stand in CVAT's label map, where ':' separates and '#' begins a"
+                    f"class name {name!r} cannot be written to CVAT's label map, where ':' separates and '#' begins a"
                     " comment: rename the class, or leave out the format cvat"
                 )
 
@@ -57,8 +57,8 @@ class CvatWriter(Writer):
         name = str(path.with_suffix(""))
         if name.startswith("#") or name != name.strip():  # spaces of all kinds, as the reader cuts them
             raise ReclipError(
-                f"image name {str(path)!r} cannot stand in CVAT's image list, where '#' begins a comment and spaces at"
-                " the ends are cut: rename the image, or leave out the format cvat"
+                f"image name {str(path)!r} cannot be written to CVAT's image list, where '#' begins a comment and"
+                " spaces at the ends are cut: rename the image, or leave out the format cvat"
             )
 
     def close(self) -> None:

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from pathlib import PurePosixPath
+from typing import Any
 
-from reclip_d2.formats.classes import MaskClasses
 from reclip_d2.formats.prediction import Prediction
-from reclip_d2.formats.writer import JsonSpool, Writer, write_json_arrays
+from reclip_d2.formats.writer import RecordsWriter, write_json_arrays
 from reclip_d2.utils.io import atomic_write
 
 MEDIA_TYPE_IMAGE = 2
 
 
-class DatumaroWriter(Writer):
+class DatumaroWriter(RecordsWriter):
     """``datumaro``: ``annotations/default.json``, one RLE mask a class and image.
 
     Labels and colours are those of the classes, the background among them; ignored pixels have no annotation. Datumaro
     looks for the images in ``images/default``, and takes no links there that lead out of the folder: copy them if it
     is to have them.
     """
-
-    whole_set: ClassVar[bool] = True
-
-    def __init__(self, output: Path, classes: MaskClasses) -> None:
-        super().__init__(output, classes)
-        self._records = JsonSpool(self.output)
-
-    def close(self) -> None:
-        """Free the spool."""
-        self._records.close()
 
     def _add(self, prediction: Prediction) -> None:
         segments = [[s.label, s.counts] for s in prediction.segments if s.label < len(self.classes.names)]

@@ -25,7 +25,7 @@ class LabelStudioWriter(Writer):
     """``labelstudio``: ``tasks.json``, a task an image with one brush mask a class, and ``labeling_config.xml``.
 
     Paste the configuration into the project's settings, then import the tasks: the masks are predictions, which
-    annotators accept or mend. Ignored pixels and the background have no mask.
+    annotators accept or correct. Ignored pixels and the background have no mask.
     """
 
     whole_set: ClassVar[bool] = True
@@ -33,7 +33,7 @@ class LabelStudioWriter(Writer):
     def __init__(self, output: Path, classes: MaskClasses, *, image_prefix: str = LOCAL_FILES) -> None:
         """
         Args:
-            image_prefix: what stands in a task before the image's relative path (percent-encoded). By default that of
+            image_prefix: what precedes the image's relative path in a task (percent-encoded). By default that of
                 a local-files storage whose root is the images' folder; or the address of a server.
         """
         super().__init__(output, classes)

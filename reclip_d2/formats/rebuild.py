@@ -60,8 +60,8 @@ def write_formats(
     """Write formats from finished index masks, each into the folder ``output/<format>``.
 
     Formats of a file an image are written only where the file is missing or older than the index mask; those that have
-    a file for all images are written anew. So a run that was killed is completed by the next, with the same bytes as
-    one that was not. Files of images that are no longer named stay. Only one process may write at a time.
+    a file for all images are always rewritten. So a killed run is completed by the next, with the same bytes as an
+    uninterrupted one. Files of images that are no longer named stay. Only one process may write at a time.
 
     Args:
         index_folder: index masks and their ``classes.json``.
@@ -70,7 +70,7 @@ def write_formats(
         output: folder of the formats' folders.
         formats: names in :data:`FORMATS`. ``index`` is what is read and makes nothing; ``scores`` must be there.
         options: for a format the keyword arguments of its writer.
-        overwrite: write every file anew.
+        overwrite: rewrite every file.
         read_image: RGB ``(H, W, 3)`` uint8, upright, of a file.
         progress: called with (images done, images in all) after each image.
 

@@ -182,6 +182,20 @@ class JsonSpool(Spool):
             yield key, json.loads(data)
 
 
+class RecordsWriter(Writer):
+    """A writer whose one file has a JSON record of each image: ``_add`` puts it in, ``finish`` writes them sorted."""
+
+    whole_set: ClassVar[bool] = True
+
+    def __init__(self, output: Path, classes: MaskClasses) -> None:
+        super().__init__(output, classes)
+        self._records = JsonSpool(self.output)
+
+    def close(self) -> None:
+        """Free the spool."""
+        self._records.close()
+
+
 def write_json_arrays(stream: TextIO, head: Mapping[str, Any], arrays: Mapping[str, Iterable[Any]]) -> None:
     """Write one JSON object: the members of ``head``, then ``arrays``, a record a line, none of which is held whole."""
     stream.write("{\n")

@@ -60,7 +60,7 @@ class YoloWriter(Writer):
         content = {"train": "images", "val": "images", "names": dict(enumerate(self.classes.names))}
         with atomic_write(self.output / "data.yaml") as temporary:
             text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
-            temporary.write_text("# All images stand for both sets: split them before you train.\n" + text, "utf-8")
+            temporary.write_text("# Both sets name all images: split them before you train.\n" + text, "utf-8")
 
 
 def _number(value: float) -> str:

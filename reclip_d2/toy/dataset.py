@@ -27,7 +27,7 @@ from reclip_d2.utils.json_files import read_json
 from reclip_d2.utils.locks import lock_path, waiting
 
 DATASET_VERSION = 2
-"""Raise it whenever the generator changes what it draws: folders of another version are made anew."""
+"""Raise it whenever the generator changes what it draws: folders of another version are rendered again."""
 
 IMAGES, LABELS, DESCRIPTION = "images", "annotations_detectron2", "dataset.json"
 # Scenes of a split are numbered from here, so that the splits share none and growing one leaves the others
@@ -119,7 +119,7 @@ def _write(root: Path, world: World) -> None:
 def ensure_dataset(root: str | os.PathLike[str], world: World = EMBEDDED) -> Path:
     """Make the data set of a world in the folder ``root`` unless it is there; takes seconds, on first use only.
 
-    The data set is rendered into a temporary folder beside ``root`` and renamed, so that a reader never sees
+    The data set is rendered into a temporary folder next to ``root`` and renamed, so that a reader never sees
     half of it; of several processes one makes it and the others wait. A folder that is incomplete or of
     another version is replaced.
 

@@ -26,7 +26,7 @@ JOB_SIZE = 250
 
 
 def name_frequencies(rare_share: float) -> np.ndarray:
-    """How often each name stands in the captions of each material.
+    """How often the captions of each material use each name.
 
     Args:
         rare_share: share of the rare name, in [0, 1].
@@ -50,7 +50,7 @@ def salient_material(rng: np.random.Generator, scene: Scene) -> int:
 
 
 def long_prefix(rng: np.random.Generator, clauses: Sequence[Sequence[int]], limit: int) -> list[int]:
-    """Tokens of random clauses, one after another, that may stand before a name: at most ``limit`` of them.
+    """Tokens of random clauses, one after another, to put before a name: at most ``limit`` of them.
 
     Captions of one clause leave most text positions untrained, and whatever is read from such positions later
     (a learned prompt of many vectors, for one) has no meaning. Long captions that end in the name train them

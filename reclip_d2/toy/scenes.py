@@ -26,7 +26,7 @@ REGION_COUNT_SHARES = (0.25, 0.35, 0.25, 0.15)
 CENTRAL_REGION_SHARE = 0.7
 """Share of scenes that have a region in the middle with the others round it."""
 BLEND_RANGE = (0.15, 0.42)
-"""Share of the partner in a region. The ambiguity is the region's, so smoothing cannot mend it."""
+"""Share of the partner in a region. The ambiguity is the region's, so smoothing cannot resolve it."""
 PRETRAINING_BLEND_RANGE = (0.10, 0.65)
 """The same in compositions, with a density that falls to 0 at the upper end: some captions name the lesser material.
 

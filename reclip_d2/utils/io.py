@@ -20,7 +20,7 @@ _PREFIX_BYTES = 100
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it to ``path`` when the block ends without an error.
+    """Yield a temporary path next to ``path``; rename it to ``path`` when the block ends without an error.
 
     A reader never sees a half-written file: the name appears only when the content is complete. On an error
     (or an interrupt) the temporary file is removed and ``path`` is left as it was.

@@ -1,6 +1,6 @@
 """Paths that a user names for output: whether a folder or a file can be made there, found out before any work is done.
 
-The check makes an empty folder of a name of its own where the path would begin, and removes it again: nothing else
+The check makes an empty folder with a unique name where the path would begin, and removes it again: nothing else
 tells a file system without room or rights, or one like ``/proc``, from a usual one.
 """
 

@@ -212,7 +212,7 @@ class BiasReport:
                 continue
             what = preference.source + (f" of {preference.images} images" if preference.images > 1 else "")
             figure = preference_figure(f"{model.name}: {what}", preference, self.subject.class_names)
-            caption = f"{model.name}: preference of each class at each place ({what}); beside the name, of the class."
+            caption = f"{model.name}: preference of each class at each place ({what}); after its name, of the class."
             picture = self._draw(f"preference_{file_part(model.name)}", figure, caption)
             lines = preferred_places(preference, self.subject.class_names)
             left_out = max(len(lines) - 2 * WORDS, 0)

@@ -22,7 +22,7 @@ from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.text import shorten
 
 MODEL_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C564B", "#000000")
-"""Okabe and Ito's colours, told apart with any colour vision; with more models they begin anew."""
+"""Okabe and Ito's colours, told apart with any colour vision; more models reuse them from the first."""
 MODEL_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 

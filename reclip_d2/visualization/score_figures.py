@@ -182,7 +182,7 @@ MAX_MAPS = 48
 def preference_figure(title: str, preference: Preference, class_names: Sequence[str]) -> Figure:
     """A map a class, the most preferred class first; red is preferred, blue avoided, on one scale.
 
-    The number beside a name is the class's strength as a whole.
+    The number after a name is the strength of the class as a whole.
     """
     order = np.argsort(-preference.strengths, kind="stable")
     if len(order) > MAX_MAPS:

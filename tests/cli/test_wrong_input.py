@@ -67,7 +67,7 @@ def test_a_name_that_is_no_utf8(segment, photos, tmp_path):
 def test_images_that_a_format_cannot_hold(segment, photos, tmp_path):
     """Known before the training, not after it."""
     (photos / "0.jpg").rename(photos / "#0.jpg")
-    assert "'#0.jpg' cannot stand in CVAT's image list" in segment("--formats", "coco", "cvat").error
+    assert "'#0.jpg' cannot be written to CVAT's image list" in segment("--formats", "coco", "cvat").error
     Image.fromarray(np.zeros((700, 65501, 3), np.uint8)).save(photos / "wide.png")
     assert "the overlay of wide.png, 65501 x 700 pixels, is too large" in segment("--formats", "overlay").error
     nothing_written(tmp_path)

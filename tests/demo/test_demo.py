@@ -14,7 +14,7 @@ from reclip_d2.config import load_config
 from reclip_d2.data.datasets.custom import CUSTOM
 from reclip_d2.engine import trainer
 from reclip_d2.modeling.checkpoint import ReclipCheckpointer
-from tests.helpers import datasets, isolated_cache, register_tiny_model
+from tests.helpers import datasets, isolated_cache, tiny_config
 
 __all__ = ["datasets", "isolated_cache"]
 
@@ -38,12 +38,7 @@ def scene(tmp_path, datasets, monkeypatch) -> Path:
         Image.fromarray(blocks).resize(size[::-1], Image.Resampling.NEAREST).save(tmp_path / "photos" / name)
     (tmp_path / "config.yaml").write_text(
         f"""
-_BASE_: {ROOT}/configs/Base-ReCLIP.yaml
-MODEL:
-  META_ARCHITECTURE: MaskCLIP
-  DEVICE: cpu
-  CLIP: {{NAME: {register_tiny_model(tmp_path)}, PRETRAINED: random, TEMPLATES: photo}}
-  BIAS_HEAD: {{PROMPT_LENGTH: 4}}
+{tiny_config(tmp_path, "MaskCLIP")}
   RESNETS: {{DEPTH: 18, STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 8}}
 DATASETS: {{TRAIN: [], TEST: [reclip_test_demo]}}
 INPUT: {{MIN_SIZE_TEST: 32, CROP: {{ENABLED: true, SIZE: [32, 40]}}}}

@@ -13,7 +13,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from reclip_d2.config import load_config
 from reclip_d2.engine import trainer
 from reclip_d2.engine.writers import build_writers
-from tests.helpers import datasets, isolated_cache, register_dataset, register_tiny_model, write_scenes
+from tests.helpers import (
+    datasets,
+    isolated_cache,
+    register_dataset,
+    register_tiny_model,
+    stopped_in_iteration,
+    write_scenes,
+)
 from tests.processes import run_processes
 from tests.test_train_net import NAMES, assert_same, metrics, mistake, run, scene, weights
 
@@ -59,18 +66,7 @@ def test_resume_with_mixed_precision_and_accumulation(scene, monkeypatch, scaler
         monkeypatch.setattr(trainer, "TrainLoop", Loop)
     run(scene, "unbroken", *keys)
 
-    class Stopped(BaseException):
-        pass
-
-    run_step = trainer.Trainer.run_step
-
-    def stop_in_the_fifth(self):
-        if self.iter == 4:
-            raise Stopped
-        run_step(self)
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(trainer.Trainer, "run_step", stop_in_the_fifth)
+    with stopped_in_iteration(4, monkeypatch):  # an iteration after the checkpoint is lost
         run(scene, "stopped", *keys)
     run(scene, "stopped", "--resume", *keys)
     assert_same(weights(scene, "unbroken"), weights(scene, "stopped"))

@@ -224,7 +224,7 @@ def test_a_checkpoint_of_unknown_origin_is_refused(tmp_path):
     folder = tmp_path / "out" / "runs" / "plain"
     folder.mkdir(parents=True)
     (folder / "model_final.pth").write_text("?")
-    with pytest.raises(ReclipError, match="plain holds checkpoints of another origin"):
+    with pytest.raises(ReclipError, match="plain holds checkpoints of unknown origin"):
         run(make_runs(tmp_path), Worker())
 
 

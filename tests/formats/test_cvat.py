@@ -86,7 +86,7 @@ def test_a_class_called_background_is_black(tmp_path):
 
 @pytest.mark.parametrize("name", ["a:b", "#a"])
 def test_class_names_that_break_the_label_map(name):
-    with pytest.raises(ReclipError, match="cannot stand in CVAT's label map"):
+    with pytest.raises(ReclipError, match="cannot be written to CVAT's label map"):
         CvatWriter.check_classes(MaskClasses.make([name]))
 
 
@@ -94,10 +94,10 @@ def test_class_names_that_break_the_label_map(name):
 def test_image_names_that_break_the_image_list(tmp_path, path):
     """Of which the reader cuts the spaces at the ends, those of all scripts. They are refused beforehand too."""
     classes = MaskClasses.make(["tree"])
-    with pytest.raises(ReclipError, match="cannot stand in CVAT's image list"):
+    with pytest.raises(ReclipError, match="cannot be written to CVAT's image list"):
         write(tmp_path, classes, {path: np.zeros((1, 1), np.uint8)})
     check_names(["index", "coco"], [PurePosixPath(path)])
-    with pytest.raises(ReclipError, match="cannot stand in CVAT's image list"):
+    with pytest.raises(ReclipError, match="cannot be written to CVAT's image list"):
         check_names(["index", "cvat"], [PurePosixPath(path)])
 
 

@@ -106,7 +106,7 @@ def test_unknown_formats_and_names_are_refused_beforehand():
     check_formats(FORMATS, CLASSES)
     with pytest.raises(ReclipError, match="'cvta' is unknown: choose from index, palette"):
         check_formats(["index", "cvta"], CLASSES)
-    with pytest.raises(ReclipError, match="'a:b' cannot stand in CVAT's label map"):
+    with pytest.raises(ReclipError, match="'a:b' cannot be written to CVAT's label map"):
         check_formats(["index", "cvat"], MaskClasses.make(["a:b"]))
 
 

@@ -18,8 +18,7 @@ from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
 from reclip_d2.engine import program
 from reclip_d2.hypothesis.crop_aware import CropHypothesis
 from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
-from tests.helpers import register_tiny_model
-from tests.test_train_net import ROOT
+from tests.helpers import tiny_config
 
 HEIGHT, WIDTH = 32, 48
 NAMES = ["sky", "tree", "water", "wall", "road", "sand"]
@@ -56,12 +55,7 @@ def folder(tmp_path, datasets) -> Path:
     datasets("reclip_test_ramps", records, NAMES)
     (tmp_path / "config.yaml").write_text(
         f"""
-_BASE_: {ROOT}/configs/Base-ReCLIP.yaml
-MODEL:
-  META_ARCHITECTURE: RectifiedCLIP
-  DEVICE: cpu
-  CLIP: {{NAME: {register_tiny_model(tmp_path)}, PRETRAINED: random, TEMPLATES: photo}}
-  BIAS_HEAD: {{PROMPT_LENGTH: 4}}
+{tiny_config(tmp_path)}
 HYPOTHESIS: {{WINDOW_RATIO: 0.25, THRESHOLD: {THRESHOLD}, FILE: {tmp_path}/hypotheses.jsonl}}
 DATASETS: {{TRAIN: [reclip_test_ramps], TEST: []}}
 DATALOADER: {{NUM_WORKERS: 0}}

@@ -13,7 +13,7 @@ from reclip_d2.config import load_config
 from reclip_d2.engine import program as training
 from reclip_d2.engine import trainer
 from reclip_d2.modeling.checkpoint import ReclipCheckpointer
-from tests.helpers import datasets, isolated_cache, register_tiny_model, write_scenes
+from tests.helpers import datasets, isolated_cache, tiny_config, write_scenes
 
 __all__ = ["datasets", "isolated_cache"]
 
@@ -37,12 +37,7 @@ def scene(tmp_path, datasets) -> Path:
     datasets("reclip_test_unlabelled", unlabelled, NAMES)
     (tmp_path / "config.yaml").write_text(
         f"""
-_BASE_: {ROOT}/configs/Base-ReCLIP.yaml
-MODEL:
-  META_ARCHITECTURE: RectifiedCLIP
-  DEVICE: cpu
-  CLIP: {{NAME: {register_tiny_model(tmp_path)}, PRETRAINED: random, TEMPLATES: photo}}
-  BIAS_HEAD: {{PROMPT_LENGTH: 4}}
+{tiny_config(tmp_path)}
 DATASETS: {{TRAIN: [], TEST: [reclip_test_val]}}
 DATALOADER: {{NUM_WORKERS: 0}}
 INPUT: {{MIN_SIZE_TEST: 32}}
