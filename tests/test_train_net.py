@@ -6,6 +6,7 @@ Most runs are in this process (a program's start takes seconds); what a shell se
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -510,6 +511,24 @@ def test_maskclip_does_not_train(scene, capfd):
 def test_nothing_to_evaluate(scene, capfd):
     assert "MODEL.WEIGHTS" in mistake(capfd, scene, "--eval-only")
     assert "does not exist" in mistake(capfd, scene, "--eval-only", "MODEL.WEIGHTS", str(scene / "none.pth"))
+
+
+@pytest.mark.parametrize("flags", [(), ("--eval-only",)], ids=["train", "evaluate"])
+def test_missing_inputs_are_found_before_anything_is_built_or_written(scene, capfd, monkeypatch, flags):
+    def build(cfg: object) -> None:
+        raise AssertionError("built")
+
+    monkeypatch.setattr(trainer.Trainer, "build_model", build)
+    line = mistake(capfd, scene, *flags, "MODEL.WEIGHTS", str(scene / "none.pth"))
+    assert f"{scene}/none.pth does not exist: check MODEL.WEIGHTS" in line
+    if flags:
+        assert "nothing to evaluate: name a checkpoint" in mistake(capfd, scene, *flags)
+    folder, weights = "val" if flags else "train", scene / "there.pth"
+    weights.touch()
+    shutil.rmtree(scene / folder / "images")
+    line = mistake(capfd, scene, *flags, "MODEL.WEIGHTS", str(weights))
+    assert f"{scene}/{folder}/images/000.jpg does not exist" in line
+    assert not (scene / "out").exists()
 
 
 def test_class_lists(scene, capfd, datasets):

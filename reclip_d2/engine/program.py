@@ -10,25 +10,30 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser, launch
 from detectron2.utils import comm
 
 from reclip_d2.config import load_config
 from reclip_d2.config.files import add_config_file_argument
+from reclip_d2.data.classes import check_registered, class_names_from_config
 from reclip_d2.data.datasets.custom import register_custom
+from reclip_d2.data.images import read_image
 from reclip_d2.engine.launch_checks import check_config_for, check_processes
 from reclip_d2.engine.output_dir import forget_run, run_lock
 from reclip_d2.engine.run_setup import set_up_run
-from reclip_d2.engine.trainer import Trainer, build_evaluation_model
+from reclip_d2.engine.trainer import NOTHING_TO_EVALUATE, Trainer, build_evaluation_model
 from reclip_d2.engine.training_settings import TrainingSettings
 from reclip_d2.errors import ReclipError, exit_on_error
 from reclip_d2.hypothesis.training_records import unlabelled_records
 from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.modeling.checkpoint import ReclipCheckpointer
+from reclip_d2.utils.files import check_regular
 
 INTERRUPTED = "interrupted: a training goes on from its last checkpoint with --resume"
 
@@ -42,11 +47,17 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Config of the command line, frozen; logging and seeds set up."""
+def run_config(args: argparse.Namespace) -> CfgNode:
+    """Config of the command line, checked, its data sets registered; nothing is written."""
     cfg = load_config(args.config_file, args.opts)
     register_custom(cfg)
     check_registered_parts(cfg)
+    return cfg
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Config of the command line, frozen; logging and seeds set up."""
+    cfg = run_config(args)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logging.getLogger("reclip_d2").warning(
             "MODEL.DEVICE is %s, but there is no GPU: using the CPU", cfg.MODEL.DEVICE
@@ -61,6 +72,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Train, or evaluate with ``--eval-only``."""
     if args.eval_only:
+        check_inputs(run_config(args), args)
         cfg = setup(args)
         return Trainer.test(cfg, build_evaluation_model(cfg, args.resume))
     cfg = trainable_config(args)
@@ -82,16 +94,55 @@ def trainable_config(args: argparse.Namespace) -> CfgNode:
     """Config of the command line, for a training.
 
     Raises:
-        ReclipError: there is nothing to train.
+        ReclipError: there is nothing to train, or what it starts from is missing.
     """
-    cfg = load_config(args.config_file, args.opts)
-    check_registered_parts(cfg)
+    cfg = run_config(args)
     check_config_for(cfg, comm.get_world_size())
     if cfg.MODEL.META_ARCHITECTURE == "MaskCLIP":
         raise ReclipError("MaskCLIP has nothing to train: add --eval-only")
     if cfg.MODEL.META_ARCHITECTURE == "Student":
         raise ReclipError("a student trains with its teacher: set MODEL.META_ARCHITECTURE Distillation")
+    check_inputs(cfg, args)
     return cfg
+
+
+def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Find missing images and checkpoints while nothing is built or written.
+
+    Raises:
+        ReclipError: the data sets' class lists differ, one has no images, its first image is missing, or so is
+            ``MODEL.WEIGHTS``.
+    """
+    class_names_from_config(cfg)
+    maskclip = cfg.MODEL.META_ARCHITECTURE == "MaskCLIP"
+    calibrates = maskclip and cfg.MODEL.MASKCLIP.CALIBRATION != "none"
+    for name in (*(() if args.eval_only and not calibrates else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
+        check_images(name)
+    resumes = args.resume and ReclipCheckpointer(None, cfg.OUTPUT_DIR).has_checkpoint()
+    if not maskclip and not resumes:
+        check_weights(cfg.MODEL.WEIGHTS, needed=args.eval_only)
+
+
+def check_images(dataset: str) -> None:
+    """Raise :class:`ReclipError` if a data set has no images, or its first one is missing."""
+    check_registered(dataset)
+    records = DatasetCatalog.get(dataset)
+    if not records:
+        raise ReclipError(f"data set {dataset!r} has no images: check its folder")
+    if not Path(records[0]["file_name"]).exists():
+        read_image(records[0]["file_name"])  # for its message
+
+
+def check_weights(path: str, needed: bool) -> None:
+    """Raise :class:`ReclipError` for a ``MODEL.WEIGHTS`` that is missing.
+
+    Args:
+        needed: an empty one is missing, too.
+    """
+    if needed and not path:
+        raise ReclipError(NOTHING_TO_EVALUATE)
+    if path and "://" not in path:
+        check_regular(path, "checkpoint", "check MODEL.WEIGHTS")
 
 
 def check_run(cfg: CfgNode, args: argparse.Namespace) -> bool:

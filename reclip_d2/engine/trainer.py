@@ -43,6 +43,8 @@ from reclip_d2.inference import DatasetPredictor
 from reclip_d2.modeling import MaskCLIP
 from reclip_d2.modeling.checkpoint import FINAL_CHECKPOINT, ReclipCheckpointer, training_resolution
 
+NOTHING_TO_EVALUATE = "nothing to evaluate: name a checkpoint, MODEL.WEIGHTS FILE, or give --resume after training"
+
 
 class Trainer(DefaultTrainer):
     """Detectron2's ``DefaultTrainer`` with label-blind data, exact resume, :class:`TrainLoop` and
@@ -182,6 +184,6 @@ def build_evaluation_model(cfg: CfgNode, resume: bool) -> nn.Module:
         return model
     checkpointer = ReclipCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
     if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
-        raise ReclipError("nothing to evaluate: name a checkpoint, MODEL.WEIGHTS FILE, or give --resume after training")
+        raise ReclipError(NOTHING_TO_EVALUATE)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     return model
