@@ -16,7 +16,6 @@ from reclip_d2.backbones.download import fetch_weights
 from reclip_d2.backbones.embedded import EMBEDDED_MODEL_NAME, build_embedded_clip, embedded_checkpoint
 from reclip_d2.backbones.settings import WeightSettings, settings_beside
 from reclip_d2.backbones.weights import ClipWeights, load_clip_weights, read_clip_weights
-from reclip_d2.config import flatten
 from reclip_d2.errors import ReclipError
 
 logger = logging.getLogger(__name__)
@@ -116,6 +115,8 @@ def _random_model(name: str) -> nn.Module:
 
 def _check_architecture(name: str, settings: WeightSettings) -> None:
     """Raise :class:`ReclipError` where a config beside the weights is of another architecture than the model."""
+    from reclip_d2.config import flatten  # imports Detectron2, which reclip doctor does without
+
     theirs, ours = flatten(settings.architecture), flatten(model_config(name))
     for key in sorted(theirs.keys() & ours.keys() - {"quick_gelu"}):  # the activation has a message of its own
         if theirs[key] != ours[key]:

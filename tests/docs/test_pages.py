@@ -87,7 +87,9 @@ def test_every_key_named_is_a_key(page):
 
 def _commands():
     for page in PAGE_FILES:
-        for block in re.findall(r"^```(?:bash|sh)?\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+            if language not in ("", "bash", "sh"):
+                continue
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
                 if words[:1] == ["reclip"] and "COMMAND" not in words:

@@ -1,0 +1,208 @@
+"""Export a trained model to one file that runs without this package: of a run, of a saved model, or of a config."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from reclip_d2.config import load_config
+from reclip_d2.data.class_file import read_class_file
+from reclip_d2.data.classes import class_names_from_config
+from reclip_d2.data.datasets.custom import CUSTOM, register_custom, register_images
+from reclip_d2.data.datasets.custom_labels import CUSTOM_VAL
+from reclip_d2.engine.trainer import build_evaluation_model
+from reclip_d2.errors import ReclipError
+from reclip_d2.export.description import DescribedFile
+from reclip_d2.export.export import FORMATS, ExportOptions, export_model
+from reclip_d2.export.parity import Agreement
+from reclip_d2.formats import MaskClasses
+from reclip_d2.modeling.build import check_registered_parts
+from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
+from reclip_d2.utils.output_paths import check_output_folder, check_output_path
+from reclip_d2.workspace.masks import MaskClassTable
+from reclip_d2.workspace.trained_model import TrainedModel, load_predictor
+
+# The model is traced on the CPU, in full precision, as a whole, with PyTorch's own operators.
+_PLAIN = ("MODEL.DEVICE", "cpu", "MODEL.USE_KERNELS", "False", "MODEL.CLIP.AUTOCAST", "float32")
+# Meta-architecture: what such a model is called here, and its file by default.
+_KINDS = {"MaskCLIP": "maskclip", "RectifiedCLIP": "rectified", "Student": "student", "Distillation": "student"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSource:
+    """A trained model to export, not built yet.
+
+    Attributes:
+        kind: a key of :data:`~reclip_d2.workspace.options.TITLES`.
+        cfg: its config, for the CPU.
+        weights: its checkpoint; None of MaskCLIP.
+        folder: where its file goes by default.
+        classes: of labels.
+        label_ids: the id of each class of the model.
+        trained: of ``reclip segment``; None of ``train_net.py``.
+    """
+
+    kind: str
+    cfg: CfgNode
+    weights: Path | None
+    folder: Path
+    classes: MaskClasses
+    label_ids: Sequence[int]
+    trained: TrainedModel | None = None
+
+    @classmethod
+    def of_run(
+        cls,
+        model: str,
+        *,
+        use: str | None = None,
+        pretrained: str | None = None,
+        keep_background: bool = False,
+        opts: Sequence[str] = (),
+    ) -> ExportSource:
+        """A model that ``reclip segment`` has trained, or a saved one.
+
+        Args:
+            model, use, pretrained: see :meth:`TrainedModel.find`.
+            keep_background: background names have one id of their own in labels.
+            opts: ``KEY VALUE`` overrides.
+        """
+        trained = TrainedModel.find(model, use, pretrained)
+        table = MaskClassTable(trained.state.classes, keep_background)
+        return cls(
+            trained.kind,
+            trained.config([*opts, *_PLAIN]),
+            None if trained.kind == "maskclip" else trained.weights,
+            trained.weights.parent / "export",
+            table.mask_classes,
+            table.ids.tolist(),
+            trained,
+        )
+
+    @classmethod
+    def of_config(
+        cls,
+        config_file: str | Sequence[str],
+        *,
+        weights: str | None = None,
+        pretrained: str | None = None,
+        keep_background: bool = False,
+        opts: Sequence[str] = (),
+    ) -> ExportSource:
+        """A model that ``train_net.py`` has trained.
+
+        Args:
+            config_file: see :func:`~reclip_d2.config.load_config`.
+            weights: the checkpoint; None for ``MODEL.WEIGHTS``.
+            pretrained: CLIP's weights; None for the config's.
+            keep_background, opts: see :meth:`of_run`.
+
+        Raises:
+            ReclipError: the model cannot be exported, or its checkpoint does not exist.
+        """
+        keys = [] if pretrained is None else ["MODEL.CLIP.PRETRAINED", pretrained]
+        keys += [] if weights is None else ["MODEL.WEIGHTS", weights]
+        cfg = load_config(config_file, [*opts, *keys, *_PLAIN])
+        register_custom(cfg)
+        check_registered_parts(cfg)
+        architecture = cfg.MODEL.META_ARCHITECTURE
+        if architecture not in _KINDS:
+            raise ReclipError(
+                f"MODEL.META_ARCHITECTURE {architecture} cannot be exported: take one of {', '.join(_KINDS)}"
+            )
+        kind = _KINDS[architecture]
+        file = Path(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS and kind != "maskclip" else None
+        if kind != "maskclip" and (file is None or not file.is_file()):
+            said = "" if file is None else f" {file}: there is no such file"
+            raise ReclipError(
+                f"--weights{said or ' is missing'}: name the checkpoint, such as OUTPUT_DIR/model_final.pth"
+            )
+        classes, ids = _classes_of(cfg, keep_background)
+        folder = Path(cfg.OUTPUT_DIR) if file is None else file.parent
+        return cls(kind, cfg, file, folder / "export", classes, ids)
+
+    def output_path(self, output: str | None, format: str) -> Path:
+        """The file to write: a folder gets one of the model's name.
+
+        Args:
+            output: a file or a folder; None for :attr:`folder`.
+            format: a key of :data:`~reclip_d2.export.export.FORMATS`.
+        """
+        suffixes = FORMATS[format].SUFFIXES
+        name = f"{self.kind}{suffixes[0]}"
+        if output is None:
+            return self.folder / name
+        path = Path(output).expanduser()
+        if output and (path.is_dir() or not path.suffix or output.endswith("/")):
+            return check_output_folder(output) / name
+        path = check_output_path(output)
+        if path.suffix not in suffixes:
+            raise ReclipError(f"--output {output}: a file of the format {format} ends in {' or '.join(suffixes)}")
+        return path
+
+    def build(self) -> LanguageSegmentor:
+        """The model with its weights, in eval mode, on the CPU."""
+        if self.trained is None:
+            return build_evaluation_model(self.cfg, resume=False)
+        register_images([], self.trained.state.classes)
+        return load_predictor(self.cfg, self.kind, self.trained.weights).model
+
+
+class Export:
+    """An export whose inputs are checked; nothing is written yet.
+
+    Attributes:
+        source: the model.
+        path: the file to write.
+        options: of the export.
+    """
+
+    def __init__(
+        self, source: ExportSource, options: ExportOptions, output: str | None = None, *, overwrite: bool = False
+    ) -> None:
+        """
+        Args:
+            output: see :meth:`ExportSource.output_path`.
+            overwrite: replace a file that is there.
+
+        Raises:
+            ReclipError: the file is there, or cannot be written.
+        """
+        self.source = source
+        self.options = dataclasses.replace(options, label_ids=source.label_ids)
+        self.path = source.output_path(output, options.format)
+        self._overwrite = overwrite
+        keys = source.cfg.INPUT
+        self._file = DescribedFile(
+            path=self.path,
+            classes=source.classes,
+            channels=source.label_ids,
+            model=source.kind,
+            options=self.options,
+            short_side=keys.MIN_SIZE_TEST,
+            long_side=keys.MAX_SIZE_TEST,
+        )
+        self._file.check(overwrite)
+
+    def write(self, report: Callable[[Agreement], None] = lambda _: None) -> Path:
+        """Write the file once it agrees with the model; returns ``classes.json``, which describes it.
+
+        Args:
+            report: called with each comparison, as it comes.
+        """
+        export_model(self.source.build(), self.path, self.options, self._file.text(), report=report)
+        return self._file.write(self._overwrite)
+
+
+def _classes_of(cfg: CfgNode, keep_background: bool) -> tuple[MaskClasses, Sequence[int]]:
+    """The classes of a config's data set, and the id of each class of the model."""
+    names = [synonyms[0] for synonyms in class_names_from_config(cfg)]
+    dataset = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST][0]
+    if dataset in (CUSTOM, CUSTOM_VAL):
+        table = MaskClassTable(read_class_file(cfg.DATASETS.CUSTOM.CLASSES), keep_background)
+        return table.mask_classes, table.ids.tolist()
+    return MaskClasses.make(names, MetadataCatalog.get(dataset).get("stuff_colors")), range(len(names))
