@@ -165,4 +165,5 @@ def test_no_picture_of_nothing(tmp_path):
     assert charts.table_chart(measurements, tables["main"]) is None
     assert charts.curve_chart(measurements, tables["curve"], {"HYPOTHESIS.THRESHOLD": [1, 2, 3]}) is None
     assert charts.claim_chart(measurements) is None
-    assert "not run" in report_of(make_runs(tmp_path), tmp_path / "REPORT.md")
+    page = report_of(make_runs(tmp_path), tmp_path / "REPORT.md")
+    assert "not run" in page and page.endswith("No run is done yet.\n")
