@@ -278,7 +278,7 @@ def labels_of(model, seed: int = 0, size: tuple[int, int] = (32, 40)) -> Tensor:
 
 
 def test_eval_mode_equals_the_literal_form(literally):
-    model = make_rectified(label_maps=False)
+    model = make_rectified()
     step(model, USUAL)  # statistics of images
     model.eval()
     found = [labels_of(model, *case) for case in ((0, (32, 40)), (1, (32, 40)), (2, (17, 20)))]
@@ -304,7 +304,7 @@ def test_what_is_folded_is_computed_once_in_eval_mode(monkeypatch):
 
 
 def test_caches_follow_the_weights():
-    model, other = (make_rectified(label_maps=False).eval() for _ in range(2))
+    model, other = (make_rectified().eval() for _ in range(2))
     for parameter in other.mask_decoder.parameters():
         nn.init.normal_(parameter)
     before = labels_of(model)
