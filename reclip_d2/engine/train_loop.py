@@ -1,4 +1,4 @@
-"""The training loop: one optimizer step an iteration, with mixed precision and gradient accumulation."""
+"""The training loop: one optimizer step an iteration, with mixed precision, gradient accumulation and its own seed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -93,6 +95,24 @@ class TrainLoop(SimpleTrainer):
         if last or not isinstance(self.model, DistributedDataParallel):
             return contextlib.nullcontext()
         return self.model.no_sync()
+
+
+class SeedIteration(HookBase):
+    """Seed PyTorch's generators before every iteration by (seed, process, iteration).
+
+    The Gumbel noise of an iteration is then the same whether the run was stopped before it or not.
+    """
+
+    def __init__(self, seed: int) -> None:
+        """
+        Args:
+            seed: non-negative.
+        """
+        self.seed = seed
+
+    def before_step(self) -> None:
+        state = np.random.SeedSequence([self.seed, comm.get_rank(), self.trainer.iter]).generate_state(1, np.uint64)
+        torch.manual_seed(int(state[0]) >> 1)
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:

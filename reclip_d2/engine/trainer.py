@@ -26,15 +26,13 @@ from reclip_d2.data.classes import check_labelled
 from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper, build_test_mapper
 from reclip_d2.data.sampling import build_train_loader
 from reclip_d2.engine.calibration import calibrate
-from reclip_d2.engine.hooks import SeedIteration
 from reclip_d2.engine.launch_checks import scale_to_processes
-from reclip_d2.engine.lr_scheduler import build_lr_scheduler
-from reclip_d2.engine.optimizer import build_optimizer
+from reclip_d2.engine.logs import build_writers
 from reclip_d2.engine.run_setup import describe_model
+from reclip_d2.engine.solver import build_lr_scheduler, build_optimizer
 from reclip_d2.engine.sync_batch_norm import broadcast_statistics, synchronize_on_cpu
-from reclip_d2.engine.train_loop import TrainLoop, amp_dtype_of
+from reclip_d2.engine.train_loop import SeedIteration, TrainLoop, amp_dtype_of
 from reclip_d2.engine.worker_watch import watch_workers
-from reclip_d2.engine.writers import build_writers
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.bias import build_bias_evaluators
 from reclip_d2.evaluation.label_maps import LabelMapEvaluator, check_own_labels

@@ -9,7 +9,7 @@ import torch
 
 from reclip_d2.cli.main import main
 from reclip_d2.data import survey
-from reclip_d2.engine.hooks import SeedIteration
+from reclip_d2.engine.train_loop import SeedIteration
 from reclip_d2.formats import IndexWriter
 from reclip_d2.formats.pictures import OverlayWriter
 from reclip_d2.hypothesis.blocks import ScoreBlocks

@@ -1,15 +1,17 @@
 """The training loop: accumulated gradients against whole batches, mixed precision, several processes."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reclip_d2.config import load_config
-from reclip_d2.engine.train_loop import TrainLoop, amp_dtype_of, split_batch
+from reclip_d2.engine.train_loop import SeedIteration, TrainLoop, amp_dtype_of, split_batch
 from reclip_d2.errors import ReclipError
 from tests.helpers import make_rectified, random_image
 from tests.processes import run_processes
@@ -266,3 +268,29 @@ def test_two_processes_train_as_one_and_exchange_gradients_once_an_iteration(tmp
         assert result["calls"] == 3  # one bucket, three iterations
         for name, value in weights(alone).items():
             torch.testing.assert_close(result["weights"][name], value, rtol=1e-12, atol=1e-14)
+
+
+# ---- the seed of an iteration ------------------------------------------------------------------------------------
+
+
+def noise(seed: int, iteration: int) -> list[float]:
+    hook = SeedIteration(seed)
+    hook.trainer = SimpleNamespace(iter=iteration)
+    hook.before_step()
+    return torch.rand(3).tolist()
+
+
+def test_noise_of_an_iteration_depends_on_seed_and_iteration_only():
+    torch.manual_seed(99)
+    first = noise(1, 5)
+    torch.rand(17)
+    assert noise(1, 5) == first
+    assert noise(1, 6) != first
+    assert noise(2, 5) != first
+    assert noise(5, 1) != first
+
+
+def test_processes_draw_different_noise(monkeypatch):
+    first = noise(1, 5)
+    monkeypatch.setattr(comm, "get_rank", lambda: 1)
+    assert noise(1, 5) != first

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from reclip_d2.config import load_config
 from reclip_d2.engine import trainer
-from reclip_d2.engine.writers import build_writers
+from reclip_d2.engine.logs import build_writers
 from tests.helpers import (
     datasets,
     isolated_cache,

@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 
 from reclip_d2.backbones.dense_attention import ValueAttention
 from reclip_d2.config import load_config
-from reclip_d2.engine.optimizer import build_optimizer
+from reclip_d2.engine.solver import build_optimizer
 from reclip_d2.errors import ReclipError
 from reclip_d2.hypothesis.training_records import build_training_records
 from reclip_d2.modeling.checkpoint import ReclipCheckpointer

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import reclip_d2.data.datasets
 import reclip_d2.modeling  # noqa: F401  (registers the models, as the line above the data sets)
 from reclip_d2.config import load_config
-from reclip_d2.engine.optimizer import build_optimizer
+from reclip_d2.engine.solver import build_optimizer
 from reclip_d2.hypothesis.generate import HypothesisGenerator
 from reclip_d2.hypothesis.windows import crop_windows
 from reclip_d2.layers import rectify_and_pool

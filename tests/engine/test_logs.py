@@ -1,12 +1,12 @@
-"""Logs and records go to regular files: a named pipe in a run's folder would be waited for."""
+"""Logs and records go to regular files alone (a pipe would block), without the traceback of a user's mistake."""
 
+import logging
 import os
 
 import pytest
 
-from reclip_d2.engine.logs import logging_to, quiet_logging
+from reclip_d2.engine.logs import UserErrorFilter, build_writers, logging_to, quiet_logging
 from reclip_d2.engine.run_setup import log_to
-from reclip_d2.engine.writers import build_writers
 from reclip_d2.errors import ReclipError
 from tests.utils.test_files import watchdog
 
@@ -25,3 +25,15 @@ def test_metrics_that_are_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "metrics.json")
     with pytest.raises(ReclipError, match=r"metrics\.json is a named pipe, not a regular file"):
         build_writers(str(tmp_path), 1)
+
+
+def record(error: BaseException | None) -> logging.LogRecord:
+    info = (type(error), error, None) if error else None
+    return logging.LogRecord("detectron2", logging.ERROR, __file__, 1, "Exception during training:", (), info)
+
+
+def test_a_users_mistake_is_kept_out_of_the_log_and_nothing_else():
+    keep = UserErrorFilter().filter
+    assert not keep(record(ReclipError("a clear line")))
+    assert keep(record(ValueError("a bug")))
+    assert keep(record(None))

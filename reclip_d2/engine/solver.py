@@ -1,12 +1,31 @@
-"""The poly learning-rate schedule, with Detectron2's warm-up."""
+"""The optimizer, the papers' SGD or AdamW, and the poly learning-rate schedule with Detectron2's warm-up."""
 
 from __future__ import annotations
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler as build_d2_lr_scheduler
+from detectron2.solver import build_optimizer as build_sgd
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.solver.lr_scheduler import LRMultiplier, WarmupParamScheduler
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
+from torch import nn
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """``SOLVER.OPTIMIZER`` over the parameters that need a gradient, with Detectron2's other ``SOLVER`` keys.
+
+    For AdamW ``MOMENTUM`` does not apply, and gradient clipping is Detectron2's (``SOLVER.CLIP_GRADIENTS``).
+    """
+    if cfg.SOLVER.OPTIMIZER == "SGD":
+        return build_sgd(cfg, model)
+    parameters = get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+    )
+    return maybe_add_gradient_clipping(cfg, torch.optim.AdamW(parameters, lr=cfg.SOLVER.BASE_LR))
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
