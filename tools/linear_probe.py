@@ -20,12 +20,13 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
+from torch import nn
 from torch.utils.data import DataLoader
 
 from reclip_d2.config import load_config
 from reclip_d2.data.classes import class_names_from_config
 from reclip_d2.data.index_images import PLAIN
-from reclip_d2.data.sampling import build_train_loader
+from reclip_d2.data.sampling import NumberedDataset, build_train_loader
 from reclip_d2.engine.output_dir import forget_run
 from reclip_d2.engine.program import run_program, setup
 from reclip_d2.engine.trainer import Trainer, build_evaluation_model
@@ -51,24 +52,21 @@ class ProbeTrainer(Trainer):
         return LinearProbe(build_evaluation_model(probed, resume=False), batch_norm=cfg.LINEAR_PROBE.BATCH_NORM)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0) -> DataLoader:
+    def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0, model: nn.Module | None = None) -> DataLoader:
         class_names, datasets = class_names_from_config(cfg), probe_datasets(cfg)
         records = labelled_records(datasets, class_names)
         ignored = {MetadataCatalog.get(name).get("ignore_label", 255) for name in datasets}
         if len(ignored) > 1:
             raise ReclipError(f"{', '.join(datasets)} have different ignore labels: probe with one of them")
         palettes = [label_palette(MetadataCatalog.get(name)) for name in datasets]
+        palette = palettes[0] if palettes.count(palettes[0]) == len(palettes) else PLAIN
+        mapper = LabelledDatasetMapper(cfg, len(class_names), ignored.pop(), palette)
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         return build_train_loader(
-            records,
-            LabelledDatasetMapper(
-                cfg,
-                len(class_names),
-                ignored.pop(),
-                palettes[0] if palettes.count(palettes[0]) == len(palettes) else PLAIN,
-            ),
+            NumberedDataset(records, mapper, seed),
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
-            seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+            seed=seed,
             start_iter=start_iter,
         )
 

@@ -197,6 +197,17 @@ KEYS: dict[str, Key] = {
     "LINEAR_PROBE.WEIGHT_DECAY": Key(0.0, WEIGHT_DECAY),
     # Standardise the embeddings by a batch norm without weights before the linear classifier.
     "LINEAR_PROBE.BATCH_NORM": Key(True, Flag()),
+    # ---- feature store (not in the papers): the frozen tower runs once per view instead of once per iteration -----
+    # V, fixed views of each training image whose features are kept on disk and read by training; 0: the papers' fresh
+    # crops in every iteration.
+    "FEATURE_STORE.VIEWS": Key(0, Whole(0, 1000)),
+    # "crops": V draws of the training augmentation; "whole": the image as the test sees it, and its mirror image (V 2).
+    "FEATURE_STORE.KIND": Key("crops", Choice(("crops", "whole"))),
+    # Gibibytes that a store may take; one that would be larger is not made, and the views are computed again in each
+    # iteration. 0: as much as the disk has.
+    "FEATURE_STORE.MAX_SIZE": Key(50.0, Number(minimum=0, maximum=1e6)),
+    # Where stores are kept; "": the cache folder. Each has a subfolder named by all that its features depend on.
+    "FEATURE_STORE.FOLDER": Key("", Text(empty=True, path=True)),
     # ---- inputs: CLIP's normalisation, the paper's augmentation ---------------------------------------------
     "INPUT.FORMAT": Key("RGB", Choice(("RGB",))),
     "MODEL.PIXEL_MEAN": Key([122.7709, 116.7460, 104.0937], PIXEL_MEAN),

@@ -96,17 +96,12 @@ def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def build_train_loader(
-    records: list[dict[str, Any]],
-    mapper: Callable[[dict[str, Any]], dict[str, Any]],
-    *,
-    total_batch_size: int,
-    num_workers: int,
-    seed: int,
-    start_iter: int = 0,
+    dataset: Dataset, *, total_batch_size: int, num_workers: int, seed: int, start_iter: int = 0
 ) -> DataLoader:
-    """Endless loader of lists of mapped records, ``total_batch_size`` over all processes.
+    """Endless loader of lists of samples, ``total_batch_size`` over all processes.
 
     Args:
+        dataset: maps ``(draw, index)`` to a sample, such as :class:`NumberedDataset`.
         start_iter: iterations already done: the stream continues from there.
     """
     world_size = comm.get_world_size()
@@ -116,10 +111,10 @@ def build_train_loader(
         )
     batch_size = total_batch_size // world_size
     sampler = ResumableTrainingSampler(
-        len(records), seed, start=start_iter * batch_size, rank=comm.get_rank(), world_size=world_size
+        len(dataset), seed, start=start_iter * batch_size, rank=comm.get_rank(), world_size=world_size
     )
     return DataLoader(
-        NumberedDataset(records, mapper, seed),
+        dataset,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,

@@ -24,7 +24,7 @@ import reclip_d2.data.datasets  # noqa: F401  (registers the data sets)
 import reclip_d2.modeling  # noqa: F401  (registers the models)
 from reclip_d2.data.classes import check_labelled
 from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper, build_test_mapper
-from reclip_d2.data.sampling import build_train_loader
+from reclip_d2.data.sampling import NumberedDataset, build_train_loader
 from reclip_d2.engine.calibration import calibrate
 from reclip_d2.engine.launch_checks import scale_to_processes
 from reclip_d2.engine.logs import build_writers
@@ -36,6 +36,7 @@ from reclip_d2.engine.worker_watch import watch_workers
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.bias import build_bias_evaluators
 from reclip_d2.evaluation.label_maps import LabelMapEvaluator, check_own_labels
+from reclip_d2.features.training import fixed_views
 from reclip_d2.hypothesis.training_records import build_training_records, unlabelled_records
 from reclip_d2.inference import DatasetPredictor
 from reclip_d2.modeling import MaskCLIP
@@ -70,7 +71,7 @@ class Trainer(DefaultTrainer):
         on_cpu = cfg.MODEL.DEVICE.startswith("cpu")
         self._trainer = TrainLoop(
             create_ddp_model(model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {})),
-            self.build_train_loader(cfg),
+            self.build_train_loader(cfg, model=model),
             optimizer,
             accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
             amp_dtype=amp_dtype_of(cfg),
@@ -95,14 +96,28 @@ class Trainer(DefaultTrainer):
         return synchronize_on_cpu(describe_model(build_model(cfg)))
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0) -> DataLoader:
+    def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0, model: nn.Module | None = None) -> DataLoader:
+        """The loader of ``DATASETS.TRAIN``.
+
+        Args:
+            start_iter: iterations already done.
+            model: that is trained; it makes the features of ``FEATURE_STORE.VIEWS``.
+        """
         watch_workers()
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        records, workers = build_training_records(cfg), cfg.DATALOADER.NUM_WORKERS
+        if cfg.FEATURE_STORE.VIEWS:
+            if model is None:
+                raise ValueError("FEATURE_STORE.VIEWS needs the model, whose frozen CLIP makes the features")
+            dataset = fixed_views(cfg, model, records)
+            workers = workers if dataset.reads_pixels else 0  # features are mapped: there is nothing to do ahead
+        else:
+            dataset = NumberedDataset(records, UnlabelledDatasetMapper(cfg, is_train=True), seed)
         return build_train_loader(
-            build_training_records(cfg),
-            UnlabelledDatasetMapper(cfg, is_train=True),
+            dataset,
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-            seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+            num_workers=workers,
+            seed=seed,
             start_iter=start_iter,
         )
 
@@ -160,7 +175,8 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
         if self.start_iter > 0:  # continue with the images that an uninterrupted run would draw next
-            self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg, self.start_iter))
+            model = self.checkpointer.model
+            self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg, self.start_iter, model))
 
 
 def build_evaluation_model(cfg: CfgNode, resume: bool) -> nn.Module:

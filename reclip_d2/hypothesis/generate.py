@@ -5,7 +5,6 @@ Shape letters: N windows of an image, C classes, D width of the joint embedding.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import logging
@@ -31,7 +30,7 @@ from reclip_d2.hypothesis.file import (
 from reclip_d2.hypothesis.windows import crop_windows, cut_crops, one_pass_size, resize_pixels
 from reclip_d2.modeling.calibration import mean_probability_offset
 from reclip_d2.utils.io import remove_leftovers_of
-from reclip_d2.utils.locks import lock_path, try_lock
+from reclip_d2.utils.one_maker import one_maker
 from reclip_d2.utils.progress import count_steps
 
 logger = logging.getLogger(__name__)
@@ -238,33 +237,6 @@ def generate_hypotheses(
         blocks.remove()
 
 
-# Seconds after which a process that waits for the lock lets the others of its run know that it is alive.
-_POLL = 20.0
-
-
-@contextlib.contextmanager
-def _one_maker(path: Path) -> Iterator[None]:
-    """Inside, this run is the only one that makes the file ``path``; called by all processes of the run.
-
-    The main process takes the lock. The others wait with it in short turns: a collective operation that lasts as long
-    as another run's hypotheses would time out.
-    """
-    lock, said = None, False
-    while True:
-        if comm.is_main_process():
-            lock = try_lock(lock_path(path), _POLL if said else 0.0)
-        if comm.all_gather(lock is not None)[0]:
-            break
-        if not said:
-            logger.info("waiting for another run, which makes the hypotheses %s", path)
-        said = True
-    try:
-        yield
-    finally:
-        if lock is not None:
-            lock.release()
-
-
 def _exists(path: Path) -> bool:
     """Whether the main process sees the file: its view counts, so that all go the same way."""
     return comm.all_gather(path.exists())[0]
@@ -284,7 +256,7 @@ def load_or_generate(
         make_generator: called without arguments for a :class:`HypothesisGenerator`, only if it is needed.
     """
     if not _exists(path):
-        with _one_maker(path):
+        with one_maker(path, "hypotheses"):
             if not _exists(path):  # no other run was first
                 logger.info("Making hypotheses of %d images: %s", len(records), path)
                 generate_hypotheses(make_generator(), records, header, path)

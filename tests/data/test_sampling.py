@@ -82,9 +82,8 @@ def test_random_states_are_restored_after_an_error():
 
 
 def batches(number: int, *, num_workers: int = 0, start_iter: int = 0, batch: int = 3) -> list[list[dict]]:
-    loader = build_train_loader(
-        RECORDS, random_mapper, total_batch_size=batch, num_workers=num_workers, seed=2, start_iter=start_iter
-    )
+    dataset = NumberedDataset(RECORDS, random_mapper, seed=2)
+    loader = build_train_loader(dataset, total_batch_size=batch, num_workers=num_workers, seed=2, start_iter=start_iter)
     return list(islice(loader, number))
 
 

@@ -36,6 +36,7 @@ from reclip_d2.modeling.pooling import MaskLogits, pack_hypotheses, pool_hypothe
 from reclip_d2.modeling.student.inherited import HEADS_WITH_BIAS, InheritedHead
 from reclip_d2.modeling.student.weights import load_backbone_weights
 from reclip_d2.modeling.training_panel import label_panel
+from reclip_d2.modeling.view_batch import has_fixed_views
 
 
 @META_ARCH_REGISTRY.register()
@@ -155,7 +156,12 @@ class Distillation(nn.Module):
         """
         images = self.teacher.preprocess_image(batched_inputs, self.divisibility)
         size = (images.tensor.shape[-2], images.tensor.shape[-1])
-        features, logits = self.teacher.segment(images.tensor, images.image_sizes)
+        if has_fixed_views(batched_inputs):
+            grid = size[0] // self.teacher.backbone.stride, size[1] // self.teacher.backbone.stride
+            batch = self.teacher.view_batch(batched_inputs, smallest=grid)
+            features, logits = batch.features, self.teacher.segment_views(batch)
+        else:
+            features, logits = self.teacher.segment(images.tensor, images.image_sizes)
         labels = upsample_argmax(logits, size)
         return features, labels.masked_fill(~valid_pixels(images.image_sizes, size, self.device), NO_PSEUDO_LABEL)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from reclip_d2.errors import ReclipError
 from reclip_d2.modeling.bias_head import query_logits
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
+from reclip_d2.modeling.view_batch import ViewBatch
 
 
 @META_ARCH_REGISTRY.register()
@@ -65,6 +66,16 @@ class MaskCLIP(CLIPSegmentor):
 
     def segment(self, images: Tensor, image_sizes: list[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:
         features, keys = self.backbone.dense_and_keys(images, image_sizes, keys=self.key_smoothing > 0)
+        return features, self._options(features, keys)
+
+    def segment_views(self, batch: ViewBatch) -> Tensor:
+        """See :meth:`CLIPSegmentor.segment_views`. Key smoothing needs keys, which no store has."""
+        if self.key_smoothing > 0:
+            raise ReclipError("MODEL.MASKCLIP.KEY_SMOOTHING needs more than features: set FEATURE_STORE.VIEWS 0")
+        return self._options(batch.features, None)
+
+    def _options(self, features: Tensor, keys: Tensor | None) -> Tensor:
+        """M_q with the test-time options and the controls."""
         logits = query_logits(features, self.query_features)
         if self.calibration != "none":
             logits = logits + self._offset(tuple(logits.shape[-2:]))
@@ -75,7 +86,7 @@ class MaskCLIP(CLIPSegmentor):
             logits = smooth_by_keys(logits, keys, scale, self.key_smoothing)
         if self.mean_filter:
             logits = mean_filter(logits, self.mean_filter)
-        return features, logits
+        return logits
 
     def _offset(self, size: tuple[int, int]) -> Tensor:
         if self.calibration_offset is None:

@@ -5,7 +5,7 @@ Shape letters: B images, n = h*w patches, C classes, D width of the joint embedd
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from reclip_d2.modeling.numerics import check_finite
 from reclip_d2.modeling.pooling import MaskLogits, pack_hypotheses, pool_hypotheses
 from reclip_d2.modeling.query_head import LearnableQuery
 from reclip_d2.modeling.training_panel import training_panel
+from reclip_d2.modeling.view_batch import ViewBatch, pad_grid
 
 
 @META_ARCH_REGISTRY.register()
@@ -191,11 +192,33 @@ class RectifiedCLIP(CLIPSegmentor):
         self.bias_head.check_affine(reference)
         return shared, self.bias_head.class_bias(reference)
 
-    def bias_to_rectify(self, features: Tensor) -> Tensor | None:
-        """M_b of image features Z ``(B, D, h, w)``, see :meth:`bias_logits`; None if Eq. (3) leaves it out."""
+    def bias_to_rectify(self, features: Tensor, grids: Sequence[tuple[int, int]] | None = None) -> Tensor | None:
+        """M_b of image features Z ``(B, D, h, w)``, see :meth:`bias_logits`; None if Eq. (3) leaves it out.
+
+        Args:
+            grids: (h, w) of each image's own features, see :class:`~reclip_d2.modeling.view_batch.ViewBatch`. Each then
+                gets the bias of its own grid, ``(B, n, C)``.
+        """
         if self.rectification == "none":
             return None
-        return self.bias_logits((features.shape[-2], features.shape[-1]), features)
+        size = (features.shape[-2], features.shape[-1])
+        if grids is None:
+            return self.bias_logits(size, features)
+        reference = self.bias_head.reference_features(self.backbone)
+        maps = {
+            grid: pad_grid(self._shared_map(grid, reference), size, self.padding_mode).flatten(2)[0].T
+            for grid in dict.fromkeys(grids)
+        }
+        return self.bias_head.add_image_bias(torch.stack([maps[grid] for grid in grids]), reference, features)
+
+    def _shared_map(self, grid: tuple[int, int], reference: Tensor) -> Tensor:
+        """The shared bias A as a map ``(1, C, h, w)``."""
+        shared = self.bias_head.shared_bias(self.backbone.positional_embedding(grid), reference)
+        return shared.T.unflatten(1, grid)[None]
+
+    @property
+    def padding_mode(self) -> str:
+        return "replicate" if self.mask_decoder is None else self.mask_decoder.padding_mode
 
     def decode(self, features: Tensor, query_features: Tensor, bias: Tensor | None) -> MaskLogits:
         """Mask logits M_o: M_q, rectified by Eq. (3) and decoded by Eq. (4).
@@ -233,6 +256,10 @@ class RectifiedCLIP(CLIPSegmentor):
         features = self.backbone(images, image_sizes)["dense"]
         return features, self.decode(features, self.query_features, self.bias_to_rectify(features)).tensor()
 
+    def segment_views(self, batch: ViewBatch) -> Tensor:
+        bias = self.bias_to_rectify(batch.features, batch.grids)
+        return self.decode(batch.features, self.query_features, bias).tensor()
+
     def pixel_embedding(self, images: Tensor) -> Tensor:
         """What a linear probe reads: Z and M_o, ``(B, D + C, h, w)``. Z alone is the frozen CLIP's, as in MaskCLIP;
         what this model has learnt is in M_o."""
@@ -254,12 +281,11 @@ class RectifiedCLIP(CLIPSegmentor):
         Raises:
             ReclipError: a loss is not finite; the message names the likely key.
         """
-        images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor, images.image_sizes)["dense"]
+        features, image_sizes, grids = self.view_batch(batched_inputs)
         size = (features.shape[-2], features.shape[-1])
-        valid = valid_patches(images.image_sizes, size, self.backbone.stride, torch.device("cpu"))
+        valid = valid_patches(image_sizes, size, self.backbone.stride, torch.device("cpu"))
         hypotheses = pack_hypotheses([x["hypothesis"] for x in batched_inputs])
-        query_features, bias = self.query_features, self.bias_to_rectify(features)
+        query_features, bias = self.query_features, self.bias_to_rectify(features, grids)
         mask_logits = self.decode(features, query_features, bias)
 
         losses = {}

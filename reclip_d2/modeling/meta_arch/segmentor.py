@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from reclip_d2.config.keys import KEYS
 from reclip_d2.data.classes import class_names_from_config
 from reclip_d2.modeling.build import build_clip_backbone
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor, inference_arguments
+from reclip_d2.modeling.view_batch import ViewBatch, batch_views, has_fixed_views, round_features
 
 
 class CLIPSegmentor(LanguageSegmentor):
@@ -81,6 +83,45 @@ class CLIPSegmentor(LanguageSegmentor):
             image_sizes: (H, W) of each image without its padding; None to take the padding for image.
         """
         raise NotImplementedError
+
+    def segment_views(self, batch: ViewBatch) -> Tensor:
+        """Mask logits M_o ``(B, C, h, w)`` of views whose features are known: as of :meth:`segment`."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def encode_view(self, sample: dict[str, Any]) -> tuple[Tensor, tuple[int, int]]:
+        """Features Z ``(h, w, D)`` of one image by itself, and its (H, W): what a feature store keeps.
+
+        Args:
+            sample: with ``image`` ``(3, H, W)``, RGB in [0, 255].
+        """
+        images = self.preprocess_image([sample])
+        features = self.backbone.dense(images.tensor, images.image_sizes)[0].permute(1, 2, 0)
+        height, width = images.image_sizes[0]
+        return features, (int(height), int(width))
+
+    def view_batch(self, batched_inputs: list[dict[str, Any]], smallest: tuple[int, int] = (0, 0)) -> ViewBatch:
+        """Features of a training batch: encoded together, or of fixed views (``FEATURE_STORE``) from the store
+        (``features`` and ``view_size``), or encoded again one by one (``fixed_view``).
+
+        Args:
+            smallest: (h, w) that the batch's grid has at least, for fixed views.
+        """
+        if not has_fixed_views(batched_inputs):
+            images = self.preprocess_image(batched_inputs)
+            features = self.backbone.dense(images.tensor, images.image_sizes)
+            return ViewBatch(features, images.image_sizes, None)
+        if "features" in batched_inputs[0]:
+            views = [(x["features"], x["view_size"]) for x in batched_inputs]
+        else:
+            views = [self.encode_view(x) for x in batched_inputs]
+            views = [(round_features(features), size) for features, size in views]
+        return batch_views(*zip(*views, strict=True), self.device, self.padding_mode, smallest)
+
+    @property
+    def padding_mode(self) -> str:
+        """How features of smaller views are continued to a batch's grid: see :func:`pad_grid`."""
+        return "replicate"
 
     def mask_logits(self, images: Tensor) -> Tensor:
         return self.segment(images)[1]

@@ -1,0 +1,156 @@
+"""The feature store of a data set: made once, resumable, shared by runs, read by the view.
+
+Shape letters: B views of a batch, (h, w) patch grid, D width of the joint embedding, (H, W) size in pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from torch import Tensor
+
+from reclip_d2.features.shards import Shards, StoredView
+from reclip_d2.features.views import ViewPlan, Views
+from reclip_d2.utils.files import format_bytes
+from reclip_d2.utils.io import cache_dir
+from reclip_d2.utils.one_maker import one_maker
+from reclip_d2.utils.progress import count_steps
+
+logger = logging.getLogger(__name__)
+
+Encode = Callable[[dict[str, Any]], tuple[Tensor, tuple[int, int]]]
+"""Maps a sample of :class:`Views` to Z ``(h, w, D)`` and the view's (H, W)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreKey:
+    """All that stored features depend on.
+
+    Attributes:
+        dataset: names of the data sets.
+        images: digest of the images' ids and contents, in order.
+        backbone: identity of the backbone, its dense attention and its precision included.
+        pixel_statistics: mean and standard deviation.
+        views: V, kind, seed and augmentation.
+    """
+
+    dataset: str
+    images: str
+    backbone: dict[str, Any]
+    pixel_statistics: list[list[float]]
+    views: ViewPlan
+
+    @property
+    def digest(self) -> str:
+        """Names the store's folder."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class FeatureStore:
+    """Features of the views of a data set, in half precision.
+
+    A training from the store is bit-identical to one that computes the same views again in each iteration, since both
+    encode a view by itself and round its features to half precision.
+    """
+
+    def __init__(self, folder: Path, views: Views, embed_dim: int, patch_size: int) -> None:
+        """
+        Args:
+            folder: of the shards.
+            embed_dim: D.
+        """
+        self.folder = folder
+        self.views = views
+        self.embed_dim = embed_dim
+        self.patch_size = patch_size
+        self.shards = Shards(folder, len(views), embed_dim)
+
+    def bytes(self) -> int:
+        """Size of the whole store, or a little less than that: by the headers of the images."""
+        patches = 0
+        for image in range(len(self.views.records)):
+            height, width = self.views.largest_size(image)
+            patches += math.ceil(height / self.patch_size) * math.ceil(width / self.patch_size)
+        return patches * self.views.plan.number * self.embed_dim * 2
+
+    @torch.no_grad()
+    def make(self, encode: Encode) -> None:
+        """Make what is missing; called by all processes, which share the work. After a kill the next call computes the
+        missing shards only."""
+        if not self._missing():
+            return
+        with one_maker(self.folder, "feature store"):
+            mine = self._missing()[comm.get_rank() :: comm.get_world_size()]
+            total = sum(len(self.shards.ranges[shard]) for shard in mine)
+            with count_steps("features", total, unit="view", silent=not comm.is_main_process()) as steps:
+                for shard in mine:
+                    self.shards.write(shard, [self._encode(encode, k, steps) for k in self.shards.ranges[shard]])
+            comm.synchronize()
+
+    def _missing(self) -> list[int]:
+        """Missing shards, in the main process's view for all."""
+        return comm.all_gather(self.shards.missing() if comm.is_main_process() else [])[0]
+
+    def _encode(self, encode: Encode, number: int, steps: count_steps) -> StoredView:
+        sample = self.views.sample(number)
+        features, size = encode(sample)
+        steps.advance()
+        return StoredView(features.cpu().to(torch.float16), size, sample["placement"])
+
+    def read(self, number: int) -> StoredView:
+        """A view by its number; its features are mapped, not copied."""
+        return self.shards.read(number)
+
+    def remove(self) -> None:
+        """Remove the store."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def store_folder(cfg: CfgNode, key: StoreKey) -> Path:
+    """``FEATURE_STORE.FOLDER``, or a folder of the cache; below it one named by all that the features depend on."""
+    root = Path(cfg.FEATURE_STORE.FOLDER) if cfg.FEATURE_STORE.FOLDER else cache_dir() / "features"
+    return root / f"{key.dataset}-{key.digest}"
+
+
+def check_budget(store: FeatureStore, limit: float) -> bool:
+    """Whether the store may be made; says its size in the log.
+
+    Args:
+        limit: ``FEATURE_STORE.MAX_SIZE`` in GiB; 0: none.
+    """
+    size, free = store.bytes(), _free_space(store.folder)
+    views = f"{len(store.views.records):,} images x {store.views.plan.number} views"
+    if limit and size > limit * 2**30:
+        logger.warning(
+            "feature store: %s need %s, more than FEATURE_STORE.MAX_SIZE (%g GiB): the views are computed again in"
+            " each iteration, which is slow",
+            views, format_bytes(size), limit,
+        )  # fmt: skip
+        return False
+    if size > free and store.shards.missing():
+        logger.warning(
+            "feature store: %s need %s, and %s has %s left: the views are computed again in each iteration, which is"
+            " slow",
+            views, format_bytes(size), store.folder.parent, format_bytes(free),
+        )  # fmt: skip
+        return False
+    logger.info("feature store: %s, %s in %s", views, format_bytes(size), store.folder)
+    return True
+
+
+def _free_space(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

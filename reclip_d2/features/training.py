@@ -1,0 +1,107 @@
+"""Training samples of fixed views: from the feature store, or with pixels to be encoded again.
+
+Shape letters: (h, w) patch grid, D width of the joint embedding.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from torch.utils.data import Dataset
+
+from reclip_d2.errors import ReclipError
+from reclip_d2.features.store import FeatureStore, StoreKey, check_budget, store_folder
+from reclip_d2.features.views import ViewPlan, Views
+from reclip_d2.hypothesis.training_records import images_digest
+from reclip_d2.modeling.meta_arch.distillation import Distillation
+from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
+
+logger = logging.getLogger(__name__)
+
+
+class FixedViews(Dataset):
+    """Samples of ``(draw, index)``, as :class:`~reclip_d2.data.sampling.NumberedDataset` gives them: a view of an
+    image with its ``hypothesis`` and, from a store, its ``features`` ``(h, w, D)`` and ``view_size``."""
+
+    def __init__(self, views: Views, store: FeatureStore | None, pixels: bool) -> None:
+        """
+        Args:
+            store: of the views; None to give pixels and to let the model encode them.
+            pixels: give ``image`` too: a student, and pictures of the training, read it.
+        """
+        self.views = views
+        self.store = store
+        self.pixels = pixels
+
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether samples are made of image files."""
+        return self.pixels or self.store is None
+
+    def __len__(self) -> int:
+        return len(self.views.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        draw, index = key
+        number = self.views.number(index, draw)
+        if self.store is None:
+            return {**self.views.sample(number), "fixed_view": True}
+        stored = self.store.read(number)
+        if self.pixels:
+            sample = self.views.sample(number)
+        else:
+            sample = {k: v for k, v in self.views.records[index].items() if k != "crop_hypothesis"}
+            hypothesis = self.views.hypothesis(index, stored.placement, stored.size)
+            if hypothesis is not None:
+                sample["hypothesis"] = torch.as_tensor(hypothesis, dtype=torch.int64)
+        return {**sample, "features": stored.features, "view_size": stored.size}
+
+
+def feature_source(model: torch.nn.Module) -> CLIPSegmentor:
+    """The model whose features training reads: of a distillation the teacher.
+
+    Raises:
+        ReclipError: the features are not frozen.
+    """
+    source = model.teacher if isinstance(model, Distillation) else model
+    if not isinstance(source, CLIPSegmentor):
+        raise ReclipError(f"FEATURE_STORE.VIEWS: {type(model).__name__} reads no features of a CLIP: set it to 0")
+    if any(parameter.requires_grad for parameter in source.backbone.parameters()):
+        raise ReclipError("FEATURE_STORE.VIEWS keeps features of a frozen CLIP: with MODEL.CLIP.FINE_TUNE set it to 0")
+    return source
+
+
+def store_key(cfg: CfgNode, source: CLIPSegmentor, records: Sequence[dict[str, Any]]) -> StoreKey:
+    """What the features of ``DATASETS.TRAIN`` depend on; called by all processes."""
+    images = comm.all_gather(images_digest(list(records)) if comm.is_main_process() else "")[0]
+    return StoreKey(
+        dataset="+".join(cfg.DATASETS.TRAIN),
+        images=images,
+        backbone={**source.backbone.identity(), "precision": cfg.MODEL.CLIP.AUTOCAST},
+        pixel_statistics=[source.pixel_mean.flatten().tolist(), source.pixel_std.flatten().tolist()],
+        views=ViewPlan.from_config(cfg),
+    )
+
+
+def fixed_views(cfg: CfgNode, model: torch.nn.Module, records: Sequence[dict[str, Any]]) -> FixedViews:
+    """The training data of ``FEATURE_STORE.VIEWS`` above 0; makes the store if it is missing. Called by all processes.
+
+    Args:
+        model: in whatever mode; its frozen CLIP encodes the views.
+        records: of :func:`~reclip_d2.hypothesis.training_records.build_training_records`.
+    """
+    source = feature_source(model)
+    key = store_key(cfg, source, records)
+    views = Views(cfg, records, key.views)
+    store = FeatureStore(store_folder(cfg, key), views, source.backbone.embed_dim, source.backbone.stride)
+    fits = comm.all_gather(check_budget(store, cfg.FEATURE_STORE.MAX_SIZE) if comm.is_main_process() else False)[0]
+    pixels = isinstance(model, Distillation) or cfg.VIS_PERIOD > 0
+    if not fits:
+        return FixedViews(views, None, pixels)
+    store.make(source.encode_view)
+    return FixedViews(views, store, pixels)

@@ -1,0 +1,116 @@
+"""Making and reading a feature store (``reclip_d2.features.store``)."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from reclip_d2.config import load_config
+from reclip_d2.features.shards import FEWEST_VIEWS
+from reclip_d2.features.store import FeatureStore, StoreKey, check_budget, store_folder
+from reclip_d2.features.views import ViewPlan, Views
+from reclip_d2.utils.progress import report_to
+
+
+@pytest.fixture
+def cfg():
+    opts = "FEATURE_STORE.VIEWS 2 FEATURE_STORE.KIND whole INPUT.MIN_SIZE_TEST 0 SEED 0".split()
+    return load_config("", opts)
+
+
+@pytest.fixture
+def records(tmp_path) -> list[dict]:
+    found = []
+    for number in range(20):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(np.full((16, 32, 3), number, np.uint8)).save(path)
+        found.append({"file_name": str(path), "image_id": str(number)})
+    return found
+
+
+class Encoder:
+    """Features that say which image they are of, on a grid of 8-pixel patches."""
+
+    def __init__(self, fail_after: int = 10**9) -> None:
+        self.calls, self.fail_after = 0, fail_after
+
+    def __call__(self, sample):
+        if self.calls == self.fail_after:
+            raise KeyboardInterrupt
+        self.calls += 1
+        return torch.full((2, 4, 5), float(sample["image"][0, 0, 0])), tuple(sample["image"].shape[-2:])
+
+
+def store_of(cfg, records, folder) -> FeatureStore:
+    return FeatureStore(folder, Views(cfg, records, ViewPlan.from_config(cfg)), embed_dim=5, patch_size=8)
+
+
+def test_made_once_and_read(cfg, records, tmp_path):
+    store, encoder, seen = store_of(cfg, records, tmp_path / "store"), Encoder(), []
+    with report_to(seen.append):
+        store.make(encoder)
+    assert encoder.calls == 40
+    assert (seen[-1].stage, seen[-1].done, seen[-1].total, seen[-1].unit) == ("features", 40, 40, "view")
+    for number in (0, 1, 39):
+        found = store.read(number)
+        assert (found.features == number // 2).all() and found.size == (16, 32)
+
+    store_of(cfg, records, tmp_path / "store").make(Encoder(fail_after=0))  # nothing is missing
+    assert store.bytes() == 40 * 2 * 4 * 5 * 2
+
+
+def test_an_interrupted_making_resumes(cfg, records, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        store_of(cfg, records, tmp_path / "store").make(Encoder(fail_after=FEWEST_VIEWS + 3))
+    store, encoder = store_of(cfg, records, tmp_path / "store"), Encoder()
+    store.make(encoder)
+    assert encoder.calls == 40 - FEWEST_VIEWS
+    assert [int(store.read(number).features[0, 0, 0]) for number in range(40)] == [k // 2 for k in range(40)]
+
+
+def key(**changes) -> StoreKey:
+    cfg = load_config("", "FEATURE_STORE.VIEWS 2 SEED 0 INPUT.CROP.ENABLED True".split())
+    values = {
+        "dataset": "custom", "images": "abc", "backbone": {"clip": "ViT", "fingerprint": "f"},
+        "pixel_statistics": [[1.0] * 3, [2.0] * 3], "views": ViewPlan.from_config(cfg),
+    }  # fmt: skip
+    return StoreKey(**{**values, **changes})
+
+
+def test_the_key_holds_all_that_features_depend_on():
+    def plan(*opts):
+        return ViewPlan.from_config(
+            load_config("", ["FEATURE_STORE.VIEWS", "2", "SEED", "0", "INPUT.CROP.ENABLED", "True", *opts])
+        )
+
+    others = [
+        key(dataset="voc"), key(images="abd"), key(backbone={"clip": "ViT", "fingerprint": "g"}),
+        key(pixel_statistics=[[1.0] * 3, [2.5] * 3]), key(views=plan("SEED", "1")),
+        key(views=plan("FEATURE_STORE.VIEWS", "3")), key(views=plan("FEATURE_STORE.KIND", "whole")),
+        key(views=plan("INPUT.CROP.SIZE", "[100,100]")), key(views=plan("INPUT.RANDOM_FLIP", "none")),
+        key(views=plan("INPUT.MIN_SIZE_TRAIN", "(300,)")), key(views=plan("INPUT.COLOR_JITTER", "0.1")),
+    ]  # fmt: skip
+    digests = {key().digest, *(other.digest for other in others)}
+    assert len(digests) == len(others) + 1 and key().digest == key().digest
+
+
+def test_folder(cfg, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECLIP_CACHE", str(tmp_path / "cache"))
+    name = f"custom-{key().digest}"
+    assert store_folder(cfg, key()) == tmp_path / "cache" / "features" / name
+    cfg.FEATURE_STORE.FOLDER = str(tmp_path / "mine")
+    assert store_folder(cfg, key()) == tmp_path / "mine" / name
+
+
+def test_budget(cfg, records, tmp_path, caplog, monkeypatch):
+    store = store_of(cfg, records, tmp_path / "store")
+    with caplog.at_level(logging.INFO):
+        assert check_budget(store, limit=1.0) and check_budget(store, limit=0)
+        assert "20 images x 2 views" in caplog.text
+        assert not check_budget(store, limit=1e-9)
+        assert "more than FEATURE_STORE.MAX_SIZE" in caplog.text
+        monkeypatch.setattr("reclip_d2.features.store._free_space", lambda _: 10)
+        assert not check_budget(store, limit=1.0)
+        assert "has 10" in caplog.text
