@@ -122,8 +122,8 @@ def test_segmentation(name, architecture, tmp_path, datasets):
     image = torch.randint(0, 256, (3, 75, 101), dtype=torch.uint8)
     with torch.no_grad():
         (output,) = model([{"image": image, "height": 75, "width": 101}])
-    assert output["sem_seg"].shape == (75, 101)
-    assert set(output["sem_seg"].unique().tolist()) <= {0, 1, 2}
+    assert output["sem_seg"].shape == (3, 75, 101)
+    assert torch.isfinite(output["sem_seg"]).all()
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-L-14"])
