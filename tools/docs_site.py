@@ -34,6 +34,7 @@ PAGES = {
     "data_sets.md": "datasets/README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
+    "quickstart.md": "demo/quickstart.ipynb",
 }
 _PAGE_OF = {path: page for page, path in PAGES.items()}
 _LANGUAGES = {
