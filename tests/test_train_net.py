@@ -492,7 +492,7 @@ def test_ctrl_c(scene, capfd, monkeypatch):
         run(scene, "out", "SEED", "1")
     assert end.value.code == 130
     err = capfd.readouterr().err
-    assert err.splitlines()[-1] == "interrupted: a training goes on from its last checkpoint with --resume"
+    assert err.splitlines()[-1] == "interrupted: add --resume to continue from the last checkpoint"
     assert "Traceback" not in err
 
 

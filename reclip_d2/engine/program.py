@@ -35,7 +35,7 @@ from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from reclip_d2.utils.files import check_regular
 
-INTERRUPTED = "interrupted: a training goes on from its last checkpoint with --resume"
+INTERRUPTED = "interrupted: add --resume to continue from the last checkpoint"
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -43,7 +43,7 @@ def argument_parser() -> argparse.ArgumentParser:
     theirs = default_argument_parser(epilog="KEY VALUE pairs override the config files: SOLVER.BASE_LR 0.001 SEED 3")
     parser = argparse.ArgumentParser(parents=[theirs], add_help=False, conflict_handler="resolve", epilog=theirs.epilog)
     add_config_file_argument(parser)
-    parser.add_argument("--overwrite", action="store_true", help="train anew in an OUTPUT_DIR that holds a run")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in OUTPUT_DIR")
     return parser
 
 
@@ -146,10 +146,10 @@ def check_weights(path: str, needed: bool) -> None:
 
 
 def check_run(cfg: CfgNode, args: argparse.Namespace) -> bool:
-    """Whether the training goes on with a run in ``OUTPUT_DIR``; nothing is touched before.
+    """Whether the training resumes a run in ``OUTPUT_DIR``; nothing is written.
 
     Raises:
-        ReclipError: a run is in the way, or it was begun with other settings than it would go on with.
+        ReclipError: a run is in the way, or it was started with other settings.
     """
     begun = ReclipCheckpointer(None, cfg.OUTPUT_DIR).has_checkpoint()
     if begun and not (args.resume or args.overwrite):
@@ -159,7 +159,7 @@ def check_run(cfg: CfgNode, args: argparse.Namespace) -> bool:
     return begun and args.resume
 
 
-@exit_on_error(interrupted=INTERRUPTED)  # of the processes that it starts each says its line itself
+@exit_on_error(interrupted=INTERRUPTED)  # each process that it starts prints its own line
 def run_program(main: Callable[[argparse.Namespace], Any]) -> None:
     """Call ``main`` with the command line's arguments, in as many processes as they ask for."""
     args = argument_parser().parse_args()
