@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
 from reclip_d2.modeling.bias_head import query_logits
 from reclip_d2.modeling.calibration import mean_probability_offset
 from reclip_d2.modeling.meta_arch.maskclip import MaskCLIP
+from reclip_d2.utils.progress import count_steps
 
 logger = logging.getLogger(__name__)
 
@@ -34,18 +34,21 @@ def calibrate(
         max_images: images used at most, spread evenly over the records.
     """
     step = max(1, -(-len(records) // max_images))
-    logger.info("Mean-probability calibration (%s) on %d images", model.calibration, len(records[::step]))
+    images = records[::step]
+    logger.info("Mean-probability calibration (%s) on %d images", model.calibration, len(images))
     samples, size = [], None
-    for record in tqdm(records[::step], desc="calibration", unit="image"):
-        image = model.preprocess_image([mapper(record)])
-        logits = query_logits(model.backbone(image.tensor)["dense"], model.query_features)
-        rows, columns = (_patches(side, model.backbone.patch_size) for side in image.image_sizes[0])
-        logits = logits[..., :rows, :columns]  # padding has no say
-        if model.calibration == "position_class":
-            size = size or logits.shape[-2:]
-            if logits.shape[-2:] != size:
-                logits = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        samples.append(logits[0].flatten(1).T.cpu())  # (n, C)
+    with count_steps("calibration", len(images)) as steps:
+        for record in images:
+            image = model.preprocess_image([mapper(record)])
+            logits = query_logits(model.backbone(image.tensor)["dense"], model.query_features)
+            rows, columns = (_patches(side, model.backbone.patch_size) for side in image.image_sizes[0])
+            logits = logits[..., :rows, :columns]  # padding has no say
+            if model.calibration == "position_class":
+                size = size or logits.shape[-2:]
+                if logits.shape[-2:] != size:
+                    logits = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+            samples.append(logits[0].flatten(1).T.cpu())  # (n, C)
+            steps.advance()
     scale = model.backbone.logit_scale
     if model.calibration == "class":
         offset = mean_probability_offset(torch.cat(samples), scale)[:, None, None]

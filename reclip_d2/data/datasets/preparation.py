@@ -17,7 +17,6 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from reclip_d2.data.class_file import IGNORE_LABEL
 from reclip_d2.data.datasets.label_orientation import OrientationCounts, count_orientations, read_upright
@@ -27,6 +26,7 @@ from reclip_d2.data.images import read_geometry
 from reclip_d2.data.index_images import read_index_image
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.io import atomic_write
+from reclip_d2.utils.progress import count_steps
 
 _CHUNK = 16
 _Result = TypeVar("_Result")
@@ -216,10 +216,10 @@ def convert_labels(
     for part in _in_processes(_scan_chunk, chunks, workers):
         counts.add(part)
     drawn_on = counts.drawn_on(title, "stored", drawn_on, "add --labels-drawn-on stored or upright")
-    with tqdm(total=len(tasks), desc=title, unit="label") as bar:
+    with count_steps(title, len(tasks), unit="label") as steps:
         for part in _in_processes(convert_chunk, chunks, workers, table, num_classes, overwrite, drawn_on):
             report.add(part)
-            bar.update(part.written + part.kept)
+            steps.advance(part.written + part.kept)
     if counts.total:
         report.orientation = counts.describe(drawn_on)
     if report.present == [IGNORE_LABEL]:
