@@ -128,5 +128,15 @@ def test_every_equation_is_in_the_table():
     assert [number for number in range(1, 11) if f"Eq. ({number})" not in left] == []
 
 
+def test_the_folders_of_the_architecture_page_are_in_the_linters_order():
+    contract = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("layers = [")[2].partition("]")[0]
+    layers = [set(re.findall(r"\w+", line)) for line in re.findall(r'"([^"]+)"', contract)][::-1]
+    table = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("## Folders")[2]
+    rows = [set(re.findall(r"`(\w+)(?:\.py)?`", cell)) for cell in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE)]
+    folders = {path.name for path in (ROOT / "reclip_d2").iterdir() if (path / "__init__.py").is_file()} | {"errors"}
+    expected = [layer & folders - {"install_detectron2"} for layer in layers]
+    assert [layer for layer in expected if layer] == rows
+
+
 def test_the_readme_can_be_read_to_the_end():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
