@@ -32,7 +32,7 @@ NoiseKey read_seed(const char* op, const at::Tensor& seed);
 
 void check_tau(const char* op, double tau);
 
-// A floating tensor of the given number of dimensions on the given device type.
+// A floating-point tensor with the given number of dimensions on the given device type.
 void check_tensor(const char* op, const char* name, const at::Tensor& tensor, int64_t dims, c10::DeviceType device);
 
 // Two tensors on one device, both float64 or neither.
@@ -48,7 +48,7 @@ void check_bias(const char* op, const std::optional<at::Tensor>& bias, const at:
 void check_saved(const char* op, const char* name, const at::Tensor& tensor, c10::IntArrayRef shape, at::ScalarType dtype,
                  const at::Tensor& like);
 
-// float64 for float64, float32 for all else.
+// float64 for float64, float32 for all others.
 at::ScalarType accumulate_type(at::ScalarType type);
 
 // The features with D innermost and contiguous: themselves, or a copy.

@@ -1,4 +1,4 @@
-// gumbel_softmax on the CPU; the backward pass computes noise and masks again.
+// gumbel_softmax on the CPU; the backward pass recomputes noise and masks.
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 

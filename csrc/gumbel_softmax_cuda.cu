@@ -1,4 +1,4 @@
-// Kernels of gumbel_softmax; the backward pass makes noise and masks again.
+// Kernels of gumbel_softmax; the backward pass recomputes noise and masks.
 #include "cuda/scores.cuh"
 
 namespace reclip::cuda {

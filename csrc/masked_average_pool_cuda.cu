@@ -1,5 +1,5 @@
-// Kernels that only masked_average_pool has: masks of the hypothesis rows to and from (B, n, C) tensors. The pooling itself is
-// in cuda/pooling.cu and cuda/pooling_gradient.cu, which rectify_and_pool uses too.
+// Kernels of masked_average_pool alone: copy the masks of the hypothesis rows from and to (B, n, C) tensors. The pooling is in
+// cuda/pooling.cu and cuda/pooling_gradient.cu, shared with rectify_and_pool.
 #include "cuda/device.cuh"
 
 namespace reclip::cuda {

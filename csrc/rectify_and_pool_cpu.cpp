@@ -53,7 +53,7 @@ struct Workspace {
       : in(in_), ops(tile_ops<T>(element_type(in_.logits))), ld(ld_), y(scratch<T>(in_.classes * ld_)),
         noise(scratch<T>(in_.classes * ld_ + kNoiseSlack)), bad(scratch<T>(ld_)), best(scratch<int32_t>(ld_)) {}
 
-  // Room for a tile of the hypothesis rows, made at the first call.
+  // Scratch for a tile of the hypothesis rows, allocated at the first call.
   T* own_rows() {
     if (!rows) rows = scratch<T>(in.rows.most_rows * ld);
     return rows.get();
@@ -67,7 +67,7 @@ struct Workspace {
   bool is_bad(int i) const { return !(bad[i] == T(0)); }
 };
 
-// The scores of each tile of the images that `wanted(image)` names, for use(workspace, image, first patch, count).
+// Calls use(workspace, image, first patch, count) with the scores of each tile of the images for which `wanted(image)` holds.
 template <typename T, typename Wanted, typename Use>
 void each_tile(const Inputs& in, const Wanted& wanted, const Use& use) {
   const Tiling tiling(in.patches, in.classes);
@@ -93,7 +93,7 @@ void hard_rows(const Inputs& in, int32_t* row) {
   });
 }
 
-// Logarithms of the soft masks of the hypothesis rows [row][patch], NaN at bad patches; of the images that `wanted` names.
+// Logarithms of the soft masks of the hypothesis rows [row][patch], NaN at bad patches; for the `wanted` images.
 template <typename T, typename Wanted>
 void log_masks(const Inputs& in, const Wanted& wanted, T* out) {
   each_tile<T>(in, wanted, [&](Workspace<T>& work, int64_t b, int64_t i, int count) {
@@ -193,7 +193,7 @@ struct Backward {
   }
 };
 
-// log_area of the rows whose area is too small for its logarithm.
+// log_area of the rows whose area is too small to take its logarithm.
 template <typename T>
 void small_log_areas(const Inputs& in, const T* area, T* log_area) {
   const auto small = [&](int64_t r) { return area[r] < T(kSmallArea); };

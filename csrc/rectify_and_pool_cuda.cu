@@ -57,8 +57,8 @@ __device__ __forceinline__ bool any_small(const T* area, int32_t begin, int32_t 
   return false;
 }
 
-// Logarithms of the hypothesis rows' soft masks, of all images or of those with a row of small area; or, with `log_area`, what
-// part of its row's area each patch has.
+// Logarithms of the soft masks of the hypothesis rows, for all images or for those with a row of small area; with `log_area`,
+// each patch's share of its row's area instead.
 template <typename S, bool Stored>
 __global__ void __launch_bounds__(kPatches* kWarps)
     soft_rows_kernel(Scores<S> s, DeviceRows rows, int64_t tiles, const typename Accumulate<S>::type* area,
@@ -83,8 +83,8 @@ __global__ void __launch_bounds__(kPatches* kWarps)
   });
 }
 
-// A block takes its tile of patches through the images of one group, so that it alone adds to its part of `bias_partial`.
-// Hard: row_gradient is that of the mask values (straight-through). Else it is that of the masks' shares times the area.
+// A block processes its tile of patches in all images of one group, so that no other block adds to its part of `bias_partial`.
+// Hard: row_gradient is the gradient of the mask values (straight-through). Soft: the gradient of the shares times the area.
 template <typename S, bool Stored, bool Hard>
 __global__ void __launch_bounds__(kPatches* kWarps)
     logit_gradient_kernel(Scores<S> s, DeviceRows rows, int64_t tiles, int64_t groups,
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kPatches* kWarps)
           }
         });
     begun = true;
-    __syncthreads();  // the next image uses the shared memory again
+    __syncthreads();  // the next image reuses the shared memory
   }
   if (bias_partial && !begun && active) {
     const Slice slice(s.classes, threadIdx.y);
@@ -181,8 +181,8 @@ cudaError_t launch_shares(const ScoreInputs& in, const DeviceRows& rows, const v
   return launch_soft_rows(in, rows, nullptr, log_area, shares, stream);
 }
 
-// Enough blocks to fill a large GPU, few enough groups that their partial sums stay small. A function of the shapes alone:
-// the order of the sums does not depend on the device.
+// Enough blocks to fill a large GPU, few enough groups to keep the partial sums small. Depends on the shapes alone, so that the
+// order of summation is the same on every device.
 int64_t bias_groups(int64_t images, int64_t patches) {
   const int64_t wanted = ceil_div(528, ceil_div(patches > 0 ? patches : 1, kPatches));
   return wanted < 1 ? 1 : wanted > images ? (images > 0 ? images : 1) : wanted;

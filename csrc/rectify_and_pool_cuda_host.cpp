@@ -39,7 +39,7 @@ std::tuple<at::Tensor, at::Tensor> rectify_and_pool(const at::Tensor& logits, co
   if (h.rows == 0 || in.patches == 0) return {pooled, area};
   const UploadedRows up(h, logits.device());
   const at::Tensor z = rows_of(features), partial = at::empty({chunks, h.rows, width}, options);
-  at::Tensor total = area;  // what the sums are divided by
+  at::Tensor total = area;  // divisor of the sums
   if (hard) {
     const at::Tensor row = at::empty({in.images * in.patches}, options.dtype(at::kInt));
     const at::Tensor counters = at::zeros({h.rows + in.images}, row.options());
@@ -93,7 +93,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> rectify_and_pool_backward(
                                          pooled.contiguous().const_data_ptr(), area.contiguous().const_data_ptr(), h.rows, width,
                                          is_double, weight.mutable_data_ptr(), shift.mutable_data_ptr(), of_area.mutable_data_ptr(), log_area_data,
                                          stream));
-  if (!hard) {  // areas too small for float32 need the masks once more; other images are passed over
+  if (!hard) {  // areas too small for float32 need the masks again; other images are skipped
     C10_CUDA_CHECK(launch_log_masks(in, up.rows, area.contiguous().const_data_ptr(), masks.mutable_data_ptr(), stream));
     C10_CUDA_CHECK(launch_small_log_areas(masks.const_data_ptr(), area.contiguous().const_data_ptr(), h.rows, in.patches, is_double,
                                           log_area_data, stream));

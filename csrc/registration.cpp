@@ -1,8 +1,8 @@
-// The operators' schemas, and an empty Python module, so that `import reclip_d2._C` loads and registers them.
+// Schemas of the operators, and an empty Python module: `import reclip_d2._C` loads and registers them.
 // Fake kernels and gradients are registered in Python, next to each operator's public function in reclip_d2/layers.
 //
 // Shapes: B images, n = h*w patches, D embedding width, C classes, K hypothesis rows. `class_ids` (K), `offsets` (B+1) and
-// `seed` (2: seed and offset of the noise) are int64 CPU tensors. Gradients that are not needed come back with no elements.
+// `seed` (2: seed and offset of the noise) are int64 CPU tensors. Gradients that are not needed are returned empty.
 #define Py_LIMITED_API 0x030A0000  // one build serves every Python from 3.10 on
 #include <Python.h>
 #include <torch/library.h>

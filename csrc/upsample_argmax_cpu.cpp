@@ -12,7 +12,7 @@ namespace {
 
 constexpr const char* kOp = "upsample_argmax";
 
-// Where an output coordinate lies between two grid lines, as F.interpolate(align_corners=False) has it.
+// Source position of an output coordinate between two grid lines, as in F.interpolate(align_corners=False).
 template <typename T>
 struct Position {
   int64_t below, above;

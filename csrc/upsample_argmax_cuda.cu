@@ -14,7 +14,7 @@ struct Position {
   T weight;  // of `above`
 };
 
-// Where output coordinate `at` lies, as F.interpolate(align_corners=False) has it.
+// Source position of output coordinate `at`, as in F.interpolate(align_corners=False).
 template <typename T>
 __device__ __forceinline__ Position<T> position(int64_t at, int in, T scale) {
   T source = scale * (static_cast<T>(at) + T(0.5)) - T(0.5);
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kColumns)
     best[q] = lowest<T>();
     label[q] = 0;
   }
-  // A run: the rows q for which py[q].below is the same. They follow each other.
+  // A run: consecutive rows q with the same py[q].below.
   int done = 0;
   while (done < kStrip) {
     int below = 0, above = 0, end = done;

@@ -15,20 +15,20 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
-# What a RuntimeError says when memory ran out: CUDA, the CPU's allocator (two spellings), cuBLAS and cuDNN.
+# Text of an out-of-memory RuntimeError: CUDA, the CPU allocator (two spellings), cuBLAS and cuDNN.
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED", re.IGNORECASE
 )
 _KILLED_WORKER = re.compile(r"DataLoader worker .* is killed by signal: (Killed|Bus error)")
 _ENDED_WORKER = re.compile(r"DataLoader worker .*(is killed by signal: \w+( \w+)?|exited unexpectedly)")
-# What gloo and NCCL say in the other processes when one has gone.
+# Text of gloo's and NCCL's errors in the other processes when one has died.
 _LOST_PEER = re.compile(
     r"gloo.*(closed by peer|reset by peer|Broken pipe|timed out)|remote process exited", re.IGNORECASE | re.DOTALL
 )
 _WANTED = re.compile(r"tried to allocate (\d+(?:\.\d+)? ?\w+)", re.IGNORECASE)
 
 _LARGE_IMAGES = "set TEST.SLIDING_WINDOW.ENABLED True, or lower its SIZE, INPUT.MIN_SIZE_TEST or TEST.BAND_MEMORY"
-# What to lower, by the module in which memory ran out: of the modules on the stack the innermost that stands here.
+# What to lower when memory runs out in a module; the innermost listed module on the stack decides.
 _REMEDIES = {
     "reclip_d2.hypothesis": "lower HYPOTHESIS.BATCH_SIZE",
     "reclip_d2.data.datasets.preparation": "lower --workers",
@@ -45,26 +45,26 @@ _LONGEST_LINE = 1200  # characters
 
 
 class ReclipError(Exception):
-    """A mistake of the user's. The message is one line: what is wrong, where, and the remedy."""
+    """A user's mistake. The message is one line: what is wrong, where, and the remedy."""
 
     exit_status = 1
-    """Of the program that it ends."""
+    """Exit status of the program."""
 
 
 class UsageError(ReclipError):
-    """A mistake in the arguments of a command, found after these were parsed."""
+    """A mistake in a command's arguments, found after parsing."""
 
     exit_status = 2
 
 
 def out_of_memory_message(error: BaseException) -> str | None:
-    """The line for an error that means that memory ran out, with the key to lower; None for any other error.
+    """The line for an out-of-memory error, with the key to lower; None for any other error.
 
-    The key follows from the stack: hypotheses, training and evaluation have one each.
+    The traceback decides which key: hypotheses, training and evaluation each have their own.
     """
     text = str(error)
     if isinstance(error, RuntimeError) and _KILLED_WORKER.search(f"{text} {error.__cause__}"):
-        return "a data-loading process was killed, for want of memory or shared memory: lower DATALOADER.NUM_WORKERS"
+        return "a data-loading process ran out of memory or shared memory: lower DATALOADER.NUM_WORKERS"
     on_gpu = _is_of(error, "OutOfMemoryError", "torch")
     if (
         not on_gpu
@@ -74,12 +74,12 @@ def out_of_memory_message(error: BaseException) -> str | None:
         return None
     device = "GPU" if on_gpu or re.search(r"CUDA|CUBLAS|CUDNN", text) else "CPU"
     wanted = _WANTED.search(text)
-    return f"out of {device} memory{f' ({wanted[1]} more were wanted)' if wanted else ''}: {_remedy(error)}"
+    return f"out of {device} memory{f' (tried to allocate {wanted[1]})' if wanted else ''}: {_remedy(error)}"
 
 
 def _is_of(error: BaseException, name: str, module: str) -> bool:
-    """Whether an error is of a class of a module. That is not imported here: then none of its errors can have been
-    raised, and a command's help or a mistake in its arguments need not wait for the import."""
+    """Whether an error is an instance of ``module.name``, without importing the module: if nobody has imported it, it
+    raised no error, and ``--help`` need not wait for the import."""
     kind = getattr(sys.modules.get(module), name, None)
     return kind is not None and isinstance(error, kind)
 
@@ -93,15 +93,15 @@ def _remedy(error: BaseException) -> str:
 
 
 def is_user_error(error: BaseException | None) -> bool:
-    """Whether an error is a :class:`ReclipError`, or memory that ran out: no matter of the file that was being read."""
+    """Whether an error is a :class:`ReclipError` or out of memory, as opposed to a defect of the file being read."""
     return isinstance(error, ReclipError) or (error is not None and out_of_memory_message(error) is not None)
 
 
 def error_line(error: BaseException | None) -> str | None:
-    """The line for an error that is no bug of ours; None for one that is.
+    """The line for an error that is not a bug in this package; None for a bug.
 
-    Besides :class:`ReclipError` and memory that ran out: a file that cannot be written or read (a full disk, missing
-    permission), an address that cannot be reached, and a process of ours that was killed.
+    Such errors are :class:`ReclipError`, out of memory, a file that cannot be read or written (full disk, missing
+    permission), an unreachable address, and a killed process of the run.
     """
     if isinstance(error, ReclipError):
         return _last_line(error)
@@ -111,7 +111,7 @@ def error_line(error: BaseException | None) -> str | None:
 
 
 def _last_line(error: ReclipError) -> str:
-    """The message. A data-loading worker's error comes with the worker's traceback in front: only its end counts."""
+    """The message. The error of a data-loading worker starts with the worker's traceback: keep its last line only."""
     text = str(error).strip() or "no message"
     if "Traceback (most recent call last)" in text:
         text = text.splitlines()[-1]
@@ -119,7 +119,7 @@ def _last_line(error: ReclipError) -> str:
 
 
 def _shortened(line: str) -> str:
-    """Of a line with a very long name that someone has typed the begin and the end."""
+    """The line with its middle cut out if it is very long, as with a long name that a user typed."""
     if len(line) <= _LONGEST_LINE:
         return line
     half = _LONGEST_LINE // 2
@@ -127,10 +127,10 @@ def _shortened(line: str) -> str:
 
 
 def _system_line(error: BaseException) -> str | None:
-    """What the operating system refused: the file, and why."""
+    """The file and the reason of an operating-system error."""
     if not isinstance(error, OSError):
         return None
-    if _is_of(error, "URLError", "urllib.error"):  # HTTPError is one, too
+    if _is_of(error, "URLError", "urllib.error"):  # includes HTTPError
         address = getattr(error, "url", None) or "an address"
         reason = getattr(error, "reason", None) or error
         return _one_line(f"{address} cannot be fetched ({reason}): check the network, or name a local file")
@@ -142,18 +142,18 @@ def _system_line(error: BaseException) -> str | None:
 
 
 def _lost_process_line(error: BaseException) -> str | None:
-    """What is said of a run whose data-loading worker or other process has ended before its time."""
+    """The line for a run whose data-loading worker or other process died."""
     found = _ENDED_WORKER.search(f"{error} {error.__cause__}") if isinstance(error, RuntimeError) else None
-    if found is not None or _is_of_a_loader_s_connection(error):
+    if found is not None or _is_loader_connection_error(error):
         cause = found[0] if found else "it was killed"
-        return f"a data-loading process has ended ({cause}): repeat the command, or set DATALOADER.NUM_WORKERS 0"
+        return f"a data-loading process died ({cause}): repeat the command, or set DATALOADER.NUM_WORKERS 0"
     if isinstance(error, RuntimeError) and _LOST_PEER.search(str(error)):
-        return "another process of this run has ended: see its message, and repeat the command"
+        return "another process of this run died: see its message, and repeat the command"
     return None
 
 
-def _is_of_a_loader_s_connection(error: BaseException) -> bool:
-    """Whether a worker has gone between the message that a batch is ready and the batch itself, in shared memory."""
+def _is_loader_connection_error(error: BaseException) -> bool:
+    """Whether a worker died after announcing a batch and before the batch was read from shared memory."""
     if not isinstance(error, OSError | EOFError):
         return False
     modules = _modules_on_the_stack(error)
@@ -174,27 +174,29 @@ def exit_on_error(
     interrupted: str = "interrupted",
     words: Callable[[str], str] = str,
 ) -> Callable[..., Any]:
-    """Decorate a program's ``main``: an error that is no bug (see :func:`error_line`) becomes ``error: <message>`` on
-    standard error and exit status 1 (2 for a :class:`UsageError`), Ctrl-C one line and exit status 130, both without a
-    traceback. Every other exception passes: it is a bug of ours.
+    """Decorate a program's ``main`` so that expected errors end it without a traceback.
+
+    An error that is not a bug (see :func:`error_line`) prints ``error: <message>`` to standard error and exits with
+    status 1 (2 for a :class:`UsageError`); Ctrl-C prints one line and exits with status 130. All other exceptions are
+    bugs, and pass through.
 
     Args:
         interrupted: what Ctrl-C prints.
-        words: changes a message, for a program that calls things by other names.
+        words: rewrites messages, for a program that uses other names for things.
     """
     if main is None:
         return functools.partial(exit_on_error, interrupted=interrupted, words=words)
 
     @functools.wraps(main)
     def wrapper(*args: object, **kwargs: object) -> Result:
-        logging.raiseExceptions = False  # where the disk is full, each line of a log would print a traceback
+        logging.raiseExceptions = False  # on a full disk, each log line would print a traceback
         try:
             return main(*args, **kwargs)
         except KeyboardInterrupt:
-            if multiprocessing.parent_process() is None:  # the others of a run were interrupted, too
+            if multiprocessing.parent_process() is None:  # child processes are interrupted too: print once
                 print(f"\n{interrupted}", file=sys.stderr)
             sys.exit(130)
-        except BrokenPipeError:  # the reader of our output has gone, as in `reclip doctor | head -1`
+        except BrokenPipeError:  # the reader of the output has exited, as in `reclip doctor | head -1`
             _silence(sys.stdout)
             sys.exit(1)
         except Exception as error:
@@ -210,17 +212,17 @@ def exit_on_error(
 
 
 def _exited_process_line(error: Exception) -> str:
-    """What is said of a process of a multi-GPU run that has ended: "" if it has said its line itself."""
+    """The line for a process of a multi-GPU run that died; "" if the process has printed its own."""
     if getattr(error, "exit_code", 1) == 130:
         sys.exit(130)
     name = getattr(error, "signal_name", None)
     if name is None:
         return ""
-    hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
+    hint = ", perhaps out of memory" if name == "SIGKILL" else ""
     return f"process {getattr(error, 'error_index', 0)} of this run was killed by {name}{hint}: repeat the command"
 
 
 def _silence(stream: Any) -> None:
-    """What is still to be written goes nowhere; at the end of the program, a second error would be printed."""
+    """Discard buffered output, which would raise a second error when the program exits."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

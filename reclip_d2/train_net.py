@@ -1,4 +1,4 @@
-"""``python -m reclip_d2.train_net``: ``train_net.py`` where the package is installed without its checkout."""
+"""``python -m reclip_d2.train_net``: ``train_net.py`` for an installed package without the repository."""
 
 import reclip_d2.utils.program_start  # noqa: F401  isort: skip  (first: see there)
 from reclip_d2.engine.program import main, run_program

@@ -129,26 +129,26 @@ def test_a_name_with_line_ends_or_without_end(capsys):
 
 def test_memory_of_the_cpu(capsys):
     line = line_of(lambda: torch.empty(2**60), capsys)  # 2^60 numbers of four bytes
-    assert line.startswith("out of CPU memory (4611686018427387904 bytes more were wanted): lower ")
+    assert line.startswith("out of CPU memory (tried to allocate 4611686018427387904 bytes): lower ")
     assert all(key in line for key in ALL_KEYS)
 
 
 @pytest.mark.cuda
 def test_memory_of_the_gpu(capsys):
     line = line_of(lambda: torch.empty(2**48, device="cuda"), capsys)  # 2^50 bytes
-    assert line.startswith("out of GPU memory (1048576.00 GiB more were wanted): lower ")
+    assert line.startswith("out of GPU memory (tried to allocate 1048576.00 GiB): lower ")
 
 
 @pytest.mark.parametrize(
     ("error", "start"),
     [
-        (torch.OutOfMemoryError(CUDA_TEXT), "out of GPU memory (2.50 GiB more were wanted): "),
+        (torch.OutOfMemoryError(CUDA_TEXT), "out of GPU memory (tried to allocate 2.50 GiB): "),
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ..."), "out of GPU memory: "),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), "out of GPU memory: "),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "out of GPU memory: "),
         (
             RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 12 bytes."),
-            "out of CPU memory (12 bytes more were wanted): ",
+            "out of CPU memory (tried to allocate 12 bytes): ",
         ),
         (MemoryError(), "out of CPU memory: "),
     ],
@@ -203,7 +203,7 @@ def test_a_killed_data_loading_process(capfd):
     assert caught.value.code == 1
     lines = [line for line in capfd.readouterr().err.splitlines() if "error: " in line]
     assert len(lines) == 1  # torch's own "ERROR: Unexpected bus error" ends in a NUL, which comes before ours
-    assert "a data-loading process was killed" in lines[0] and "lower DATALOADER.NUM_WORKERS" in lines[0]
+    assert "a data-loading process ran out of memory" in lines[0] and "lower DATALOADER.NUM_WORKERS" in lines[0]
 
 
 def test_other_runtime_errors_are_bugs():
@@ -225,11 +225,11 @@ GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection cl
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "a\nb"), "a\\nb: No such file or directory"),
         (urllib.error.URLError(ConnectionRefusedError(111, "Connection refused")), "an address cannot be fetched ("),
         (urllib.error.HTTPError("https://x.y/z.pth", 404, "Not Found", {}, None), "https://x.y/z.pth cannot be"),
-        (RuntimeError("DataLoader worker (pid 3) is killed by signal: Abort."), "a data-loading process has ended ("),
-        (RuntimeError("DataLoader worker (pid(s) 3, 4) exited unexpectedly"), "a data-loading process has ended ("),
-        (RuntimeError(GLOO), "another process of this run has ended"),
+        (RuntimeError("DataLoader worker (pid 3) is killed by signal: Abort."), "a data-loading process died ("),
+        (RuntimeError("DataLoader worker (pid(s) 3, 4) exited unexpectedly"), "a data-loading process died ("),
+        (RuntimeError(GLOO), "another process of this run died"),
         (ProcessExitedException("x", error_index=1, error_pid=3, exit_code=-9, signal_name="SIGKILL"),
-         "process 1 of this run was killed by SIGKILL, perhaps for want of memory"),
+         "process 1 of this run was killed by SIGKILL, perhaps out of memory"),
     ],
 )  # fmt: skip
 def test_what_the_system_does(error, line, capsys):

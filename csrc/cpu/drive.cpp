@@ -6,9 +6,9 @@
 namespace reclip::cpu {
 namespace {
 
-constexpr int64_t kBlock = 256;  // patches summed on their own before they join the total: keeps rounding errors small
+constexpr int64_t kBlock = 256;  // patches summed separately before they are added to the total: keeps rounding errors small
 
-// Cuts the width so that all threads have work; the cut does not change any sum.
+// Splits the width so that all threads have work; no sum depends on the split.
 int64_t slice_width(int64_t images, int64_t width) {
   const int64_t wanted = std::max<int64_t>(1, 4 * at::get_num_threads() / std::max<int64_t>(images, 1));
   const int64_t slice = (width + wanted - 1) / wanted;
@@ -51,7 +51,7 @@ T sum_row(const T* row, int64_t patches) {
   return total;
 }
 
-// row = exp(row - the largest of it); returns that, NaN if there is one.
+// row = exp(row - max(row)); returns the maximum, or NaN if the row has one.
 template <typename T>
 T scale_row(T* row, int64_t patches) {
   T top = -std::numeric_limits<T>::infinity(), nonfinite = 0;
@@ -134,8 +134,8 @@ RowGradient<T>::RowGradient(const at::Tensor& grad_pooled, const at::Tensor& gra
   const T* ga = grad_area.const_data_ptr<T>();
   const T* p = pooled.const_data_ptr<T>();
   const T* a = area.const_data_ptr<T>();
-  // The product with the pooled row is summed as those with the features are, so that it cancels them where it should: with
-  // a single patch, say, whose feature is the pooled row.
+  // The product with the pooled row is summed like the products with the features, so that the two cancel exactly where they
+  // should, as with a single patch, whose feature is the pooled row.
   const TileOps<T>& ops = tile_ops<T>(element_type(pooled));
   for (int64_t r = 0; r < rows; ++r) {
     const bool used = a[r] > T(0);

@@ -1,4 +1,4 @@
-// What the CPU operators share: tiles of a batch, scratch memory, element types, and the pooling passes.
+// Shared by the CPU operators: tiles of a batch, scratch memory, element types, and the pooling passes.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -26,7 +26,7 @@ inline ElementType element_type(const at::Tensor& tensor) {
   }
 }
 
-// The patches of each image cut into tiles; a tile's classes should stay in the second-level cache.
+// Splits the patches of each image into tiles; a tile's classes should fit in the second-level cache.
 struct Tiling {
   int64_t patches;
   int ld;
@@ -45,13 +45,13 @@ std::unique_ptr<T[]> scratch(int64_t count) {
   return std::unique_ptr<T[]>(new T[static_cast<size_t>(std::max<int64_t>(count, 1))]);
 }
 
-// The elements of image b from patch i on, of a (B, n, C) tensor; `size` is that of an element in bytes.
+// The elements of image b from patch i on, in a (B, n, C) tensor; `size` is the size of an element in bytes.
 inline Strided patches_of(const at::Tensor& tensor, int64_t b, int64_t i) {
   const char* base = static_cast<const char*>(tensor.const_data_ptr());
   const int64_t at = b * tensor.stride(0) + i * tensor.stride(1);
   return {base + at * tensor.element_size(), tensor.stride(1), tensor.stride(2)};
 }
-// The same of a (n, C) tensor, or nothing.
+// The same for an (n, C) tensor, or a null view.
 inline Strided bias_of(const std::optional<at::Tensor>& bias, int64_t i) {
   if (!bias.has_value()) return {nullptr, 0, 0};
   const char* base = static_cast<const char*>(bias->const_data_ptr());
@@ -62,8 +62,8 @@ inline Strided bias_of(const std::optional<at::Tensor>& bias, int64_t i) {
 template <typename T>
 void sum_weights(const T* weights, int64_t rows, int64_t patches, T* area);
 
-// From logarithms of masks [row][patch], which become weights of at most 1: their sums `total` (K), by which pooling divides,
-// and the areas of the masks (K), never below the smallest normal number. NaN in a row makes both NaN.
+// From logarithms of masks [row][patch], replaced by weights of at most 1: their sums `total` (K), by which pooling divides, and
+// the areas of the masks (K), clamped to the smallest normal number. NaN in a row makes both NaN.
 template <typename T>
 void scale_log_masks(T* log_masks, int64_t rows, int64_t patches, T* total, T* area);
 
@@ -82,8 +82,8 @@ template <typename T>
 void pool_segments(const int32_t* row, const Hypothesis& rows, const at::Tensor& features, T* pooled, T* area);
 
 // For the backward pass: the gradient of a row's mask value is weight . feature + shift + of_area, added in this order, with
-// weight (K, D) = grad_pooled / area, shift (K) = -weight . pooled and of_area (K) = grad_area. Of shares: the same times the
-// area, for the gradient of mask / area, and log_area (K). Rows without area (0 or NaN) take part by grad_area only.
+// weight (K, D) = grad_pooled / area, shift (K) = -weight . pooled and of_area (K) = grad_area. For shares (mask / area): the
+// same times the area, and log_area (K). Rows without area (0 or NaN) contribute by grad_area only.
 template <typename T>
 struct RowGradient {
   std::unique_ptr<T[]> weight, shift, of_area, log_area;
@@ -91,7 +91,7 @@ struct RowGradient {
 
   RowGradient(const at::Tensor& grad_pooled, const at::Tensor& grad_area, const at::Tensor& pooled, const at::Tensor& area,
               bool of_shares);
-  // rows[k] = what the product rows[k] of a feature with row r's weight becomes.
+  // Turns the products rows[k] of features with row r's weight into gradients, in place.
   void finish(int64_t r, T* rows, int64_t count) const {
     for (int64_t k = 0; k < count; ++k) rows[k] = (rows[k] + shift[r]) + of_area[r];
   }

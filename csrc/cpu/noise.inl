@@ -1,6 +1,6 @@
 // Gumbel noise of a run of elements. Included inside namespace reclip::cpu::<isa> after simd.inl.
 
-constexpr int kNoiseBlock = 64;  // counters a step: four planes of 64 words stay in the first-level cache
+constexpr int kNoiseBlock = 64;  // counters per step: four planes of 64 words stay in the first-level cache
 
 RECLIP_INLINE FloatV to_gumbel(const uint32_t* word, const float*) {
   UintV x;
@@ -14,8 +14,8 @@ RECLIP_INLINE DoubleV to_gumbel(const uint32_t* word, const double*) {
   return -log_positive(-log_positive(uniform));
 }
 
-// High and low halves of the 32 x 32-bit products. x86 multiplies every second lane at once; the compiler does not find
-// that instruction by itself and multiplies 64 x 64 bits.
+// High and low halves of the 32 x 32-bit products. x86 has an instruction for every second lane, which compilers do not use:
+// they multiply 64 x 64 bits.
 RECLIP_INLINE void multiply(UintV a, uint32_t multiplier, UintV& high, UintV& low) {
   typedef uint64_t Wide __attribute__((vector_size(kBytes)));
   const Wide source = bit_cast<Wide>(a), odd = source >> 32;
@@ -73,15 +73,15 @@ inline void philox_block(uint64_t first, NoiseKey key, uint32_t (*plane)[kNoiseB
   }
 }
 
-// The lanes of a and b taken in turn, `Unit` lanes at a time: the low half of them, or the high half.
+// Interleaves a and b, `Unit` lanes at a time, and returns the low or the high half.
 template <bool High, int Unit, typename V, int... Lane>
 RECLIP_INLINE V interleave(V a, V b, std::integer_sequence<int, Lane...>) {
   constexpr int n = sizeof...(Lane);
   return shuffle<((Lane / Unit % 2) * n + (High ? n / 2 : 0) + Lane / (2 * Unit) * Unit + Lane % Unit)...>(a, b);
 }
 
-// Writes the noise of a run of elements, in whole counters: element first + i lies at out[(first & 3) + i]. `out` has room
-// for count + kNoiseSlack values.
+// Writes the noise of a run of elements, in whole counters: element first + i is at out[(first & 3) + i]. `out` has room for
+// count + kNoiseSlack values.
 template <typename T>
 int64_t gumbel_run(T* out, uint64_t first, int64_t count, NoiseKey key) {
   alignas(64) uint32_t plane[4][kNoiseBlock];

@@ -92,7 +92,7 @@ RECLIP_INLINE void store(BFloat16* p, FloatV v) {
 RECLIP_INLINE void store(Half* p, FloatV v) {
   const UintV bits = bit_cast<UintV>(v);
   const UintV magnitude = bits & 0x7FFFFFFFu;
-  // Adding this constant lets the hardware round a subnormal result; its own bits are then taken off.
+  // Adding this constant makes the hardware round a subnormal result; its bits are then subtracted.
   const UintV magic = UintV{} + (126u << 23);
   const UintV subnormal = bit_cast<UintV>(bit_cast<FloatV>(magnitude) + bit_cast<FloatV>(magic)) - magic;
   const UintV normal = (magnitude - (112u << 23) + 0xFFFu + ((magnitude >> 13) & 1u)) >> 13;
@@ -103,7 +103,7 @@ RECLIP_INLINE void store(Half* p, FloatV v) {
   __builtin_memcpy(p, &h, sizeof(h));
 }
 
-// Up to one vector of elements; the lanes beyond `count` are zero (load) or left alone (store).
+// Up to one vector of elements; the lanes beyond `count` are zero (load) or not written (store).
 template <typename T, typename S>
 RECLIP_INLINE Vec<T> load_some(const S* p, int64_t count) {
   if (count >= kLanes<T>) return load(p);
@@ -141,7 +141,7 @@ template <typename V>
 RECLIP_INLINE V minimum(V a, V b) {
   return a < b ? a : b;
 }
-// Lanes of a and b (numbered on after those of a), chosen at compile time. GCC has Clang's builtin from release 12 on.
+// Lanes of a and b (numbered after the lanes of a), chosen at compile time. GCC has Clang's builtin since release 12.
 template <int... Lane, typename V>
 RECLIP_INLINE V shuffle(V a, V b) {
 #if defined(__clang__) || __GNUC__ >= 12
@@ -152,7 +152,7 @@ RECLIP_INLINE V shuffle(V a, V b) {
 #endif
 }
 
-// The sum of all lanes, in a fixed tree order: each step adds to a lane the one `Step` lanes away.
+// The sum of all lanes, in a fixed tree order: each step adds the lane that is `Step` lanes away.
 template <int Step, typename V, int... Lane>
 RECLIP_INLINE V add_across(V v, std::integer_sequence<int, Lane...>) {
   return v + shuffle<(Lane ^ Step)...>(v, v);
@@ -169,7 +169,7 @@ RECLIP_INLINE auto sum_lanes(V v) {
 
 // -- elementary functions --------------------------------------------------------------------------------------------------
 
-// Natural logarithm of positive normal numbers, within about one unit in the last place also near 1 (Cephes logf).
+// Natural logarithm of positive normal numbers, within about one unit in the last place, even near 1 (Cephes logf).
 RECLIP_INLINE FloatV log_positive(FloatV x) {
   const UintV shifted = bit_cast<UintV>(x) + (0x3F800000u - 0x3F3504F3u);
   const FloatV exponent = __builtin_convertvector(bit_cast<IntV>(shifted >> 23) - 127, FloatV);

@@ -1,6 +1,6 @@
 // The arithmetic of the CPU operators on one tile of patches, compiled once per instruction set and chosen at run time.
 //
-// A tile is up to `ld` patches of one image, laid out class-major: value (c, i) of a tile lies at [c * ld + i]. `ld` is a
+// A tile is up to `ld` patches of one image, laid out class-major: value (c, i) of a tile is at [c * ld + i]. `ld` is a
 // multiple of kTileStep; lanes count .. ld-1 are padding. Values are T (float, or double for float64 input).
 // Pointers to `void` hold elements of the input dtype that the table was made for.
 #pragma once
@@ -14,9 +14,9 @@ namespace reclip::cpu {
 
 constexpr int kTileStep = 16;  // lanes of the widest vector: one 64-byte register of float
 constexpr int kTileMax = 64;
-constexpr int kNoiseSlack = 260;  // noise is made in blocks of 256 and may begin 3 elements early
+constexpr int kNoiseSlack = 260;  // noise is generated in blocks of 256 and may begin 3 elements early
 
-// Where a tile's elements lie: strides in elements.
+// Location of a tile's elements: strides in elements.
 struct Strided {
   const void* data;
   int64_t patch_stride;
@@ -36,11 +36,11 @@ struct TileOps {
   // best[i] = the lowest class of the largest score of patch i.
   void (*argmax)(const T* y, int ld, int64_t classes, int32_t* best);
 
-  // y = softmax over the classes, in place. log_rows[r * ld + i] = its logarithm for class class_of_row[r], right also where
-  // the value itself is too small for T; rows_count may be 0.
+  // y = softmax over the classes, in place. log_rows[r * ld + i] = its logarithm for class class_of_row[r], accurate even where
+  // the value underflows in T; rows_count may be 0.
   void (*softmax)(T* y, int ld, int64_t classes, const int64_t* class_of_row, int64_t rows_count, T* log_rows);
 
-  // values = exp(values - top), where that is 0 at most.
+  // values = exp(values - top), where values - top <= 0.
   void (*exp_below)(T* values, int64_t count, T top);
 
   // rows[r * ld + i] = sum_d weights[r * width + d] * features[i * patch_stride + d].
@@ -71,7 +71,7 @@ struct TileOps {
   void (*dense_logit_gradient)(const T* p, int count, int ld, int64_t classes, Strided gradient, const T* bad,
                                T inverse_tau, Strided out);
 
-  // y = a tile of the given tensor; and back.
+  // y = a tile of the given tensor; and the reverse copy.
   void (*load)(Strided from, int count, int ld, int64_t classes, T* y);
   void (*store)(const T* y, int count, int ld, int64_t classes, Strided to);
 
@@ -85,8 +85,8 @@ struct TileOps {
   void (*blend)(const T* above, const T* below, T t, int64_t length, T* out);
 };
 
-// The table for an input dtype, for the best instruction set of this CPU. The environment variable ATEN_CPU_CAPABILITY
-// (default, avx2, avx512), known from PyTorch, lowers it.
+// The table for an input dtype, for the best instruction set of this CPU. PyTorch's environment variable ATEN_CPU_CAPABILITY
+// (default, avx2, avx512) selects a lower one.
 template <typename T>
 const TileOps<T>& tile_ops(ElementType type);
 

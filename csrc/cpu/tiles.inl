@@ -61,7 +61,7 @@ void exp_below(T* values, int64_t count, T top) {
     store_some<T>(values + i, exp_nonpositive(load_some<T>(values + i, count - i) - top), count - i);
 }
 
-// A block of kRowBlock x kPatchBlock dot products keeps its sums in registers.
+// The sums of a block of kRowBlock x kPatchBlock dot products stay in registers.
 constexpr int kRowBlock = 4;
 constexpr int kPatchBlock = kBytes == 64 ? 4 : 2;
 
@@ -245,8 +245,8 @@ void blend(const T* above, const T* below, T t, int64_t length, T* out) {
   for (int64_t i = 0; i < length; i += kLanes<T>) store(out + i, (T(1) - t) * load(above + i) + t * load(below + i));
 }
 
-// A score between two columns is a convex combination of its two ends. So a class whose larger end lies below the largest
-// of all smaller ends cannot win anywhere between them, and only the few others are compared pixel by pixel.
+// A score between two columns is a convex combination of its two ends. So a class whose larger end is below the largest of all
+// smaller ends cannot win anywhere between them, and only the few other classes are compared pixel by pixel.
 template <typename T>
 void label_between(const T* left, const T* right, int64_t classes, int64_t padded, const T* weight, int64_t count,
                    int32_t* candidates, int64_t* labels) {
@@ -267,7 +267,7 @@ void label_between(const T* left, const T* right, int64_t classes, int64_t padde
     floor_value = floor_v[k] > floor_value ? floor_v[k] : floor_value;
     size = size_v[k] > size ? size_v[k] : size;
   }
-  // Rounding may lift a combination above its ends by some units in the last place.
+  // Rounding may raise a combination above its ends by some units in the last place.
   const T threshold = floor_value - size * (sizeof(T) == 4 ? T(0x1p-21) : T(0x1p-50));
   int64_t found = 0;
   for (int64_t c = 0; c < classes; ++c) {

@@ -44,7 +44,7 @@ __device__ __forceinline__ __nv_bfloat16 from_accumulate<__nv_bfloat16>(float v)
   return __float2bfloat16_rn(v);
 }
 
-// N elements that one instruction (two for double) moves.
+// N elements moved by one instruction (two for double).
 template <typename S, int N>
 struct alignas(sizeof(S) * N < 16 ? sizeof(S) * N : 16) Pack {
   S at[N];
@@ -85,11 +85,11 @@ __device__ __forceinline__ double log_positive(double x) { return log(x); }
 __device__ __forceinline__ float exp_fast(float x) { return __expf(x); }
 __device__ __forceinline__ double exp_fast(double x) { return exp(x); }
 
-// a * b + c, rounded once, whatever the compiler thinks of contraction.
+// a * b + c, rounded once, regardless of the compiler's contraction settings.
 __device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
-// The larger number; a NaN in second place is passed over.
+// The larger number; a NaN in second place is ignored.
 template <typename T>
 __device__ __forceinline__ T max_of(T a, T b) {
   return b > a ? b : a;

@@ -1,4 +1,4 @@
-// Between tensors and the launchers: views of tensors, and hypothesis rows on the device.
+// From tensors to launcher arguments: views of tensors, and hypothesis rows on the device.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,7 +15,7 @@
 
 namespace reclip::cuda {
 
-// Seed and hypothesis are read on the host: a CUDA graph would replay those of its capture, without a word.
+// Seed and hypothesis are read on the host: a CUDA graph would silently replay the captured ones.
 inline void check_not_captured(const char* op) {
   TORCH_CHECK(c10::cuda::currentStreamCaptureStatusMayInitCtx() == c10::cuda::CaptureStatus::None, op,
               ": cannot be part of a CUDA graph, which would repeat the noise and the hypotheses of its capture");
@@ -34,7 +34,7 @@ inline ElementType element_type(const at::Tensor& tensor) {
   }
 }
 
-// A (B, n, X) tensor; without elements: nothing.
+// View of a (B, n, X) tensor; null for the empty tensor of a gradient that is not needed.
 inline Batch view(const at::Tensor& tensor) {
   if (tensor.dim() != 3) return {nullptr, element_type(tensor), 0, 0, 0};
   return {tensor.const_data_ptr(), element_type(tensor), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
@@ -50,7 +50,7 @@ inline ScoreInputs score_inputs(const at::Tensor& logits, const std::optional<at
   return in;
 }
 
-// The rows' copy on the device: one transfer from pinned memory, in order with the current stream, without waiting.
+// Copy of the rows on the device: one asynchronous transfer from pinned memory on the current stream.
 struct UploadedRows {
   at::Tensor buffer;
   DeviceRows rows;

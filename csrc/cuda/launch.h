@@ -1,5 +1,5 @@
 // Launchers of the CUDA kernels: plain pointers and numbers, so that neither nvcc nor the callers need the other's headers.
-// All pointers are device pointers. Every launcher returns the launch status and does not wait.
+// All pointers are device pointers. Every launcher returns the launch status without synchronising.
 //
 // Shapes: B images, n patches, D embedding width, C classes, K hypothesis rows. T is the accumulation type: double for
 // float64 elements, else float; buffers of T are passed as void*.
@@ -29,7 +29,7 @@ struct DeviceRows {
   int64_t images, rows, classes, most_rows;
 };
 
-// What the scores (logits - bias) * inverse_tau + noise are made of. `bias` is (n, C) of T, or null.
+// Inputs of the scores (logits - bias) * inverse_tau + noise. `bias` is (n, C) of T, or null.
 struct ScoreInputs {
   Batch logits;
   const void* bias;
@@ -39,7 +39,7 @@ struct ScoreInputs {
   double inverse_tau;
 };
 
-// row (B, n): row within the image of each patch's class, -1 for none, kBadPatch for scores that are not finite.
+// row (B, n): row within the image of each patch's class, -1 for none, kBadPatch for non-finite scores.
 // count (K): patches of each row; bad (B): 1 if the image holds a bad patch. Both must be zero before the call.
 cudaError_t launch_hard_rows(const ScoreInputs& in, const DeviceRows& rows, int32_t* row, int32_t* count, int32_t* bad,
                              cudaStream_t stream);
@@ -63,7 +63,7 @@ cudaError_t launch_bias_sum(const void* bias_partial, bool is_double, int64_t gr
 cudaError_t launch_gumbel_softmax(const ScoreInputs& in, bool hard, Batch masks, cudaStream_t stream);
 cudaError_t launch_gumbel_softmax_backward(const ScoreInputs& in, Batch grad_masks, Batch grad_logits, cudaStream_t stream);
 
-// Sums of features over each row's patches, in `pooling_chunks` parts that are summed in order: partial (chunks, K, D) of T.
+// Sums of features over each row's patches, in `pooling_chunks` parts, to be summed in order: partial (chunks, K, D) of T.
 int64_t pooling_chunks(int64_t images, int64_t patches, int64_t width);
 cudaError_t launch_pool_hard(const int32_t* row, const DeviceRows& rows, Batch features, int64_t patches, int64_t width,
                              void* partial, cudaStream_t stream);
@@ -74,8 +74,8 @@ cudaError_t launch_area_of_counts(const int32_t* count, const int32_t* bad, cons
                                   cudaStream_t stream);
 cudaError_t launch_area_of_weights(const void* weights, int64_t rows, int64_t patches, bool is_double, void* area,
                                    cudaStream_t stream);
-// From logarithms of masks (K, n) of T, which become weights of at most 1: their sums `total` (K), by which pooling divides,
-// and the areas of the masks (K), never below the smallest normal number.
+// From logarithms of masks (K, n) of T, replaced by weights of at most 1: their sums `total` (K), by which pooling divides, and
+// the areas of the masks (K), clamped to the smallest normal number.
 cudaError_t launch_scale_log_masks(void* log_masks, int64_t rows, int64_t patches, bool is_double, void* total, void* area,
                                    cudaStream_t stream);
 // pooled (K, D) = sum of partial over the chunks / total.
@@ -83,8 +83,8 @@ cudaError_t launch_pool_finish(const void* partial, const void* total, int64_t c
                                bool is_double, void* pooled, cudaStream_t stream);
 
 // With `log_area` null, for the gradient of mask values: weight (K, D) = grad_pooled / area, shift (K) = -weight . pooled and
-// of_area (K) = grad_area. Else for that of shares: all times the area, and log_area (K), which small areas leave open. Rows
-// without area take part by grad_area only.
+// of_area (K) = grad_area. Otherwise for the gradient of shares: all times the area, and log_area (K), not set for small areas.
+// Rows without area contribute by grad_area only.
 cudaError_t launch_pooling_gradient(const void* grad_pooled, const void* grad_area, const void* pooled, const void* area,
                                     int64_t rows, int64_t width, bool is_double, void* weight, void* shift, void* of_area,
                                     void* log_area, cudaStream_t stream);

@@ -7,17 +7,17 @@ namespace reclip::cuda {
 namespace {
 
 constexpr int kSlice = 128;       // columns of D that a block sums
-constexpr int kPoolWarps = 4;     // each sums every fourth patch on its own; then they are added in order
+constexpr int kPoolWarps = 4;     // each sums every fourth patch; their sums are then added in order
 constexpr int kRowsAtOnce = 24;   // rows in shared memory: 48 KiB of float with 4 warps
-constexpr int kUnroll = 4;        // patches in flight a warp
+constexpr int kUnroll = 4;        // patches in flight per warp
 
 template <typename T>
 constexpr int rows_at_once() {
   return sizeof(T) == 4 ? kRowsAtOnce : kRowsAtOnce / 2;
 }
 
-// Hard masks: each patch's feature is added to the sums of its row, which lie in shared memory. A lane owns its columns and a
-// warp its sums: no atomics. `row_tiles` blocks share the rows of an image; each reads only the features of its own rows.
+// Hard masks: each patch's feature is added to the sums of its row, in shared memory. A lane owns its columns and a warp its
+// sums: no atomics. `row_tiles` blocks share the rows of an image; each reads only the features of its own rows.
 template <typename S, int Vector>
 __global__ void __launch_bounds__(32 * kPoolWarps)
     pool_hard_kernel(const int32_t* row, DeviceRows rows, const S* features, int64_t image_stride, int64_t patch_stride,
@@ -125,7 +125,7 @@ __global__ void area_of_counts_kernel(const int32_t* count, const int32_t* bad, 
     area[r] = bad[image] ? not_a_number<T>() : static_cast<T>(count[r]);
 }
 
-// Sum, or maximum, of a value over a block of 128 threads, in a fixed order, for all of them. Once a kernel.
+// Sum, or maximum, of a value over a block of 128 threads, in a fixed order, returned to all of them. Once per kernel.
 template <typename T>
 __device__ __forceinline__ T sum_block(T value) {
   __shared__ T of_warp[4];
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(128) area_of_weights_kernel(const T* weights, 
   if (threadIdx.x == 0) area[blockIdx.x] = total > T(0) && total < T(kSmallArea) ? T(0) : total;
 }
 
-// The largest of a row's logarithms; NaN is passed over.
+// The largest of a row's logarithms; NaN is ignored.
 template <typename T>
 __device__ __forceinline__ T top_of_row(const T* row, int64_t patches) {
   T top = lowest<T>();
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(128)
 
 }  // namespace
 
-// A function of the shapes alone, so that the order of the sums does not depend on the device.
+// Depends on the shapes alone, so that the order of summation is the same on every device.
 int64_t pooling_chunks(int64_t images, int64_t patches, int64_t width) {
   const int64_t blocks = images * ceil_div(width, kSlice);
   const int64_t wanted = ceil_div(528, blocks > 0 ? blocks : 1), most = ceil_div(patches, 64);

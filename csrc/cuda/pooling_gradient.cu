@@ -4,8 +4,8 @@
 namespace reclip::cuda {
 namespace {
 
-// The product with the pooled row is summed as row_gradient_kernel sums those with the features, one fused term after the other,
-// so that it cancels them where it should: with a single patch, say, whose feature is the pooled row.
+// The product with the pooled row is summed like the products with the features in row_gradient_kernel, one fused term after
+// the other, so that the two cancel exactly where they should, as with a single patch, whose feature is the pooled row.
 template <typename T>
 __global__ void __launch_bounds__(128)
     pooling_gradient_kernel(const T* grad_pooled, const T* grad_area, const T* pooled, const T* area, int64_t width, T* weight,
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kProductThreads)
   }
 }
 
-// A block a patch: the gradient of a hard-masked feature is its row's weight.
+// One block per patch: the gradient of a hard-masked feature is its row's weight.
 template <typename S>
 __global__ void __launch_bounds__(128) feature_gradient_hard_kernel(const int32_t* row, const typename Accumulate<S>::type* weight,
                                                                     DeviceRows rows, int64_t patches, int64_t width, S* out) {

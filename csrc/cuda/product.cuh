@@ -1,7 +1,7 @@
 // A product of small tiles, out (32, 128) += sum_k a (k, 32) b (k, 128), for the ragged batches of the pooling kernels.
 //
-// 128 threads: a warp owns 8 of the 32 rows, a lane 4 of the 128 columns; tiles of 16 k pass through shared memory, the
-// next one on its way in registers while the current one is used. Sums over k in ascending order.
+// 128 threads: a warp owns 8 of the 32 rows, a lane 4 of the 128 columns; tiles of 16 k go through shared memory, with the next
+// one prefetched into registers. Sums over k in ascending order.
 #pragma once
 
 #include "device.cuh"
@@ -13,7 +13,7 @@ constexpr int kProductColumns = 128;
 constexpr int kProductDepth = 16;
 constexpr int kProductThreads = 128;
 
-// A matrix operand: element (k, x) lies at data[k * k_stride + x * x_stride]; outside of depth x width it counts as 0.
+// A matrix operand: element (k, x) is at data[k * k_stride + x * x_stride]; outside of depth x width it counts as 0.
 template <typename S>
 struct Operand {
   const S* data;
@@ -21,12 +21,12 @@ struct Operand {
   int64_t depth, width;
 };
 
-// One operand's tile: registers on the way, shared memory in use. KInner: k is the contiguous dimension in memory (and the
-// tile is turned on its way); Vector elements are loaded at once along it.
+// One operand's tile: the next one in registers, the current one in shared memory. KInner: k is the contiguous dimension in
+// memory (the tile is transposed on store); Vector elements are loaded at once along it.
 template <typename S, int Width, bool KInner, int Vector>
 struct Stage {
   using T = typename Accumulate<S>::type;
-  static constexpr int kPitch = Width + 4;  // turned stores of a warp then fall into different banks
+  static constexpr int kPitch = Width + 4;  // a warp's transposed stores then hit different banks
   static constexpr int kPacks = kProductDepth * Width / Vector / kProductThreads;
   static_assert(kPacks >= 1 && kProductDepth * Width % (Vector * kProductThreads) == 0, "whole packs for each thread");
   Pack<S, Vector> flying[kPacks];
@@ -34,7 +34,7 @@ struct Stage {
   __device__ __forceinline__ static void place(int pack, int& k, int& x) {
     if constexpr (KInner) {
       constexpr int along = kProductDepth / Vector;  // packs along k
-      constexpr int low = Vector >= 4 ? 2 : along;   // of which neighbouring threads take so many: a 32-byte sector
+      constexpr int low = Vector >= 4 ? 2 : along;   // of these, taken by neighbouring threads: a 32-byte sector
       k = (pack % low + pack / (low * Width) * low) * Vector;
       x = pack / low % Width;
     } else {
@@ -51,7 +51,7 @@ struct Stage {
       const int64_t gk = k0 + k, gx = x0 + x;
       const S* at = from.data + gk * from.k_stride + gx * from.x_stride;
       const bool inside = gk < from.depth && gx < from.width;
-      // The contiguous extent is a multiple of Vector, so a pack lies inside whole or not at all.
+      // The contiguous extent is a multiple of Vector, so a pack is entirely inside or outside.
       if (inside) {
         flying[q] = load_pack<S, Vector>(at);
       } else {

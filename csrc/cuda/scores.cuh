@@ -1,8 +1,8 @@
-// Scores of patches on the device: (logits - bias) * inverse_tau + Gumbel noise, made on the fly.
+// Scores of patches on the device: (logits - bias) * inverse_tau + Gumbel noise, computed on the fly.
 //
-// A block serves kPatches patches of one image: lane = patch, so that logits laid out as (C, n) are read in whole lines, and
-// each of its kWarps warps takes a slice of the classes. What must be known over all classes is merged in shared memory, in
-// the order of the warps: results do not vary.
+// A block processes kPatches patches of one image: lane = patch, so that logits laid out as (C, n) are read in whole lines, and
+// each of its kWarps warps takes a slice of the classes. Reductions over the classes go through shared memory, in the order of
+// the warps, so that results are deterministic.
 #pragma once
 
 #include "device.cuh"
@@ -32,7 +32,7 @@ struct Scores {
 };
 
 // -log(-log(u)) of a random word. The inner logarithm must be accurate near u = 1, where the noise is large; the outer one
-// may err by some 1e-7, so the hardware's serves.
+// may have an error of about 1e-7, so it uses the hardware's.
 __device__ __forceinline__ float gumbel(uint32_t word, float) {
   const float u = (static_cast<float>(word >> 9) + 0.5f) * 0x1p-23f;
   return -__logf(-log_positive(u));
@@ -42,7 +42,7 @@ __device__ __forceinline__ double gumbel(uint32_t word, double) {
   return -log(-log(u));
 }
 
-// The classes of one warp; slices begin at multiples of 4, as Philox gives noise four classes at a time.
+// The classes of one warp; slices begin at multiples of 4, since Philox gives noise for four classes at a time.
 struct Slice {
   int begin, end;
   __device__ Slice(int classes, int warp) {
@@ -102,8 +102,8 @@ __device__ __forceinline__ T max_warps(T value, T (*shared)[kPatches]) {
   return top;
 }
 
-// The softmax of a block's patches. Stored: scores wait in shared memory, [class][lane]; else they are made again, and logits
-// are read once more each time.
+// The softmax of a block's patches. Stored: scores are kept in shared memory, [class][lane]; otherwise each use reads the
+// logits again and recomputes them.
 template <typename S, bool Stored>
 struct PatchSoftmax {
   using T = typename Accumulate<S>::type;
@@ -144,7 +144,7 @@ struct PatchSoftmax {
     bad = !(sum_warps(nonfinite, shared) == T(0));
   }
 
-  // Calls use(class, score below the top one) for the classes of this warp; what it is told gives the probability.
+  // Calls use(class, score minus the top score) for the classes of this warp; the difference gives the probability.
   template <typename Use>
   __device__ __forceinline__ void for_own(const Use& use) const {
     if constexpr (Stored) {
@@ -158,8 +158,8 @@ struct PatchSoftmax {
 };
 
 // The backward pass of the softmax: calls emit(class, gradient of the logit), zero at bad patches. gradient_of(class, below) is
-// the gradient g of the probability p, and the logit's is inverse_tau * p * (g - sum p g); or, OfLogs, the gradient u of log p,
-// and the logit's is inverse_tau * (u - p * sum u).
+// the gradient g of the probability p: the logit's is inverse_tau * p * (g - sum p g). With OfLogs it is the gradient u of
+// log p: the logit's is inverse_tau * (u - p * sum u).
 template <bool OfLogs, typename S, bool Stored, typename GradientOf, typename Emit>
 __device__ __forceinline__ void softmax_backward(const PatchSoftmax<S, Stored>& softmax,
                                                  typename Accumulate<S>::type (*shared)[kPatches],
@@ -177,9 +177,9 @@ __device__ __forceinline__ void softmax_backward(const PatchSoftmax<S, Stored>& 
   });
 }
 
-// What the kernels below share among their warps besides, at most; it counts against the same limits.
+// Upper bound of the other shared memory of these kernels; it counts against the same limits.
 constexpr int64_t kSharedLimit = kWarps * kPatches * sizeof(double);
-// Blocks that keep at most this much fit several times on a multiprocessor, and once on the smallest (64 KiB, sm_75).
+// With at most this much per block, several blocks fit on a multiprocessor, and one on the smallest (64 KiB, sm_75).
 constexpr int64_t kKeptLimit = 64 * 1024 - kSharedLimit;
 
 template <typename T>
@@ -192,7 +192,7 @@ template <typename Kernel, typename... Args>
 cudaError_t launch_tiles(Kernel kernel, int64_t tasks, int64_t bytes, cudaStream_t stream, Args... args) {
   if (tasks == 0) return cudaSuccess;
   if (bytes + kSharedLimit > 48 * 1024) {
-    // The same value in every call: two threads that launch the same kernel cannot lower it for one another.
+    // The same value in every call, so that one thread cannot lower it while another launches the same kernel.
     const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kKeptLimit));
     if (status != cudaSuccess) return status;
   }

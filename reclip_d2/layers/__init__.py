@@ -1,7 +1,7 @@
 """Operators of the method: compiled C++/CUDA kernels (``csrc``) and their plain-PyTorch twins.
 
-Each module holds one operator: the public function, its twin ``*_reference``, the fake kernel and the gradient. If
-the extension is not built, or after ``use_kernels(False)``, the twins serve; both draw the same noise.
+Each module holds one operator: the public function, its twin ``*_reference``, the fake kernel and the gradient. The
+twins run if the extension is not built, or after ``use_kernels(False)``; kernels and twins draw the same noise.
 """
 
 from reclip_d2.layers._extension import kernels_available, kernels_enabled, use_kernels

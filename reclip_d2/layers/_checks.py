@@ -1,4 +1,4 @@
-"""Argument checks shared by the operators of this package: each failure is one line that names the argument.
+"""Argument checks shared by the operators: each failure is one line that names the argument.
 
 Shapes: B images, n = h*w patches, D embedding width, C classes, K hypothesis rows (all images together).
 """
@@ -20,12 +20,12 @@ def shape_of(tensor: Tensor) -> str:
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which sums over ``dtype`` values are taken: float64 stays, all else becomes float32."""
+    """Accumulation dtype for ``dtype`` values: float64 for float64, float32 for all others."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def check_float(op: str, name: str, tensor: Tensor, dims: str) -> None:
-    """Raise unless ``tensor`` is a floating tensor with as many dimensions as ``dims`` (such as "B,n,C") names."""
+    """Raise unless ``tensor`` is a floating-point tensor with the dimensions that ``dims`` names, such as "B,n,C"."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{op}: `{name}` must be a tensor, got {type(tensor).__name__}")
     if tensor.dtype not in FLOAT_DTYPES:
@@ -35,7 +35,7 @@ def check_float(op: str, name: str, tensor: Tensor, dims: str) -> None:
 
 
 def check_same(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    """Raise unless two tensors lie on one device and are both float64 or neither is."""
+    """Raise unless two tensors are on one device, and both or neither are float64."""
     if tensor.device != other.device:
         raise ValueError(f"{op}: `{name}` is on {tensor.device} but `{other_name}` is on {other.device}")
     if (tensor.dtype == torch.float64) != (other.dtype == torch.float64):
@@ -59,7 +59,7 @@ def check_seed(op: str, seed: Tensor) -> Tensor:
         or seed.device.type != "cpu"
     ):
         found = f"{seed.dtype} {shape_of(seed)} on {seed.device}" if isinstance(seed, Tensor) else type(seed).__name__
-        raise ValueError(f"{op}: `seed` must be an int64 CPU tensor of shape (2,), as draw_seed() gives, got {found}")
+        raise ValueError(f"{op}: `seed` must be an int64 CPU tensor of shape (2,), see draw_seed(), got {found}")
     return seed
 
 
@@ -76,8 +76,8 @@ def check_index_tensors(op: str, class_ids: Tensor, offsets: Tensor, batch: int)
 
 
 def check_hypothesis(op: str, class_ids: Tensor, offsets: Tensor, classes: int) -> None:
-    """Raise unless the hypothesis rows are consistent: CPU tensors, increasing offsets, known and distinct class
-    ids."""
+    """Raise unless the hypothesis rows are consistent: non-decreasing offsets, class ids in range and distinct within
+    an image. Both tensors are on the CPU."""
     rows = class_ids.shape[0]
     bounds = offsets.tolist()
     if bounds[0] != 0 or bounds[-1] != rows or any(a > b for a, b in pairwise(bounds)):

@@ -1,4 +1,4 @@
-"""Finding the compiled operators, and choosing between them and their plain-PyTorch twins."""
+"""Load the compiled operators, and choose between them and their plain-PyTorch twins."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _State:
 class use_kernels:
     """Choose the compiled kernels (True, the default) or the plain-PyTorch twins (False), for the whole process.
 
-    ``use_kernels(False)`` takes effect at once; as a context manager it restores the former choice at the end::
+    ``use_kernels(False)`` takes effect immediately; as a context manager it restores the previous choice on exit::
 
         with use_kernels(False):
             pooled, area = rectify_and_pool(...)   # the twin
@@ -44,7 +44,7 @@ class use_kernels:
 
 
 def _load() -> str | None:
-    """Load the extension; the reason why it cannot be used, or None."""
+    """Load the extension. Returns None, or why it cannot be used."""
     try:
         importlib.import_module("reclip_d2._C")
     except (ImportError, OSError) as error:
@@ -54,39 +54,39 @@ def _load() -> str | None:
 
 
 def _find_served() -> frozenset[str]:
-    """The device types that the loaded extension has kernels for."""
+    """Device types for which the loaded extension has kernels."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     keys = {"cpu": "CPU", "cuda": "CUDA"} if _problem is None else {}
     return frozenset(device for device, key in keys.items() if has("reclip_d2::upsample_argmax", key))
 
 
-# At import: the operators must exist before fake kernels and gradients are attached to them, and torch.compile then
-# finds plain values here.
+# At import: the operators must exist before fake kernels and gradients are registered, and torch.compile needs plain
+# values here.
 _problem = _load()
 _served = _find_served()
 
 
 def extension_loaded() -> bool:
-    """Whether the compiled operators are there (for the CPU at least)."""
+    """Whether the compiled operators are loaded (for the CPU at least)."""
     return _problem is None
 
 
 @functools.cache
-def _say_why(device_type: str) -> None:
-    """One log line for each device type that goes without kernels."""
+def _warn_once(device_type: str) -> None:
+    """Warn once per device type without kernels."""
     reason = _problem or f"has no {device_type} kernels"
-    logger.warning("The extension reclip_d2._C %s; plain PyTorch serves instead: %s.", reason, _BUILD_HINT)
+    logger.warning("The extension reclip_d2._C %s; falling back to plain PyTorch: %s.", reason, _BUILD_HINT)
 
 
 def kernels_available(device_type: str) -> bool:
-    """Whether compiled operators serve tensors of ``device_type`` ("cpu", "cuda"); the log says once if not."""
+    """Whether there are compiled operators for ``device_type`` ("cpu", "cuda"); warns once if not."""
     if device_type in _served:
         return True
     if not torch.compiler.is_compiling():
-        _say_why(device_type)
+        _warn_once(device_type)
     return False
 
 
 def kernels_enabled(device_type: str) -> bool:
-    """Whether a call on ``device_type`` goes to the compiled operators."""
+    """Whether calls on ``device_type`` use the compiled operators."""
     return _State.enabled and kernels_available(device_type)

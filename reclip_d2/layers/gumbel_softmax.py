@@ -18,19 +18,19 @@ from reclip_d2.layers.philox import draw_seed, gumbel_noise
 def gumbel_softmax(logits: Tensor, tau: float, hard: bool = True, seed: Tensor | None = None) -> Tensor:
     """Sample a soft or one-hot mask for every patch, Eq. (5): ``softmax(logits / tau + g)`` over the classes.
 
-    The standard Gumbel noise g is added after the scaling and is not divided by tau, as in the method's public code
-    (logits x 100, then a Gumbel-Softmax of temperature 1): a hard mask is a sample of softmax(logits / tau).
+    The standard Gumbel noise g is added after the scaling and is not divided by tau, as in the papers' public code
+    (logits x 100, then a Gumbel-Softmax of temperature 1): a hard mask is a sample from softmax(logits / tau).
 
     Args:
         logits: (B, n, C), any strides, float64, float32, float16 or bfloat16.
         tau: temperature tau_1 of the logits, positive.
-        hard: one-hot masks whose gradient is that of the soft ones (straight-through); else the soft masks.
+        hard: one-hot masks with the gradient of the soft masks (straight-through); otherwise soft masks.
         seed: int64 CPU tensor (2,) that addresses the noise; None draws one with :func:`draw_seed`.
 
     Returns:
-        Masks (B, n, C) in the dtype of the logits; the arithmetic is float32 at least. A patch with a score that is not
-        finite (NaN, infinity or overflow of logits / tau) gets NaN for all its classes, and no gradient: it shows in
-        whatever is computed from it. Exclude a class by a large negative number, not by -inf.
+        Masks (B, n, C) in the dtype of the logits, computed in float32 or wider. A patch with a non-finite score (NaN,
+        infinity or overflow of logits / tau) gets NaN for all its classes, so that results computed from it show the
+        error, and no gradient. Exclude a class by a large negative number, not by -inf.
 
     Raises:
         TypeError, ValueError: for a wrong dtype, shape, tau or seed.
@@ -44,7 +44,7 @@ def gumbel_softmax(logits: Tensor, tau: float, hard: bool = True, seed: Tensor |
 
 
 def gumbel_softmax_reference(logits: Tensor, tau: float, hard: bool, seed: Tensor) -> Tensor:
-    """Plain-PyTorch twin of :func:`gumbel_softmax`, with the same noise: the tests' oracle and the fallback."""
+    """Plain-PyTorch twin of :func:`gumbel_softmax`, with the same noise: reference for the tests, and fallback."""
     dtype = accumulate_dtype(logits.dtype)
     with torch.autocast(logits.device.type, enabled=False):
         scores = logits.to(dtype) * (1.0 / tau) + gumbel_noise(logits.shape, seed, logits.device, dtype)
@@ -54,7 +54,7 @@ def gumbel_softmax_reference(logits: Tensor, tau: float, hard: bool, seed: Tenso
             one_hot = torch.zeros_like(masks)
             if scores.numel():
                 one_hot.scatter_(-1, scores.argmax(dim=-1, keepdim=True), 1.0)
-            # The bracket is exactly zero, so the mask is exactly one-hot; only the gradient passes through it.
+            # The parentheses are exactly zero, so the mask is exactly one-hot; they only carry the gradient.
             masks = one_hot + (masks - masks.detach())
         return torch.where(finite, masks, float("nan")).to(logits.dtype)
 

@@ -1,4 +1,4 @@
-"""Masked average pooling of image features over the mask of each hypothesis class, used by Eq. (7) of the paper.
+"""Masked average pooling of image features over the mask of each hypothesis class, for Eq. (7) of the ReCLIP++ paper.
 
 Shapes: B images, n = h*w patches, D embedding width, C classes, K hypothesis rows (all images together).
 """
@@ -20,12 +20,12 @@ from reclip_d2.layers._checks import (
 )
 from reclip_d2.layers._extension import extension_loaded, kernels_enabled
 
-# Areas below this count as empty: in float32 a quotient by them may overflow. csrc/common.h has the same number.
+# Smaller areas count as empty: dividing by them may overflow in float32. csrc/common.h has the same number.
 SMALL_AREA = 1e-30
 
 
 def masked_average_pool(features: Tensor, masks: Tensor, class_ids: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Average the features under the masks of the classes that each image is believed to hold.
+    """Average the features under the masks of each image's hypothesis classes.
 
     Row r with offsets[b] <= r < offsets[b+1] belongs to image b and its class class_ids[r]:
     ``area[r] = sum_n masks[b, n, k]`` and ``pooled[r] = sum_n masks[b, n, k] features[b, n] / area[r]``.
@@ -33,17 +33,17 @@ def masked_average_pool(features: Tensor, masks: Tensor, class_ids: Tensor, offs
     Args:
         features: Z (B, n, D), float64, float32, float16 or bfloat16.
         masks: (B, n, C), any strides.
-        class_ids: int64 (K,), class ids in 0 .. C-1, distinct within an image. Best on the CPU: indices that lie
-            on a GPU are copied back to be checked, which waits for the GPU.
-        offsets: int64 (B+1,), rising from 0 to K.
+        class_ids: int64 (K,), class ids in 0 .. C-1, distinct within an image. Best on the CPU: indices on a GPU are
+            copied to the host to be checked, which synchronises with the GPU.
+        offsets: int64 (B+1,), non-decreasing from 0 to K.
 
     Returns:
         pooled (K, D) and area (K,), both float32 (float64 for float64 input). An area between 0 and 1e-30 counts as 0:
-        float32 cannot divide by it. A row of area 0 is zero and passes no gradient from ``pooled``. NaN masks make the
-        area and the row NaN (and pass none either): see :func:`nonfinite_images`.
+        float32 cannot divide by it. A row of area 0 is zero, and ``pooled`` passes no gradient. NaN masks make the area
+        and the row NaN, without gradient: see :func:`nonfinite_images`.
 
     Raises:
-        TypeError, ValueError: for dtypes, shapes, devices or hypothesis rows that do not fit.
+        TypeError, ValueError: for invalid dtypes, shapes, devices or hypothesis rows.
     """
     op = "masked_average_pool"
     check_float(op, "features", features, "B,n,D")
@@ -62,7 +62,7 @@ def masked_average_pool(features: Tensor, masks: Tensor, class_ids: Tensor, offs
 def masked_average_pool_reference(
     features: Tensor, masks: Tensor, class_ids: Tensor, offsets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Plain-PyTorch twin of :func:`masked_average_pool`: the tests' oracle and the fallback."""
+    """Plain-PyTorch twin of :func:`masked_average_pool`: reference for the tests, and fallback."""
     dtype = accumulate_dtype(features.dtype)
     with torch.autocast(features.device.type, enabled=False):
         bounds = offsets.tolist()
@@ -70,7 +70,7 @@ def masked_average_pool_reference(
         for image, (start, stop) in enumerate(pairwise(bounds)):
             columns = class_ids[start:stop].to(masks.device)
             rows = masks[image].index_select(1, columns).to(dtype).t()
-            # NaN masks show in the area; kept out of the product, they reach no gradient.
+            # NaN masks make the area NaN; the product leaves them out, so that no gradient is NaN.
             sums.append(torch.where(rows.isnan(), 0.0, rows) @ features[image].to(dtype))
             areas.append(rows.sum(dim=1))
         width = features.shape[2]
@@ -79,20 +79,20 @@ def masked_average_pool_reference(
         small = (area > 0) & (area < SMALL_AREA)
         area = area - torch.where(small, area, 0.0).detach()  # exactly 0; its gradient stays
         used = (area > 0).unsqueeze(1)
-        # Two `where`s: the first keeps 0/0 out of the backward pass, the second shows NaN areas in the row.
+        # Two `where`s: the first keeps 0/0 out of the backward pass, the second copies NaN areas to the row.
         pooled = torch.where(used, total, 0.0) / torch.where(used, area.unsqueeze(1), 1.0)
         return torch.where(area.isnan().unsqueeze(1), float("nan"), pooled), area
 
 
 def nonfinite_images(area: Tensor, offsets: Tensor) -> list[int]:
-    """The images whose mask logits held NaN or infinity, read off the areas that the pooling returned.
+    """Images whose mask logits contain NaN or infinity, found by the areas that the pooling returned.
 
-    The kernels report such an image by a NaN area for each of its rows, without making the CPU wait for the GPU. Call
-    this when a loss came out non-finite, to name the images; it waits.
+    The kernels mark each row of such an image with a NaN area, without synchronising with the GPU. This function does
+    synchronise: call it after a loss was not finite, to name the images.
 
     Args:
         area: (K,) from :func:`masked_average_pool` or :func:`rectify_and_pool`.
-        offsets: int64 (B+1,), as given to them.
+        offsets: int64 (B+1,), as passed to it.
 
     Returns:
         Indices in the batch, ascending.

@@ -1,9 +1,8 @@
 """Philox4x32-10, the counter-based random number generator behind the Gumbel noise, in plain PyTorch.
 
-A counter-based generator is a function: the number of an element follows from (seed, offset, element) alone.
-So the noise need not be stored: the backward pass computes it again, and CPU, CUDA and this module draw
-the same numbers. Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011; the compiled twin is
-``csrc/philox.h``.
+A counter-based generator is a pure function of (seed, offset, element). The noise is never stored: the backward pass
+recomputes it, and CPU, CUDA and this module draw the same numbers. Salmon et al., "Parallel Random Numbers: As Easy as
+1, 2, 3", SC 2011; the compiled twin is ``csrc/philox.h``.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def philox4x32(counter: Sequence[Tensor], key: Sequence[int]) -> tuple[Tensor, T
     """Ten rounds of Philox4x32.
 
     Args:
-        counter: four int64 tensors of one shape (or that broadcast), each a 32-bit word in 0 .. 2**32 - 1.
+        counter: four int64 tensors of equal or broadcastable shapes, each a 32-bit word in 0 .. 2**32 - 1.
         key: two 32-bit words.
 
     Returns:
@@ -50,7 +49,7 @@ def philox4x32(counter: Sequence[Tensor], key: Sequence[int]) -> tuple[Tensor, T
 def draw_seed() -> Tensor:
     """Draw the (seed, offset) pair of one noise field from PyTorch's default CPU generator.
 
-    ``torch.manual_seed`` thus governs all noise, on every device, and drawing never synchronises a GPU.
+    ``torch.manual_seed`` therefore controls all noise, on every device, and drawing never synchronises with a GPU.
 
     Returns:
         int64 CPU tensor of shape (2,), both entries in 0 .. 2**63 - 2.
@@ -70,8 +69,8 @@ def gumbel_noise(
     Args:
         shape: shape of the noise, (B, n, C) for logits.
         seed: int64 tensor of shape (2,) from :func:`draw_seed`.
-        device: where the noise is wanted.
-        dtype: float64 is computed in float64; every other floating dtype in float32 and rounded last.
+        device: device of the noise.
+        dtype: float64 is computed in float64; every other floating dtype in float32, then rounded.
 
     Returns:
         Tensor of ``shape``, contiguous, values in [-2.81, 16.64].

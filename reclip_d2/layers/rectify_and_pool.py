@@ -1,5 +1,4 @@
-"""Rectification, Gumbel-Softmax masks and masked average pooling as one operator: Eqs. (3), (5) and the pool of Eq.
-(7).
+"""Rectification, Gumbel-Softmax masks and masked average pooling in one operator: Eqs. (3), (5), and pooling for (7).
 
 Shapes: B images, n = h*w patches, D embedding width, C classes, K hypothesis rows (all images together).
 """
@@ -39,32 +38,32 @@ def rectify_and_pool(
 ) -> tuple[Tensor, Tensor]:
     """Pool the features under masks sampled from rectified logits, for the hypothesis classes of each image.
 
-    The same as ``masked_average_pool(features, gumbel_softmax(logits - bias, tau, hard, seed), class_ids, offsets)``:
+    Equivalent to ``masked_average_pool(features, gumbel_softmax(logits - bias, tau, hard, seed), class_ids, offsets)``:
     the rectified logits M = M_q - M_b of Eq. (3), the masks softmax(M / tau + g) of Eq. (5), and the masked average
-    of Eq. (7). Soft masks are averaged by their logarithms, so that rows and gradients are right even where a class is
-    so unlikely that float32 cannot hold its mask. The kernels never write masks or noise of size (B, n, C): the
-    backward pass computes them again from ``seed``.
+    of Eq. (7). Soft masks are averaged in log space, so that rows and gradients are correct even where a mask
+    underflows in float32. The kernels never write masks or noise of size (B, n, C): the backward pass recomputes them
+    from ``seed``.
 
     Args:
         logits: M_q or mask logits (B, n, C), any strides: pass the (B, C, h, w) output of a convolution as
-            ``flatten(2).transpose(1, 2)``, a view; its gradient is laid out the same way.
+            ``flatten(2).transpose(1, 2)``, a view; its gradient has the same strides.
         bias: M_b (n, C), subtracted from every image's logits; None for none.
-        features: Z (B, n, D); copied first if D is not the innermost, contiguous dimension.
+        features: Z (B, n, D); copied first unless D is the innermost, contiguous dimension.
         class_ids: int64 (K,), class ids in 0 .. C-1, distinct within an image. Best on the CPU (see
             :func:`masked_average_pool`).
-        offsets: int64 (B+1,), rising from 0 to K: rows offsets[b] .. offsets[b+1]-1 belong to image b.
+        offsets: int64 (B+1,), non-decreasing from 0 to K: rows offsets[b] .. offsets[b+1]-1 belong to image b.
         tau: temperature tau_1 of the logits, positive; it does not divide the noise (see :func:`gumbel_softmax`).
-        hard: one-hot masks with the straight-through gradient; else soft masks.
+        hard: one-hot masks with the straight-through gradient; otherwise soft masks.
         seed: int64 CPU tensor (2,) that addresses the noise; None draws one with :func:`draw_seed`.
 
     Returns:
-        pooled (K, D) and area (K,), both float32 (float64 for float64 input). A row of area 0 is zero and passes no
-        gradient from ``pooled``. Only hard masks can have area 0: that of soft ones is never below the smallest normal
-        number. If a patch has a score that is not finite, all rows of its image and their areas are NaN:
-        :func:`nonfinite_images` names the images. Such patches get gradient zero, so that nothing spreads.
+        pooled (K, D) and area (K,), both float32 (float64 for float64 input). A row of area 0 is zero, and ``pooled``
+        passes no gradient. Only hard masks can have area 0: areas of soft masks are clamped to the smallest normal
+        number. If a patch has a non-finite score, all rows of its image and their areas are NaN
+        (:func:`nonfinite_images` names the images), and the patch gets a gradient of zero, so that NaN does not spread.
 
     Raises:
-        TypeError, ValueError: for dtypes, shapes, devices, hypothesis rows, tau or seed that do not fit.
+        TypeError, ValueError: for invalid dtypes, shapes, devices, hypothesis rows, tau or seed.
     """
     op = "rectify_and_pool"
     check_float(op, "logits", logits, "B,n,C")
@@ -98,7 +97,7 @@ def rectify_and_pool_reference(
     hard: bool,
     seed: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Plain-PyTorch twin of :func:`rectify_and_pool`, with the same noise: the tests' oracle and the fallback."""
+    """Plain-PyTorch twin of :func:`rectify_and_pool`, with the same noise: reference for the tests, and fallback."""
     rectified = logits.to(accumulate_dtype(logits.dtype))
     if bias is not None:
         rectified = rectified - bias.to(rectified.dtype)
@@ -121,7 +120,7 @@ def _pool_soft_masks(
         area = [features.new_zeros((0,), dtype=dtype)]
         for image, (start, stop) in enumerate(pairwise(offsets.tolist())):
             rows = log_masks[image].index_select(1, class_ids[start:stop].to(log_masks.device)).t()
-            poison = torch.where(finite[image].all(), 0.0, float("nan"))  # added, so that the area's gradient passes
+            poison = torch.where(finite[image].all(), 0.0, float("nan"))  # added, to keep the gradient of the area
             pooled.append(torch.where(poison.isnan(), poison, rows.softmax(dim=1) @ features[image].to(dtype)))
             area.append(rows.logsumexp(dim=1).exp().clamp(min=torch.finfo(dtype).tiny) + poison.to(dtype))
         return torch.cat(pooled), torch.cat(area)

@@ -1,4 +1,4 @@
-"""Bilinear upsampling of class logits and the argmax over the classes, in one pass.
+"""Bilinear upsampling of class logits and argmax over the classes, in one pass.
 
 Shapes: B images, C classes, h x w the logits' grid, H x W the label map.
 """
@@ -16,17 +16,17 @@ from reclip_d2.layers._extension import extension_loaded, kernels_enabled
 
 
 def upsample_argmax(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Label map of bilinearly resized logits, without the (B, C, H, W) tensor in between.
+    """Label map of bilinearly resized logits, without the intermediate (B, C, H, W) tensor.
 
-    Equals ``F.interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1)`` up to rounding of scores
-    that tie to the last bits; among equal scores the lowest class id wins.
+    Equals ``F.interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1)``, except where scores tie up
+    to rounding; among equal scores the lowest class id wins.
 
     Args:
-        logits: (B, C, h, w), any strides, float64, float32, float16 or bfloat16 (computed in float32 at least).
+        logits: (B, C, h, w), any strides, float64, float32, float16 or bfloat16 (computed in float32 or wider).
         size: (H, W) of the label map, in pixels; larger or smaller than h x w.
 
     Returns:
-        int64 labels (B, H, W) in 0 .. C-1; -1 where an interpolated score of any class is NaN or infinite.
+        int64 labels (B, H, W) in 0 .. C-1; -1 where any interpolated score is NaN or infinite.
 
     Raises:
         TypeError, ValueError: for a wrong dtype or shape, an empty grid, no classes, or a size below 1.
@@ -45,13 +45,13 @@ def upsample_argmax(logits: Tensor, size: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def upsample_argmax_reference(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Plain-PyTorch twin of :func:`upsample_argmax`, one image at a time: the tests' oracle and the fallback."""
+    """Plain-PyTorch twin of :func:`upsample_argmax`, one image at a time: reference for the tests, and fallback."""
     labels = torch.empty((logits.shape[0], *size), dtype=torch.int64, device=logits.device)
     for image in range(logits.shape[0]):
         grid = logits[image : image + 1].to(accumulate_dtype(logits.dtype))
         scores = F.interpolate(grid, size=size, mode="bilinear", align_corners=False)[0]
         finite = torch.isfinite(scores).all(dim=0)
-        # max() gives no promise on ties; the first index at which the maximum is attained is the lowest id.
+        # max() guarantees nothing on ties: take the first index of the maximum, the lowest id.
         first = (scores == scores.amax(dim=0)).to(torch.uint8).argmax(dim=0)
         labels[image] = torch.where(finite, first, -1)
     return labels

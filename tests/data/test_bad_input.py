@@ -285,7 +285,7 @@ def out_of_memory(*_: object, **__: object) -> None:
 
 def memory_line(scene: Path, capfd, *arguments: str) -> str:
     line = mistake(capfd, scene, *arguments)
-    assert line.startswith("error: out of GPU memory (2.00 GiB more were wanted): ")
+    assert line.startswith("error: out of GPU memory (tried to allocate 2.00 GiB): ")
     log = scene / "out" / "log.txt"
     assert not log.exists() or "Traceback" not in log.read_text()
     return line
@@ -316,9 +316,9 @@ def test_missing_extension(scene, monkeypatch):
     """Plain PyTorch serves, with one line in the log that says how to build the extension."""
     monkeypatch.setattr(_extension, "_problem", "is not built")
     monkeypatch.setattr(_extension, "_served", frozenset())
-    _extension._say_why.cache_clear()
+    _extension._warn_once.cache_clear()
     run(scene, "out", *SHORT)
-    _extension._say_why.cache_clear()
+    _extension._warn_once.cache_clear()
     log = (scene / "out" / "log.txt").read_text()
-    assert log.count("The extension reclip_d2._C is not built; plain PyTorch serves instead: build it with") == 1
+    assert log.count("The extension reclip_d2._C is not built; falling back to plain PyTorch: build it with") == 1
     assert (scene / "out" / "model_final.pth").is_file()

@@ -50,7 +50,7 @@ def test_a_killed_process_ends_the_run(tmp_path, how):
     assert result.returncode == 1 and time.monotonic() - start < 90
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in result.stderr, result.stderr
-    assert lines and all("another process of this run has ended" in x or "was killed by SIG" in x for x in lines)
+    assert lines and all("another process of this run died" in x or "was killed by SIG" in x for x in lines)
 
 
 def test_the_signal_is_named(capsys):

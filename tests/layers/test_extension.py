@@ -29,9 +29,9 @@ def test_use_kernels_works_as_a_plain_call(kernels, device):
 
 @pytest.fixture
 def fresh_cache():
-    _extension._say_why.cache_clear()
+    _extension._warn_once.cache_clear()
     yield
-    _extension._say_why.cache_clear()
+    _extension._warn_once.cache_clear()
 
 
 def test_missing_extension_falls_back_with_one_log_line(monkeypatch, caplog, fresh_cache):
@@ -43,7 +43,7 @@ def test_missing_extension_falls_back_with_one_log_line(monkeypatch, caplog, fre
         upsample_argmax(logits, (8, 8))
     assert labels.shape == (1, 8, 8)
     (record,) = caplog.records
-    assert "is not built; plain PyTorch serves instead" in record.getMessage()
+    assert "is not built; falling back to plain PyTorch" in record.getMessage()
     assert "pip install -e . --no-build-isolation" in record.getMessage()
 
 
