@@ -1,4 +1,4 @@
-"""Which CLIP a name stands for: one of open_clip's, or the architecture in a JSON file of open_clip's form."""
+"""Resolve ``MODEL.CLIP.NAME``: a model of open_clip, or a JSON file with an architecture in open_clip's format."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from reclip_d2.utils.files import MIB
 from reclip_d2.utils.io import atomic_write, cache_dir
 from reclip_d2.utils.json_files import read_json
 
-# Side in pixels of the images that most CLIPs are trained with.
+# Side in pixels of the images that most CLIPs are trained on.
 USUAL_SIDE = 224
-_REMEDY = "give a model config of open_clip: embed_dim, vision_cfg and text_cfg"
+_REMEDY = "use a model config of open_clip: embed_dim, vision_cfg and text_cfg"
 
 
 def _size(maximum: int) -> dict[str, Any]:
     return {"type": "integer", "minimum": 1, "maximum": maximum}
 
 
-# Bounds far above any CLIP: a typing mistake must not ask for all memory.
+# Bounds far above any CLIP, so that a typo cannot exhaust the memory.
 _TOWER = {"width": _size(32_768), "mlp_ratio": {"type": "number", "exclusiveMinimum": 0, "maximum": 64}}
 _ARCHITECTURE = {
     "type": "object",
@@ -64,13 +64,13 @@ _FILE = {
 
 
 def open_clip_name(name: str) -> str:
-    """The name by which open_clip knows ``MODEL.CLIP.NAME``.
+    """The name of ``MODEL.CLIP.NAME`` in open_clip.
 
     The architecture of a JSON file (a model config, or the ``open_clip_config.json`` of a Hugging Face repository) is
-    registered under the file's name and a hash of the architecture, so that checkpoints tell two of them apart.
+    registered under the file's name and a hash of the architecture, so that checkpoints distinguish architectures.
 
     Raises:
-        ReclipError: there is no such file, or it is no model config.
+        ReclipError: the file does not exist, or is not a model config.
     """
     register_embedded_config()
     if not is_architecture_file(name):
@@ -84,7 +84,7 @@ def open_clip_name(name: str) -> str:
     own = f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     if own not in open_clip.list_models():
         path = cache_dir() / "architectures" / f"{own}.json"
-        with atomic_write(path) as temporary:  # open_clip takes a file, and the file's name for the model's
+        with atomic_write(path) as temporary:  # open_clip wants a file, and names the model after it
             temporary.write_text(text, encoding="utf-8")
         open_clip.add_model_config(path)
     return own
@@ -104,7 +104,7 @@ def model_config(name: str) -> dict[str, Any]:
     known = open_clip_name(name)
     try:
         config = open_clip.get_model_config(known)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:  # of a name such as hf-hub:OWNER/MODEL
+    except (OSError, ValueError, RuntimeError, KeyError) as error:  # for names such as hf-hub:OWNER/MODEL
         raise ReclipError(
             f"MODEL.CLIP.NAME {name!r}: its config cannot be fetched ({type(error).__name__}): check the name and the"
             " network, or give the JSON file of an architecture"
@@ -118,7 +118,7 @@ def model_config(name: str) -> dict[str, Any]:
 
 
 def image_side(name: str) -> int:
-    """Side in pixels of the images that a CLIP was trained with: the shorter one, if they were no squares."""
+    """Side in pixels of the images that a CLIP was trained on: the shorter one, if they were not square."""
     return _side(model_config(name))
 
 
@@ -128,6 +128,6 @@ def _side(config: dict[str, Any]) -> int:
 
 
 def suits_resolution(short_side: int, clip_side: int) -> bool:
-    """Whether images of a short side are of a size at which a CLIP's features mean something: half to four times the
-    size that it was trained with. The papers take 2.3 times."""
+    """Whether a CLIP's features are useful for images of this short side: half to four times the size that the CLIP was
+    trained at. The papers use 2.3 times."""
     return clip_side <= 2 * short_side and short_side <= 4 * clip_side

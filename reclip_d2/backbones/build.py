@@ -29,15 +29,15 @@ def build_clip(name: str, pretrained: str) -> tuple[nn.Module, object]:
             ships with the package.
         pretrained: an open_clip tag (``openai``, ``laion2b_s34b_b88k``, ...); a local file: OpenAI's TorchScript
             archive, or a state dict with open_clip's or Hugging Face's names; or ``random`` for seeded random weights
-            (tests). Of ``reclip-embedded``: ``embedded`` (also by ``openai``), the weights that ship, or a file of
+            (tests). For ``reclip-embedded``: ``embedded`` (or ``openai``), the weights that ship, or a file written by
             tools/pretrain_embedded_clip.py.
 
     Returns:
         the model and its tokenizer.
 
     Raises:
-        ReclipError: a name or tag is unknown, the model is of a kind that is not supported, or the weights are not to
-            be had or do not fit.
+        ReclipError: a name or tag is unknown, the kind of model is not supported, or the weights are not available or
+            do not fit.
     """
     if name == EMBEDDED_MODEL_NAME:
         model = build_embedded_clip(embedded_checkpoint(pretrained))
@@ -48,10 +48,10 @@ def build_clip(name: str, pretrained: str) -> tuple[nn.Module, object]:
 
 
 def check_supported(name: str) -> None:
-    """Raise :class:`ReclipError` for a model of open_clip whose kind has no patch tokens to read or no CLIP text tower.
+    """Raise :class:`ReclipError` for an open_clip model without patch tokens or without a CLIP text tower.
 
-    Read off the model's config, before the (possibly large) model is built;
-    :func:`~reclip_d2.backbones.vision.check_image_tower` looks at the module itself.
+    Reads the model's config, before the (possibly large) model is built;
+    :func:`~reclip_d2.backbones.vision.check_image_tower` checks the module itself.
     """
     config = model_config(name)
     vision, text = config["vision_cfg"], config["text_cfg"]
@@ -71,14 +71,14 @@ def check_supported(name: str) -> None:
 
 
 def embedding_shape(name: str) -> tuple[int, int]:
-    """Width D of the joint embedding and side of a patch in pixels, read off the model's config: nothing is built."""
+    """Width D of the joint embedding and side of a patch in pixels, from the model's config: nothing is built."""
     config = model_config(name)
     check_supported(name)
     return config["embed_dim"], config["vision_cfg"]["patch_size"]
 
 
 def _build(name: str, pretrained: str) -> nn.Module:
-    """A model with the weights of a tag or of a local file, or random ones."""
+    """A model with the weights of a tag or a local file, or random weights."""
     if pretrained == "random":
         return _random_model(name)
     tags = open_clip.list_pretrained_tags_by_model(name)
@@ -103,7 +103,7 @@ def _build(name: str, pretrained: str) -> nn.Module:
 
 
 def _random_model(name: str) -> nn.Module:
-    """The model with open_clip's initialisation from a fixed seed; torch's own generator is untouched."""
+    """The model with open_clip's initialisation from a fixed seed; torch's global generator is not advanced."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
@@ -114,11 +114,11 @@ def _random_model(name: str) -> nn.Module:
 
 
 def _check_architecture(name: str, settings: WeightSettings) -> None:
-    """Raise :class:`ReclipError` where a config beside the weights is of another architecture than the model."""
-    from reclip_d2.config import flatten  # imports Detectron2, which reclip doctor does without
+    """Raise :class:`ReclipError` if a config next to the weights has another architecture than the model."""
+    from reclip_d2.config import flatten  # imports Detectron2, which reclip doctor does not need
 
     theirs, ours = flatten(settings.architecture), flatten(model_config(name))
-    for key in sorted(theirs.keys() & ours.keys() - {"quick_gelu"}):  # the activation has a message of its own
+    for key in sorted(theirs.keys() & ours.keys() - {"quick_gelu"}):  # the activation has a separate message
         if theirs[key] != ours[key]:
             raise ReclipError(
                 f"{settings.origin} says {key} {theirs[key]}, and MODEL.CLIP.NAME {name} has {ours[key]}: set"
@@ -133,7 +133,7 @@ def _check_file_activation(name: str, source: str, weights: ClipWeights, setting
         _check_activation(name, f"MODEL.CLIP.PRETRAINED {source} (as {settings.origin} says)", settings.quick_gelu)
     elif weights.source == "Hugging Face":
         logger.warning(
-            "%s has no config.json beside it: cannot tell whether it needs QuickGELU (OpenAI's weights do)", source
+            "no config.json next to %s: cannot tell whether it needs QuickGELU (OpenAI's weights do)", source
         )
 
 
@@ -151,7 +151,7 @@ def _check_activation(name: str, what: str, quick_gelu: bool) -> None:
 
 
 def clip_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of all weights (float32 state tensors in the order of their sorted names), as hex digits."""
+    """SHA-256 of all weights (float32 state tensors, sorted by name), as hex digits."""
     digest = hashlib.sha256()
     state = model.state_dict()
     for key in sorted(state):

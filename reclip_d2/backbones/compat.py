@@ -1,7 +1,7 @@
 """Settings of the image tower that reproduce the public code of ReCLIP++.
 
-That code changes CLIP's image tower: the LayerNorms of its blocks get another epsilon, the class token comes from a
-file of its own, and in one revision GELU takes the place of QuickGELU. By default none of this is done.
+That code changes CLIP's image tower: the LayerNorms of its blocks have another epsilon, the class token comes from a
+separate file, and one revision uses GELU in place of QuickGELU. All of this is off by default.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ OWN_IMAGE_TOWER = "own"
 def adapt_image_tower(
     visual: nn.Module, layer_norm_eps: float = 0.0, activation: str = "own", class_token: str = ""
 ) -> str:
-    """Change an image tower in place (it must be the caller's alone).
+    """Change an image tower in place; nobody else may use it.
 
     Args:
         visual: open_clip ``VisionTransformer``.
-        layer_norm_eps: epsilon of ``ln_1`` and ``ln_2`` of all blocks; 0 leaves the model's. ``ln_pre`` and
-            ``ln_post`` keep theirs.
+        layer_norm_eps: epsilon of ``ln_1`` and ``ln_2`` of all blocks; 0 keeps the model's. ``ln_pre`` and ``ln_post``
+            do not change.
         activation: ``own``, or ``gelu``: GELU in the blocks' MLPs.
-        class_token: file for :func:`read_class_token`; "" leaves CLIP's ``class_embedding``.
+        class_token: file for :func:`read_class_token`; "" keeps CLIP's ``class_embedding``.
 
     Returns:
-        a few words that name the changes which the weights do not show; ``own`` if there are none.
+        a short name of the changes that the weights do not show; ``own`` if there are none.
     """
     changes = []
     if class_token:
@@ -49,7 +49,7 @@ def adapt_image_tower(
 
 
 def read_class_token(path: str | Path, width: int) -> Tensor:
-    """Class token ``(width,)`` float32 of a safetensors file: its tensor ``class_embedding``.
+    """Class token ``(width,)`` float32 from a safetensors file: its tensor ``class_embedding``.
 
     Raises:
         ReclipError: the file is missing or damaged, or the token has another width.

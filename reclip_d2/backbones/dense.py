@@ -1,4 +1,4 @@
-"""``DenseCLIP``: an open_clip ViT, frozen by default, as a backbone that gives a feature for each patch.
+"""``DenseCLIP``: an open_clip ViT, frozen by default, as a backbone with one feature per patch.
 
 Shape letters: B images, (H, W) size in pixels, (h, w) patch grid, D width of the joint embedding, E width of
 the image transformer.
@@ -36,10 +36,10 @@ AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch
 class DenseCLIP(VisionLanguageBackbone):
     """Frozen image and text towers of an open_clip ViT.
 
-    Nothing here trains: parameters need no gradient, and checkpoints hold the ``fingerprint`` in the weights' place.
+    Nothing trains: parameters need no gradient, and checkpoints hold the ``fingerprint`` in place of the weights.
 
-    ``fine_tune`` (Table VI) lets the image tower train: Z carries gradient, and the tower's weights enter checkpoints.
-    The text tower and the logit scale stay frozen, and the ``fingerprint`` stays that of the pretrained CLIP.
+    With ``fine_tune`` (Table VI) the image tower trains: Z carries gradient, and checkpoints hold the tower's weights.
+    The text tower and the logit scale stay frozen, and the ``fingerprint`` remains the pretrained CLIP's.
     """
 
     @configurable
@@ -60,17 +60,17 @@ class DenseCLIP(VisionLanguageBackbone):
             clip: an open_clip model with a ViT image tower.
             tokenizer: its tokenizer.
             name: its open_clip name, for messages and checkpoints.
-            attention: takes the last block's place; None for the value path.
-            autocast_dtype: run the image tower in this precision; its output is float32.
-            image_tower: what :func:`~reclip_d2.backbones.compat.adapt_image_tower` has changed, for checkpoints.
-            fine_tune: the image tower trains.
+            attention: replaces the last block; None for the value path.
+            autocast_dtype: precision of the image tower; its output is float32.
+            image_tower: result of :func:`~reclip_d2.backbones.compat.adapt_image_tower`, for checkpoints.
+            fine_tune: train the image tower.
             pixel_statistics: how images are normalised; None for OpenAI's mean and standard deviation.
         """
         super().__init__()
         check_image_tower(clip.visual, name)
         self.name = name
         self.fingerprint = clip_fingerprint(clip)
-        if image_tower != OWN_IMAGE_TOWER:  # not in the weights, but what the tower computes depends on it
+        if image_tower != OWN_IMAGE_TOWER:  # not in the weights, but the features depend on it
             self.fingerprint = hashlib.sha256(f"{self.fingerprint} {image_tower}".encode()).hexdigest()
         self.clip = clip.requires_grad_(False).eval()
         self.text_encoder = TextEncoder(clip, tokenizer)
@@ -143,7 +143,7 @@ class DenseCLIP(VisionLanguageBackbone):
     def dense_and_keys(
         self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None, keys: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """See :meth:`VisionLanguageBackbone.dense_and_keys`. Only with ``fine_tune`` Z carries gradient."""
+        """See :meth:`VisionLanguageBackbone.dense_and_keys`. Z carries gradient only with ``fine_tune``."""
         if keys and self.attention.upsampling != 1:
             raise ReclipError(
                 f"MODEL.MASKCLIP.KEY_SMOOTHING compares the keys of CLIP's patches; MODEL.CLIP.DENSE_ATTENTION"
@@ -158,7 +158,7 @@ class DenseCLIP(VisionLanguageBackbone):
 
     @torch.no_grad()
     def global_features(self, images: Tensor) -> Tensor:
-        """Global image features ``(B, D)`` of length 1: open_clip's own ``encode_image``, at ``image_size``."""
+        """Global image features ``(B, D)`` of length 1, by open_clip's ``encode_image``, at ``image_size``."""
         with self._autocast(images.device):
             features = self.clip.encode_image(images)
         return F.normalize(features.float(), dim=-1)
@@ -171,7 +171,7 @@ class DenseCLIP(VisionLanguageBackbone):
         if getattr(visual, "pool_type", "tok") != "tok":
             raise ReclipError(
                 f"HYPOTHESIS.METHOD one_pass needs a CLIP whose global feature is its class token; {self.name} averages"
-                " its patches: take HYPOTHESIS.METHOD crops"
+                " its patches: set HYPOTHESIS.METHOD crops"
             )
         blocks = len(visual.transformer.resblocks)
         if not 0 <= split < blocks:
@@ -187,8 +187,8 @@ class DenseCLIP(VisionLanguageBackbone):
     def positional_embedding(self, size: tuple[int, int]) -> Tensor:
         """Positional embedding PE of the patches, resized to the grid (h, w): ``(E, h, w)``.
 
-        Detached: a fine-tuned image tower trains its PE as a part of its own, and what reads it here (the bias head)
-        follows. PE stays that reader's input and is not bent to its ends.
+        Detached: if the image tower is fine-tuned, its PE trains through Z only, not through the bias head that reads
+        it here.
         """
         visual = self.clip.visual
         own = visual.positional_embedding.detach()
@@ -256,8 +256,7 @@ class DenseCLIP(VisionLanguageBackbone):
 
 
 def _parameters_of_dense_features(visual: nn.Module, attention: DenseAttention) -> list[nn.Parameter]:
-    """The parameters that Z is computed with. A gradient is expected of every parameter that needs one, where several
-    processes train together."""
+    """The parameters that Z depends on. Distributed training expects a gradient for every parameter that needs one."""
     last = visual.transformer.resblocks[-1]
     mlp = {*last.ln_2.parameters(), *last.mlp.parameters(), *last.ls_2.parameters()}
     unused = set() if attention.uses_mlp else mlp

@@ -1,6 +1,6 @@
-"""The weights of an open_clip tag: in a cache, or from the network.
+"""Weights of an open_clip tag, from a cache or the network.
 
-Whether a server can be reached is found out in seconds: a hub's client tries for minutes.
+An unreachable server is detected within seconds; the hub's client would retry for minutes.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.digest import check_digest
 
-_SECONDS = 5  # to wait for a server
+_SECONDS = 5  # timeout of a server
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def address_of(config: dict[str, Any]) -> str:
-    """Where the weights of an open_clip tag lie."""
+    """URL of the weights of an open_clip tag."""
     if not config.get("hf_hub"):
         return config["url"]
     from huggingface_hub import hf_hub_url
@@ -31,7 +31,7 @@ def address_of(config: dict[str, Any]) -> str:
 
 
 def cached_file(config: dict[str, Any]) -> Path | None:
-    """File of an open_clip tag in the caches that open_clip reads, if it is there."""
+    """File of an open_clip tag in the caches that open_clip reads, or None."""
     if not config.get("hf_hub"):
         file = Path("~/.cache/clip").expanduser() / Path(config["url"]).name
         return file if file.is_file() else None
@@ -46,7 +46,7 @@ def cached_file(config: dict[str, Any]) -> Path | None:
 
 
 def is_reachable(address: str) -> bool:
-    """Whether a server answers; nothing is fetched."""
+    """Whether a server responds; nothing is downloaded."""
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         return False
     try:
@@ -61,7 +61,7 @@ def fetch_weights(name: str, tag: str) -> Path:
     """The weight file of an open_clip tag, from open_clip's cache or the network.
 
     Raises:
-        ReclipError: the weights are neither here nor can they be fetched, or their hash is wrong.
+        ReclipError: the weights are neither cached nor can they be downloaded, or their hash is wrong.
     """
     config = get_pretrained_cfg(name, tag)
     if cached_file(config) is None and not is_reachable(address_of(config)):
@@ -71,20 +71,20 @@ def fetch_weights(name: str, tag: str) -> Path:
         )
     try:
         path = Path(download_pretrained(config))
-    except Exception as error:  # no network: each client has errors of its own
+    except Exception as error:  # no network: each client raises its own errors
         raise ReclipError(
             f"the weights {tag!r} of {name} cannot be fetched ({type(error).__name__}): get {_origin(config)} where"
             " there is a network, copy the file to this machine and set MODEL.CLIP.PRETRAINED to its path"
         ) from error
-    # In the Hugging Face Hub's cache a file's name leads to its content, which is named by its SHA-256; of what it
-    # downloads from elsewhere open_clip checks the hash itself.
+    # In the Hugging Face cache, file names are links to contents that are named by their SHA-256. For downloads from
+    # elsewhere, open_clip checks the hash itself.
     if path.is_symlink() and _SHA256.fullmatch(path.resolve().name):
         check_digest(path.resolve(), path.resolve().name, f"the weights {tag!r} of {name}")
     return path
 
 
 def _origin(config: dict[str, Any]) -> str:
-    """Where a tag's weights come from, as open_clip has it."""
+    """Where a tag's weights come from, according to open_clip."""
     places = []
     if config.get("hf_hub"):
         repository, _, file = config["hf_hub"].rpartition("/")

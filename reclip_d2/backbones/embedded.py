@@ -1,7 +1,7 @@
-"""The tiny CLIP that ships with the package: an open_clip model of its own config and checkpoint.
+"""The tiny CLIP that ships with the package: an open_clip config and its checkpoints.
 
-It was pretrained by ``tools/pretrain_embedded_clip.py`` on the embedded worlds (``reclip_d2.toy``)
-and stands in for a real CLIP where there is neither network nor GPU.
+Pretrained by ``tools/pretrain_embedded_clip.py`` on the embedded worlds (``reclip_d2.toy``), it stands in for a real
+CLIP on machines without network or GPU.
 
 Shape letters: V = 49408 tokens of CLIP's vocabulary, K kept tokens, E = 64 width of the text transformer.
 """
@@ -22,7 +22,7 @@ from reclip_d2.utils.tensor_files import check_tensors, read_tensor_file, save_s
 
 EMBEDDED_CONFIG = Path(__file__).parent / "assets" / f"{EMBEDDED_MODEL_NAME}.json"
 EMBEDDED_CHECKPOINT = EMBEDDED_CONFIG.with_suffix(".safetensors")
-# By what MODEL.CLIP.PRETRAINED says: the name of the world. "openai" is that key's default.
+# By the value of MODEL.CLIP.PRETRAINED: the name of the world. "openai" is the key's default.
 EMBEDDED_CHECKPOINTS = {
     "embedded": EMBEDDED_CHECKPOINT,
     "openai": EMBEDDED_CHECKPOINT,
@@ -33,13 +33,13 @@ _TOKEN_ROWS = "token_embedding.weight"
 
 
 def register_embedded_config() -> None:
-    """Make ``reclip-embedded`` known to open_clip's ``create_model`` and ``get_tokenizer``."""
+    """Register ``reclip-embedded`` with open_clip, for ``create_model`` and ``get_tokenizer``."""
     if EMBEDDED_MODEL_NAME not in open_clip.list_models():
         open_clip.add_model_config(EMBEDDED_CONFIG)
 
 
 def embedded_checkpoint(pretrained: str) -> Path:
-    """Checkpoint that ``MODEL.CLIP.PRETRAINED`` means for ``reclip-embedded``: of a world, or a file.
+    """Checkpoint of ``reclip-embedded`` for a value of ``MODEL.CLIP.PRETRAINED``: the name of a world, or a file.
 
     Raises:
         ReclipError: it is neither.
@@ -54,21 +54,20 @@ def embedded_checkpoint(pretrained: str) -> Path:
 
 
 def create_embedded_clip(seed: int = 0) -> open_clip.CLIP:
-    """The tiny CLIP with open_clip's initialisation from ``seed``; torch's own generator is untouched."""
+    """The tiny CLIP with open_clip's initialisation from ``seed``; torch's global generator is not advanced."""
     register_embedded_config()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # Not open_clip.create_model: it would warn that no weights are loaded, which is the caller's next
-        # step.
+        # Not open_clip.create_model, which would warn that no weights are loaded: the caller loads them next.
         return open_clip.CLIP(**open_clip.get_model_config(EMBEDDED_MODEL_NAME))
 
 
 def build_embedded_clip(checkpoint: str | os.PathLike[str] = EMBEDDED_CHECKPOINT) -> open_clip.CLIP:
     """The pretrained tiny CLIP, float32, in eval mode, on the CPU.
 
-    The checkpoint holds float16 weights, and of the token embedding only the K rows of the words it was
-    pretrained with. The rows of all other tokens are seeded random ones of open_clip's initialisation: a word
-    never seen gets a feature of its own, without meaning.
+    The checkpoint holds float16 weights, and only the K rows of the token embedding whose words occurred in
+    pretraining. All other rows keep open_clip's initialisation from a fixed seed: an unseen word gets a distinct, but
+    meaningless feature.
 
     Raises:
         ReclipError: the checkpoint is missing, damaged or of another model.
@@ -100,7 +99,7 @@ def save_embedded_checkpoint(
     """Write the file that :func:`build_embedded_clip` reads, atomically.
 
     Args:
-        model: a tiny CLIP whose token embedding has either V rows, or K rows that belong to ``token_ids``.
+        model: a tiny CLIP whose token embedding has V rows, or the K rows of ``token_ids``.
         token_ids: int64 (K,), ascending ids of the tokens to keep.
         metadata: text entries for the file's header (seed, steps, ...).
     """

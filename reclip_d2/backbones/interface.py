@@ -1,4 +1,4 @@
-"""What models ask of a vision-language model, and nothing else: :class:`VisionLanguageBackbone`.
+"""The interface between models and vision-language backbones: :class:`VisionLanguageBackbone`.
 
 Shape letters: B images, (H, W) size in pixels, (h, w) grid of the dense features, N windows or texts, C classes,
 L prompt vectors, D width of the joint embedding of images and texts, E width of the image transformer, F width of the
@@ -23,13 +23,13 @@ from reclip_d2.backbones.settings import PixelStatistics
 
 
 class BackboneSummary(NamedTuple):
-    """What is known of a backbone before it is built.
+    """What is known about a backbone before it is built.
 
     Attributes:
         name: :attr:`VisionLanguageBackbone.name`.
         embed_dim: D.
         patch_size: side of a patch in pixels.
-        image_side: shorter side in pixels of the images that it was trained with.
+        image_side: shorter side in pixels of the images that it was trained on.
     """
 
     name: str
@@ -39,17 +39,17 @@ class BackboneSummary(NamedTuple):
 
 
 class VisionLanguageBackbone(Backbone):
-    """Image and text towers with one joint embedding. Registered with Detectron2's ``BACKBONE_REGISTRY``, an
-    implementation is chosen by ``MODEL.BACKBONE.NAME``; the first is :class:`~reclip_d2.backbones.dense.DenseCLIP`.
+    """Image and text towers with a joint embedding. Implementations are registered with Detectron2's
+    ``BACKBONE_REGISTRY`` and chosen by ``MODEL.BACKBONE.NAME``, such as :class:`~reclip_d2.backbones.dense.DenseCLIP`.
 
     Images are ``(B, 3, H, W)``, RGB, normalised by :attr:`pixel_statistics`, with H and W multiples of
-    :attr:`size_divisibility`. All features are float32 (float64 of a float64 model). The towers are frozen, stay in
-    eval mode whatever a trainer calls, and out of checkpoints, except for :meth:`trained_weights`.
+    :attr:`size_divisibility`. All features are float32 (float64 for a float64 model). The towers are frozen, always in
+    eval mode, and not in checkpoints, except for :meth:`trained_weights`.
 
     Attributes:
-        name: of the architecture, for messages and checkpoints.
+        name: name of the architecture, for messages and checkpoints.
         fingerprint: hash of the pretrained weights and of all settings that both towers' features depend on.
-        pixel_statistics: mean and standard deviation that images are normalised by.
+        pixel_statistics: mean and standard deviation for normalising images.
     """
 
     name: str
@@ -61,7 +61,7 @@ class VisionLanguageBackbone(Backbone):
         self.register_state_dict_post_hook(_drop_frozen_weights)
 
     def train(self, mode: bool = True) -> VisionLanguageBackbone:
-        """Stays in eval mode, when fine-tuned too: the towers have neither batch norm nor dropout to train with."""
+        """Stays in eval mode, even if fine-tuned: the towers have neither batch norm nor dropout."""
         return super().train(False)
 
     # ---- sizes ---------------------------------------------------------------------------------------------------
@@ -69,7 +69,11 @@ class VisionLanguageBackbone(Backbone):
     @classmethod
     @abc.abstractmethod
     def summary(cls, cfg: CfgNode) -> BackboneSummary:
-        """Name and sizes of what ``cfg`` asks for; nothing is built. Raises :class:`ReclipError` if it cannot be."""
+        """Name and sizes of the backbone of ``cfg``, without building it.
+
+        Raises:
+            ReclipError: the backbone cannot be built.
+        """
 
     @property
     @abc.abstractmethod
@@ -79,7 +83,7 @@ class VisionLanguageBackbone(Backbone):
     @property
     @abc.abstractmethod
     def image_size(self) -> tuple[int, int]:
-        """(H, W) that the image tower was trained at: the size of a crop for its global feature."""
+        """(H, W) that the image tower was trained at: the size of inputs to :meth:`global_features`."""
 
     @property
     @abc.abstractmethod
@@ -94,7 +98,7 @@ class VisionLanguageBackbone(Backbone):
     @property
     @abc.abstractmethod
     def logit_scale(self) -> float:
-        """The model's own factor on cosine similarities: 100 for OpenAI's CLIPs."""
+        """The model's factor on cosine similarities: 100 for OpenAI's CLIPs."""
 
     @property
     def stride(self) -> int:
@@ -103,7 +107,7 @@ class VisionLanguageBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """The sides of images are multiples of this."""
+        """The sides of images must be multiples of this."""
         return self.patch_size
 
     def output_shape(self) -> dict[str, ShapeSpec]:
@@ -115,19 +119,20 @@ class VisionLanguageBackbone(Backbone):
     def dense_and_keys(
         self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None, keys: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Image features Z ``(B, D, h, w)``, each patch of length 1, and, if wanted, the last block's keys
+        """Image features Z ``(B, D, h, w)``, each patch of length 1, and, with ``keys``, the last block's keys
         ``(B, h * w, E)``, for key smoothing.
 
         Args:
-            image_sizes: (H, W) of each image before it was padded; None if all of ``images`` is image. Attentions that
-                mix patches leave out those in the padding (see :func:`valid_patches`).
+            image_sizes: (H, W) of each image before padding; None if there is no padding. Attentions that mix patches
+                ignore patches of padding (see :func:`valid_patches`).
+            keys: return the keys too; otherwise None.
 
         Raises:
-            ReclipError: keys are wanted, and the grid of Z is not that of the tower's patches.
+            ReclipError: ``keys`` is set, and the grid of Z is not the tower's patch grid.
         """
 
     def dense(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:
-        """Image features Z ``(B, D, h, w)``: see :meth:`dense_and_keys`. The memory lies as (B, h, w, D)."""
+        """Image features Z ``(B, D, h, w)``, channels last in memory: see :meth:`dense_and_keys`."""
         return self.dense_and_keys(images, image_sizes, keys=False)[0]
 
     def forward(
@@ -138,7 +143,7 @@ class VisionLanguageBackbone(Backbone):
 
     @abc.abstractmethod
     def global_features(self, images: Tensor) -> Tensor:
-        """Global features ``(B, D)`` of length 1, of images at :attr:`image_size`; without gradient."""
+        """Global features ``(B, D)`` of length 1 of images at :attr:`image_size`; without gradient."""
 
     @abc.abstractmethod
     def window_features(self, images: Tensor, windows: Tensor, split: int = 0) -> Tensor:
@@ -146,10 +151,10 @@ class VisionLanguageBackbone(Backbone):
 
         Args:
             windows: ``(N, 4)`` boxes (x0, y0, x1, y1) in pixels of ``images``, the ends exclusive.
-            split: block from which on the windows go their own way.
+            split: index of the first block with separate window tokens.
 
         Raises:
-            ReclipError: the tower has no such block, or its global feature is not a token's.
+            ReclipError: the tower has no such block, or its global feature is not a class token.
         """
 
     # ---- positions -----------------------------------------------------------------------------------------------
@@ -158,16 +163,17 @@ class VisionLanguageBackbone(Backbone):
     def positional_embedding(self, size: tuple[int, int]) -> Tensor:
         """Positional embedding PE of the patches on the grid (h, w), detached: ``(positional_width, h, w)``.
 
-        The tower's own, resized, or a synthetic one where the tower has none.
+        The tower's own, resized, or a synthetic one if the tower has none.
         """
 
     @property
     def positional_grid(self) -> tuple[int, int] | None:
-        """Grid (h, w) on which a learned positional embedding is kept; None if none is resized."""
+        """Grid (h, w) of a learned positional embedding; None if there is none to resize."""
         return None
 
     def on_grid(self, grid: tuple[int, int]) -> contextlib.AbstractContextManager[None]:
-        """Inside, the positional embedding is kept on a grid: a graph that is traced there resizes nothing."""
+        """Context in which the positional embedding is stored on ``grid``, so that a graph traced there does not resize
+        it."""
         return contextlib.nullcontext()
 
     # ---- texts ---------------------------------------------------------------------------------------------------
@@ -189,7 +195,7 @@ class VisionLanguageBackbone(Backbone):
 
     @abc.abstractmethod
     def name_tokens(self, name: str) -> list[int]:
-        """Token ids of a text, without start and end."""
+        """Token ids of a text, without start and end tokens."""
 
     @abc.abstractmethod
     def token_embeddings(self, tokens: Tensor) -> Tensor:
@@ -201,22 +207,21 @@ class VisionLanguageBackbone(Backbone):
 
     @abc.abstractmethod
     def reference_layout(self, segments: Sequence[Sequence[int]], prompt_length: int) -> nn.Module:
-        """How the text tower takes ``[start][v_1]...[v_L][segment]`` of each class at once: buffers for
-        :meth:`reference`, none of them in checkpoints.
+        """Buffers for :meth:`reference`, to encode ``[start][v_1]...[v_L][segment]`` of all classes at once; not in
+        checkpoints.
 
         Args:
-            segments: for each class the token ids that follow the prompt, the end token included.
+            segments: for each class the token ids after the prompt, including the end token.
             prompt_length: L.
         """
 
     @abc.abstractmethod
     def reference(self, vectors: Tensor, layout: nn.Module) -> Tensor:
-        """Text features ``(C, D)``, not normalised, of the texts that a prompt ``(L, F)`` begins: Eq. (1).
-
-        Differentiable in the vectors.
+        """Text features ``(C, D)``, not normalised, of the texts of Eq. (1); differentiable in the prompt vectors.
 
         Args:
-            layout: of :meth:`reference_layout`.
+            vectors: prompt vectors ``(L, F)``.
+            layout: from :meth:`reference_layout`.
         """
 
     def query_features(
@@ -225,12 +230,12 @@ class VisionLanguageBackbone(Backbone):
         templates: Sequence[str],
         turn: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> Tensor:
-        """Query text features W_q ``(C, D)`` float32 on the CPU, from a cache if they have been computed before.
+        """Query text features W_q ``(C, D)`` float32 on the CPU, cached on disk.
 
         Args:
             class_names: for each class its name and any synonyms.
             templates: texts with one ``{}`` for the name.
-            turn: makes a context that is entered around the encoding of a group of classes.
+            turn: makes a context that is entered for the encoding of each group of classes.
         """
         return cached_query_features(self, class_names, templates, self.key, turn)
 
@@ -238,19 +243,19 @@ class VisionLanguageBackbone(Backbone):
 
     @property
     def key(self) -> str:
-        """Names both towers in caches: the architecture (activations and such are not in the weights) and the
-        fingerprint. Text, global and window features depend on nothing else; dense ones on :meth:`identity`."""
+        """Cache key of both towers: the architecture (the weights do not show activations and the like) and the
+        fingerprint. Text, global and window features depend on nothing else; dense features on :meth:`identity`."""
         return f"{self.name} {self.fingerprint}"
 
     def trained_weights(self) -> tuple[str, ...]:
-        """Prefixes of the names of the weights that train and are in checkpoints; by default there are none."""
+        """Prefixes of the weights that train and are in checkpoints; none by default."""
         return ()
 
     @abc.abstractmethod
     def identity(self) -> dict[str, Any]:
-        """All that the features depend on, as plain values for JSON: checkpoints record and compare it.
+        """All that the features depend on, as JSON values: checkpoints record and compare it.
 
-        ``clip``, the name; ``fingerprint``; and each setting that does not have its default, by its key.
+        Contains ``clip``, the name; ``fingerprint``; and all settings with other values than their defaults, by key.
         """
 
 
@@ -265,7 +270,7 @@ def _drop_frozen_weights(module: VisionLanguageBackbone, state: dict, prefix: st
 def valid_patches(
     image_sizes: Sequence[tuple[int, int]], size: tuple[int, int], patch: int, device: torch.device
 ) -> Tensor:
-    """``(B, h * w)`` bool: patches whose centre lies in the image and not in the padding.
+    """``(B, h * w)`` bool: patches whose centre is in the image, not in the padding.
 
     Args:
         image_sizes: (H, W) of each image in pixels, without padding.

@@ -1,7 +1,8 @@
-"""Query text features W_q (section III-A): prompt templates, the frozen segmentation head made of them, and its cache.
+"""Query text features W_q (section III-A): prompt templates, the frozen segmentation head computed from them, and its
+cache.
 
-``imagenet_scene``, the default set, has 85 templates: the 80 that CLIP's authors chose for ImageNet (open_clip ships
-them) and five that speak of a class as a part of a scene, as MaskCLIP and ReCLIP use them.
+``imagenet_scene``, the default set, has 85 templates: the 80 that CLIP's authors chose for ImageNet (from open_clip),
+and five that describe a class as part of a scene, as in MaskCLIP and ReCLIP.
 
 Shape letters: C classes, D width of the joint embedding.
 """
@@ -42,7 +43,7 @@ SCENE_TEMPLATES: tuple[str, ...] = (
     "this is one {} in the scene.",
 )
 
-# open_clip's are functions of the name; a template with a hole is easier to print, hash and compare.
+# open_clip's templates are functions of the name; strings with a placeholder are easier to print, hash and compare.
 IMAGENET_TEMPLATES: tuple[str, ...] = tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
 
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
@@ -53,14 +54,14 @@ TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
 
 
 def get_templates(name: str) -> tuple[str, ...]:
-    """Templates of ``MODEL.CLIP.TEMPLATES``; each holds one ``{}`` for the class name."""
+    """Templates of ``MODEL.CLIP.TEMPLATES``; each has one ``{}`` for the class name."""
     if name not in TEMPLATE_SETS:
         raise ReclipError(f"MODEL.CLIP.TEMPLATES is {name!r}; choose one of {', '.join(TEMPLATE_SETS)}")
     return TEMPLATE_SETS[name]
 
 
 class TextTower(Protocol):
-    """What Query features need of a backbone or its text encoder."""
+    """What :func:`query_features` needs of a backbone or its text encoder."""
 
     @property
     def embed_dim(self) -> int: ...
@@ -73,7 +74,7 @@ class TextTower(Protocol):
     def text_features(self, texts: Sequence[str]) -> Tensor: ...
 
 
-# Classes whose texts are encoded together: enough to sort by length, few enough that others need not wait for long.
+# Classes encoded in one turn: enough to sort texts by length, few enough to take turns often.
 _CLASSES_AT_ONCE = 16
 
 
@@ -86,16 +87,19 @@ def query_features(
 ) -> Tensor:
     """Query text features W_q (section III-A): the frozen segmentation head.
 
-    Each text is normalised, a class's texts (all templates of all its names) are averaged, and the average is
-    normalised again.
+    Each text feature is normalised, the features of a class (all templates of all its names) are averaged, and the
+    average is normalised again.
 
     Args:
         class_names: for each class its name and any synonyms.
         templates: texts with one ``{}`` for the name.
-        turn: makes a context that is entered around the encoding of each class.
+        turn: makes a context that is entered for the encoding of each group of classes.
 
     Returns:
         ``(C, D)`` float32 on the CPU.
+
+    Raises:
+        ReclipError: a class name is too long for the text tower.
     """
     texts = [[template.format(name) for name in names for template in templates] for names in class_names]
     for names, own_texts in zip(class_names, texts, strict=True):
@@ -119,22 +123,22 @@ def cached_query_features(
     clip_key: str,
     turn: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Tensor:
-    """:func:`query_features`, kept in a file of :func:`reclip_d2.utils.io.cache_dir`.
+    """:func:`query_features`, cached in a file below :func:`reclip_d2.utils.io.cache_dir`.
 
-    The file's name is a hash of all that the features depend on: ``clip_key`` (``VisionLanguageBackbone.key``:
-    architecture and weights), the templates and the names. If any of them changes, the features are computed again.
+    The file is named by a hash of all that the features depend on: ``clip_key`` (``VisionLanguageBackbone.key``:
+    architecture and weights), the templates and the names.
     """
     key = json.dumps([clip_key, list(templates), [list(names) for names in class_names]])
     digest = hashlib.sha256(key.encode()).hexdigest()[:24]
     path = cache_dir() / "query_features" / f"{digest}.safetensors"
     shape = (len(class_names), text_tower.embed_dim)
-    if (kept := _read_query_features(path, shape)) is not None:
-        return kept
+    if (cached := _read_query_features(path, shape)) is not None:
+        return cached
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(waiting(lock_path(path), "another run, which computes the same text features"))
-            if (kept := _read_query_features(path, shape)) is not None:
-                return kept
+            if (cached := _read_query_features(path, shape)) is not None:
+                return cached
         except OSError as error:
             logger.warning("the cache cannot be written: %s", error)
             return query_features(text_tower, class_names, templates, turn)
@@ -143,13 +147,13 @@ def cached_query_features(
             remove_leftovers_of(path)
             with atomic_write(path) as temporary:
                 temporary.write_bytes(safetensors.torch.save({"query_features": features}))
-        except OSError as error:  # the disk is full: they are computed again next time
-            logger.warning("text features are not kept: %s", error)
+        except OSError as error:  # such as a full disk
+            logger.warning("text features are not cached: %s", error)
     return features
 
 
 def _read_query_features(path: Path, shape: tuple[int, int]) -> Tensor | None:
-    """Features of a file; None for one that is missing, or damaged: that is no mistake of the user's."""
+    """Features from a cache file; None if it is missing or damaged, which is not the user's mistake."""
     try:
         features = safetensors.torch.load(read_bytes(path, limit=_MAX_CACHE_BYTES)).get("query_features")
     except (ReclipError, safetensors.SafetensorError, ValueError):
@@ -165,7 +169,7 @@ def check_class_names(
     """Raise :class:`ReclipError` for an empty list, an empty name or a name that two classes share.
 
     Args:
-        encode: token ids of a name: then names that differ in writing alone, and not in their tokens, count as one.
+        encode: maps a name to token ids: names with equal tokens then count as the same.
     """
     if not class_names:
         raise ReclipError("the class list is empty: the data set's metadata needs stuff_classes")
@@ -191,13 +195,13 @@ def check_class_names(
 
 
 def check_names_fit(classes: ClassList, clip_name: str, templates: str) -> None:
-    """Raise :class:`ReclipError`, naming the line, for a class name that CLIP's text encoder cannot take.
+    """Raise :class:`ReclipError`, naming the line, for a class name that CLIP's text encoder cannot encode.
 
-    No weights are needed: tokenizer and context length follow from the model's name.
+    Needs no weights: tokenizer and context length follow from the model's name.
 
     Args:
-        clip_name: open_clip's; for one that it does not know, or whose tokenizer is not CLIP's own, the model's builder
-            checks the lengths.
+        clip_name: ``MODEL.CLIP.NAME``. For a model that open_clip does not know, or with another tokenizer than CLIP's,
+            lengths are checked when the model is built.
         templates: name of the template set.
     """
     clip_name = open_clip_name(clip_name)

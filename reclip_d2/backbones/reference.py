@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 class ReferencePrompt(nn.Module):
     """Reference text of every class, Eq. (1): ``R_i = [SOS][v_1]...[v_L][name_i][EOS]``.
 
-    The vectors ``v`` are shared by the classes and are all that trains. The backbone encodes the texts
+    Only the vectors ``v`` train; all classes share them. The backbone encodes the texts
     (:meth:`VisionLanguageBackbone.reference`).
 
     Attributes:
         vectors: ``(L, F)``.
-        segments: for each class the token ids that follow the vectors, the end token included.
+        segments: for each class the token ids after the vectors, including the end token.
     """
 
     def __init__(
@@ -42,17 +42,17 @@ class ReferencePrompt(nn.Module):
     ) -> None:
         """
         Args:
-            backbone: read for sizes and tokens only; it is passed to :meth:`forward` and not kept.
-            class_names: one name a class (the first of its synonyms).
-            prompt_length: L wanted. The longest name must fit in the context as well:
-                ``L = min(prompt_length, context_length - 2 - longest name)``, which is logged if it is less.
-            init_std: the vectors start from a normal distribution of this standard deviation (CoOp: 0.02).
-            token_limit: 0 takes a name whole. k reproduces the public code of ReCLIP++ (k = 3): of ``name EOS`` the
-                first k tokens are taken, and the feature is read at the largest token id, which is EOS where it was
-                not cut off.
+            backbone: gives sizes and tokens; it is not stored, but passed to :meth:`forward`.
+            class_names: one name per class (the first of its synonyms).
+            prompt_length: maximum of L. The longest name must fit in the context, so
+                ``L = min(prompt_length, context_length - 2 - longest name)``; a reduced L is logged.
+            init_std: standard deviation of the normal distribution that initialises the vectors (CoOp: 0.02).
+            token_limit: 0 for whole names. k reproduces the public code of ReCLIP++ (k = 3): the first k tokens of
+                ``name EOS`` are used, and the feature is read at the largest token id, which is EOS unless it was cut
+                off.
 
         Raises:
-            ReclipError: a name has no tokens or too many, or the text tower cannot take prompts.
+            ReclipError: a name has no tokens or too many, or the text tower does not support prompts.
         """
         super().__init__()
         context = backbone.context_length
@@ -71,7 +71,7 @@ class ReferencePrompt(nn.Module):
             self.segments = [cut_name(segment, token_limit) for segment in self.segments]
         length = min(prompt_length, context - 1 - room)
         if token_limit and length < 1:
-            raise ReclipError(f"MODEL.BIAS_HEAD.NAME_TOKENS {token_limit} leaves the prompt no room: lower it")
+            raise ReclipError(f"MODEL.BIAS_HEAD.NAME_TOKENS {token_limit} leaves no room for the prompt: lower it")
         if length < prompt_length:
             logger.info(
                 "Reference prompt: L = %d instead of %d, so that the longest class name (%d tokens) fits",
@@ -81,28 +81,28 @@ class ReferencePrompt(nn.Module):
         self.vectors = nn.Parameter(torch.randn(length, backbone.text_width) * init_std)
 
     def forward(self, backbone: VisionLanguageBackbone | TextEncoder) -> Tensor:
-        """Reference text features before their norm: ``(C, D)``; differentiable in the prompt vectors."""
+        """Reference text features ``(C, D)`` before normalisation; differentiable in the prompt vectors."""
         return backbone.reference(self.vectors, self.layout)
 
     def digest(self) -> str:
-        """Hash of the segments, eight hex digits: the weights do not show them."""
+        """Hash of the segments, which the weights do not show: eight hex digits."""
         tokens = [token for segment in self.segments for token in segment]
         ends = list(itertools.accumulate(map(len, self.segments)))
         return hashlib.sha256(f"{tokens} {ends}".encode()).hexdigest()[:8]
 
 
 def cut_name(tokens: Sequence[int], limit: int) -> list[int]:
-    """First ``limit`` tokens of a name, up to the one with the largest id (the first of several).
+    """First ``limit`` tokens of a name, cut after the largest id (the first of several).
 
-    The public code of ReCLIP++ reads the feature there. What follows cannot reach it, the transformer being causal.
+    The public code of ReCLIP++ reads the feature there; later tokens cannot affect it, since the transformer is causal.
     """
     kept = list(tokens[:limit])
     return kept[: kept.index(max(kept)) + 1]
 
 
 def normalize_reference(features: Tensor, norm: str) -> Tensor:
-    """Norm of the Reference features W_r ``(C, D)``: each ``row`` to length 1, or the whole ``matrix`` (as the
-    public code of ReCLIP++ does)."""
+    """Normalise the Reference features W_r ``(C, D)``: each ``row`` to length 1, or the whole ``matrix``, as in the
+    public code of ReCLIP++."""
     if norm == "row":
         return F.normalize(features, dim=-1)
     return features / features.norm()

@@ -1,7 +1,7 @@
-"""Settings that belong to CLIP weights and are not in them: how images are normalised, and the activation.
+"""Settings that belong to CLIP weights but are not stored in them: pixel statistics and the activation.
 
-They come with an open_clip tag, or stand beside a local file: ``open_clip_config.json`` (open_clip's) or
-``preprocessor_config.json`` and ``config.json`` (Hugging Face's).
+They come from an open_clip tag, or from files next to a local weight file: ``open_clip_config.json`` (open_clip) or
+``preprocessor_config.json`` and ``config.json`` (Hugging Face).
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ if TYPE_CHECKING:  # `reclip doctor` runs without it
 
 logger = logging.getLogger(__name__)
 
-# Differences of [0, 255] that come from rounding.
+# Rounding differences on the scale [0, 255].
 _TOLERANCE = 0.05
 _OBJECT = {"type": "object"}
-_REMEDY = "put the one of these weights there, or none"
+_REMEDY = "replace it by the file of these weights, or remove it"
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightSettings:
-    """What is known of weights besides their tensors.
+    """Settings of weights; those that their source does not give are None or empty.
 
     Attributes:
-        origin: where it is said, for messages; "" if nowhere.
-        mean, std: RGB, in [0, 255]; None where it is not said.
-        quick_gelu: whether the weights need QuickGELU; None where it is not said.
-        architecture: open_clip's model config; empty where it is not said.
+        origin: the source, for messages.
+        mean, std: RGB, in [0, 255].
+        quick_gelu: whether the weights need QuickGELU.
+        architecture: open_clip's model config.
     """
 
     origin: str = ""
@@ -51,10 +51,10 @@ class WeightSettings:
 
 @dataclasses.dataclass(frozen=True)
 class PixelStatistics:
-    """How images are normalised: RGB, in [0, 255].
+    """Mean and standard deviation for normalising images: RGB, in [0, 255].
 
     Attributes:
-        from_weights: they are what the weights say, and not the values of the keys.
+        from_weights: they come from the weights' settings, not from the config keys.
     """
 
     mean: list[float]
@@ -63,7 +63,7 @@ class PixelStatistics:
 
 
 def settings_of_weights(name: str, pretrained: str) -> WeightSettings:
-    """What a tag, or the JSON files beside a local file, say of weights.
+    """Settings of weights, from an open_clip tag or from the JSON files next to a local file.
 
     Args:
         name: ``MODEL.CLIP.NAME``.
@@ -83,7 +83,7 @@ def settings_of_weights(name: str, pretrained: str) -> WeightSettings:
 
 
 def settings_beside(file: Path) -> WeightSettings:
-    """What the JSON files beside a weight file say; see :func:`settings_of_weights`."""
+    """Settings in the JSON files next to a weight file; see :func:`settings_of_weights`."""
     path = file.parent / "open_clip_config.json"
     if (content := _read(path)) is not None:
         preprocessing, model = content.get("preprocess_cfg", {}), content.get("model_cfg", {})
@@ -107,7 +107,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _statistics(value: Any, origin: str, key: str) -> tuple[float, float, float] | None:
-    """Three numbers in [0, 255], of such in [0, 1]."""
+    """Convert three numbers (or one for all) in [0, 1] to [0, 255]."""
     if value is None:
         return None
     numbers = [value] * 3 if isinstance(value, int | float) else value
@@ -121,18 +121,18 @@ def _statistics(value: Any, origin: str, key: str) -> tuple[float, float, float]
 
 
 def default_pixel_statistics() -> PixelStatistics:
-    """OpenAI's: the defaults of ``MODEL.PIXEL_MEAN`` and ``MODEL.PIXEL_STD``."""
+    """OpenAI's statistics: the defaults of ``MODEL.PIXEL_MEAN`` and ``MODEL.PIXEL_STD``."""
     from reclip_d2.config.keys import KEYS  # imports detectron2
 
     return PixelStatistics(list(KEYS["MODEL.PIXEL_MEAN"].default), list(KEYS["MODEL.PIXEL_STD"].default))
 
 
 def pixel_statistics(cfg: CfgNode) -> PixelStatistics:
-    """How images are normalised for ``MODEL.CLIP``.
+    """Pixel statistics for ``MODEL.CLIP``.
 
-    What the weights say takes the place of the defaults of ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD``, OpenAI's. Other
-    values of these keys must agree with it, unless ``MODEL.CLIP.NORMALIZATION`` is ``keys``, or the keys for
-    checkpoints of the public code are set, which normalises in a way of its own.
+    The weights' own statistics override the defaults of ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD``, which are OpenAI's. If
+    these keys have other values, they must agree with the weights, unless ``MODEL.CLIP.NORMALIZATION`` is ``keys``, or
+    the keys for checkpoints of the public code are set, which normalises differently.
 
     Raises:
         ReclipError: keys and weights disagree.
@@ -155,12 +155,12 @@ def pixel_statistics(cfg: CfgNode) -> PixelStatistics:
         own = [round(number, 4) for number in value]
         if current != list(KEYS[f"MODEL.{key}"].default):
             raise ReclipError(
-                f"MODEL.{key} is {current}, and {settings.origin} says {own}: remove the key, or set"
+                f"MODEL.{key} is {current}, but {settings.origin} says {own}: remove the key, or set"
                 " MODEL.CLIP.NORMALIZATION keys"
             )
         taken.append(f"{key} {own}")
         mean, std = (own, std) if key == "PIXEL_MEAN" else (mean, own)
     if not taken:
         return given
-    logger.info("Images are normalised as %s says: %s", settings.origin, ", ".join(taken))
+    logger.info("Pixel statistics from %s: %s", settings.origin, ", ".join(taken))
     return PixelStatistics(mean, std, from_weights=True)

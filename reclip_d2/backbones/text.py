@@ -18,7 +18,7 @@ from reclip_d2.errors import ReclipError
 class TextEncoder(nn.Module):
     """The text tower of an open_clip model, with its tokenizer.
 
-    The modules are the model's own: nothing is copied, and a frozen model stays frozen.
+    Shares the model's modules: nothing is copied, and a frozen model stays frozen.
     """
 
     def __init__(self, clip: nn.Module, tokenizer: object) -> None:
@@ -38,12 +38,12 @@ class TextEncoder(nn.Module):
         self.text_projection = tower.text_projection
         mask = getattr(tower, "attn_mask", None)
         self.is_causal = mask is not None and torch.equal(mask, causal_mask(len(mask)).to(mask))
-        # open_clip's CLIP takes over these two settings of its text tower under other names.
+        # open_clip's CLIP copies these two settings from its text tower under other names.
         self._pool_type = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
         self._end_id = getattr(tower, "text_eos_id", None) or getattr(tower, "eos_id", None)
-        # CoCa's class token is appended to the text, padding included, and the embedding is read there.
+        # CoCa appends a class token to the padded text, and reads the embedding there.
         self._has_class_token = getattr(tower, "cls_emb", None) is not None
-        # The bound method is kept, not the module: registering `clip` here would register its image tower.
+        # The bound method, not the module: registering `clip` would register its image tower here.
         self._encode_text = clip.encode_text
 
     @property
@@ -69,7 +69,7 @@ class TextEncoder(nn.Module):
         return self.tokenizer.eot_token_id
 
     def name_tokens(self, name: str) -> list[int]:
-        """Token ids of a bare class name, without start and end."""
+        """Token ids of a class name, without start and end tokens."""
         return list(self.tokenizer.encode(name))
 
     def token_embeddings(self, tokens: Tensor) -> Tensor:
@@ -86,9 +86,9 @@ class TextEncoder(nn.Module):
     def text_features(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Features ``(N, D)`` float32 of N texts, each of length 1.
 
-        In a causal transformer no token sees what comes after it. So the texts are sorted by length, and each batch
-        is cut off at its longest text: the same embeddings at a fraction of the work. A tower that reads the padding
-        gets every text at full length.
+        In a causal transformer, tokens after the end do not affect the embedding. So the texts are sorted by length,
+        and each batch is truncated to its longest text: the same embeddings at a fraction of the cost. Towers that read
+        the padding get every text at full length.
         """
         tokens = self.tokenizer(list(texts)).to(self.positional_embedding.device)
         if (ends := self._read_positions(tokens)) is None:
@@ -99,7 +99,7 @@ class TextEncoder(nn.Module):
         return embeddings[order.argsort()]
 
     def _read_positions(self, tokens: Tensor) -> Tensor | None:
-        """Where the embedding of each text ``(N, T)`` is read: ``(N,)``; None if tokens behind it matter, too."""
+        """Position at which the embedding of each text ``(N, T)`` is read: ``(N,)``; None if later tokens affect it."""
         if not self.is_causal or self._has_class_token:
             return None
         if self._pool_type == "argmax":
@@ -116,7 +116,7 @@ class TextEncoder(nn.Module):
         return F.normalize(self.project(hidden[torch.arange(len(tokens), device=ends.device), ends]).float(), dim=-1)
 
     def reference_layout(self, segments: Sequence[Sequence[int]], prompt_length: int) -> PackedTexts:
-        """The texts of all classes in one packed sequence: see :class:`PackedTexts`.
+        """The texts of all classes as one packed sequence: see :class:`PackedTexts`.
 
         Raises:
             ReclipError: the transformer is not causal.
@@ -126,7 +126,7 @@ class TextEncoder(nn.Module):
         return PackedTexts(self.tokenizer.sot_token_id, segments, prompt_length)
 
     def reference(self, vectors: Tensor, layout: PackedTexts) -> Tensor:
-        """Features ``(C, D)``, not normalised, of the texts of C classes that prompt vectors ``(L, F)`` begin."""
+        """Features ``(C, D)``, not normalised, of the texts of C classes with prompt vectors ``(L, F)``."""
         embed = self.token_embedding
         vectors = vectors.to(embed.weight.dtype)
         tokens = torch.cat([embed(layout.start_token), vectors, embed(layout.segment_tokens)])
@@ -136,20 +136,20 @@ class TextEncoder(nn.Module):
 
 
 class PackedTexts(nn.Module):
-    """Texts with a common prefix as one sequence, for a causal transformer.
+    """Texts with a common prefix packed into one sequence, for a causal transformer.
 
     The hidden states of ``[start][v_1]...[v_L]`` are the same for all classes. They are computed once, in ::
 
         [start] v_1 ... v_L | segment 1 | segment 2 | ...
 
-    where the positions restart after the prefix and a mask lets each segment see the prefix and itself. This is the
-    same function as encoding C sequences of 1 + L + len(segment) tokens, at a fraction of the work.
+    where positions restart after the prefix for each segment, and the attention mask lets each segment see the prefix
+    and itself. Equivalent to encoding C sequences of 1 + L + len(segment) tokens, at a fraction of the cost.
 
     Attributes:
         start_token: ``(1,)`` id of the start token.
-        segment_tokens: ids of all segments, one after the other.
-        positions: place in the context of each token of the sequence, ``(T,)``.
-        ends: ``(C,)``, where the last token of each segment lies in the sequence.
+        segment_tokens: concatenated ids of all segments.
+        positions: ``(T,)``, position in the context of each token of the sequence.
+        ends: ``(C,)``, index in the sequence of the last token of each segment.
         attn_mask: see :func:`packed_attention_mask`.
     """
 
@@ -170,14 +170,14 @@ class PackedTexts(nn.Module):
 
 
 def packed_attention_mask(prefix: int, lengths: Tensor) -> Tensor:
-    """Additive attention mask of the packed sequence: 0 where a token may look, -inf elsewhere.
+    """Additive attention mask of the packed sequence: 0 where a token attends, -inf elsewhere.
 
-    A token of the prefix sees the prefix up to itself; a token of a segment sees the whole prefix and its own segment
-    up to itself.
+    A token of the prefix attends to the prefix up to itself; a token of a segment to the whole prefix and to its own
+    segment up to itself.
 
     Args:
-        prefix: tokens of the shared prefix, start included.
-        lengths: ``(C,)`` tokens of each segment, end included.
+        prefix: length of the shared prefix, including the start token.
+        lengths: ``(C,)``, length of each segment, including the end token.
 
     Returns:
         ``(T, T)`` float32, T = prefix + lengths.sum().
@@ -190,5 +190,5 @@ def packed_attention_mask(prefix: int, lengths: Tensor) -> Tensor:
 
 
 def causal_mask(length: int) -> Tensor:
-    """Additive attention mask ``(length, length)`` of a causal transformer: -inf above the diagonal, else 0."""
+    """Additive attention mask ``(length, length)`` of a causal transformer: -inf above the diagonal, 0 elsewhere."""
     return torch.full((length, length), float("-inf")).triu(1)

@@ -1,7 +1,7 @@
 """Dense image features of an open_clip Vision Transformer, from pixels to Z.
 
-:func:`dense_image_features` is the one way: :func:`embed_patches`, all blocks but the last, a dense attention in the
-place of the last, :func:`project_dense`.
+:func:`dense_image_features` runs :func:`embed_patches`, all blocks but the last, a dense attention in place of the
+last, and :func:`project_dense`.
 
 Shape letters: B images, (H, W) image size in pixels, (h, w) patch grid, n = h*w patches, E width of the
 transformer, D width of the joint embedding.
@@ -23,8 +23,8 @@ from reclip_d2.errors import ReclipError
 def check_image_tower(visual: nn.Module, name: str) -> None:
     """Raise :class:`ReclipError` unless ``visual`` is a ViT whose last block a dense attention can replace.
 
-    Needed are a patch convolution, a class token, an ``nn.MultiheadAttention`` with one packed input
-    projection in each block, and a final projection; pooling by attention, timm towers and ResNets lack them.
+    It needs a patch convolution, a class token, an ``nn.MultiheadAttention`` with a packed input projection in each
+    block, and a final projection; towers with attentional pooling, timm towers and ResNets do not have them.
     """
     reason = None
     if not all(hasattr(visual, part) for part in ("conv1", "class_embedding", "transformer", "ln_post", "proj")):
@@ -44,17 +44,17 @@ def resize_positional_embedding(positional_embedding: Tensor, grid: tuple[int, i
 
     Args:
         positional_embedding: ``(1 + grid_h * grid_w, E)``, the class token's row first.
-        grid: (grid_h, grid_w) of the pre-trained embedding.
-        size: (h, w) wanted.
+        grid: (grid_h, grid_w) of the pretrained embedding.
+        size: (h, w) of the result.
 
     Returns:
-        ``(1 + h * w, E)``; the class token's row is passed through. Without a change of size the input itself.
+        ``(1 + h * w, E)``, with the class token's row unchanged; the input itself if the sizes are equal.
     """
     if grid == size:
         return positional_embedding
     token, patches = positional_embedding[:1], positional_embedding[1:]
     patches = patches.reshape(1, *grid, -1).permute(0, 3, 1, 2)
-    # Bicubic interpolation has no low-precision kernel everywhere; the embedding is tiny, so use float32 up.
+    # Not all devices have low-precision bicubic kernels; the embedding is tiny, so use float32 or wider.
     dtype = torch.promote_types(patches.dtype, torch.float32)
     patches = F.interpolate(patches.to(dtype), size=size, mode="bicubic", align_corners=False)
     patches = patches.flatten(2).squeeze(0).transpose(0, 1).to(token.dtype)
@@ -81,14 +81,14 @@ def embed_patches(visual: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int,
 
 
 class OpenClipBlock(TransformerBlock):
-    """A ``ResidualAttentionBlock`` of open_clip in parts."""
+    """The parts of an open_clip ``ResidualAttentionBlock``."""
 
     def __init__(self, block: nn.Module) -> None:
         self.block = block
         self.num_heads = block.attn.num_heads
 
     def _project(self, normed: Tensor, part: int) -> Tensor:
-        """Queries, keys or values (part 0, 1 or 2) by their share of the packed projection."""
+        """Queries, keys or values (part 0, 1 or 2) by their rows of the packed projection."""
         attention = self.block.attn
         rows = slice(part * attention.embed_dim, (part + 1) * attention.embed_dim)
         bias = attention.in_proj_bias
@@ -123,8 +123,8 @@ def last_block_input(
 
     Args:
         images: ``(B, 3, H, W)``, normalised; H and W are multiples of the patch size.
-        earlier_blocks: indices of the blocks whose inputs are kept, too.
-        image_sizes: (H, W) of each image without its padding; None if none is padded.
+        earlier_blocks: indices of the blocks whose inputs are returned too.
+        image_sizes: (H, W) of each image without padding; None if none is padded.
     """
     tokens, grid = embed_patches(visual, images)
     *blocks, last = visual.transformer.resblocks
@@ -143,7 +143,7 @@ def project_dense(visual: nn.Module, attention: DenseAttention, inputs: Attentio
     """Image features Z: dense attention, ``ln_post``, projection to the joint space, L2 norm of each patch.
 
     Returns:
-        ``(B, n', D)`` float32 (float64 for a float64 model), rows of length 1; n' patches as the attention gives them.
+        ``(B, n', D)`` float32 (float64 for a float64 model), rows of length 1, for the attention's n' output patches.
     """
     features = visual.ln_post(attention(inputs))
     if visual.proj is not None:
@@ -158,8 +158,8 @@ def dense_image_features(
     attention: DenseAttention,
     image_sizes: Sequence[tuple[int, int]] | None = None,
 ) -> tuple[Tensor, AttentionInput]:
-    """Image features Z of the paper (section III-A), ``(B, n', D)``, and the input of the last block that they come
-    from: :func:`last_block_input`, then :func:`project_dense`."""
+    """Image features Z ``(B, n', D)`` of section III-A, and the last block's input that they were computed from:
+    :func:`last_block_input`, then :func:`project_dense`."""
     earlier_blocks = attention.earlier_blocks(len(visual.transformer.resblocks))
     inputs = last_block_input(visual, images, earlier_blocks, image_sizes)
     return project_dense(visual, attention, inputs), inputs

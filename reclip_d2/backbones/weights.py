@@ -1,6 +1,6 @@
 """Read CLIP weights from a local file: OpenAI's TorchScript archives, open_clip's and Hugging Face's files.
 
-Only tensors are read, nothing in a file is executed. Names follow open_clip's ``CLIP``.
+Only tensors are read; nothing in a file is executed. Names follow open_clip's ``CLIP``.
 
 Shape letters: D width of the joint embedding, E width of a transformer.
 """
@@ -29,12 +29,12 @@ _OPENAI_SETTINGS = ("input_resolution", "context_length", "vocab_size")
 
 @dataclasses.dataclass(frozen=True)
 class ClipWeights:
-    """Weights of a file.
+    """Weights from a file.
 
     Attributes:
         state: tensors by open_clip's names, float32.
-        source: ``OpenAI``, ``Hugging Face`` or ``open_clip``, by the file's form.
-        quick_gelu: whether these weights need QuickGELU; None where the file does not tell.
+        source: ``OpenAI``, ``Hugging Face`` or ``open_clip``, by the file's format.
+        quick_gelu: whether these weights need QuickGELU; None if the file does not tell.
     """
 
     state: dict[str, Tensor]
@@ -43,10 +43,10 @@ class ClipWeights:
 
 
 def read_clip_weights(path: str | Path) -> ClipWeights:
-    """Weights of a local file, whatever its form.
+    """Read the weights of a local file in any of the supported formats.
 
     Raises:
-        ReclipError: the file is damaged, holds something else than tensors, or no CLIP.
+        ReclipError: the file is damaged, holds something else than tensors, or does not hold a CLIP.
     """
     path = Path(path)
     file = read_tensor_file(path, KEY)
@@ -58,7 +58,7 @@ def read_clip_weights(path: str | Path) -> ClipWeights:
     state = {
         name: tensor
         for name, tensor in state.items()
-        # Attention masks are computed, not learnt; position ids are 0, 1, 2, ...
+        # Not weights: attention masks are computed, and position ids are 0, 1, 2, ...
         if name not in _OPENAI_SETTINGS and not name.endswith(("attn_mask", "position_ids"))
     }
     if "visual.conv1.weight" not in state:
@@ -72,7 +72,7 @@ def _float(state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
 
 
 def _hidden_act_is_quick(path: Path) -> bool | None:
-    """Whether the ``config.json`` beside a Hugging Face file asks for QuickGELU; None without one."""
+    """Whether the ``config.json`` next to a Hugging Face file asks for QuickGELU; None if there is none."""
     try:
         config = read_json(path.parent / "config.json", {"type": "object"}, "config", "replace it", max_bytes=MIB)
         towers = [config.get("vision_config") or {}, config.get("text_config") or {}]
@@ -82,7 +82,7 @@ def _hidden_act_is_quick(path: Path) -> bool | None:
     return "quick_gelu" in acts
 
 
-# Parts of a block: Hugging Face's name, open_clip's name.
+# Parts of a block: Hugging Face's names to open_clip's.
 _BLOCK_PARTS = {
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
@@ -94,7 +94,7 @@ _OTHER_PARTS = {
     "vision_model.embeddings.class_embedding": "visual.class_embedding",
     "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
     "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
-    "vision_model.pre_layrnorm.weight": "visual.ln_pre.weight",  # the spelling is theirs
+    "vision_model.pre_layrnorm.weight": "visual.ln_pre.weight",  # sic
     "vision_model.pre_layrnorm.bias": "visual.ln_pre.bias",
     "vision_model.post_layernorm.weight": "visual.ln_post.weight",
     "vision_model.post_layernorm.bias": "visual.ln_post.bias",
@@ -108,10 +108,10 @@ _BLOCK = re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight
 
 
 def open_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of transformers' ``CLIPModel`` under open_clip's names.
+    """Convert a state dict of transformers' ``CLIPModel`` to open_clip's names.
 
-    The three projections of an attention become one packed ``in_proj``, and the projections to the joint embedding,
-    linear layers ``(D, E)`` there, become matrices ``(E, D)``. Unknown names are kept, so that loading names them.
+    The three projections of an attention are packed into one ``in_proj``, and the projections to the joint embedding,
+    linear layers ``(D, E)``, become matrices ``(E, D)``. Unknown names are kept, so that loading reports them.
     """
     out: dict[str, Tensor] = {}
     packed: dict[str, dict[str, Tensor]] = {}
@@ -138,7 +138,7 @@ def open_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def tower_sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """Sizes of a CLIP, read off its weights (open_clip's names); parts that are missing are left out."""
+    """Sizes of a CLIP, derived from its weights (open_clip's names); missing parts are left out."""
     state = {name.removeprefix("text."): tensor for name, tensor in state.items()}
 
     def size(name: str, dim: int) -> int | None:
@@ -164,14 +164,14 @@ def tower_sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def load_clip_weights(model: nn.Module, weights: ClipWeights, name: str, source: str) -> None:
-    """Load weights into a model, which must have just these.
+    """Load weights into a model; names, shapes and dtypes must match.
 
     Args:
         name: the model's open_clip name, for messages.
         source: the file, for messages.
 
     Raises:
-        ReclipError: the towers have other sizes, or names are missing or left over.
+        ReclipError: the towers have other sizes, or weights are missing or unknown.
     """
     own = model.state_dict()
     theirs, ours = tower_sizes(weights.state), tower_sizes(own)
@@ -185,7 +185,7 @@ def load_clip_weights(model: nn.Module, weights: ClipWeights, name: str, source:
     state = dict(weights.state)
     if "positional_embedding" in state and "text.positional_embedding" in own:
         state = convert_to_custom_text_state_dict(state)
-    for key in ("logit_scale", "logit_bias"):  # a number in some files, a vector of one in others
+    for key in ("logit_scale", "logit_bias"):  # a scalar in some files, a vector of length 1 in others
         if key in state and key in own and state[key].numel() == own[key].numel():
             state[key] = state[key].reshape(own[key].shape)
     problems = [f"{key} is missing" for key in own if key not in state]

@@ -1,4 +1,4 @@
-"""Windows of an image in a pass of an open_clip Vision Transformer: a global feature for each (not in the papers).
+"""Global features of all windows of an image in one pass of an open_clip Vision Transformer (not in the papers).
 
 Shape letters: B images, N windows, (h, w) patch grid, n = h*w patches, D width of the joint embedding.
 """
@@ -13,7 +13,7 @@ from reclip_d2.backbones.vision import embed_patches
 
 
 def patches_inside(windows: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
-    """Which patches have their centre in which window; of a window without any, the patch that its centre lies in.
+    """Patches of each window: those with their centre inside; if there are none, the patch at the window's centre.
 
     Args:
         windows: ``(N, 4)`` boxes (x0, y0, x1, y1) in pixels, the ends exclusive.
@@ -40,10 +40,10 @@ def window_attention_mask(inside: Tensor) -> Tensor:
     """Attention mask of ``[class token, patches, window tokens]``: see :func:`window_image_features`.
 
     Args:
-        inside: ``(N, n)`` bool, which patches lie in which window.
+        inside: ``(N, n)`` bool, the patches of each window.
 
     Returns:
-        ``(T, T)`` float, T = 1 + n + N: 0 where a token (row) may look, -inf elsewhere.
+        ``(T, T)`` float, T = 1 + n + N: 0 where a token (row) attends to another (column), -inf elsewhere.
     """
     windows, patches = inside.shape
     visible = torch.zeros(1 + patches + windows, 1 + patches + windows, dtype=torch.bool, device=inside.device)
@@ -56,15 +56,14 @@ def window_attention_mask(inside: Tensor) -> Tensor:
 def window_image_features(visual: nn.Module, images: Tensor, inside: Tensor, split: int = 0) -> Tensor:
     """A global feature for each window of an image, all in one forward pass (not in the papers).
 
-    Each window has a copy of the class token. From block ``split`` on it attends to itself and to the patches in its
-    window; patches and the image's own class token never see the copies, so they are as in a forward pass without.
-    Cutting the windows out and encoding each as an image of its own costs N forward passes instead of about
-    ``1 + N / n``.
+    Each window has a copy of the class token, which from block ``split`` on attends to itself and to the patches of its
+    window. Patches and the image's class token never attend to the copies, so they are the same as without. The cost is
+    about ``1 + N / n`` forward passes; encoding each window as a separate image costs N.
 
     Args:
         images: ``(B, 3, H, W)``, normalised; H and W are multiples of the patch size.
-        inside: ``(N, n)`` bool, which patches lie in which window; at least one in each.
-        split: block from which on the copies go their own way, from 0 to the last.
+        inside: ``(N, n)`` bool, the patches of each window; at least one in each.
+        split: index of the first block with separate window tokens, from 0 to the last.
 
     Returns:
         ``(B, N, D)``, not normalised.

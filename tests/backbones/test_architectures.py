@@ -68,7 +68,7 @@ def test_checkpoints_know_the_architecture(file):
 )
 def test_files_that_are_no_architecture(file, content):
     file.write_text(content)
-    with pytest.raises(ReclipError, match=r"MODEL\.CLIP\.NAME .*my clip\.json is damaged .*: give a model config"):
+    with pytest.raises(ReclipError, match=r"MODEL\.CLIP\.NAME .*my clip\.json is damaged .*: use a model config"):
         build_clip(str(file), "random")
 
 
@@ -89,7 +89,7 @@ def test_architectures_that_cannot_be_built(file, change, words):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(ReclipError, match=r"none\.json does not exist: give a model config"):
+    with pytest.raises(ReclipError, match=r"none\.json does not exist: use a model config"):
         build_clip(str(tmp_path / "none.json"), "random")
 
 

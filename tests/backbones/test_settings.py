@@ -66,7 +66,7 @@ def test_statistics_beside_a_file(weights, file, content):
     assert found.mean == found.std == [127.5] * 3 and found.from_weights
     # Keys that the user has set must agree, or be meant.
     assert pixel_statistics(config_of(weights, "MODEL.PIXEL_MEAN", [127.5] * 3, "MODEL.PIXEL_STD", [127.5] * 3))
-    with pytest.raises(ReclipError, match=rf"MODEL.PIXEL_STD is \[1.0, 1.0, 1.0\], and .*{file} says \[127.5"):
+    with pytest.raises(ReclipError, match=rf"MODEL.PIXEL_STD is \[1.0, 1.0, 1.0\], but .*{file} says \[127.5"):
         pixel_statistics(config_of(weights, "MODEL.PIXEL_STD", [1.0] * 3))
     kept = pixel_statistics(config_of(weights, "MODEL.PIXEL_STD", [1.0] * 3, "MODEL.CLIP.NORMALIZATION", "keys"))
     assert kept.mean == OPENAI_MEAN and kept.std == [1.0] * 3 and not kept.from_weights

@@ -1,8 +1,8 @@
-"""Dense attentions: what the last block of an image tower does for dense features (``MODEL.CLIP.DENSE_ATTENTION``).
+"""Dense attentions: replacements of an image tower's last block for dense features (``MODEL.CLIP.DENSE_ATTENTION``).
 
-To add one, put a file with a registered :class:`DenseAttention` into this folder and set the key to its ``name``. Every
-file here is imported with the package; :mod:`~reclip_d2.backbones.dense_attention.base` says what an attention gets
-and gives, :mod:`~reclip_d2.backbones.dense_attention.value` is an example.
+To add one, put a file with a registered :class:`DenseAttention` into this folder and set the key to its ``name``. All
+files of this folder are imported with the package. :mod:`~reclip_d2.backbones.dense_attention.base` defines inputs and
+outputs; :mod:`~reclip_d2.backbones.dense_attention.value` is an example.
 """
 
 import importlib

@@ -1,7 +1,7 @@
-"""The contract of a dense attention, and the registry that ``MODEL.CLIP.DENSE_ATTENTION`` reads.
+"""The interface of dense attentions, and their registry for ``MODEL.CLIP.DENSE_ATTENTION``.
 
-A CLIP's last block mixes all patches into its class token; for a map of features each patch must stay local. The
-attention takes the last block's place: it gets the tokens that enter the block and gives the patches that leave it.
+CLIP's last block is trained for its class token only; for dense features each patch must stay local. A dense attention
+replaces that block: it maps the block's input tokens to output patches.
 
 Shape letters: B images, (H, W) size in pixels, (h, w) patch grid, n = h*w patches, p class (and register) tokens, which
 come before the patches, T = p + n tokens, E width of the image transformer, D width of the joint embedding.
@@ -24,16 +24,16 @@ KEY = "MODEL.CLIP.DENSE_ATTENTION"
 
 
 class TransformerBlock(abc.ABC):
-    """A pre-norm transformer block in parts, whatever library it comes from: ``x + output(A v)``, then ``x + mlp(x)``.
+    """The parts of a pre-norm transformer block, of any library: ``x + output(A v)``, then ``x + mlp(x)``.
 
-    Built for one forward pass over one grid: rotary embeddings of that grid are in :meth:`queries` and :meth:`keys`.
+    Built for one forward pass on one grid: :meth:`queries` and :meth:`keys` include any rotary embedding of the grid.
     """
 
     num_heads: int
 
     @abc.abstractmethod
     def norm(self, tokens: Tensor) -> Tensor:
-        """What queries, keys and values are projected from: ``(B, T, E)`` of the block's input ``(B, T, E)``."""
+        """First norm, of the block's input ``(B, T, E)``: the input of queries, keys and values."""
 
     @abc.abstractmethod
     def queries(self, normed: Tensor) -> Tensor:
@@ -49,11 +49,11 @@ class TransformerBlock(abc.ABC):
 
     @abc.abstractmethod
     def output(self, mixed: Tensor) -> Tensor:
-        """Output projection and layer scale of mixed values ``(B, T, E)``: what the residual connection adds."""
+        """Output projection and layer scale of attended values ``(B, T, E)``: what the first residual adds."""
 
     @abc.abstractmethod
     def mlp(self, tokens: Tensor) -> Tensor:
-        """What the second residual connection adds, ``(B, T, E)``: norm, MLP and layer scale."""
+        """Second norm, MLP and layer scale ``(B, T, E)``: what the second residual adds."""
 
     def split_heads(self, packed: Tensor) -> Tensor:
         """``(B, T, E)`` to ``(B, heads, T, E / heads)``."""
@@ -66,7 +66,7 @@ class TransformerBlock(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class BlockInput:
-    """A block and the tokens ``(B, T, E)`` that enter it."""
+    """A block and its input tokens ``(B, T, E)``."""
 
     block: TransformerBlock
     tokens: Tensor
@@ -74,16 +74,16 @@ class BlockInput:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionInput:
-    """What a dense attention gets.
+    """Input of a dense attention.
 
     Attributes:
         images: ``(B, 3, H, W)``, normalised for the CLIP: for helper vision models.
         block: the last block.
-        tokens: ``(B, T, E)`` that enter it, the p class tokens first.
-        grid: (h, w). In a trace these are values of the graph: compute with them, do not turn them into ints.
-        class_tokens: p; 1 for a CLIP, 0 for towers that pool by attention.
-        valid: ``(B, n)`` bool, patches that lie in the image; None if no image is padded.
-        earlier: inputs of the blocks that :meth:`DenseAttention.earlier_blocks` names, by their index.
+        tokens: its input ``(B, T, E)``, the p class tokens first.
+        grid: (h, w). In a trace these are values of the graph: compute with them, do not convert them to ints.
+        class_tokens: p; 1 for a CLIP, 0 for towers with attentional pooling.
+        valid: ``(B, n)`` bool, patches in the image, not in padding; None if no image is padded.
+        earlier: inputs of the blocks in :meth:`DenseAttention.earlier_blocks`, by index.
     """
 
     images: Tensor
@@ -101,16 +101,16 @@ class AttentionInput:
 
 
 class DenseAttention(nn.Module, abc.ABC):
-    """Takes the place of the last block for the patches. Subclasses define :meth:`forward`, and are registered by
+    """Replaces the last block for the patches. Subclasses define :meth:`forward`, and register with
     ``@DENSE_ATTENTION_REGISTRY.register()`` under their ``name``.
 
-    A helper model is a submodule: it moves to the backbone's device and stays frozen and out of checkpoints with it.
-    The tower's own weights come with each :class:`AttentionInput` and must not be kept.
+    A helper model is a submodule: like the backbone, it is moved to the device, frozen, and not in checkpoints. The
+    tower's weights come with each :class:`AttentionInput` and must not be stored.
 
     Attributes:
-        name: what ``MODEL.CLIP.DENSE_ATTENTION`` says.
-        uses_mlp: the last block's MLP takes part. With ``MODEL.CLIP.FINE_TUNE`` it trains only then.
-        upsampling: integer factor from the patch grid to the grid of the output, for helpers with smaller patches.
+        name: value of ``MODEL.CLIP.DENSE_ATTENTION``.
+        uses_mlp: whether the last block's MLP is used; only then does it train with ``MODEL.CLIP.FINE_TUNE``.
+        upsampling: integer factor from the patch grid to the output grid, for helpers with smaller patches.
     """
 
     name: ClassVar[str]
@@ -119,33 +119,33 @@ class DenseAttention(nn.Module, abc.ABC):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> DenseAttention:
-        """Build it for a config; by default without arguments."""
+        """Build the attention of a config; by default without arguments."""
         return cls()
 
     def earlier_blocks(self, count: int) -> Sequence[int]:
-        """Indices of the blocks, of ``count`` in all, whose inputs :attr:`AttentionInput.earlier` shall hold."""
+        """Indices of the blocks, out of ``count``, whose inputs are needed in :attr:`AttentionInput.earlier`."""
         return ()
 
     @abc.abstractmethod
     def forward(self, inputs: AttentionInput) -> Tensor:
-        """The patches ``(B, n', E)`` as they leave the last block, before the tower's final norm and projection.
+        """Output patches ``(B, n', E)`` in place of the last block's, before the tower's final norm and projection.
 
-        n' is ``upsampling**2 * n``, row by row; patches that are not :attr:`AttentionInput.valid` may hold anything
-        finite. Only operators that can be traced for ONNX opset 17 can be exported.
+        n' is ``upsampling**2 * n``, in row-major order; patches that are not :attr:`AttentionInput.valid` may have any
+        finite values. Export needs operators that can be traced for ONNX opset 17.
         """
 
     def refine(self, features: Tensor, inputs: AttentionInput) -> Tensor:
-        """Change the projected features ``(B, n', D)`` before they are normalised to length 1; by default unchanged."""
+        """Refine the projected features ``(B, n', D)`` before they are normalised to length 1; by default unchanged."""
         return features
 
     def identity(self) -> dict[str, Any]:
-        """What checkpoints record of it and compare, as plain values for JSON: by default the name. A helper model adds
-        a hash of its weights, and keys that change the features are added where they do not have their defaults."""
+        """What checkpoints record and compare, as JSON values: by default the name. Attentions with a helper model add
+        a hash of its weights; attentions with keys add those that differ from their defaults."""
         return {KEY: self.name}
 
 
 class _RegistryByName(Registry):
-    """A registry whose names are the classes' attribute ``name``."""
+    """A registry of classes by their attribute ``name``."""
 
     def register(self, obj: type[DenseAttention] | None = None) -> Callable[[type], type] | None:
         def decorate(attention: type[DenseAttention]) -> type[DenseAttention]:
@@ -160,12 +160,12 @@ class _RegistryByName(Registry):
 
 DENSE_ATTENTION_REGISTRY = _RegistryByName("DENSE_ATTENTION")
 DENSE_ATTENTION_REGISTRY.__doc__ = """
-Registry of :class:`DenseAttention` classes, by their ``name``. The registered class is built by its ``from_config``.
+Registry of :class:`DenseAttention` classes by their ``name``; they are built by ``from_config``.
 """
 
 
 def dense_attention_class(name: str) -> type[DenseAttention]:
-    """The class that ``MODEL.CLIP.DENSE_ATTENTION`` names, or raise :class:`ReclipError`."""
+    """The attention class of this name; raise :class:`ReclipError` if there is none."""
     if name not in DENSE_ATTENTION_REGISTRY:
         names = ", ".join(sorted(known for known, _ in DENSE_ATTENTION_REGISTRY))
         raise ReclipError(f"{KEY} {name!r} is not registered: choose one of {names}")
@@ -173,7 +173,7 @@ def dense_attention_class(name: str) -> type[DenseAttention]:
 
 
 def build_dense_attention(cfg: CfgNode) -> DenseAttention:
-    """The attention that ``MODEL.CLIP.DENSE_ATTENTION`` names.
+    """Build the attention of ``MODEL.CLIP.DENSE_ATTENTION``.
 
     Raises:
         ReclipError: it is not registered, or a key of the value path is set for another attention.

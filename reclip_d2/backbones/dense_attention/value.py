@@ -14,8 +14,8 @@ from reclip_d2.backbones.dense_attention.base import DENSE_ATTENTION_REGISTRY, A
 class ValueAttention(DenseAttention):
     """``out_proj(v_proj(ln_1(x)))``: the attention matrix is the identity, so that each patch keeps its own value.
 
-    As the first attention there was, it is recorded in checkpoints by ``MODEL.CLIP.VALUE_PATH_RESIDUAL`` alone, and
-    not at all by default.
+    Checkpoints do not record it by name, but only a ``MODEL.CLIP.VALUE_PATH_RESIDUAL`` that differs from the default,
+    for compatibility with checkpoints from before there were other attentions.
     """
 
     name = "value"
@@ -38,7 +38,7 @@ class ValueAttention(DenseAttention):
         return self.residual
 
     def forward(self, inputs: AttentionInput) -> Tensor:
-        """Value path of the patches ``(B, n, E)``. No token reads another: class tokens and padding have no part."""
+        """Value path of the patches ``(B, n, E)``. They do not interact, so class tokens and padding do not matter."""
         block, tokens = inputs.block, inputs.patches
         out = block.output(block.values(block.norm(tokens)))
         if not self.residual:
