@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .PHONY: help env demo test test-slow lint docs kernel-report clean FORCE
 
 VENV ?= .venv
-# The interpreter that makes the environment; empty: the first fit one of CANDIDATES.
+# The interpreter for the environment; if empty, the first suitable one of CANDIDATES.
 PYTHON ?=
 SEED ?= 0
 OUT ?= output/demo
@@ -22,13 +22,13 @@ help: ## list the targets
 demo: env ## train and evaluate on the embedded data set; table, report.json and report.png in OUT
 	$(PY) tools/demo.py --seed $(SEED) --output-dir $(OUT)
 
-test: lint ## lint, then all tests but the slow ones (CUDA tests only where there is a GPU)
+test: lint ## lint, then all tests except the slow ones (CUDA tests only with a GPU)
 	$(PY) -m pytest
 
-test-slow: env ## the slow tests only
+test-slow: env ## only the slow tests
 	$(PY) -m pytest -m slow
 
-lint: env ## ruff: rules and format; import-linter: the order of the folders
+lint: env ## ruff (rules and format) and import-linter (the order of the folders)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/lint-imports
@@ -36,7 +36,7 @@ lint: env ## ruff: rules and format; import-linter: the order of the folders
 docs: env ## the documentation as a site, in site/; broken links and anchors are errors
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
 
-kernel-report: env ## nvcc's report of registers and spills of each kernel, from the last build
+kernel-report: env ## nvcc's report of registers and spills per kernel, from the last build
 	$(PY) tools/kernel_report.py $(STATE)/build.log
 
 clean: ## remove builds and caches; output/ and the environment stay
@@ -46,13 +46,13 @@ clean: ## remove builds and caches; output/ and the environment stay
 	rm -f $(STATE)/installed
 
 # ---- the environment --------------------------------------------------------------------------------------------
-# Three steps, each with a stamp that is written last: what was interrupted is done again, what is done is not.
-# An environment that was there before (no `owned` stamp) keeps the versions it has; it only gets what it lacks.
+# Three steps, each with a stamp that is written last: interrupted steps are repeated, finished ones are not.
+# An existing environment (no `owned` stamp) keeps its versions; only missing packages are installed.
 STATE := $(VENV)/.reclip_d2
 
-env: $(STATE)/installed ## make the environment, or bring it up to date
+env: $(STATE)/installed ## make or update the environment
 
-# 1. The interpreter. Again if it has gone (a removed system Python leaves a dangling link).
+# 1. The interpreter. Repeated if it is missing (a removed system Python leaves a dangling link).
 $(STATE)/venv: $(if $(shell $(PY) -c 'print(1)' 2>/dev/null),,FORCE)
 	@if [ ! -e $(STATE)/owned ] && $(PY) -c '' 2>/dev/null; then \
 	  $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -80,9 +80,9 @@ $(STATE)/venv: $(if $(shell $(PY) -c 'print(1)' 2>/dev/null),,FORCE)
 	fi; \
 	mkdir -p $(STATE); touch $@
 
-# 2. The packages and Detectron2. A package that an interrupted pip left half-installed has no INSTALLER file, and pip
-#    would take it for installed: those are removed first. A file whose SHA-256 is not in requirements.txt is refused. The
-#    three packages that build the source archives come first: nothing is fetched for a build.
+# 2. The packages and Detectron2. Packages that an interrupted pip left half-installed have no INSTALLER file, but pip
+#    would consider them installed: they are removed first. Files whose SHA-256 is not in requirements.txt are rejected.
+#    The three packages that build source archives come first, so that no build downloads anything.
 $(STATE)/packages: $(STATE)/venv requirements.txt $(wildcard reclip_d2/install_detectron2/*.py)
 	@if [ -e $(STATE)/owned ]; then \
 	  find $(VENV)/lib/python3*/site-packages -maxdepth 1 -name '*.dist-info' ! -exec test -e '{}/INSTALLER' \; \
@@ -103,9 +103,9 @@ $(STATE)/packages: $(STATE)/venv requirements.txt $(wildcard reclip_d2/install_d
 	@$(PY) -m reclip_d2.install_detectron2
 	@touch $@
 
-# 3. reclip_d2 itself, editable, with its extension; again when its build changes, or when the environment served
-#    another checkout. Without a C++ compiler the package is installed without its extension, which is slower; an
-#    extension that does not compile is an error.
+# 3. reclip_d2 itself, editable, with its extension; repeated when its build changes, or when the environment was
+#    used for another checkout. Without a C++ compiler the package is installed without its extension, which is slower;
+#    an extension that does not compile is an error.
 $(STATE)/installed: $(STATE)/packages setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*) \
     $(if $(filter $(CURDIR),$(shell cat $(STATE)/installed 2>/dev/null)),,FORCE)
 	@set -- $${CXX:-c++}; \

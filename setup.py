@@ -1,16 +1,16 @@
-"""Build of reclip_d2; everything that is not code to run at build time is in pyproject.toml.
+"""Build of reclip_d2; everything that is not code is in pyproject.toml.
 
 ``pip install -e . --no-build-isolation`` and ``python setup.py develop`` do the same: they build the extension
-reclip_d2._C from csrc, for the CPU and, where nvcc and a CUDA build of torch are found, for CUDA. Settings:
+reclip_d2._C from csrc, for the CPU and, if nvcc and a CUDA build of torch are found, for CUDA. Settings:
 
     FORCE_CPU=1           build for the CPU only
-    FORCE_CUDA=1          building for CUDA is a must: an error instead of a CPU-only extension
-    TORCH_CUDA_ARCH_LIST  GPU architectures, "7.5;8.0;9.0+PTX" if it is not set
-    MAX_JOBS              compilers at a time, torch's own setting
-    NO_EXTENSION=1        no extension at all: plain PyTorch serves, slower
-    CXX                   the C++ compiler, c++ if it is not set; it is asked how it compiles OpenMP
+    FORCE_CUDA=1          require CUDA: fail instead of building a CPU-only extension
+    TORCH_CUDA_ARCH_LIST  GPU architectures (default: "7.5;8.0;9.0+PTX")
+    MAX_JOBS              number of parallel compilers, torch's own setting
+    NO_EXTENSION=1        build no extension: plain PyTorch is used, which is slower
+    CXX                   the C++ compiler (default: c++); its OpenMP flags are detected
 
-Compiler output, such as nvcc's report of registers and spills for each kernel, shows with ``pip install -v``.
+``pip install -v`` shows compiler output, such as nvcc's report of registers and spills per kernel.
 """
 
 import ctypes
@@ -31,15 +31,15 @@ from setuptools.errors import CCompilerError
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_ARCHITECTURES = "7.5;8.0;9.0+PTX"
-if int(setuptools.__version__.split(".")[0]) < 77:  # older ones cannot read pyproject.toml, and say so in a page
+if int(setuptools.__version__.split(".")[0]) < 77:  # older ones cannot read pyproject.toml, with a long error
     sys.exit(f"error: setuptools {setuptools.__version__} is too old: pip install --upgrade setuptools wheel")
 
 
 class Develop(Command):
     """``python setup.py develop``: an editable install through pip, without build isolation.
 
-    From release 80 on setuptools' own command calls pip with build isolation, where the installed torch is
-    out of sight; older ones fetch requirements with easy_install. This one is the same under all of them.
+    Since release 80, setuptools' own command calls pip with build isolation, which hides the installed torch; older
+    releases fetch requirements with easy_install. This command works the same with all releases.
     """
 
     description = "install in editable mode (pip install --no-build-isolation -e .)"
@@ -47,7 +47,7 @@ class Develop(Command):
     boolean_options: ClassVar = ["no-deps"]
 
     def initialize_options(self) -> None:
-        """Set the defaults of the options."""
+        """Set the options' defaults."""
         self.no_deps = False
 
     def finalize_options(self) -> None:
@@ -63,8 +63,8 @@ class Develop(Command):
 
 
 class BuildPackage(build_py):
-    """Puts ``configs``, which is at the top of the checkout, into the installed package, where the programs find it. An
-    editable install has it in the checkout."""
+    """Copies ``configs`` from the top of the checkout into the installed package, where programs find it. Editable
+    installs use the checkout's."""
 
     def run(self) -> None:
         """Build the package, then copy."""
@@ -80,9 +80,9 @@ def flag(name: str) -> bool:
 
 
 def find_cuda_home() -> str | None:
-    """The folder of the CUDA toolkit: CUDA_HOME, or what nvcc itself says, or /usr/local/cuda.
+    """The folder of the CUDA toolkit: CUDA_HOME, or as reported by nvcc, or /usr/local/cuda.
 
-    torch takes the parent of nvcc's folder, which is wrong where the nvcc on the PATH is a script that calls another.
+    torch takes the parent of nvcc's folder, which is wrong if the nvcc on the PATH is a script that calls another.
     """
     if os.environ.get("CUDA_HOME"):
         return os.environ["CUDA_HOME"]
@@ -101,15 +101,15 @@ def why_no_cuda(cuda_home: str | None) -> str | None:
     import torch
 
     if torch.version.cuda is None:
-        return "the installed torch is a build without CUDA"
+        return "the installed torch was built without CUDA"
     nvcc = Path(cuda_home or "/nowhere") / "bin" / "nvcc"
     if not nvcc.exists():
-        return "no nvcc was found (CUDA_HOME names the folder of the CUDA toolkit)"
+        return "nvcc was not found (set CUDA_HOME to the folder of the CUDA toolkit)"
     report = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
     found = re.search(r"release (\d+)\.", report)
     if found is None or found.group(1) != torch.version.cuda.split(".")[0]:
         version = found.group(1) if found else "unknown"
-        return f"nvcc is of CUDA {version} but torch of CUDA {torch.version.cuda}"
+        return f"nvcc is from CUDA {version} but torch from CUDA {torch.version.cuda}"
     return None
 
 
@@ -118,7 +118,7 @@ def extensions() -> list[Extension]:
     if flag("NO_EXTENSION"):
         return []
     if sys.platform == "win32":
-        print("reclip_d2._C: not built: Windows is not supported outside WSL; plain PyTorch serves, slower")
+        print("reclip_d2._C: not built: Windows is not supported outside WSL; plain PyTorch is used, which is slower")
         return []
     cuda_home = find_cuda_home()
     if cuda_home:
@@ -136,7 +136,7 @@ def extensions() -> list[Extension]:
     cuda_sources = [path for path in sources if path.endswith("_cuda_host.cpp")]
     cuda_sources += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("**/*.cu"))
     sources = [path for path in sources if path not in cuda_sources]
-    # No -std: torch's builder adds the standard that its headers need (C++20 from torch 2.14 on).
+    # No -std: torch's builder adds the standard that its headers need (C++20 since torch 2.14).
     # No -march: the tiles of csrc/cpu are compiled for several instruction sets and chosen at run time.
     compile_args = {"cxx": ["-O3", "-Wall", "-fvisibility=hidden"]}
     reason = "FORCE_CPU is set" if flag("FORCE_CPU") else why_no_cuda(cuda_home)
@@ -148,8 +148,8 @@ def extensions() -> list[Extension]:
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
     print(f"reclip_d2._C: built for the CPU and for CUDA architectures {os.environ['TORCH_CUDA_ARCH_LIST']}")
     compile_args["nvcc"] = ["-O3", "-Xptxas", "-v", "--expt-relaxed-constexpr", "-lineinfo"]
-    # Only headers of the CUDA runtime are needed (ATen/cuda, which wants cuBLAS and its like, is left alone): a CUDA
-    # folder with nvcc and the runtime will do.
+    # Only headers of the CUDA runtime are needed (not ATen/cuda, which includes cuBLAS and others), so a CUDA folder
+    # with nvcc and the runtime is enough.
     return [CUDAExtension("reclip_d2._C", sources + cuda_sources, extra_compile_args=compile_args)]
 
 
@@ -165,23 +165,23 @@ extern "C" int reclip_probe() {
   return sum;
 }
 """
-# GCC's and Clang's spelling, and that of Apple's Clang, which refuses the first.
+# The flags of GCC and Clang, and of Apple's Clang, which rejects the first.
 OPENMP_FLAGS = (["-fopenmp"], ["-Xpreprocessor", "-fopenmp"])
 
 
 def openmp_flags(compile_command: list[str], link: Callable[[Path, Path], None], scratch: Path) -> list[str]:
-    """The flags with which at::parallel_for runs in parallel, or none if it must run on one thread.
+    """The OpenMP flags for at::parallel_for, or none if it must run on one thread.
 
-    OpenMP is not linked, so that the library that torch has loaded serves: two of them in one process fight for the
-    cores, and may crash. Not every compiler's code fits torch's library (Clang's does not fit GCC's libgomp), so a
-    probe is compiled, linked and loaded as the extension will be.
+    OpenMP is not linked, so that the extension uses the library that torch has loaded: two of them in one process
+    compete for cores and may crash. Not every compiler's code is compatible with torch's library (Clang's is not with
+    GCC's libgomp), so a probe is compiled, linked and loaded the way the extension will be.
 
     Args:
-        compile_command: the compiler, and its flags but those of OpenMP.
-        link: links an object file, the first argument, to a shared library with the libraries of torch.
+        compile_command: the compiler and its flags, without those of OpenMP.
+        link: links an object file (the first argument) to a shared library with torch's libraries.
         scratch: an empty folder.
     """
-    import torch  # noqa: F401  (its OpenMP library must be there when the probe is loaded)
+    import torch  # noqa: F401  (its OpenMP library must be loaded before the probe)
 
     source = scratch / "openmp_probe.cpp"
     source.write_text(OPENMP_PROBE, encoding="utf-8")
@@ -200,23 +200,23 @@ def openmp_flags(compile_command: list[str], link: Callable[[Path, Path], None],
 
 
 def build_commands() -> dict[str, type[Command]]:
-    """The commands of this build; torch's own compiles the extension."""
+    """The commands of this build; torch's command compiles the extension."""
     commands = {"develop": Develop, "build_py": BuildPackage}
     if flag("NO_EXTENSION") or sys.platform == "win32":
         return commands
     from torch.utils.cpp_extension import BuildExtension, get_cxx_compiler, include_paths, library_paths
 
     class BuildKernels(BuildExtension):
-        """torch's builder, with the flags of OpenMP that its compiler takes."""
+        """torch's builder, with the OpenMP flags that work with its compiler."""
 
         def build_extensions(self) -> None:
-            """Find the flags, then build."""
+            """Detect the flags, then build."""
             compile_command = get_cxx_compiler().split() if self.use_ninja else self._compiler_of_distutils()
             headers = [part for folder in include_paths() for part in ("-isystem", folder)]
             with tempfile.TemporaryDirectory(prefix="reclip-openmp-") as scratch:
                 flags = openmp_flags([*compile_command, *headers], self._link_probe, Path(scratch))
             if not flags:
-                print("reclip_d2._C: built without OpenMP: the kernels for the CPU run on one thread")
+                print("reclip_d2._C: built without OpenMP: the CPU kernels run on one thread")
             for extension in self.extensions:
                 extension.extra_compile_args["cxx"] += flags
             super().build_extensions()

@@ -94,4 +94,4 @@ def test_the_wheel_has_what_the_command_needs(tmp_path):
         env={**environment, "PYTHONPATH": str(site)},
         check=True,
     )
-    assert installer.stdout.endswith("is left alone\n")
+    assert installer.stdout.endswith("is already installed\n")

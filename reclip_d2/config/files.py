@@ -174,7 +174,7 @@ def _base_names(names: Any, source: str) -> list[str]:  # noqa: ANN401
         if not isinstance(name, str) or not name.strip() or "\0" in name or len(name) > MAX_TEXT:
             raise ReclipError(f"{source}: its {BASE_KEY} is {shown(name)}; name a file, or a list of files")
         if "://" in name:
-            raise ReclipError(f"{source}: its {BASE_KEY} {shown(name)} is an address: copy the file and name that")
+            raise ReclipError(f"{source}: its {BASE_KEY} {shown(name)} is a URL: copy the file and name that")
     return names
 
 

@@ -32,11 +32,11 @@ MAX_CLASSES = IGNORE_LABEL
 MAX_BACKGROUND = MAX_CLASSES
 """Names of the background line; each is a class for the model."""
 MAX_NAMES = 4096
-"""Names in all, synonyms included: each is encoded with every prompt template."""
+"""Names in total, with synonyms: each is encoded with every prompt template."""
 MAX_NAME_LENGTH = 300
 """Characters of a name. CLIP takes 77 tokens, and a tokenizer's time grows with the square of a word's length."""
 
-# Of 255 classes with all their synonyms; a larger file is something else.
+# Enough for 255 classes with all their synonyms; a larger file is something else.
 _MAX_BYTES = MIB
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -45,13 +45,13 @@ _COMMENT = re.compile(r"(?:^|\s)#.*")
 
 @dataclasses.dataclass(frozen=True)
 class ClassList:
-    """What a class file says.
+    """The contents of a class file.
 
     Attributes:
         classes: for each class its name and any synonyms.
         background: names of the background line; empty without one.
         path: the file, for messages.
-        lines: the line of each class, then that of the background names, from 1.
+        lines: line numbers, from 1, of each class and then of the background names.
     """
 
     classes: tuple[tuple[str, ...], ...]
@@ -61,7 +61,7 @@ class ClassList:
 
     @property
     def model_classes(self) -> list[list[str]]:
-        """The classes that the model tells apart: the file's, then each background name by itself."""
+        """The classes that the model distinguishes: those of the file, then each background name as a class."""
         return [list(names) for names in self.classes] + [[name] for name in self.background]
 
     def mask_names(self, keep_background: bool) -> list[str]:
@@ -70,7 +70,7 @@ class ClassList:
         return [names[0] for names in self.classes] + kept
 
     def mask_ids(self, keep_background: bool) -> list[int]:
-        """For each of :attr:`model_classes` its id in masks; :data:`IGNORE_LABEL` for an ignored background."""
+        """Mask id of each of :attr:`model_classes`; :data:`IGNORE_LABEL` for an ignored background."""
         count = len(self.classes)
         return [*range(count), *(count if keep_background else IGNORE_LABEL for _ in self.background)]
 
@@ -104,7 +104,7 @@ def parse_classes(text: str, path: str) -> ClassList:
         where = f"class file {path}, line {number}"
         key, colon, rest = line.partition(":")
         if colon and key.strip().lower() != BACKGROUND:
-            raise ReclipError(f"{where}: {key.strip()[:40]!r}: has no meaning; only {BACKGROUND}: may begin a line")
+            raise ReclipError(f"{where}: unknown key {key.strip()[:40]!r}; only {BACKGROUND}: may begin a line")
         if colon and background_line:
             raise ReclipError(f"{where}: a second {BACKGROUND}: line after line {background_line}: put all into one")
         written = (rest if colon else line).split(",")
@@ -127,12 +127,12 @@ def parse_classes(text: str, path: str) -> ClassList:
 
 
 def _check_separators(name: str, where: str) -> None:
-    """Raise :class:`ReclipError` for a name that holds what other formats separate names with."""
+    """Raise :class:`ReclipError` for a name with a separator of other formats in it."""
     # Twice, as CLIP's tokenizer does: "rock &amp; sand" has no semicolon.
     for separator, title in (("\t", "a tab"), (";", "a semicolon")):
         if separator in html.unescape(html.unescape(name)):
             raise ReclipError(
-                f"{where}: {title} in the name {name[:40]!r}: write one class per line, with commas between its names"
+                f"{where}: the name {name[:40]!r} contains {title}: write one class per line, with commas between names"
             )
 
 
@@ -157,7 +157,7 @@ def _check_count(classes: ClassList, named_background: int | None) -> None:
         raise ReclipError(f"class file {path} names no class: write one class per line{alone}")
     if len(classes.model_classes) < 2:
         raise ReclipError(
-            f"class file {path} names a single class, which every pixel would get: add others, or a {BACKGROUND}: line"
+            f"class file {path} names only one class, which every pixel would get: add others, or a {BACKGROUND}: line"
         )
     if classes.background and named_background is not None:
         raise ReclipError(
@@ -173,17 +173,18 @@ def _check_count(classes: ClassList, named_background: int | None) -> None:
 
 
 def check_name_tokens(classes: ClassList, encode: Callable[[str], list[int]], limit: int | None = None) -> None:
-    """Check what CLIP's text encoder reads of the names.
+    """Check the names as CLIP's text encoder reads them.
 
     Tokenizers clean names first: composed and decomposed letters, full-width and plain ones, curly and straight quotes,
-    ``&amp;`` and ``&`` become one. Of two names with the same tokens the second could never win.
+    ``&amp;`` and ``&`` become the same. If two names have the same tokens, the second can never win.
 
     Args:
-        encode: token ids of a name, without start and end.
+        encode: returns the token ids of a name, without the start and end tokens.
         limit: tokens that the longest prompt template leaves to a name in the context; None for no limit.
 
     Raises:
-        ReclipError: a name has no tokens, those of another name, or more than ``limit``; the message names the lines.
+        ReclipError: a name has no tokens, the same tokens as another name, or more than ``limit``; the message names
+            the lines.
     """
     seen: dict[tuple[int, ...], tuple[str, int]] = {}
     for names, line in zip(classes.model_classes, classes.lines, strict=True):
@@ -200,8 +201,8 @@ def check_name_tokens(classes: ClassList, encode: Callable[[str], list[int]], li
             other, other_line = seen.setdefault(tokens, (name, line))
             if (other, other_line) != (name, line):
                 same = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other)
-                first, second = map(ascii if same else repr, (other, name))  # or they would look the same
+                first, second = map(ascii if same else repr, (other, name))  # otherwise they would look the same
                 raise ReclipError(
-                    f"{where}: CLIP reads the name {second} as it reads {first} in line {other_line}: a name is of one"
+                    f"{where}: CLIP reads the name {second} like {first} in line {other_line}: a name belongs to one"
                     " class, remove one of them"
                 )

@@ -10,7 +10,7 @@ from reclip_d2.errors import ReclipError
 
 
 def check_registered(name: str) -> None:
-    """Raise :class:`ReclipError` for a data set that nobody registered."""
+    """Raise :class:`ReclipError` for a data set that is not registered."""
     if name not in DatasetCatalog.list():
         known = ", ".join(n for n in DatasetCatalog.list() if hasattr(MetadataCatalog.get(n), "reclip_protocol"))
         raise ReclipError(f"data set {name!r} is not registered: choose one of {known}")
@@ -28,8 +28,8 @@ def check_labelled(name: str) -> None:
 
 
 def class_names_of(dataset: str) -> list[list[str]]:
-    """For each class of a data set its name and any synonyms: ``stuff_classes`` of its metadata, or
-    ``stuff_class_synonyms`` (lists that begin with the name) where it has them."""
+    """Name and synonyms of each class of a data set: ``stuff_class_synonyms`` of its metadata (lists that begin with
+    the name) if present, otherwise ``stuff_classes``."""
     check_registered(dataset)
     metadata = MetadataCatalog.get(dataset)
     if hasattr(metadata, "stuff_class_synonyms"):
@@ -38,7 +38,7 @@ def class_names_of(dataset: str) -> list[list[str]]:
 
 
 def class_names_from_config(cfg: CfgNode) -> list[list[str]]:
-    """The class list of the first data set that the config names, training before test.
+    """The class list of the config's first data set, training before test.
 
     Raises:
         ReclipError: there is none, or two of them have different class lists.

@@ -14,7 +14,7 @@ _HUE_STEP = 0.61803398875
 
 
 def class_colors(num_classes: int) -> np.ndarray:
-    """Colours that differ, ``(C, 3)`` uint8, for data sets that have no palette."""
+    """Distinct colours, ``(C, 3)`` uint8, for data sets without a palette."""
 
     def color(k: int) -> list[int]:
         saturation, value = 0.55 + 0.4 * (k % 2), 0.95 - 0.15 * (k % 3)

@@ -28,9 +28,8 @@ class UnlabelledDatasetMapper:
     """Map a record to ``{"image": (3, H, W) uint8 RGB tensor, "hypothesis": (|H|,) int64, ...}``.
 
     The record's other entries (file name, size, image id) pass through. ``crop_hypothesis``, a function of the image's
-    (H, W), the transforms and the crop's (H, W), takes the place of ``hypothesis``; see
-    ``reclip_d2.hypothesis.crop_aware``. A record that carries an annotation is
-    refused: the claim "unsupervised" is checked where the data enters, not promised.
+    (H, W), the transforms and the crop's (H, W), replaces ``hypothesis``; see ``reclip_d2.hypothesis.crop_aware``.
+    Records with an annotation are rejected, so "unsupervised" is checked where the data enters.
     """
 
     @configurable
@@ -44,9 +43,9 @@ class UnlabelledDatasetMapper:
         """
         Args:
             augmentations: applied to the image, in order.
-            refuse_labels: raise for a record with an annotation (training); otherwise ignore it (test, where the
-                evaluator reads the label by itself).
-            tiling: images that it cuts into tiles are left at their own size; None augments all.
+            refuse_labels: raise for a record with an annotation (training); otherwise ignore the annotation (test: the
+                evaluator reads the label itself).
+            tiling: images that it cuts into tiles keep their size; None augments all images.
         """
         self.augmentations = T.AugmentationList(augmentations)
         self.refuse_labels = refuse_labels
@@ -60,7 +59,7 @@ class UnlabelledDatasetMapper:
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        """See the class. The input is not changed."""
+        """See the class. The input is not modified."""
         if self.refuse_labels and (found := [key for key in LABEL_KEYS if record.get(key)]):
             raise AssertionError(f"a training record of {record['file_name']} carries a label: {found}")
         record = {key: copy.copy(value) for key, value in record.items() if key not in LABEL_KEYS}
@@ -99,7 +98,7 @@ class ColorJitter(T.Augmentation):
     def get_transform(self, image: np.ndarray) -> Transform:
         """Transform for an ``(H, W, 3)`` RGB image."""
         transforms = []
-        for part in self.parts:  # each works on what the one before it gave
+        for part in self.parts:  # each takes the output of the one before it
             transforms.append(part.get_transform(image))
             image = transforms[-1].apply_image(image)
         return TransformList(transforms)

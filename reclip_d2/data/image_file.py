@@ -1,4 +1,4 @@
-"""Opening image files: which formats, and what is refused before a pixel is decoded."""
+"""Opening image files: allowed formats, and checks before any pixel is decoded."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from reclip_d2.data.tiff import describe_tiff, silence_libtiff
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.files import MIB, describe_content, display_path, format_bytes, open_regular
 
-# Pillow's names of the formats that images may have. All others stay closed, whatever a file is called: for some,
-# such as EPS, Pillow starts other programs.
+# Pillow's names of the allowed formats. No other is opened, whatever the file's extension: for some, such as EPS,
+# Pillow starts other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF", "HEIF")
 # Article and name of each in messages.
 _NAMES = {
@@ -35,22 +35,23 @@ _EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff
 _HEIF_EXTENSIONS = (".heic", ".heif", ".hif")
 HEIF_REMEDY = "pip install 'reclip_d2[heif]'"
 
-# Pillow refuses images from 179 million pixels on. Scans and aerial images have more: 20,000 x 20,000 is 400 million.
-# This limit is this project's: an image of it takes 7 GB while it is decoded.
+# Pillow rejects images of 179 million pixels or more, but scans and aerial images can have 20,000 x 20,000 = 400
+# million. Decoding an image at our limit takes 7 GB.
 MAX_PIXELS = 1_000_000_000
-# A file of few bytes and very many pixels is made to fill the memory, or is empty. Bilevel scans, the densest of real
-# images, have some hundred pixels a byte, photographs 1 to 20.
+# A file of few bytes and very many pixels is a compression bomb, or blank. Bilevel scans, the densest real images, have
+# a few hundred pixels per byte, photographs 1 to 20.
 _MAX_PIXELS_PER_BYTE = 4_000
 _MANY_PIXELS = 50_000_000
-# Of a PNG's compressed metadata. Editing programs write several MiB of history or colour profile; Pillow allows one.
+# Of a PNG's compressed metadata. Editing programs write several MiB of history or colour profile; Pillow allows one
+# MiB.
 _MAX_METADATA = 64 * MIB
 
-# Pillow logs errors about damaged files, which without a handler would reach the terminal; ours name the file.
+# Without a handler, Pillow's log of damaged files would reach the terminal; our errors name the file.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class _PillowSettings:
-    """Changes Pillow's settings, which are global, as long as anyone reads; threads may."""
+    """Changes Pillow's global settings while any thread reads an image."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -80,7 +81,7 @@ class _PillowSettings:
             self.stack.callback(setattr, module, name, getattr(module, name))
             setattr(module, name, value)
         self.stack.enter_context(warnings.catch_warnings())
-        # About damaged metadata, or transparency, which is looked after.
+        # About damaged metadata, or transparency, which is handled here.
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -88,7 +89,7 @@ _pillow_settings = _PillowSettings()
 
 
 def readable_extensions() -> tuple[str, ...]:
-    """Extensions of image files that can be read here, in lower case. AVIF depends on Pillow, HEIC on pillow-heif."""
+    """Extensions, in lower case, of the images that can be read. AVIF depends on Pillow, HEIC on pillow-heif."""
     avif = (".avif",) if "avif" in features.modules and features.check("avif") else ()
     return (*_EXTENSIONS, *avif, *(_HEIF_EXTENSIONS if has_heif() else ()))
 
@@ -99,7 +100,7 @@ def has_heif() -> bool:
 
 
 def extension_remedy(extension: str) -> str:
-    """What lets images of an extension, in lower case, be read; "" if nothing here does."""
+    """How to enable reading an extension (in lower case); "" if it cannot be."""
     if extension in _HEIF_EXTENSIONS:
         return HEIF_REMEDY
     return "install a newer Pillow" if extension == ".avif" else ""
@@ -107,7 +108,7 @@ def extension_remedy(extension: str) -> str:
 
 @functools.cache
 def _register_heif() -> None:
-    """Let Pillow open HEIC."""
+    """Enable HEIC in Pillow."""
     if has_heif():
         import pillow_heif  # optional
 
@@ -122,19 +123,19 @@ def open_image(
     *,
     formats: Sequence[str] = FORMATS,
 ) -> Iterator[Image.Image]:
-    """Open an image file with Pillow; its pixels are decoded by what the block does with it.
+    """Open an image file with Pillow; its pixels are decoded inside the ``with`` block.
 
-    Whatever an ``Exception`` in the block says is taken for damage of the file: do nothing else there.
+    Any ``Exception`` in the block is reported as a damaged file: do nothing else there.
 
     Args:
-        what: what the file is to the user, as errors name it.
-        remedy: the end of an error's line.
-        formats: Pillow's names of those that are taken, of :data:`FORMATS`.
+        what: what errors call the file.
+        remedy: the end of the error message.
+        formats: Pillow's names of the accepted formats, a subset of :data:`FORMATS`.
 
     Raises:
-        MissingFileError: nothing is there.
-        ReclipError: it is no regular file, of another format, damaged, has more than :data:`MAX_PIXELS`, or so many for
-            its bytes that it can only be a compression bomb.
+        MissingFileError: the file does not exist.
+        ReclipError: it is not a regular file, has another format, is damaged, has more than :data:`MAX_PIXELS`, or so
+            many pixels per byte that it can only be a compression bomb.
     """
     with open_regular(path, what, remedy) as stream, _pillow_settings.changed():
         where = f"{what} {display_path(path)}"
@@ -144,7 +145,7 @@ def open_image(
                 yield image
         except (ReclipError, MemoryError):
             raise
-        except Exception as error:  # decoders of damaged files raise nearly anything
+        except Exception as error:  # decoders raise nearly anything on damaged files
             raise ReclipError(f"{where} cannot be read ({_cause(error)}): {remedy}") from error
 
 
@@ -155,7 +156,7 @@ def _open(stream: BinaryIO, where: str, remedy: str, formats: Sequence[str]) -> 
         _register_heif()
     if head[:2] in (b"II", b"MM"):
         silence_libtiff()
-    Image.init()  # a name that Pillow does not know, as of HEIF without pillow-heif, would be a KeyError
+    Image.init()  # a format unknown to Pillow, such as HEIF without pillow-heif, would raise KeyError
     usable = [name for name in formats if name in Image.OPEN]
     try:
         return Image.open(stream, formats=usable)
@@ -172,7 +173,7 @@ def _open(stream: BinaryIO, where: str, remedy: str, formats: Sequence[str]) -> 
             *names, last = [_NAMES[name][1] for name in formats]
             names = f"{', '.join(names)} or {last}" if names else last
             raise ReclipError(f"{where} cannot be read (it is {content}, not {names}): {remedy}") from error
-        raise ReclipError(f"{where} cannot be read (no image, or damaged): {remedy}") from error
+        raise ReclipError(f"{where} cannot be read (not an image, or damaged): {remedy}") from error
 
 
 def _check_size(image: Image.Image, size: int, where: str) -> None:
@@ -181,8 +182,8 @@ def _check_size(image: Image.Image, size: int, where: str) -> None:
         raise ReclipError(f"{where} has {width} x {height} pixels, more than {MAX_PIXELS:,}: cut it into pieces")
     if width * height > max(_MANY_PIXELS, size * _MAX_PIXELS_PER_BYTE):
         raise ReclipError(
-            f"{where} has {width} x {height} pixels in {format_bytes(size)}, which no photograph or scan has: it is"
-            " empty or a compression bomb, remove it"
+            f"{where} has {width} x {height} pixels in {format_bytes(size)}, more than any photograph or scan: it is"
+            " blank or a compression bomb, remove it"
         )
 
 

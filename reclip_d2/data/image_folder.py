@@ -1,9 +1,9 @@
-"""A user's own images: folders, globs, files and text lists, and the names that their masks get.
+"""A user's own images: folders, globs, files and text lists, and the names of their masks.
 
-An image's id is its path, without the extension, below the deepest folder that holds everything that was named: for one
-folder below that folder, for ``photos/**/*.jpg`` below ``photos``. Its mask is the file of that id, so masks mirror the
-folders. Two images of one id (``a.jpg`` and ``a.png``) would share a mask, and are refused: often one of the two is a
-label map or a preview, and only the user knows which.
+An image's id is its path, without the extension, relative to the deepest folder that contains all sources: for one
+folder that folder, for ``photos/**/*.jpg`` the folder ``photos``. Its mask is the file with that id, so masks mirror
+the folders. Two images with one id (``a.jpg`` and ``a.png``) would share a mask and are rejected: often one of them is
+a label map or a preview, and only the user knows which.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from reclip_d2.data.image_file import extension_remedy, readable_extensions
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.files import MIB, check_regular, display_path, read_text
 
-# Of a list of a million images, and more.
+# Enough for a list of a million images.
 _MAX_LIST = 256 * MIB
-# Kinds of other files that a line names.
+# Kinds of other files named in one message.
 _NAMED_KINDS = 4
 LIST_EXTENSION = ".txt"
-# A folder with this file holds our own results, masks among them: they are no images to segment.
+# A folder with this file holds our own results, including masks, which are not images to segment.
 RESULTS_MARKER = "reclip.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageFile:
-    """An image of the user's.
+    """A user's image.
 
     Attributes:
         path: absolute.
@@ -48,11 +48,11 @@ class ImageFile:
 
 @dataclasses.dataclass(frozen=True)
 class FoundImages:
-    """What was found in the places that the user named.
+    """The images found in the user's sources.
 
     Attributes:
         images: sorted by id, each once.
-        others: visible files there that are not taken for images.
+        others: visible files that are not images.
     """
 
     images: list[ImageFile]
@@ -60,12 +60,12 @@ class FoundImages:
 
     @property
     def left_out(self) -> str:
-        """``"left out: 3 .heic, 1 .gif"``, or "" if every file is taken."""
+        """``"left out: 3 .heic, 1 .gif"``, or "" if every file is an image."""
         return f"left out: {describe_kinds(self.others)}" if self.others else ""
 
 
 def describe_kinds(paths: Iterable[Path]) -> str:
-    """How many files of which extensions there are, the most frequent first, and what would let them be read:
+    """Number of files per extension, most frequent first, and how to enable reading them:
     ``"3 .heic, 1 .gif"``."""
     kinds = sorted(Counter(path.suffix.lower() for path in paths).items(), key=lambda kind: (-kind[1], kind[0]))
     parts = []
@@ -81,24 +81,24 @@ def find_images(sources: Sequence[str | os.PathLike[str]], exclude: Sequence[Pat
     """The images that ``sources`` name.
 
     Args:
-        sources: each a folder (searched recursively; hidden files and folders are left out, links are followed), an
-            image, a glob (``**`` for any depth), or a ``.txt`` list of such paths, one a line, relative to the list;
+        sources: each a folder (searched recursively; hidden files and folders are skipped, links are followed), an
+            image, a glob (``**`` for any depth), or a ``.txt`` list of such paths, one per line, relative to the list;
             lines that begin with # are comments.
-        exclude: folders that are left out where a folder or a glob is searched. So are folders with our own results.
+        exclude: folders to skip when a folder or a glob is searched. Folders with our own results are skipped too.
 
     Raises:
-        ReclipError: a source does not exist, has no image, has an unknown extension, or is no regular file; two images
-            share an id.
+        ReclipError: a source does not exist, has no image, has an unknown extension, or is not a regular file; or two
+            images share an id.
     """
     search = _Search({folder.resolve() for folder in exclude})
-    files: dict[Path, None] = {}  # a set that keeps the order
+    files: dict[Path, None] = {}  # an ordered set
     bases = []
     for source in sources:
         found, base = search.resolve(os.fspath(source), Path.cwd(), f"IMAGES {display_path(source)}")
         bases.append(base)
         files.update(dict.fromkeys(found))
     if not files:
-        raise ReclipError("no images are named: give a folder, files, a glob or a list")
+        raise ReclipError("no images given: name a folder, files, a glob or a list")
     root = Path(os.path.commonpath(bases))
     images = [ImageFile(path, PurePosixPath(path.relative_to(root))) for path in files]
     _check_ids(images)
@@ -112,7 +112,7 @@ def _check_ids(images: Iterable[ImageFile]) -> None:
         if other != image.path:
             raise ReclipError(
                 f"{other} and {image.path.name} would share the mask {image.image_id}.png: rename or move one, or give"
-                " a .txt list of the images that you mean"
+                " a .txt list of the images to use"
             )
 
 
@@ -120,7 +120,7 @@ class _Search:
     """Looks for images.
 
     Attributes:
-        others: files that were passed over for their extension.
+        others: files that were skipped because of their extension.
     """
 
     def __init__(self, skipped: set[Path]) -> None:
@@ -129,17 +129,17 @@ class _Search:
         self.others: set[Path] = set()
 
     def resolve(self, source: str, start: Path, where: str) -> tuple[list[Path], Path]:
-        """Images of one source, and the deepest folder that holds all that it names.
+        """Images of one source, and the deepest folder that contains them all.
 
         Args:
-            start: folder that a relative source begins at.
+            start: folder that a relative source is relative to.
         """
-        # Without ``..``, but with links as they are: the user's names count.
+        # Removes ``..`` but keeps links: the user's names count.
         source = os.path.normpath(os.path.expanduser(source))
         path = Path(os.path.normpath(start / source))
         if os.path.isdir(path):
             if path.resolve() in self.skipped:
-                raise ReclipError(f"{where} is the folder that the results go to: name another --output")
+                raise ReclipError(f"{where} is the output folder: choose another --output")
             return self._scan(path, where), path
         if not os.path.lexists(path):
             if glob.has_magic(source):
@@ -176,7 +176,7 @@ class _Search:
         return images
 
     def _walk(self, folder: Path) -> Iterator[tuple[Path, list[str]]]:
-        """Visible folders and their visible files; links are followed, each folder is visited once."""
+        """Walk visible folders and their visible files; links are followed, each folder is visited once."""
 
         def refuse(error: OSError) -> None:
             where = f"folder {display_path(error.filename)}"
@@ -193,7 +193,7 @@ class _Search:
             yield Path(parent), sorted(filter(_visible, names))
 
     def _expand(self, pattern: str, start: Path, where: str) -> tuple[list[Path], Path]:
-        """Files that a glob names, and its part before the first wild card. Brackets in ``start`` are no wild cards."""
+        """Files that match a glob, and its part before the first wildcard. Brackets in ``start`` are literal."""
         parts = Path(pattern).parts
         fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
         folder = Path(os.path.normpath(start.joinpath(*parts[:fixed])))
@@ -202,7 +202,7 @@ class _Search:
         named = [path for path in matches if self._is_image(path)]
         images = [path for path in named if not any(parent.resolve() in self.skipped for parent in path.parents)]
         if named and not images:
-            raise ReclipError(f"{where} matches only files in the folder that the results go to: name another --output")
+            raise ReclipError(f"{where} matches only files in the output folder: choose another --output")
         if not images:
             no_images = f"but no images ({' '.join(self.extensions)})"
             what = f"matches {describe_kinds(matches)}, {no_images}" if matches else "matches nothing"
@@ -211,18 +211,20 @@ class _Search:
         return images, folder
 
     def _read_list(self, path: Path) -> tuple[list[Path], Path]:
-        """Images that a text file lists, and the folder that holds all of them."""
+        """Images listed in a text file, and the deepest folder that contains them all."""
         name = f"image list {display_path(path)}"
         images: list[Path] = []
         bases = []
-        lines = read_text(path, "image list", limit=_MAX_LIST, remedy="give a text file, a path per line").splitlines()
+        lines = read_text(
+            path, "image list", limit=_MAX_LIST, remedy="give a text file, one path per line"
+        ).splitlines()
         for number, line in enumerate(lines, start=1):
             entry = line.strip()
             if not entry or entry.startswith("#"):
                 continue
             where = f"{name}, line {number}: {display_path(entry)}"
             if entry.lower().endswith(LIST_EXTENSION):
-                raise ReclipError(f"{where} is itself a list: lists name images, folders and globs")
+                raise ReclipError(f"{where} is itself a list: a list may name images, folders and globs only")
             found, base = self.resolve(entry, path.parent, where)
             images += found
             bases.append(base)

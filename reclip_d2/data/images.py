@@ -22,7 +22,7 @@ from reclip_d2.utils.files import display_path
 
 logger = logging.getLogger(__name__)
 
-# An image with a longer side than so many times its shorter one has no patch left when it is resized.
+# Beyond this ratio of the longer to the shorter side, a resized image has no patch left.
 MAX_ASPECT = 100
 _CANNOT_HAVE_ALPHA = (".jpg", ".jpeg", ".jpe", ".jfif")
 
@@ -30,10 +30,10 @@ _CANNOT_HAVE_ALPHA = (".jpg", ".jpeg", ".jpe", ".jfif")
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Read an image as 8-bit RGB, upright (EXIF orientation applied).
 
-    Grey, palette, CMYK and L*a*b* images are converted, 16 bits are scaled to 8. Grey samples of fewer bits in 16 are
-    scaled by what the file declares (MaxSampleValue of a TIFF, sBIT of a PNG). Transparent regions are composited onto
-    white, as viewers show them: the colours below are often leftovers. Of a file with several pictures (TIFF pages,
-    animations) the first is read. A damaged EXIF block is passed over, with a warning in the log.
+    Grey, palette, CMYK and L*a*b* images are converted, 16 bits are scaled to 8. Grey samples with fewer significant
+    bits in 16 are scaled by what the file declares (MaxSampleValue of a TIFF, sBIT of a PNG). Transparent regions are
+    composited onto white, as in viewers: the colours beneath are often leftovers. Of files with several pictures (TIFF
+    pages, animations) the first is read. A damaged EXIF block is skipped, with a warning in the log.
 
     Returns:
         ``(H, W, 3)`` uint8, contiguous.
@@ -44,30 +44,30 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """
     with open_image(path) as image:
         samples = Samples(image, f"image {display_path(path)}")
-        image.load()  # of a TIFF this applies the orientation, and takes the tag away
+        image.load()  # for a TIFF this applies the orientation, and removes the tag
         orientation = _orientation(image, path)
         pixels = samples.rgb()
     return turn_upright(pixels, orientation)
 
 
 def _orientation(image: Image.Image, path: str | os.PathLike[str]) -> object:
-    """The EXIF orientation of a decoded image, 1 where there is none. Its pixels are sound without it."""
+    """The EXIF orientation of a decoded image; 1 if there is none, or the EXIF block is damaged."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except MemoryError:
         raise
-    except Exception as error:  # as of damaged pixels
+    except Exception as error:  # decoders raise nearly anything on damaged files
         _warn_of_exif(os.fspath(path), " ".join(str(error).split()) or type(error).__name__)
         return 1
 
 
-@functools.cache  # once a file: training reads it many times
+@functools.cache  # once per file: training reads it many times
 def _warn_of_exif(path: str, cause: str) -> None:
-    logger.warning("the EXIF block of image %s cannot be read (%s): it is taken as it is stored", path, cause)
+    logger.warning("the EXIF block of image %s cannot be read (%s): the image is used as stored", path, cause)
 
 
 def read_geometry(path: str | os.PathLike[str]) -> Geometry:
-    """How an image lies, by its header.
+    """Size and orientation of an image, from its header.
 
     Raises:
         ReclipError: the file cannot be opened, see :func:`reclip_d2.data.image_file.open_image`.
@@ -77,35 +77,35 @@ def read_geometry(path: str | os.PathLike[str]) -> Geometry:
 
 
 def check_aspect(path: str | os.PathLike[str], size: tuple[int, int]) -> None:
-    """Raise :class:`ReclipError` for an image that is too thin to be resized.
+    """Raise :class:`ReclipError` for an image that is too narrow to be resized.
 
     Args:
         size: (H, W).
     """
     if max(size) > MAX_ASPECT * min(size):
         raise ReclipError(
-            f"image {display_path(path)} has {size[1]} x {size[0]} pixels, one side more than {MAX_ASPECT} times the"
-            " other: cut it"
+            f"image {display_path(path)} has {size[1]} x {size[0]} pixels, with one side more than {MAX_ASPECT} times"
+            " the other: crop it"
         )
 
 
 def peek_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(H, W) that a file's header promises, before the orientation is applied; (0, 0) for a file that is no image."""
+    """(H, W) declared in a file's header, before the orientation is applied; (0, 0) if it is not an image."""
     try:
         with open_image(path) as image:
             return image.height, image.width
-    except ReclipError:  # a reader that needs the image will say why
+    except ReclipError:  # reported when the image is read
         return 0, 0
 
 
 def peek_pixels(path: str | os.PathLike[str]) -> int:
-    """Pixels that a file's header promises; 0 for a file that is no image."""
+    """Number of pixels declared in a file's header; 0 if it is not an image."""
     height, width = peek_size(path)
     return height * width
 
 
 def has_alpha(path: str | os.PathLike[str]) -> bool:
-    """Whether a file's header declares transparency; False for a file that is no image, and for JPEGs unseen."""
+    """Whether a file's header declares transparency; False if it is not an image, and for JPEGs without a look."""
     if Path(path).suffix.lower() in _CANNOT_HAVE_ALPHA:
         return False
     try:
@@ -119,7 +119,7 @@ _logged: set[str] = set()
 
 
 def log_alpha(dataset: str, paths: Iterable[str | os.PathLike[str]]) -> None:
-    """Say :func:`describe_alpha` of a data set in the log, once in a process."""
+    """Log :func:`describe_alpha` of a data set, once per process."""
     if dataset not in _logged:
         _logged.add(dataset)
         if line := describe_alpha(paths):
@@ -127,7 +127,7 @@ def log_alpha(dataset: str, paths: Iterable[str | os.PathLike[str]]) -> None:
 
 
 def describe_alpha(paths: Iterable[str | os.PathLike[str]]) -> str:
-    """One line for the log that says how many images declare transparency, and what becomes of it; "" if none does."""
+    """One line for the log: how many images declare transparency, and how it is handled; "" if none does."""
     count = sum(map(has_alpha, paths))
     if not count:
         return ""

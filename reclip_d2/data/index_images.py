@@ -1,9 +1,9 @@
-"""Reading index images: PNGs whose pixels are ids of classes or instances, and never colours.
+"""Reading index images: PNGs whose pixels are ids of classes or instances, not colours.
 
-A palette PNG (mode P) stores indices into a table of colours, and programs that save, optimise or convert one may put
-that table into another order. Then the indices are no longer ids, and nothing but the colours tells. So indices are
-taken as ids only where the palette is in the order of the ids (:class:`Palette`); where the colours are the data set's
-own, another order is mapped by colour; everything else is refused.
+A palette PNG (mode P) stores indices into a table of colours, which programs may reorder when they save, optimise or
+convert it. Then the indices are no longer ids, and only the colours reveal it. So indices are taken as ids only if the
+palette is in the order of the ids (:class:`Palette`). If the data set defines the colours, another order is mapped by
+colour; everything else is rejected.
 
 Shape letters: (H, W) size in pixels.
 """
@@ -25,9 +25,9 @@ Color = tuple[int, int, int]
 DEEP_MODES = ("L", "P", "I;16", "I;16B", "I")
 """Pillow's modes of index PNGs of 8 and 16 bits."""
 MODES = ("L", "P")
-"""Those of 8 bits."""
+"""Pillow's modes of index PNGs of 8 bits."""
 VOID_COLOR: Color = (224, 224, 192)
-"""PASCAL VOC's colour of the seam around objects, its id 255."""
+"""PASCAL VOC's colour of the border around objects, its id 255."""
 _BLACK: Color = (0, 0, 0)
 
 
@@ -40,7 +40,7 @@ def pascal_color(index: int) -> Color:
     return color[0], color[1], color[2]
 
 
-# Palettes that annotation tools and libraries give to images of ids, whatever the ids mean.
+# Palettes that annotation tools and libraries give to index images, whatever the ids mean.
 _USUAL_ORDERS = ({k: pascal_color(k) for k in range(256)}, {k: (k, k, k) for k in range(256)})
 
 
@@ -48,17 +48,17 @@ _USUAL_ORDERS = ({k: pascal_color(k) for k in range(256)}, {k: (k, k, k) for k i
 class Palette:
     """What the colours of palette PNGs say about ids.
 
-    With :attr:`own` a colour names an id. Without, a palette can only confirm that indices are ids: it must be in the
-    order of :attr:`colors`, of PASCAL VOC's map, or of grey levels.
+    With :attr:`own`, colours identify ids. Without it, a palette can only confirm that indices are ids: it must be in
+    the order of :attr:`colors`, of PASCAL VOC's map, or of grey levels.
     """
 
     colors: Mapping[int, Color] = field(default_factory=dict)
     """Colour of each id."""
     own: bool = False
-    """Whether these colours are the data set's own, known to all who write its labels."""
+    """Whether the data set defines these colours, so that all of its labels use them."""
     ignore_label: int = 255
-    """Id that may have any colour of no class; by colour, black and VOC's seam are of this id unless they are in
-    :attr:`colors`."""
+    """Id that may have any colour that is not a class's; by colour, black and VOC's border mean this id unless they
+    are in :attr:`colors`."""
 
     def ids(self, indices: np.ndarray, table: np.ndarray, name: str) -> np.ndarray:
         """Ids of a palette image.
@@ -72,7 +72,7 @@ class Palette:
             ``(H, W)`` uint8 or int64.
 
         Raises:
-            ReclipError: the palette is in another order, and its colours are not the data set's own.
+            ReclipError: the palette is in another order, and the data set does not define the colours.
         """
         used = np.unique(indices).tolist()
         found: dict[int, Color | None] = {k: _color(table, k) for k in used}
@@ -83,7 +83,7 @@ class Palette:
         if not self.own:
             raise ReclipError(
                 f"{name} is a palette image whose palette is not in the order of the ids (its entry"
-                f" {self._first_out_of_order(found)}), so that its pixels say nothing: save the ids as a grey 8-bit PNG"
+                f" {self._first_out_of_order(found)}), so its pixels are not ids: save the ids as a grey 8-bit PNG"
             )
         by_color = self._by_color()
         lut = np.zeros(256, dtype=np.uint8 if max(ids[0] for ids in by_color.values()) < 256 else np.int64)
@@ -91,16 +91,16 @@ class Palette:
             ids = by_color.get(color, []) if color is not None else []
             if len(ids) != 1:
                 what = f"colour {color}" if color is not None else f"index {index} without a colour"
-                why = f"that of several ids ({', '.join(map(str, ids))})" if ids else "none of the data set's own"
+                why = f"shared by several ids ({', '.join(map(str, ids))})" if ids else "not one of the data set's"
                 raise ReclipError(
-                    f"{name} is a palette image in an order of its own, and its {what} is {why}: get the data set's own"
+                    f"{name} is a palette image in another order, and its {what} is {why}: get the data set's own"
                     " labels, or save the ids as a grey 8-bit PNG"
                 )
             lut[index] = ids[0]
         return lut[indices]
 
     def is_order_of(self, table: np.ndarray) -> bool:
-        """Whether a whole palette ``(N, 3)`` has the order of the ids, as far as they have colours."""
+        """Whether a whole palette ``(N, 3)`` is in the order of the ids, as far as they have colours."""
         found = {k: _color(table, k) for k in range(len(table))}
         orders = [self.colors] if self.own else [self.colors, *_USUAL_ORDERS]
         return any(
@@ -110,7 +110,7 @@ class Palette:
         )
 
     def _in_order(self, found: Mapping[int, Color | None], colors: Mapping[int, Color]) -> bool:
-        """Whether each used index has the colour of the id of that number."""
+        """Whether each used index has the colour of the id with that number."""
         return all(
             color == colors.get(index, ...) or (index == self.ignore_label and color not in self.colors.values())
             for index, color in found.items()
@@ -135,17 +135,17 @@ def _color(table: np.ndarray, index: int) -> Color | None:
 
 
 PLAIN = Palette()
-"""Of labels whose colours nobody has agreed on."""
+"""The palette of labels without agreed colours."""
 
 
 def index_size(path: StrPath, what: str = "label", remedy: str = "get the file again") -> tuple[int, int]:
-    """(H, W) that the header of an index PNG states; arguments and errors as of :func:`read_index_image`."""
+    """(H, W) declared in the header of an index PNG; arguments and errors as in :func:`read_index_image`."""
     with open_image(path, what, remedy, formats=("PNG",)) as image:
         return image.size[::-1]
 
 
 def read_palette(path: StrPath, what: str = "label", remedy: str = "get the file again") -> np.ndarray | None:
-    """Palette ``(N, 3)`` uint8 of an index PNG, None for one of another mode; errors as of :func:`read_index_image`."""
+    """Palette ``(N, 3)`` uint8 of an index PNG, None in other modes; errors as in :func:`read_index_image`."""
     with open_image(path, what, remedy, formats=("PNG",)) as image:
         return _table(image) if image.mode == "P" else None
 
@@ -164,10 +164,9 @@ def read_index_image(
     """Ids of an index PNG.
 
     Args:
-        size: (H, W) that it must have; the pixels of another are not decoded, however many its header states. None:
-            any.
+        size: (H, W) that it must have; otherwise its pixels are not decoded. None: any size.
         owner: what has that size, for errors: ``"its image"``.
-        what: how errors name the file.
+        what: what errors call the file.
         remedy: what to do about a missing or damaged file.
         palette: what colours mean.
         modes: Pillow's modes that are accepted, of :data:`DEEP_MODES`.
@@ -177,8 +176,8 @@ def read_index_image(
         ``(H, W)`` of an integer dtype.
 
     Raises:
-        ReclipError: the file is missing, damaged, no index PNG, of another size, or has a palette that
-            :meth:`Palette.ids` refuses.
+        ReclipError: the file is missing, damaged, not an index PNG, of another size, or has a palette that
+            :meth:`Palette.ids` rejects.
     """
     name = f"{what} {display_path(path)}"
     with open_image(path, what, remedy, formats=("PNG",)) as image:
@@ -186,8 +185,8 @@ def read_index_image(
             raise ReclipError(f"{name} is a {image.mode} image: {wrong_mode}")
         bits = _grey_bits(image)
         if bits is not None:
-            # Decoders scale these to 0 to 255: the ids are gone, or were never meant.
-            raise ReclipError(f"{name} is a grey PNG of {bits} bits a pixel: {wrong_mode}, of 8 bits")
+            # Decoders scale these to 0 to 255, which loses the ids.
+            raise ReclipError(f"{name} is a grey PNG of {bits} bits per pixel: {wrong_mode}, of 8 bits")
         if size is not None and image.size != size[::-1]:
             raise ReclipError(
                 f"{name} has size {image.width}x{image.height}, {owner} {size[1]}x{size[0]}: they must be the same"
@@ -204,6 +203,6 @@ def _table(image: Image.Image) -> np.ndarray:
 
 
 def _grey_bits(image: Image.Image) -> int | None:
-    """2 or 4 for a grey PNG of so many bits a pixel, which the decoder scales up."""
+    """2 or 4 for a grey PNG with that many bits per pixel, which the decoder scales up."""
     raw = str(image.tile[0][3]) if image.tile else ""
     return int(raw[2:]) if image.mode == "L" and raw in ("L;2", "L;4") else None

@@ -1,6 +1,6 @@
-"""From a file's samples, of whatever depth and colours, to 8-bit RGB.
+"""Converting samples of any depth and colour space to 8-bit RGB.
 
-Shape letters: (H, W) size in pixels, as the image is stored.
+Shape letters: (H, W) size in pixels of the image as stored.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from PIL import Image
 from reclip_d2.data import tiff
 from reclip_d2.errors import ReclipError
 
-# Rows that are converted at a time, so that a large image is not held several times.
+# Rows converted at a time, so that memory does not hold several copies of a large image.
 _STRIP = 256
 _PNG_SIGNATURE = 8
-# Chunks that may come before the significant bits; a file with more is not worth the search.
+# PNG chunks that are searched for the significant bits.
 _MAX_PNG_CHUNKS = 100
 
 
 def declares_alpha(image: Image.Image) -> bool:
-    """Whether an image that was just opened has transparency."""
+    """Whether a just opened image has transparency."""
     if image.format == "TIFF":
         return tiff.has_alpha(image)
     return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
 
 
 class Samples:
-    """How the samples of an image that was just opened become 8-bit RGB; what cannot is refused before decoding."""
+    """Converts the samples of a just opened image to 8-bit RGB; unsupported ones are rejected before decoding."""
 
     def __init__(self, image: Image.Image, where: str) -> None:
         self.image, self.where = image, where
@@ -42,7 +42,7 @@ class Samples:
         self.unsigned_32 = is_tiff and tiff.is_unsigned_32(image)
         self.bits = tiff.sample_bits(image) if is_tiff else 16
         declared = tiff.declared_bits(image) if is_tiff else None
-        # The chunk is of the samples before they were scaled to 16 bits, which some writers forget.
+        # The chunk describes the samples before they were scaled to 16 bits; some writers forget to scale.
         if image.format == "PNG" and image.fp is not None:
             declared = _significant_bits(image.fp)
         self.declared_bits = declared if declared is None else max(declared, 8)
@@ -51,7 +51,7 @@ class Samples:
         self.key = _transparent_sample(image)
 
     def rgb(self) -> np.ndarray:
-        """Pixels ``(H, W, 3)`` uint8 of the decoded image, as it is stored."""
+        """Pixels ``(H, W, 3)`` uint8 of the decoded image, as stored."""
         width, height = self.image.size
         deep_grey = self.image.mode.startswith("I")
         white = self._white() if deep_grey else 255
@@ -70,12 +70,12 @@ class Samples:
         return pixels
 
     def _deep(self, strip: Image.Image) -> np.ndarray:
-        """``(H, W)`` int64 samples of a grey strip of more than 8 bits."""
+        """``(H, W)`` int64 samples of a grey strip with more than 8 bits."""
         samples = np.asarray(strip)
         return (samples.view(np.uint32) if self.unsigned_32 else samples).astype(np.int64)
 
     def _white(self) -> int:
-        """The sample that is white; black is 0."""
+        """The value of white; black is 0."""
         width, height = self.image.size
         tops = range(0, height, _STRIP)
         largest = max(
@@ -85,7 +85,7 @@ class Samples:
             if bits is not None and bits <= self.bits and largest < 1 << bits:
                 return (1 << bits) - 1
         raise ReclipError(
-            f"{self.where} holds samples of {self.bits} bits up to {largest}, and does not declare which is white:"
+            f"{self.where} has samples of {self.bits} bits up to {largest}, but does not declare which value is white:"
             " convert it to 8-bit RGB"
         )
 
@@ -99,30 +99,30 @@ class Samples:
         return grey
 
     def _check_brightness(self, pixels: np.ndarray) -> None:
-        """Refuse colours whose samples are of fewer bits in 16: of them Pillow keeps the upper eight."""
+        """Reject colours with fewer than 16 significant bits in 16: Pillow keeps only the upper eight."""
         bits = self.declared_bits
         if bits is not None and bits < 16 and int(pixels.max(initial=0)) < 1 << (bits - 8):
-            raise ReclipError(f"{self.where} holds colours of {bits} bits in 16: convert it to 8-bit RGB")
+            raise ReclipError(f"{self.where} has colours of {bits} bits in 16: convert it to 8-bit RGB")
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How the samples of an image that was just opened lie in the file, such as ``"RGB;16B"``; "" if unknown."""
+    """Pillow's raw mode of a just opened image, such as ``"RGB;16B"``; "" if unknown."""
     args = image.tile[0][3] if getattr(image, "tile", None) else ""
     first = args[0] if isinstance(args, tuple) and args else args
     return first if isinstance(first, str) else ""
 
 
 def _transparent_sample(image: Image.Image) -> object:
-    """The sample or colour that a PNG declares transparent, set right in ``image.info`` for Pillow's conversion."""
+    """The sample or colour that a PNG declares transparent; corrects ``image.info`` for Pillow's conversion."""
     key = image.info.get("transparency")
     if image.format != "PNG" or key is None or image.mode == "P":
         return None
     raw = _raw_mode(image)
     if image.mode == "RGB" and raw.endswith(("16B", "16L")):
-        del image.info["transparency"]  # only the upper eight of its 16 bits are left in the pixels
+        del image.info["transparency"]  # the pixels keep only the upper eight of its 16 bits
     elif image.mode == "L" and raw.endswith((";2", ";4")) and isinstance(key, int):
         bits = int(raw[-1])
-        image.info["transparency"] = (key & ((1 << bits) - 1)) * 255 // ((1 << bits) - 1)  # as the samples are scaled
+        image.info["transparency"] = (key & ((1 << bits) - 1)) * 255 // ((1 << bits) - 1)  # scaled like the samples
     return key
 
 
@@ -141,7 +141,7 @@ def _lab_to_rgb() -> Callable[[Image.Image], Image.Image]:
 
 
 def _on_white(strip: Image.Image) -> np.ndarray:
-    """``(H, W, 3)`` uint8 of a strip with transparency, over white."""
+    """``(H, W, 3)`` uint8: a strip with transparency, composited onto white."""
     rgba = np.asarray(strip.convert("RGBA")).astype(np.uint16)
     colors, alpha = rgba[..., :3], rgba[..., 3:]
     return ((colors * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
@@ -151,7 +151,7 @@ def _significant_bits(stream: BinaryIO) -> int | None:
     """The largest number of significant bits of any channel of a PNG (chunk sBIT); None without the chunk.
 
     Args:
-        stream: the file; its position is kept.
+        stream: the file; its position is restored.
     """
     place = stream.tell()
     try:
@@ -161,7 +161,7 @@ def _significant_bits(stream: BinaryIO) -> int | None:
             if len(header) < 8:
                 return None
             length, name = struct.unpack(">I4s", header)
-            if name in (b"PLTE", b"IDAT", b"IEND"):  # sBIT comes before
+            if name in (b"PLTE", b"IDAT", b"IEND"):  # sBIT precedes these
                 return None
             if name == b"sBIT":
                 bits = stream.read(min(length, 4))

@@ -1,8 +1,8 @@
 """Resumable, reproducible sampling of training images.
 
-Detectron2's ``TrainingSampler`` starts from the beginning after a resume, and the augmentations draw from random
-states that depend on the number of workers. Here every draw is numbered: the d-th draw of a run gives the same
-image with the same augmentation, whatever the number of workers and however often the run was stopped.
+Detectron2's ``TrainingSampler`` starts over after a resume, and its augmentations use random states that depend on
+the number of workers. Here every draw is numbered: the d-th draw of a run is the same image with the same
+augmentation, whatever the number of workers and however often the run was resumed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from reclip_d2.errors import ReclipError
 
 
 class ResumableTrainingSampler(Sampler[tuple[int, int]]):
-    """Infinite stream of ``(draw, index)``: shuffled epochs, cut into turns for the processes.
+    """Infinite stream of ``(draw, index)``: shuffled epochs, distributed over the processes.
 
-    Epoch e is a permutation seeded by ``(seed, e)``; so any draw can be computed without the ones before it.
+    Epoch e is a permutation seeded by ``(seed, e)``, so any draw can be computed without the ones before it.
     """
 
     def __init__(self, size: int, seed: int, start: int = 0, rank: int = 0, world_size: int = 1) -> None:
@@ -31,7 +31,7 @@ class ResumableTrainingSampler(Sampler[tuple[int, int]]):
         Args:
             size: number of images.
             seed: the same in all processes.
-            start: first draw of this process (iterations done times images of this process in an iteration).
+            start: first draw of this process (iterations done times images per iteration of this process).
         """
         self.size = size
         self.seed = seed
@@ -55,7 +55,7 @@ class ResumableTrainingSampler(Sampler[tuple[int, int]]):
 
 @contextlib.contextmanager
 def numbered_random_state(*numbers: int) -> Iterator[None]:
-    """Inside, NumPy's and Python's random states, which the augmentations draw from, are seeded by the numbers."""
+    """Context in which NumPy's and Python's random states, which augmentations use, are seeded by the numbers."""
     state = int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])
     numpy_state, python_state = np.random.get_state(), random.getstate()
     np.random.seed(state)
@@ -68,8 +68,8 @@ def numbered_random_state(*numbers: int) -> Iterator[None]:
 
 
 class NumberedDataset(Dataset):
-    """Apply ``mapper`` to the record of ``(draw, index)`` with NumPy's and Python's random states, which the
-    augmentations draw from, seeded by ``(seed, draw)``."""
+    """Apply ``mapper`` to the record of ``(draw, index)``, with NumPy's and Python's random states, which augmentations
+    use, seeded by ``(seed, draw)``."""
 
     def __init__(
         self, records: list[dict[str, Any]], mapper: Callable[[dict[str, Any]], dict[str, Any]], seed: int
@@ -107,7 +107,7 @@ def build_train_loader(
     world_size = comm.get_world_size()
     if total_batch_size % world_size:
         raise ReclipError(
-            f"SOLVER.IMS_PER_BATCH {total_batch_size} is no multiple of {world_size} processes: change it"
+            f"SOLVER.IMS_PER_BATCH {total_batch_size} is not a multiple of the {world_size} processes: change it"
         )
     batch_size = total_batch_size // world_size
     sampler = ResumableTrainingSampler(

@@ -1,7 +1,7 @@
-"""A first look at all of a user's images: which can be read, how large they are, and what to train on.
+"""Survey of a user's images: which can be read, how large they are, and what to train on.
 
-Every image is decoded once, so that a broken file is known before hours of training and not after. What was found is
-kept in a JSON Lines file, one line per image, and is trusted as long as the image's content stays the same.
+Every image is decoded once, so that broken files are found before hours of training. Results are cached in a JSON
+Lines file, one line per image, and are valid until the image's content changes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from reclip_d2.utils.io import naming_errors
 from reclip_d2.utils.json_files import read_json_lines
 from reclip_d2.utils.progress import count_steps
 
-# A line of the record. Working files are in a folder of the run: a name that leads out of it was not written here.
+# A line of the record. Working files are in a folder of the run: names that point outside it were not written here.
 _LINE = {
     "type": "object",
     "required": ["image_id", "size", "problem", "working", "signature"],
@@ -36,19 +36,19 @@ _LINE = {
         "signature": {"type": "string"},
     },
 }
-# Images of more pixels are decoded one at a time, others in threads.
+# Images with more pixels are decoded one at a time, others in threads.
 _LARGE = 50_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class SurveyedImage:
-    """What is known of an image.
+    """What is known about an image.
 
     Attributes:
         file: the image.
         size: (H, W), upright; (0, 0) if it is broken.
         problem: why it cannot be used, one line; "" if it can.
-        training_files: what replaces it in training: itself, or a smaller copy, or tiles.
+        training_files: what is used for training: the file itself, a smaller copy, or tiles.
     """
 
     file: ImageFile
@@ -64,18 +64,18 @@ def survey_images(
     working_files: WorkingFiles,
     threads: int = 4,
 ) -> list[SurveyedImage]:
-    """Look at all images that ``record`` does not know yet.
+    """Survey all images that are not in ``record`` yet.
 
     Args:
-        digests: of each image's content, by its id (:func:`~reclip_d2.utils.digest.file_digests`).
-        record: JSON Lines file; a line is added for each image when it and its working files are done.
-        working_files: makes what replaces large images in training.
+        digests: digest of each image's content, by id (:func:`~reclip_d2.utils.digest.file_digests`).
+        record: JSON Lines file; a line is appended for each image when it and its working files are done.
+        working_files: makes the files that replace large images in training.
         threads: images decoded at a time.
 
     Returns:
-        all images, in order.
+        All images, in order.
     """
-    rule = repr(dataclasses.astuple(working_files)[1:])  # which images get working files, and which
+    rule = repr(dataclasses.astuple(working_files)[1:])  # which images get working files, and of what kind
     current = {key: f"{digest} {rule}" for key, digest in digests.items()}
     paths = {image.image_id: image.path for image in images}
     known = {
@@ -96,7 +96,7 @@ def survey_images(
         contextlib.closing(_in_threads(look, missing, threads)) as lines,
     ):
         for line in lines:
-            # Appended, not rewritten. The line end in front ends a line that a kill has cut short: _read leaves it out.
+            # Appended, not rewritten. The leading newline ends a line that a kill has truncated, which _read skips.
             stream.write("\n" + json.dumps(line))
             stream.flush()
             known[line["image_id"]] = line
@@ -105,13 +105,13 @@ def survey_images(
 
 
 def _current_signature(recorded: str, path: Path) -> str:
-    """The signature of a line, the file's digest and the rule; one of an earlier version is brought up to date."""
+    """The signature of a line: the file's digest and the rule, updated if an earlier version wrote it."""
     digest, _, rule = recorded.partition(" ")
     return f"{current_digest(digest, path)} {rule}"
 
 
 def _look(image: ImageFile, working_files: WorkingFiles) -> dict[str, Any]:
-    """Decode an image and make its working files; the line of the record, without the signature."""
+    """Decode an image, make its working files, and return its line of the record, without the signature."""
     line: dict[str, Any] = {"image_id": image.image_id, "size": [0, 0], "problem": "", "working": []}
     try:
         pixels = read_image(image.path)
@@ -124,7 +124,7 @@ def _look(image: ImageFile, working_files: WorkingFiles) -> dict[str, Any]:
 def _in_threads(
     look: Callable[[ImageFile], dict[str, Any]], images: Sequence[ImageFile], threads: int
 ) -> Iterator[Any]:
-    """Results of ``look``, large images one at a time and last."""
+    """Results of ``look``; large images come last, one at a time."""
     large = {image.image_id for image in images if peek_pixels(image.path) > _LARGE}
     with ThreadPoolExecutor(threads) as pool:
         yield from pool.map(look, [image for image in images if image.image_id not in large])
@@ -141,5 +141,5 @@ def _surveyed(image: ImageFile, line: dict[str, Any], folder: Path) -> SurveyedI
 
 
 def _read(record: Path) -> dict[str, dict[str, Any]]:
-    """Lines of the record by image id, the last of each; anything else is looked at again."""
+    """The last line of each image id in the record; images with invalid lines are surveyed again."""
     return {line["image_id"]: line for line in read_json_lines(record, _LINE)}

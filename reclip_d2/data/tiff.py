@@ -1,6 +1,5 @@
-"""What a TIFF's tags say of its samples: Pillow does not look at all of them, and reads some kinds wrong.
-
-Field names are the specification's (TIFF 6.0).
+"""What a TIFF's tags say about its samples: Pillow ignores some tags, and decodes some kinds wrongly.
+Field names are those of the specification (TIFF 6.0).
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _FORMAT_NAMES = {1: "unsigned", 2: "signed", 3: "floating-point", 4: "untyped", 
 
 
 def misread(image: Image.Image) -> str | None:
-    """What a TIFF holds that Pillow opens but decodes to wrong values, as :func:`describe_tiff`; None if it is right.
+    """Describe, as :func:`describe_tiff`, a TIFF that Pillow opens but decodes wrongly; None if it decodes correctly.
 
     Args:
         image: just opened.
@@ -42,7 +41,7 @@ def misread(image: Image.Image) -> str | None:
         return "floating-point pixels"
     if image.mode == "L" and _is_signed(image):
         return "signed 8-bit samples"
-    if image.mode == "I" and compressed and tags.prefix == b"MM":  # the bytes would be taken in the wrong order
+    if image.mode == "I" and compressed and tags.prefix == b"MM":  # Pillow would swap the bytes
         return f"compressed big-endian samples of {_bits(tags)} bits"
     if not compressed and tags.get(_PHOTOMETRIC) == _YCBCR and image.mode != "L":
         return "uncompressed YCbCr samples"
@@ -52,25 +51,25 @@ def misread(image: Image.Image) -> str | None:
 
 
 def is_white_zero(image: Image.Image) -> bool:
-    """Whether samples of more than 8 bits are inverted; those of fewer Pillow has turned round."""
+    """Whether samples of more than 8 bits are inverted; Pillow handles inverted samples of up to 8 bits."""
     return image.tag_v2.get(_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO and _bits(image.tag_v2) > 8
 
 
 def is_unsigned_32(image: Image.Image) -> bool:
-    """Whether Pillow's int32 pixels are those of an unsigned file."""
+    """Whether Pillow's int32 pixels come from unsigned samples."""
     return _bits(image.tag_v2) == 32 and not _is_signed(image)
 
 
 def sample_bits(image: Image.Image) -> int:
-    """Bits of a sample that count for its size: a sign is none."""
+    """Bits of a sample without its sign."""
     return _bits(image.tag_v2) - _is_signed(image)
 
 
 def declared_bits(image: Image.Image) -> int | None:
     """Bits that MaxSampleValue or SMaxSampleValue needs; None without such a tag.
 
-    Writers of microscopes and scanners declare 4095 for 12 bits in 16. By the specification the tag is a statistic, and
-    some write the largest value of the very image, so the number of its bits is what counts.
+    Writers of microscopes and scanners declare 4095 for 12 bits in 16. In the specification the tag is a statistic, and
+    some write the image's own maximum, so only its number of bits counts.
     """
     found = []
     for tag in (_MAX_SAMPLE_VALUE, _S_MAX_SAMPLE_VALUE):
@@ -87,7 +86,7 @@ def has_alpha(image: Image.Image) -> bool:
 
 
 def describe_tiff(stream: BinaryIO) -> str | None:
-    """What a TIFF holds that Pillow does not open, in words; None if the tags do not tell, as of a damaged file.
+    """Describe in words a TIFF that Pillow does not open; None if the tags do not tell, as in a damaged file.
 
     Args:
         stream: at the beginning of the file.
@@ -102,12 +101,12 @@ def describe_tiff(stream: BinaryIO) -> str | None:
         bands, bits = int(tags.get(_SAMPLES_PER_PIXEL, 1)), _bits(tags)
         formats, photometric = tags.get(_SAMPLE_FORMAT, (1,)), tags.get(_PHOTOMETRIC)
         name = _FORMAT_NAMES.get((formats if isinstance(formats, tuple) else (formats,))[0], "unknown")
-    except Exception:  # damaged, as read_image
+    except Exception:  # a damaged file, as in read_image
         return None
     if photometric in _PHOTOMETRIC_NAMES:
         return f"{_PHOTOMETRIC_NAMES[photometric]} (photometric interpretation {photometric})"
     if bands > 4:
-        return f"{bands} bands, of which only three, for red, green and blue, can be used"
+        return f"{bands} bands, of which only three (red, green and blue) are supported"
     if photometric == _WHITE_IS_ZERO and bits > 8:
         return f"inverted samples (WhiteIsZero) of {bits} bits"
     return f"{bands} band{'s' * (bands != 1)} of {bits}-bit {name} samples"
@@ -115,8 +114,8 @@ def describe_tiff(stream: BinaryIO) -> str | None:
 
 @functools.cache
 def silence_libtiff() -> None:
-    """Keep Pillow's libtiff from writing about damaged files to standard error: Pillow raises an error, or the pixels
-    are good. Only where the library can be found in the process's memory map, which is Linux."""
+    """Keep Pillow's libtiff from writing about damaged files to standard error: Pillow raises an error if it matters.
+    Linux only, where the library can be found in the process's memory map."""
     with contextlib.suppress(OSError, AttributeError):
         maps = Path("/proc/self/maps").read_text(errors="replace").split("\n")
         for path in {line[line.index("/") :] for line in maps if "/libtiff" in line}:

@@ -1,4 +1,4 @@
-"""How images are cut into windows and tiles.
+"""Cutting images into windows and tiles.
 
 Shape letters: (H, W) size of the image in pixels.
 """
@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows along one axis: steps of ``stride``, the last window flush with the end."""
+    """First pixels of the windows along one axis: steps of ``stride``, the last window aligned with the end."""
     if length <= window:
         return [0]
     return [*range(0, length - window, stride), length - window]
@@ -19,12 +19,12 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """``INPUT.TILES``: how very large images are looked at.
+    """``INPUT.TILES``: how very large images are processed.
 
     Attributes:
-        from_side: images with a longer side than this are cut into tiles.
+        from_side: images whose longer side exceeds this are cut into tiles.
         size: side of a tile in pixels.
-        overlap: part of a tile's side by which neighbours overlap in prediction, in [0, 1).
+        overlap: fraction of a tile's side by which neighbours overlap in prediction, in [0, 1).
     """
 
     from_side: int
@@ -48,11 +48,11 @@ class Tiling:
 
 @dataclasses.dataclass(frozen=True)
 class SlidingWindow:
-    """``TEST.SLIDING_WINDOW``: the peers' protocol, overlapping windows of the resized image.
+    """``TEST.SLIDING_WINDOW``: the usual protocol in the literature, overlapping windows of the resized image.
 
     Attributes:
-        size: of a window, (height, width) in pixels of the network's input.
-        stride: from one window to the next, (rows, columns).
+        size: (height, width) of a window, in pixels of the network's input.
+        stride: (rows, columns) from one window to the next.
     """
 
     size: tuple[int, int]

@@ -1,4 +1,4 @@
-"""What is trained on in place of an image that is too large to be read again and again: a smaller copy, or tiles."""
+"""Smaller copies or tiles, used for training in place of images that are too large to be read repeatedly."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class WorkingFiles:
     """Makes the files that replace large images in hypotheses and training.
 
     Attributes:
-        folder: where they are kept.
+        folder: where they are stored.
         tiling: ``INPUT.TILES``: which images are cut, and the tiles' size.
-        copy_from: ``INPUT.COPIES``: an image of more pixels that is not cut is trained on as a copy.
+        copy_from: ``INPUT.COPIES``: images with more pixels are replaced by a copy, unless they are cut into tiles.
         copy_side: short side of a copy, in pixels.
     """
 
@@ -34,7 +34,7 @@ class WorkingFiles:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, folder: Path) -> WorkingFiles:
-        """By the keys ``INPUT.TILES`` and ``INPUT.COPIES``."""
+        """From the keys ``INPUT.TILES`` and ``INPUT.COPIES``."""
         copies = cfg.INPUT.COPIES
         return cls(folder, Tiling.from_config(cfg), copies.FROM_PIXELS, copies.SHORT_SIDE)
 
@@ -42,7 +42,7 @@ class WorkingFiles:
         """Write the files of an image ``(H, W, 3)`` uint8: JPEGs of quality 95.
 
         Returns:
-            their paths below :attr:`folder`; empty if the image itself will do.
+            Their paths below :attr:`folder`; empty if the image itself is used.
         """
         height, width = image.shape[:2]
         if self.tiling.applies_to((height, width)):
@@ -84,7 +84,7 @@ def _save(image: Image.Image, path: Path) -> None:
 
 
 def check_shape(path: Path, size: tuple[int, int], tiling: Tiling) -> None:
-    """Raise :class:`ReclipError` for an image that is too thin to be looked at.
+    """Raise :class:`ReclipError` for an image that is too narrow to be used.
 
     Args:
         size: (H, W).

@@ -1,6 +1,6 @@
 """Find a file of a project on package indexes (the simple API, as JSON or HTML), fetch it and check its hash.
 
-``pip download`` is no help: it builds the metadata of a source archive, and refuses this one's.
+``pip download`` does not work: it builds the metadata of a source archive, which fails for this one.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from reclip_d2.errors import ReclipError
 from reclip_d2.install_detectron2.pip_settings import PipSettings
 
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
-_MAX_BYTES = 64 * 2**20  # of an answer: far above the archive's size, and that of a page
-_PAUSE = 0.5  # seconds before the second attempt; then twice as long each time
+_MAX_BYTES = 64 * 2**20  # largest response, far above the size of the archive or a page
+_PAUSE = 0.5  # seconds before the second attempt; doubles each time
 
 
 def fetch_file(settings: PipSettings, project: str, file_name: str, sha256: str) -> bytes:
     """The content of a project's file, from the first place that has it with the right hash.
 
     Args:
-        settings: the places.
+        settings: pip's settings, with the places to search.
         project: normalised name, such as ``detectron2-cdo``.
-        file_name: of the file, as the index lists it.
+        file_name: the file's name, as listed by the index.
         sha256: hexadecimal digest of the content.
 
     Raises:
-        ReclipError: no place has it; says why of each.
+        ReclipError: no place has it; the message gives the reason for each.
     """
     client = Client(settings)
     problems = []
@@ -57,7 +57,7 @@ def fetch_file(settings: PipSettings, project: str, file_name: str, sha256: str)
         problems.append(f"{without_password(address)} is another file: SHA-256 {found}, not {sha256}")
     raise ReclipError(
         f"cannot fetch {file_name}: {'; '.join(problems) or 'pip is configured for no index and no links'}."
-        " Get the file elsewhere, and name it with --sdist FILE"
+        " Download the file elsewhere, and pass it with --sdist FILE"
     )
 
 
@@ -80,7 +80,7 @@ def _reason(error: OSError) -> str:
 
 
 class Client:
-    """Reads addresses the way that pip's settings ask for."""
+    """Reads addresses according to pip's settings."""
 
     def __init__(self, settings: PipSettings) -> None:
         self.settings = settings
@@ -97,7 +97,7 @@ class Client:
             try:
                 return [urljoin(base, file["url"]) for file in json.loads(text)["files"]]
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise OSError(f"its answer is no list of files ({type(error).__name__})") from error
+                raise OSError(f"its response is not a list of files ({type(error).__name__})") from error
         page = _Links()
         page.feed(text)
         return [urljoin(urljoin(base, page.base), link) for link in page.links]
@@ -121,7 +121,7 @@ class Client:
                         raise
                 except http.client.HTTPException as error:
                     if last:
-                        raise OSError(f"the answer broke off ({type(error).__name__})") from error
+                        raise OSError(f"the response was cut off ({type(error).__name__})") from error
                 except OSError as error:
                     certificate = isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError)
                     if last or certificate:
@@ -132,7 +132,7 @@ class Client:
     def _open(self, address: str) -> http.client.HTTPResponse:
         parts = urlsplit(address)
         if parts.scheme not in ("http", "https"):
-            raise OSError(f"{parts.scheme or 'no'} address: only http, https and file are read")
+            raise OSError(f"{parts.scheme or 'no'} address: only http, https and file are supported")
         plain = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
         request = urllib.request.Request(plain, headers={"Accept": _ACCEPT, "User-Agent": "reclip_d2"})
         login = _login(address)
@@ -149,7 +149,7 @@ class Client:
         settings = self.settings
         if settings.certificates is None:
             context = ssl.create_default_context()
-            with contextlib.suppress(ImportError, OSError):  # where Python does not know the system's certificates
+            with contextlib.suppress(ImportError, OSError):  # if Python cannot find the system's certificates
                 from pip._vendor import certifi
 
                 context.load_verify_locations(certifi.where())
@@ -164,7 +164,7 @@ class Client:
 
 
 def _local_path(place: str) -> Path | None:
-    """The path of a file: address, or of a place that is no address; None of other addresses."""
+    """The path of a ``file:`` address or of a plain path; None for other addresses."""
     if place.startswith("file:"):
         return Path(urllib.request.url2pathname(urlsplit(place).path))
     return None if "://" in place else Path(place).expanduser()
@@ -178,7 +178,7 @@ def _bounded(stream: http.client.HTTPResponse) -> bytes:
 
 
 def _login(address: str) -> tuple[str, str] | None:
-    """User and password: of the address itself, else of the user's netrc file."""
+    """User and password, from the address itself or else from the user's netrc file."""
     parts = urlsplit(address)
     if parts.username is not None:
         return unquote(parts.username), unquote(parts.password or "")
@@ -190,7 +190,7 @@ def _login(address: str) -> tuple[str, str] | None:
 
 
 class _Links(HTMLParser):
-    """The links of a page, and the address that they are relative to."""
+    """The links of a page, and the base address that they are relative to."""
 
     def __init__(self) -> None:
         super().__init__()

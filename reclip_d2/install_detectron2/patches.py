@@ -1,7 +1,7 @@
-"""What Detectron2 0.5 needs changed to run on current Python, NumPy, Pillow, setuptools and PyTorch.
+"""Patches for Detectron2 0.5 to run on current Python, NumPy, Pillow, setuptools and PyTorch.
 
-A patch takes the files of the wheel, changes them in place, and fails if what it changes is not there: then the archive
-is not the one it was written for.
+A patch changes the files of the wheel in place. It fails if the text to change is not there, since the archive is then
+not the one it was written for.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _replace(files: Files, path: str, old: str, new: str) -> None:
 
 
 def patch_numpy_aliases(files: Files) -> None:
-    """``np.int``, ``np.float``, ``np.bool``, ``np.str``, ``np.object`` left NumPy 1.24 for the builtins."""
+    """NumPy 1.24 removed ``np.int``, ``np.float``, ``np.bool``, ``np.str`` and ``np.object``: use the builtins."""
     alias = re.compile(rb"\bnp\.(int|float|bool|str|object)\b")
     found = 0
     for path, content in files.items():
@@ -70,12 +70,12 @@ def patch_numpy_aliases(files: Files) -> None:
 
 
 def patch_pillow_linear(files: Files) -> None:
-    """``Image.LINEAR`` was removed in Pillow 10: it was another name of ``Image.BILINEAR``."""
+    """Pillow 10 removed ``Image.LINEAR``, an alias of ``Image.BILINEAR``."""
     _replace(files, "detectron2/data/transforms/transform.py", "Image.LINEAR", "Image.BILINEAR")
 
 
 def patch_pkg_resources(files: Files) -> None:
-    """``pkg_resources`` left setuptools in 82: find the model zoo's configs with ``importlib.resources``."""
+    """setuptools 82 removed ``pkg_resources``: find the model zoo's configs with ``importlib.resources``."""
     path = "detectron2/model_zoo/model_zoo.py"
     _replace(files, path, "import pkg_resources\n", "from importlib import resources\n")
     _replace(
@@ -87,7 +87,7 @@ def patch_pkg_resources(files: Files) -> None:
 
 
 def patch_caffe2_export(files: Files) -> None:
-    """Caffe2 left PyTorch in 2.2: import its exporter only where it exists, as upstream main does.
+    """PyTorch 2.2 removed Caffe2: import its exporter only if it exists, as upstream main does.
 
     Without this neither ``detectron2.export`` nor ``detectron2.utils.analysis`` can be imported.
     """
@@ -100,13 +100,13 @@ def patch_caffe2_export(files: Files) -> None:
 
 
 def patch_extension(files: Files) -> None:
-    """Add ``detectron2._C``, whose operators raise a clear error, in the place of the compiled extension.
+    """Add ``detectron2._C``, whose operators raise a clear error, in place of the compiled extension.
 
-    ``detectron2.layers`` imports it on import; rotated NMS alone goes through ``torch.ops``, and is led here.
+    ``detectron2.layers`` imports it. Only rotated NMS uses ``torch.ops``; it is redirected here.
     """
     path = "detectron2/_C.py"
     if path in files:
-        raise ReclipError(f"cannot add {path}: there is one already")
+        raise ReclipError(f"cannot add {path}: it exists already")
     if not any(b"from detectron2 import _C\n" in content for content in files.values()):
         raise ReclipError(f"cannot add {path}: nothing imports it")
     _replace(
@@ -128,7 +128,7 @@ PATCHES: tuple[Callable[[Files], None], ...] = (
 
 
 def patch_all(files: Files) -> list[str]:
-    """Apply all patches, mark each changed file (the licence asks for it), and return the changed paths."""
+    """Apply all patches, mark each changed file (as the licence requires), and return the changed paths."""
     before = dict(files)
     for patch in PATCHES:
         patch(files)

@@ -1,4 +1,4 @@
-"""Where pip looks for packages, and how it reaches those places: ``pip config list``, files and environment alike."""
+"""Where pip looks for packages and how it connects: ``pip config list``, which covers files and environment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from reclip_d2.errors import ReclipError
 
-# pip tells its configuration, but not the index that it asks without one: that it has in its code alone.
+# pip prints its configuration, but not its default index, which is only in its code.
 _DEFAULT_INDEX = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
 
 # Sections in the order in which pip reads them; a later one overrides an earlier one.
@@ -20,17 +20,17 @@ _SECTIONS = ("global", "install", ":env:")
 
 @dataclasses.dataclass(frozen=True)
 class PipSettings:
-    """What fetching a file needs of pip's configuration.
+    """The parts of pip's configuration that matter for fetching a file.
 
     Attributes:
-        indexes: addresses of package indexes, in the order in which they are asked.
-        find_links: folders, or addresses of pages with links, which are looked at first.
+        indexes: addresses of package indexes, in the order of use.
+        find_links: folders, or addresses of pages with links, which are searched first.
         certificates: file or folder of certificate authorities; None for the system's.
-        client_certificate: file of a certificate and its key, for servers that ask for one.
+        client_certificate: file with a certificate and its key, for servers that require one.
         trusted_hosts: names, or names with a port, whose certificates are not checked.
-        proxy: address; None for that of the environment.
-        timeout: in seconds, of one attempt.
-        retries: further attempts after one that failed.
+        proxy: address; None for the environment's.
+        timeout: seconds per attempt.
+        retries: further attempts after a failure.
     """
 
     indexes: tuple[str, ...] = ()
@@ -44,19 +44,19 @@ class PipSettings:
 
     @classmethod
     def read(cls) -> PipSettings:
-        """Those of the running Python's pip, or raise :class:`ReclipError`."""
+        """Settings of the running Python's pip; raises :class:`ReclipError` if pip does not work."""
         listing = _ask_pip("-m", "pip", "config", "list")
         return cls.parse(listing, os.environ, _ask_pip("-c", _DEFAULT_INDEX).strip())
 
     @classmethod
     def parse(cls, listing: str, environment: Mapping[str, str], default_index: str) -> PipSettings:
-        """From the output of ``pip config list``: a line ``section.option='value'`` for each.
+        """Settings from the output of ``pip config list``, lines of ``section.option='value'``.
 
         Args:
-            default_index: address that is asked where the settings name none.
+            default_index: address that is used if the settings name none.
 
         Raises:
-            ReclipError: a number is none.
+            ReclipError: a setting that must be a number is not one.
         """
         values: dict[str, str] = {}
         lines = [line.partition("=") for line in listing.splitlines()]
@@ -80,11 +80,11 @@ class PipSettings:
 
 
 def _ask_pip(*arguments: str) -> str:
-    """What the running Python prints; its pip must work."""
+    """Output of a command of the running Python, whose pip must work."""
     result = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
     if result.returncode != 0:
         reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise ReclipError(f"{sys.executable} has no pip that works ({reason}): python -m ensurepip installs it")
+        raise ReclipError(f"{sys.executable} has no working pip ({reason}): run python -m ensurepip")
     return result.stdout
 
 

@@ -1,4 +1,4 @@
-"""The program: look at the environment, make the wheel, install it."""
+"""The program: check the environment, build the wheel, install it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ SDIST_SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18
 
 
 def get_sdist(path: Path | None) -> bytes:
-    """The archive's content, from ``path`` or from pip's package indexes; its hash is checked.
+    """The archive's content, from ``path`` or from pip's package indexes; the hash is verified.
 
     Raises:
-        ReclipError: it cannot be had.
+        ReclipError: it cannot be read or downloaded.
     """
     if path is None:
         print(f"downloading {SDIST}", flush=True)
@@ -54,7 +54,7 @@ def importable() -> tuple[bool, str]:
 
 
 def is_half_installed(origin: str) -> bool:
-    """Whether ``origin`` (detectron2/__init__.py) is what an interrupted ``pip install`` left behind."""
+    """Whether ``origin`` (detectron2/__init__.py) was left behind by an interrupted ``pip install``."""
     site_packages = {Path(sysconfig.get_path(key)).resolve() for key in ("purelib", "platlib")}
     if Path(origin).resolve().parent.parent not in site_packages:
         return False
@@ -66,30 +66,30 @@ def is_half_installed(origin: str) -> bool:
 
 
 def install(wheel: Path, force: bool) -> None:
-    """``pip install`` the wheel and whatever it requires."""
-    print("installing it and what it requires with pip", flush=True)
+    """``pip install`` the wheel and its requirements."""
+    print("installing it and its requirements with pip", flush=True)
     command = [sys.executable, "-m", "pip", "install", "--quiet", str(wheel)]
     if force:
-        # First the wheel itself, whatever version is there; of its requirements, those that fit are kept.
+        # First the wheel itself, whatever version is installed; then its requirements, which keep versions that fit.
         subprocess.run([*command, "--force-reinstall", "--no-deps"], check=True)
     subprocess.run(command, check=True)
 
 
 def install_detectron2(force: bool = False, sdist: Path | None = None) -> None:
-    """Install Detectron2 0.5 unless one that can be imported is there.
+    """Install Detectron2 0.5, unless a Detectron2 can be imported.
 
     Args:
-        force: replace the one that is there.
+        force: replace the installed one.
         sdist: the source archive; None to download it.
 
     Raises:
-        ReclipError: the archive cannot be had, or a Detectron2 that is there is broken.
-        subprocess.CalledProcessError: pip failed, and has said why.
+        ReclipError: the archive cannot be read or downloaded, or the installed Detectron2 is broken.
+        subprocess.CalledProcessError: pip failed, and has printed why.
     """
     spec = importlib.util.find_spec("detectron2")
     if spec is not None and spec.origin is not None and not force:
         if is_half_installed(spec.origin):
-            print("detectron2 was installed only in part: installing it again", flush=True)
+            print("detectron2 was only partly installed: installing it again", flush=True)
             force = True
         else:
             works, message = importable()
@@ -98,7 +98,7 @@ def install_detectron2(force: bool = False, sdist: Path | None = None) -> None:
                     f"detectron2 at {Path(spec.origin).parent} cannot be imported ({message}); "
                     "repair or uninstall it, or replace it with --force"
                 )
-            print(f"detectron2 {message} is left alone")
+            print(f"detectron2 {message} is already installed")
             return
     with tempfile.TemporaryDirectory(prefix="detectron2-") as scratch:
         install(build_wheel(Path(scratch), sdist), force)
@@ -121,16 +121,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Command line of this program."""
     parser = argparse.ArgumentParser(
         prog="python -m reclip_d2.install_detectron2",
-        description="Install Detectron2 0.5 as a pure-Python wheel, if no detectron2 is there.",
+        description="Install Detectron2 0.5 as a pure-Python wheel, unless a detectron2 is installed.",
     )
-    parser.add_argument("--sdist", type=Path, metavar="FILE", help=f"{SDIST}, fetched by other means")
+    parser.add_argument("--sdist", type=Path, metavar="FILE", help=f"{SDIST}, already downloaded")
     parser.add_argument("--wheel-dir", type=Path, metavar="FOLDER", help="only build the wheel, into this folder")
-    parser.add_argument("--force", action="store_true", help="install even if detectron2 is there already")
+    parser.add_argument("--force", action="store_true", help="install even if detectron2 is already installed")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point: 0 on success, else one ``error:`` line and a status that is not 0."""
+    """Entry point: 0 on success, otherwise one ``error:`` line and a non-zero status."""
     args = parse_args(argv)
     try:
         if args.wheel_dir is None:

@@ -1,4 +1,4 @@
-"""From the source archive to a pure-Python wheel named ``detectron2``."""
+"""Pack the source archive as a pure-Python wheel named ``detectron2``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SDIST_ROOT = "detectron2_cdo-0.5"
 VERSION = "0.5"
 DIST_INFO = f"detectron2-{VERSION}.dist-info"
 
-# Folders of the archive and where the wheel has them: upstream's setup.py packs its projects the same way.
+# Folders of the archive and their places in the wheel, as in upstream's setup.py.
 PACKAGES = {
     "detectron2": "detectron2",
     "projects/PointRend/point_rend": "detectron2/projects/point_rend",
@@ -27,8 +27,8 @@ PACKAGES = {
     "projects/Panoptic-DeepLab/panoptic_deeplab": "detectron2/projects/panoptic_deeplab",
 }
 
-# Upstream's list without black, future and pydot (code style, Caffe2), and with those that upstream leaves to
-# the user: torch, torchvision, and OpenCV for the visualizer (the headless build needs no system libraries).
+# Upstream's list without black, future and pydot (code style, Caffe2), plus what upstream leaves to the user: torch,
+# torchvision, and OpenCV for the visualizer (the headless build needs no system libraries).
 REQUIREMENTS = (
     "torch",
     "torchvision",
@@ -51,7 +51,7 @@ REQUIREMENTS = (
 
 
 def read_sdist(content: bytes) -> Files:
-    """The wheel's files, from the content of the source archive; no path of the archive is ever written to disk."""
+    """The wheel's files, from the content of the source archive, none of whose paths are written to disk."""
     files: Files = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
@@ -69,13 +69,13 @@ def read_sdist(content: bytes) -> Files:
                     target = str(PurePosixPath(PACKAGES[source]) / inner.relative_to(source))
                 data = tar.extractfile(member) if member.isfile() and ".." not in name.parts else None
                 if data is None:
-                    raise ReclipError(f"the source archive holds something that is not a plain file: {member.name}")
+                    raise ReclipError(f"the source archive contains something that is not a plain file: {member.name}")
                 files[target] = data.read()
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise ReclipError(f"the source archive cannot be read: {error}") from error
     for needed in ("detectron2/__init__.py", f"{DIST_INFO}/licenses/LICENSE"):
         if needed not in files:
-            raise ReclipError(f"the source archive holds no {PurePosixPath(needed).name} of Detectron2")
+            raise ReclipError(f"the source archive does not contain Detectron2's {PurePosixPath(needed).name}")
     return files
 
 
@@ -86,7 +86,7 @@ def metadata() -> str:
     lines += ["Home-page: https://github.com/facebookresearch/detectron2", "Author: FAIR"]
     lines += ["License: Apache-2.0", "License-File: LICENSE", "Requires-Python: >=3.10"]
     lines += [f"Requires-Dist: {requirement}" for requirement in REQUIREMENTS]
-    body = f"The Python files of {SDIST_ROOT}; those that reclip_d2 changed say so."
+    body = f"The Python files of {SDIST_ROOT}; files changed by reclip_d2 are marked."
     return "\n".join([*lines, "", body, ""])
 
 
@@ -94,7 +94,7 @@ def write_wheel(files: Files, folder: Path) -> Path:
     """Write the wheel into ``folder`` under a temporary name, then rename it; returns its path."""
     tag = "Wheel-Version: 1.0\nGenerator: reclip_d2\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     record = f"{DIST_INFO}/RECORD"
-    # Metadata comes last: a copy cut short by an interrupt then has none, and is known for what it is.
+    # Metadata comes last, so a copy truncated by an interrupt has none and is recognised as broken.
     content = dict(sorted(files.items(), key=lambda item: (item[0].startswith(DIST_INFO), item[0])))
     content |= {f"{DIST_INFO}/WHEEL": tag.encode(), f"{DIST_INFO}/METADATA": metadata().encode()}
     rows = []

@@ -116,7 +116,7 @@ class ReclipCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         file = read_tensor_file(filename, "checkpoint")
         if not isinstance(file.content, dict):
-            raise ReclipError(f"checkpoint {filename} holds no weights")
+            raise ReclipError(f"checkpoint {filename} contains no weights")
         check_tensors(file.content, f"checkpoint {filename}")
         content = dict(file.content) if "model" in file.content else {"model": file.content}
         iteration = content.get("iteration", 0)

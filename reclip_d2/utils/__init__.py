@@ -1,1 +1,1 @@
-"""Small helpers that all parts share; they know nothing of images, models or runs."""
+"""Small shared helpers, independent of images, models and runs."""

@@ -1,7 +1,7 @@
 """Identify files by their content: SHA-256 of the whole file, computed once.
 
-Digests are kept in an SQLite file of the cache folder, under the file's path, device, inode, size and times of
-modification and of change. A file that is edited, replaced or restored to an old modification time is read again.
+Digests are cached in an SQLite file of the cache folder, keyed by the file's path, device, inode, size, mtime and
+ctime. A file that is edited, replaced or restored to an old modification time is read again.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from reclip_d2.utils.files import StrPath, open_regular
 from reclip_d2.utils.io import cache_dir
 from reclip_d2.utils.progress import count_steps
 
-# Bytes that are read at a time: this bounds the memory, not the file.
+# Bytes read at a time; this limits the memory, not the file size.
 _CHUNK = 1 << 20
-# What signatures of earlier versions read at each end of a file.
+# Bytes at each end of a file that signatures of earlier versions cover.
 _END = 1 << 16
-# A file that was changed less than so many seconds ago may change again without another time: FAT counts in twos.
+# A file changed less than this many seconds ago may change again with the same time: FAT has a resolution of 2 s.
 _SETTLED = 3.0
-# Rows that the cache keeps; the ones that were made first go.
+# Rows of the cache; the oldest are removed first.
 _MAX_ROWS = 1_000_000
-# Files that are hashed before their digests are written.
+# Files to hash before their digests are written.
 _BATCH = 256
-# Bytes in all, from which on hashing reports its progress.
+# Total bytes from which hashing reports progress.
 _LARGE = 1 << 30
 
 _LEGACY = re.compile(r"\d+-[0-9a-f]{16}")
@@ -43,9 +43,9 @@ _lock = threading.Lock()
 
 
 def file_digest(path: StrPath) -> str:
-    """SHA-256 of a file's content as 64 hex digits; "" for one that is missing, unreadable or not a regular file.
+    """SHA-256 of a file's content as 64 hex digits; "" if it is missing, unreadable or not a regular file.
 
-    Read with a fixed amount of memory, and only if its digest is not known yet.
+    Reads the file in constant memory, and only if its digest is not cached.
     """
     return file_digests([path])[0]
 
@@ -54,7 +54,7 @@ def file_digests(paths: Sequence[StrPath], threads: int = 4) -> list[str]:
     """:func:`file_digest` of many files, in order.
 
     Args:
-        threads: files that are read at a time.
+        threads: files read at a time.
     """
     keys = [_key(path) for path in paths]
     known = _load(key for key, _ in keys if key is not None)
@@ -79,24 +79,24 @@ def file_digests(paths: Sequence[StrPath], threads: int = 4) -> list[str]:
 
 
 def check_digest(path: StrPath, prefix: str, what: str) -> None:
-    """Raise :class:`ReclipError` unless a file's SHA-256 begins with the hex digits that its publisher gives.
+    """Raise :class:`ReclipError` unless a file's SHA-256 begins with the published hex digits.
 
     Args:
-        what: the file, for the message.
+        what: what the message calls the file.
     """
     found = file_digest(path)
     if not found.startswith(prefix):
         raise ReclipError(
-            f"{what}: {path} is not the file that was published: its SHA-256 begins with"
-            f" {found[: len(prefix)] or 'nothing'} instead of {prefix}: remove it, and it is fetched again"
+            f"{what}: {path} is not the published file: its SHA-256 begins with"
+            f" {found[: len(prefix)] or 'nothing'} instead of {prefix}: remove it to download it again"
         )
 
 
 def current_digest(recorded: str, path: StrPath) -> str:
-    """A digest that was recorded of a file, brought up to date.
+    """Update a digest that was recorded for a file.
 
-    Earlier versions recorded ``<size>-<hash of both ends>``. Where that still holds of the file it becomes the file's
-    digest; all else is returned as it is, and so differs from the digest of a file with other content.
+    Earlier versions recorded ``<size>-<hash of both ends>``. If that still matches the file, the file's digest is
+    returned. Anything else is returned unchanged, and so differs from the digest of a file with other content.
     """
     if not _LEGACY.fullmatch(recorded) or recorded != _legacy_signature(path):
         return recorded
@@ -122,7 +122,7 @@ def _status_key(path: StrPath, status: os.stat_result) -> str:
 
 
 def _key(path: StrPath) -> tuple[str | None, int]:
-    """Key of a file as it is now, and its size; None if it is no regular file."""
+    """Current key of a file, and its size; None if it is not a regular file."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -131,7 +131,7 @@ def _key(path: StrPath) -> tuple[str | None, int]:
 
 
 def _compute(path: StrPath) -> tuple[str, str | None]:
-    """Digest of a file, and the key to keep it under; None if the file was just changed, or changes right now."""
+    """Digest of a file, and its key in the cache; the key is None if the file changed recently or while it was read."""
     try:
         with open_regular(path) as stream:
             now, before = time.time(), os.fstat(stream.fileno())
@@ -146,12 +146,12 @@ def _compute(path: StrPath) -> tuple[str, str | None]:
     return digest.hexdigest(), key if settled else None
 
 
-# ---- the cache: without it (a folder that cannot be written, a damaged file) everything is computed ----------------
+# ---- the cache: if it is unusable (unwritable folder, damaged file), everything is computed ------------------------
 
 
 @contextlib.contextmanager
 def _database() -> Iterator[sqlite3.Connection]:
-    """The cache, for one short transaction; other processes wait, and threads of this one take turns."""
+    """The cache, for one short transaction; other processes and threads wait."""
     path = cache_dir() / "digests.sqlite"
     with _lock:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def _load(keys: Iterable[str]) -> dict[str, str]:
                 row = connection.execute("SELECT digest FROM digests WHERE key = ?", (key,)).fetchone()
                 if row is not None and isinstance(row[0], str) and len(row[0]) == hashlib.sha256().digest_size * 2:
                     found[key] = row[0]
-    except (OSError, sqlite3.OperationalError):  # no folder, or no turn within the time
+    except (OSError, sqlite3.OperationalError):  # no folder, or the lock timed out
         pass
     except sqlite3.DatabaseError:
         _remove_damaged(cache_dir())
@@ -184,7 +184,7 @@ def _store(digests: dict[str, str]) -> None:
         connection.execute("DELETE FROM digests WHERE rowid <= ?", (newest - _MAX_ROWS,))
 
 
-@functools.cache  # once a process: a second one may have begun a sound file meanwhile
+@functools.cache  # once per process: another one may have started an intact file meanwhile
 def _remove_damaged(folder: Path) -> None:
     with contextlib.suppress(OSError):
         (folder / "digests.sqlite").unlink(missing_ok=True)

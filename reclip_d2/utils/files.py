@@ -1,7 +1,7 @@
-"""Opening files that a user names: regular files only, never waited for, never read beyond a limit.
+"""Opening files that a user names: regular files only, without blocking, and up to a size limit.
 
-A path may lead to anything: opening a named pipe waits for a writer, a device never ends, and a text list may turn out
-to be a 40 GB video. Every reader of a user's file opens it here. Whatever is wrong with it is one line that names it.
+A path may point to anything: opening a named pipe waits for a writer, a device never ends, and a text list may turn out
+to be a 40 GB video. All user files are opened here; every problem is reported as one line that names the file.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
-# O_NONBLOCK: a path that was a regular file when it was looked at may be a pipe by the time it is opened. The others
-# keep a terminal from becoming the program's own, and the file from being inherited; Windows has only O_BINARY.
+# O_NONBLOCK: a path that was a regular file when checked may be a pipe when opened. The others keep a terminal from
+# becoming the controlling terminal, and the file from being inherited; Windows has only O_BINARY.
 _READ_FLAGS = os.O_RDONLY
 for _name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):
     _READ_FLAGS |= getattr(os, _name, 0)
-# First bytes of files that people give by mistake.
+# First bytes of files that users give by mistake.
 _CONTENTS: tuple[tuple[str, tuple[bytes, ...]], ...] = (
     ("a Git LFS pointer, run `git lfs pull`", (b"version https://git-lfs",)),
     ("a PNG image", (b"\x89PNG\r\n",)),
@@ -52,7 +52,7 @@ StrPath = str | os.PathLike[str]
 
 
 class MissingFileError(ReclipError):
-    """The file does not exist; for callers that know what to do about it."""
+    """The file does not exist; for callers that handle this case."""
 
 
 def display_path(path: StrPath) -> str:
@@ -71,14 +71,14 @@ def format_bytes(count: int) -> str:
 
 
 def check_regular(path: StrPath, what: str = "file", remedy: str = "check the path") -> os.stat_result:
-    """Status of a regular file, links followed; for files that a library opens by their path.
+    """Status of a regular file, following links; for files that a library opens by path.
 
     Args:
-        what: what the file is to the user, as errors name it: ``"image"``, ``"class file"``.
-        remedy: the end of the error's line.
+        what: what errors call the file: ``"image"``, ``"class file"``.
+            remedy: the end of the error message.
 
-    Raises:
-        MissingFileError: nothing is there.
+        Raises:
+            MissingFileError: the file does not exist.
         ReclipError: it is a folder, named pipe, socket, device or loop of links, or cannot be reached.
     """
     try:
@@ -90,7 +90,7 @@ def check_regular(path: StrPath, what: str = "file", remedy: str = "check the pa
 
 
 def open_regular(path: StrPath, what: str = "file", remedy: str = "check the path") -> BinaryIO:
-    """Open a regular file for reading in binary mode, without waiting for anything.
+    """Open a regular file for reading in binary mode, without blocking.
 
     Args:
         what, remedy: see :func:`check_regular`.
@@ -98,7 +98,7 @@ def open_regular(path: StrPath, what: str = "file", remedy: str = "check the pat
     Raises:
         MissingFileError, ReclipError: see :func:`check_regular`; also if it may not be read.
     """
-    check_regular(path, what, remedy)  # first: opening alone rewinds some devices, and sets off others
+    check_regular(path, what, remedy)  # first, since opening some devices has side effects
     try:
         handle = os.open(path, _READ_FLAGS)
     except OSError as error:
@@ -123,7 +123,7 @@ def read_bytes(path: StrPath, what: str = "file", *, limit: int, remedy: str = "
     with open_regular(path, what, remedy) as stream:
         try:
             size = os.fstat(stream.fileno()).st_size
-            # Not only by the size: files of /proc have none, and another program may be writing.
+            # Not only by the size: files in /proc have none, and another program may be writing.
             data = b"" if size > limit else stream.read(limit + 1)
         except OSError as error:
             raise _refusal(path, what, remedy, error) from error
@@ -134,7 +134,7 @@ def read_bytes(path: StrPath, what: str = "file", *, limit: int, remedy: str = "
 
 
 def read_text(path: StrPath, what: str = "file", *, limit: int, remedy: str = "check the path") -> str:
-    """Text of a UTF-8 file of at most ``limit`` bytes, without a byte order mark; line ends stay as they are.
+    """Text of a UTF-8 file of at most ``limit`` bytes, without a byte order mark; line ends are kept.
 
     Args:
         what, remedy: see :func:`check_regular`.
@@ -164,25 +164,25 @@ def decode_text(data: bytes, path: StrPath, what: str = "file") -> str:
         raise ReclipError(f"{where}, line {_line(data[: error.start])}: not UTF-8 text: save it as UTF-8") from error
     if "\0" in text:
         line = _line(data[: data.index(b"\0")])
-        raise ReclipError(f"{where}, line {line}: not text, it holds null bytes: save it as UTF-8 text")
+        raise ReclipError(f"{where}, line {line}: not text, it contains null bytes: save it as UTF-8 text")
     return text
 
 
 def describe_content(head: bytes) -> str | None:
-    """What a file is by its first bytes, 64 or more, in words: ``"an HTML page"``. None for what is not known.
+    """Describe a file by its first bytes (64 or more): ``"an HTML page"``. None if unknown.
 
-    For files that turn out to be of another kind than their name says: failed downloads, pointers, renamed files.
+    For files that are not what their name says: failed downloads, Git LFS pointers, renamed files.
     """
     if not head:
         return "an empty file"
     if not any(head):
-        return "a file of zero bytes, as an interrupted copy leaves it"
+        return "a file of zero bytes, as left by an interrupted copy"
     for name, starts in _CONTENTS:
         if head.startswith(starts):
             return name
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head")):
-        return "an HTML page, as a failed download leaves it"
+        return "an HTML page, as left by a failed download"
     if head[:4] == b"RIFF":
         return "a WebP image" if head[8:12] == b"WEBP" else "a sound or video file"
     if head[4:8] == b"ftyp":
@@ -194,13 +194,13 @@ def describe_content(head: bytes) -> str | None:
 
 
 def check_output_file(path: StrPath, what: str = "output") -> None:
-    """Raise :class:`ReclipError` if a file that is to be written exists and is not a regular file.
+    """Raise :class:`ReclipError` if an output file exists and is not a regular file.
 
-    Without this, a rename onto ``/dev/null`` would replace the device for the whole machine.
+    Without this check, a rename onto ``/dev/null`` would replace the device for the whole machine.
     """
     try:
         status = os.stat(path)
-    except FileNotFoundError:  # or a link to nothing, which is replaced
+    except FileNotFoundError:  # or a dangling link, which is replaced
         return
     except (OSError, ValueError) as error:
         raise _refusal(path, what, "name another", error) from error
@@ -208,7 +208,7 @@ def check_output_file(path: StrPath, what: str = "output") -> None:
 
 
 def open_to_append(path: StrPath, what: str = "output") -> TextIO:
-    """Open a UTF-8 text file to write at its end; it is made if there is none.
+    """Open a UTF-8 text file for appending; it is created if it does not exist.
 
     Raises:
         ReclipError: see :func:`check_output_file`: opening a named pipe would wait for a reader.
@@ -230,7 +230,7 @@ def _check_kind(status: os.stat_result, path: StrPath, what: str, remedy: str) -
 
 def _refusal(path: StrPath, what: str, remedy: str, error: OSError | ValueError) -> ReclipError:
     where = f"{what} {display_path(path)}"
-    if not isinstance(error, OSError):  # "embedded null byte", or a name that the file system's encoding lacks
+    if not isinstance(error, OSError):  # "embedded null byte", or a name that the file system cannot encode
         return ReclipError(f"{where} is not a valid path: {remedy}")
     if error.errno == errno.ENOENT:
         return MissingFileError(f"{where} does not exist: {remedy}")

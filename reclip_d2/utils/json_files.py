@@ -1,7 +1,7 @@
-"""JSON files that may be damaged, or come from somebody else: bounded in size and depth, checked against a schema.
+"""JSON files that may be damaged or untrusted: limited in size and depth, validated against a schema.
 
-Nothing that such a file says is used before it has been checked: a list where a name is expected, or a path where the
-name of a result is expected, is refused here, with the file and the place in it.
+No value is used before it has been validated: a list in place of a name, or a path in place of a result's name, is
+rejected with the file and the place in it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Schema = Mapping[str, Any]
 
 
 class JsonError(ValueError):
-    """A text is not JSON, or not what the schema describes; the message is one line, without the file's name."""
+    """A text is not JSON, or does not fit the schema; the message is one line, without the file's name."""
 
 
 def parse_json(text: str | bytes, schema: Schema | None = None, max_depth: int = MAX_DEPTH) -> Any:
@@ -34,7 +34,7 @@ def parse_json(text: str | bytes, schema: Schema | None = None, max_depth: int =
 
     Args:
         schema: JSON Schema (2020-12) of the value; None for any.
-        max_depth: of nested lists and objects.
+        max_depth: maximum depth of nested lists and objects.
 
     Raises:
         JsonError: the text is not JSON, is nested more deeply, or does not fit the schema.
@@ -45,7 +45,7 @@ def parse_json(text: str | bytes, schema: Schema | None = None, max_depth: int =
         value = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise JsonError(f"nested more than {max_depth} deep") from error
-    except ValueError as error:  # UnicodeDecodeError is one, too; and its message quotes the whole input
+    except ValueError as error:  # UnicodeDecodeError too, whose message quotes the whole input
         raise JsonError("not UTF-8 text" if isinstance(error, UnicodeDecodeError) else f"not JSON: {error}") from error
     _check_depth(value, max_depth)
     if schema is not None:
@@ -58,12 +58,12 @@ def read_json(path: StrPath, schema: Schema, what: str, remedy: str, max_bytes: 
 
     Args:
         schema: see :func:`parse_json`.
-        what: what the file is to the user, as errors name it.
-        remedy: the end of the error's line.
+        what: what errors call the file.
+            remedy: the end of the error message.
 
-    Raises:
-        MissingFileError: there is no such file.
-        ReclipError: it cannot be read, is larger, or is damaged.
+        Raises:
+            MissingFileError: the file does not exist.
+            ReclipError: it cannot be read, is too large, or is damaged.
     """
     data = read_bytes(path, what, limit=max_bytes, remedy=remedy)
     try:
@@ -73,9 +73,9 @@ def read_json(path: StrPath, schema: Schema, what: str, remedy: str, max_bytes: 
 
 
 def read_json_lines(path: StrPath, schema: Schema) -> Iterator[Any]:
-    """Values of a JSON Lines file that only spares work: lines that do not fit the schema are left out.
+    """Values of a JSON Lines file that serves as a cache: lines that do not fit the schema are skipped.
 
-    A file that is missing, or cannot be read, has no lines.
+    A missing or unreadable file has no lines.
     """
     try:
         stream = open_regular(path)
@@ -90,7 +90,7 @@ def read_json_lines(path: StrPath, schema: Schema) -> Iterator[Any]:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _check_depth(value: Any, max_depth: int) -> None:
@@ -109,15 +109,15 @@ def check_schema(value: Any, schema: Schema) -> None:
     error = next(_validator(json.dumps(schema, sort_keys=True)).iter_errors(value), None)
     if error is None:
         return
-    # Not error.message, which quotes the value, however long that is.
+    # Not error.message, which quotes the value in full.
     wanted = error.validator_value
     rule = {
         "required": lambda: f"{', '.join(sorted(set(wanted) - set(error.instance)))} missing",
         "additionalProperties": lambda: f"{_shown(_unknown_key(error.instance, error.schema))} is unknown",
         "type": lambda: f"{_shown(error.instance)} is not of type {wanted}",
-        "enum": lambda: f"{_shown(error.instance)} is none of {_shown(wanted, 120)}",
+        "enum": lambda: f"{_shown(error.instance)} is not one of {_shown(wanted, 120)}",
         "const": lambda: f"{_shown(error.instance)} instead of {_shown(wanted)}",
-    }.get(error.validator, lambda: f"{_shown(error.instance)} breaks the rule {error.validator} {_shown(wanted)}")
+    }.get(error.validator, lambda: f"{_shown(error.instance)} violates {error.validator} {_shown(wanted)}")
     raise JsonError(f"at {_shown(error.json_path, 80, quoted=False)}: {rule()}")
 
 
@@ -133,7 +133,7 @@ def _shown(value: object, length: int = 60, quoted: bool = True) -> str:
 
 @functools.cache
 def _validator(schema: str) -> Validator:
-    import jsonschema  # here: only the commands that read such a file pay for it
+    import jsonschema  # here, since the import is slow and few commands need it
 
     return jsonschema.Draft202012Validator(json.loads(schema))
 

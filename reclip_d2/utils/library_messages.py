@@ -1,4 +1,4 @@
-"""Messages of libraries that tell a user nothing: they are addressed to those who write programs."""
+"""Hides library messages that are meant for developers, not users."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import warnings
 
 
 def silence_library_messages() -> None:
-    """Leave out what torch says when fvcore and Detectron2 are imported and when they describe the machine.
+    """Hide torch's messages while fvcore and Detectron2 are imported and describe the machine.
 
-    Call it before they are imported. Nothing is imported here.
+    Call it before importing them. This module imports nothing itself.
     """
-    # torch.jit is deprecated: fvcore and Detectron2 decorate functions with it, `reclip export` traces with it.
+    # torch.jit is deprecated, but fvcore and Detectron2 decorate functions with it, and `reclip export` traces with it.
     for category in (DeprecationWarning, FutureWarning):
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is ", category=category)
-    # Without a GPU torch says so to all who import its compiler of extensions, as Detectron2's list of versions does.
+    # Without a GPU, torch warns when its extension builder is imported, which Detectron2 does to list versions.
     logging.getLogger("torch.utils.cpp_extension").addFilter(_is_worth_saying)
 
 

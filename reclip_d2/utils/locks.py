@@ -1,6 +1,6 @@
-"""Locks between processes, by the ``filelock`` library: they work on all platforms, and end with their process.
+"""Locks between processes, with the ``filelock`` library: they work on all platforms and end with their process.
 
-A lock is an empty file that stays where it is; the file alone says nothing about whether somebody holds the lock.
+A lock is an empty file that is never removed; its existence does not mean that the lock is held.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ from reclip_d2.errors import ReclipError
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".lock"
-"""The lock file of a folder that one program at a time may work in."""
+"""The lock file of a folder that only one program at a time may use."""
 
-# What file systems without locks answer, some network file systems: there the user must avoid two programs at once.
+# Errors of file systems without locks, such as some network file systems; there, users must not run two programs.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 class Lock:
-    """A lock that this process holds until :meth:`release`, or until the process ends, however that happens."""
+    """A lock that this process holds until :meth:`release`, or until the process ends in any way."""
 
     def __init__(self, lock: filelock.BaseFileLock | None) -> None:
         """
         Args:
-            lock: held; None where the file system has no locks.
+            lock: the lock held; None if the file system has no locks.
         """
         self._lock = lock
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.release()
 
 
 def lock_path(file: Path) -> Path:
-    """The lock file for the making of ``file``, in the same folder."""
+    """The lock file for making ``file``, in the same folder."""
     return file.with_name(f".{file.name}{LOCK_NAME}")
 
 
 def try_lock(path: str | os.PathLike[str], seconds: float = 0.0) -> Lock | None:
-    """Take a lock if it can be had.
+    """Try to take a lock.
 
     Args:
-        path: the lock file; it and its folder are made if need be.
-        seconds: to wait for it.
+        path: the lock file; it and its folder are created if necessary.
+        seconds: how long to wait.
 
     Returns:
-        the lock; None if another process (or another part of this one) has it.
+        The lock; None if another process (or another part of this one) holds it.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path, thread_local=False)
@@ -72,7 +72,7 @@ def try_lock(path: str | os.PathLike[str], seconds: float = 0.0) -> Lock | None:
 
 @contextlib.contextmanager
 def exclusive(path: str | os.PathLike[str], busy: str) -> Iterator[None]:
-    """Hold a lock, or raise :class:`ReclipError` with the message ``busy`` if another process has it."""
+    """Hold a lock, or raise :class:`ReclipError` with the message ``busy`` if another process holds it."""
     lock = try_lock(path)
     if lock is None:
         raise ReclipError(busy)
@@ -84,10 +84,10 @@ def exclusive(path: str | os.PathLike[str], busy: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def waiting(path: str | os.PathLike[str], waits_for: str) -> Iterator[None]:
-    """Hold a lock; if another process has it, log what this one waits for, and wait.
+    """Hold a lock; if another process holds it, log a message and wait.
 
     Args:
-        waits_for: ends the sentence "waiting for ...".
+        waits_for: completes the message "waiting for ...".
     """
     lock = try_lock(path)
     if lock is None:

@@ -1,4 +1,4 @@
-"""Of several runs, each of several processes, one makes a file or folder that all need."""
+"""Of several runs, each with several processes, one makes a file or folder that all need."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from reclip_d2.utils.locks import lock_path, try_lock
 
 logger = logging.getLogger(__name__)
 
-# Seconds after which a process that waits for the lock lets the others of its run know that it is alive.
+# Seconds after which a process that waits for the lock tells the others of its run that it is alive.
 _POLL = 20.0
 
 
 @contextlib.contextmanager
 def one_maker(path: Path, what: str) -> Iterator[None]:
-    """Inside, this run is the only one that makes ``path``; called by all processes of the run.
+    """Context in which only this run makes ``path``; entered by all processes of the run.
 
-    The main process takes the lock. The others wait with it in short turns: a collective operation that lasts as long
-    as another run's work would time out.
+    The main process takes the lock. The others wait in short collective operations: a single one that lasts as long as
+    another run's work would time out.
 
     Args:
-        what: names the thing in the log.
+        what: what the log calls ``path``.
     """
     lock, said = None, False
     while True:
@@ -34,7 +34,7 @@ def one_maker(path: Path, what: str) -> Iterator[None]:
         if comm.all_gather(lock is not None)[0]:
             break
         if not said:
-            logger.info("waiting for another run, which makes the %s %s", what, path)
+            logger.info("waiting for another run to make the %s %s", what, path)
         said = True
     try:
         yield

@@ -1,7 +1,7 @@
-"""Paths that a user names for output: whether a folder or a file can be made there, found out before any work is done.
+"""Output paths: check before any work is done whether a folder or file can be created.
 
-The check makes an empty folder with a unique name where the path would begin, and removes it again: nothing else
-tells a file system without room or rights, or one like ``/proc``, from a usual one.
+The check creates and removes an empty folder with a unique name where the path would begin: nothing else reveals a file
+system that is full, read-only or special, like ``/proc``.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pathlib import Path
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.files import StrPath, check_output_file, display_path
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of two letters at least: C:/ is a drive
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # at least two letters: C:/ is a drive
 _MAX_PATH, _MAX_NAME = 4095, 255
 
 
 def check_output_folder(path: StrPath, what: str = "--output") -> Path:
-    """The path of a folder that exists or can be made, with ``~`` expanded.
+    """The path of a folder that exists or can be created, with ``~`` expanded.
 
     Args:
-        what: the option or key that names it, for the message.
+        what: the option or key that names it, for errors.
 
     Raises:
-        ReclipError: it is empty, an address, a file or device, too long, not UTF-8, or nothing can be written there.
+        ReclipError: it is empty, a URL, a file or device, too long, not UTF-8, or not writable.
     """
     folder = _plain_path(path, what)
     _try_below(folder, folder, what)
@@ -40,7 +40,7 @@ def check_output_path(path: StrPath, what: str = "--output") -> Path:
         what: see :func:`check_output_folder`.
 
     Raises:
-        ReclipError: see :func:`check_output_folder`; also if it is a folder, or anything else than a regular file.
+        ReclipError: see :func:`check_output_folder`; also if it exists and is not a regular file.
     """
     file = _plain_path(path, what)
     if os.fspath(path).endswith(("/", os.sep)) or file.name in ("", ".."):
@@ -55,7 +55,7 @@ def _plain_path(path: StrPath, what: str) -> Path:
     if not text.strip():
         raise ReclipError(f"{what} is empty: name a path")
     if _URL.match(text):
-        raise ReclipError(f"{what} {display_path(text)} is an address: name a local path, and copy it from there")
+        raise ReclipError(f"{what} {display_path(text)} is a URL: name a local path, and copy it from there")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -65,11 +65,11 @@ def _plain_path(path: StrPath, what: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:  # ~nobody
-        raise ReclipError(f"{what} {display_path(text)} is in the home of a user who is not known here") from error
+        raise ReclipError(f"{what} {display_path(text)} is in the home of an unknown user") from error
 
 
 def _try_below(folder: Path, path: Path, what: str) -> None:
-    """Raise unless ``folder`` can be written to, or made; ``path`` is what the message names."""
+    """Raise unless ``folder`` is writable or can be created; ``path`` is named in the message."""
     shown = display_path(path) if len(str(path)) <= 200 else f"{display_path(str(path)[:150])} ..."
     absolute = os.path.abspath(path)
     names = absolute.split(os.sep)
@@ -80,7 +80,7 @@ def _try_below(folder: Path, path: Path, what: str) -> None:
         while not os.path.lexists(there):
             there = there.parent
         if not there.is_dir():
-            kind = "is a file" if there.is_file() else "is no folder"
+            kind = "is a file" if there.is_file() else "is not a folder"
             if there == Path(os.path.abspath(path)):
                 raise ReclipError(f"{what} {shown} {kind}: name a folder")
             raise ReclipError(f"{what} {shown}: {display_path(there)} {kind}: name another path")
@@ -89,4 +89,4 @@ def _try_below(folder: Path, path: Path, what: str) -> None:
             os.rmdir(made)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise ReclipError(f"{what} {shown}: nothing can be written in {display_path(there)} ({reason})") from error
+        raise ReclipError(f"{what} {shown}: cannot write to {display_path(there)} ({reason})") from error

@@ -1,6 +1,6 @@
-"""The first import of every program: Ctrl-C while the libraries load, which takes seconds, is one line.
+"""The first import of every program: makes Ctrl-C one line while the libraries load, which takes seconds.
 
-Once ``main`` runs, ``exit_on_error`` sees to that. The package, imported with this module, filters libraries' messages.
+Once ``main`` runs, ``exit_on_error`` does that. Importing the package also filters the libraries' messages.
 """
 
 import multiprocessing
@@ -11,10 +11,10 @@ _traceback = sys.excepthook
 
 
 def _one_line_when_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """An exception hook. Python still ends with the status of an interrupted program."""
+    """An exception hook. Python still exits with the status of an interrupted program."""
     if not issubclass(kind, KeyboardInterrupt):
         _traceback(kind, error, trace)
-    elif multiprocessing.parent_process() is None:  # the processes that it started were interrupted, too
+    elif multiprocessing.parent_process() is None:  # its child processes were interrupted too
         print("\ninterrupted", file=sys.stderr)
 
 

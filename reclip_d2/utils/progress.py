@@ -1,18 +1,18 @@
-"""Progress of long work: what a stage reports, who listens, and how a terminal shows it.
+"""Progress of long work: events of a stage, their listeners, and progress bars.
 
-Library code counts its steps and prints nothing::
+Library code counts steps and prints nothing::
 
     with count_steps("hypotheses", total=len(images)) as steps:
         for image in images:
             ...
             steps.advance()
 
-Whoever calls it chooses the listener, as ``EventStorage`` does for Detectron2's metrics::
+The caller chooses the listener, like ``EventStorage`` for Detectron2's metrics::
 
     with report_to(print):        # hypotheses: 40 of 120 images (33 %), about 25 s left
         generate_hypotheses(...)
 
-Without :func:`report_to` progress bars appear on standard error.
+Without :func:`report_to`, progress bars appear on standard error.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# Steps are reported if the last report is at least so many seconds old, and ...
+# Steps are reported if the last report is at least this many seconds old, and ...
 _SHORTEST_GAP = 0.1
-# ... another hundredth of the stage is done, or so many seconds have passed.
+# ... another hundredth of the stage is done, or this many seconds have passed.
 _LONGEST_GAP = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """An event: a stage begins, has something to say, or has done some of its steps.
+    """An event: a stage begins, has a message, or has done some of its steps.
 
-    ``str(event)`` is a line for people, so ``print`` is a listener.
+    ``str(event)`` is a readable line, so ``print`` is a listener.
 
     Attributes:
         stage: what is being done, such as ``hypotheses``.
-        done: steps that are finished.
-        total: steps in all; 0 if the event is no count: the stage begins, or says ``message``.
+        done: finished steps.
+        total: total steps; 0 if the event is not a count but a beginning or a message.
         unit: what a step is, in the singular.
-        message: something to say, such as the loss; "" for nothing.
-        seconds_left: estimate for this stage; None if it is not known.
-        ended: no further count of this stage follows: all is done, or an error has ended it.
+        message: additional text, such as the loss; "" for none.
+        seconds_left: estimate for this stage; None if unknown.
+        ended: no further counts of this stage follow: it is done, or has failed.
     """
 
     stage: str
@@ -63,7 +63,7 @@ class Progress:
 
 
 ProgressCallback = Callable[[Progress], Any]
-"""A listener: called with each event, in the thread that does the work. An exception that it raises ends the work."""
+"""A listener: called with each event, in the working thread. Exceptions that it raises end the work."""
 
 
 def _plural(unit: str, count: int) -> str:
@@ -85,7 +85,7 @@ def duration_in_words(seconds: float, step: int = 10) -> str:
 
 
 class ProgressBars:
-    """A listener with a progress bar on standard error for each stage; events that are no counts are left out."""
+    """A listener with one progress bar per stage on standard error; events that are not counts are ignored."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -110,7 +110,7 @@ class ProgressBars:
         self._bar = tqdm(desc=event.stage, total=event.total, initial=event.done, unit=event.unit)
 
     def close(self) -> None:
-        """Leave the bar where it is, and begin a new line."""
+        """Leave the bar in place and start a new line."""
         if self._bar is not None:
             self._bar.close()
         self._bar = None
@@ -126,7 +126,7 @@ def ignore_progress(event: Progress) -> None:
 
 @contextlib.contextmanager
 def report_to(callback: ProgressCallback | None) -> Iterator[None]:
-    """Send the events of this thread to ``callback``; None for nobody."""
+    """Send the events of this thread to ``callback``; None for no listener."""
     token = _listener.set(callback or ignore_progress)
     try:
         yield
@@ -140,18 +140,18 @@ def report(event: Progress) -> None:
 
 
 def say(stage: str, message: str = "") -> None:
-    """Report that a stage begins or, with a message, that it has something to say."""
+    """Report that a stage begins or, with ``message``, a message of it."""
     report(Progress(stage, message=message))
 
 
 class count_steps:  # noqa: N801 (a context manager, read as a verb)
-    """Counts the steps of a stage and reports them, about a hundred times in all or every ten seconds."""
+    """Counts the steps of a stage and reports them, about a hundred times in total or every ten seconds."""
 
     def __init__(self, stage: str, total: int, *, unit: str = "image", done: int = 0, silent: bool = False) -> None:
         """
         Args:
-            done: steps of an earlier run.
-            silent: report nothing: another process does.
+            done: steps done by an earlier run.
+            silent: report nothing, because another process does.
         """
         self.stage, self.total, self.unit, self.done = stage, total, unit, done
         self._silent = silent or not total
@@ -170,10 +170,10 @@ class count_steps:  # noqa: N801 (a context manager, read as a verb)
             self._report(ended=True)
 
     def advance(self, steps: int = 1, message: str | None = None) -> None:
-        """Some steps are done.
+        """Count finished steps.
 
         Args:
-            message: of this event and those after it; None for the last one's.
+            message: message of this and later events; None to keep the last one.
         """
         self.done += steps
         self._message = self._message if message is None else message

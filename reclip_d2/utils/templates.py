@@ -1,4 +1,4 @@
-"""Pages from Jinja templates, which lie in the folder ``templates`` of a package."""
+"""Pages from Jinja templates in the folder ``templates`` of a package."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def render(package: str, template: str, **values: Any) -> str:  # noqa: ANN401
     """Fill in a template.
 
     Args:
-        package: whose folder ``templates`` holds it, such as ``reclip_d2.experiments``.
-        template: its file; values are escaped in those that end in ``.html.jinja``, and in no others.
-        values: what the template names; one that is missing is an error.
+        package: the package with the folder ``templates``, such as ``reclip_d2.experiments``.
+        template: file name; values are escaped only if it ends in ``.html.jinja``.
+        values: the template's variables; missing ones are errors.
     """
     return _environment(package).get_template(template).render(values)
 

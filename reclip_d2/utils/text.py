@@ -13,6 +13,6 @@ def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
 
 
 def shorten(value: object, length: int = 60, end: str = "...") -> str:
-    """A value as text, cut to ``length`` characters, ``end`` among them."""
+    """A value as text, cut to ``length`` characters including ``end``."""
     text = str(value)
     return text if len(text) <= length else text[: length - len(end)].rstrip() + end

@@ -1,4 +1,4 @@
-"""Time of calls on a device, which runs them after they return."""
+"""Timing of calls on a device, which runs them asynchronously."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def timed(function: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call, by device events on CUDA."""
+    """Seconds of one call, measured with events on CUDA."""
     if device.type == "cuda":
         start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()

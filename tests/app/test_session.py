@@ -218,7 +218,7 @@ def test_the_command_of_a_training(tmp_path, served, monkeypatch):
     [
         ("sky\nlake,\nwood", "the class list, line 2: an empty name"),
         ("", "the class list names no class"),
-        ("sky", "the class list names a single class"),
+        ("sky", "the class list names only one class"),
         ("sky\n\nsky", "the class list, line 3: 'sky' is also in line 1"),
         ("caf\u00e9\nsky\ncafe\u0301", "the class list, line 3: CLIP reads the name"),
         ("sky\nroad;street", "the class list, line 2: a semicolon"),

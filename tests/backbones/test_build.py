@@ -255,7 +255,7 @@ def test_a_damaged_file_in_the_hubs_cache(tmp_path, monkeypatch):
     assert "is of another model" in message_of("ViT-B-32", "laion2b_s34b_b79k")  # it was read
     blob.write_bytes(content[:-1] + b"x")
     message = message_of("ViT-B-32", "laion2b_s34b_b79k")
-    assert "is not the file that was published" in message and str(blob) in message
+    assert "is not the published file" in message and str(blob) in message
 
 
 def test_a_local_file_in_the_home_folder(tmp_path, monkeypatch):

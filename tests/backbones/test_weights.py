@@ -229,7 +229,7 @@ def test_files_without_a_clip(tmp_path):
     path = tmp_path / "model.pt"
     for content in (torch.zeros(3), [1, 2], {1: torch.zeros(2)}):
         torch.save(content, path)
-        assert "holds no state dict" in message_of(TINY_NAME, path)
+        assert "contains no state dict" in message_of(TINY_NAME, path)
     torch.save({"layer1.conv.weight": torch.zeros(2)}, path)
     assert "holds no weights of a CLIP" in message_of(TINY_NAME, path)
 

@@ -20,7 +20,7 @@ def nothing_written(tmp_path) -> None:
         ("sky\nwood,\n", "line 2: an empty name"),
         ("sky\n" + "very " * 80 + "long name\n", "line 2: the name 'very very very"),
         ("", "names no class"),
-        ("sky\n", "names a single class"),
+        ("sky\n", "names only one class"),
         ("sky\n\u200b\n", "line 2"),
     ],
 )
@@ -75,7 +75,7 @@ def test_images_that_a_format_cannot_hold(segment, photos, tmp_path):
 
 def test_output_that_is_the_folder_of_the_images(segment, photos):
     before = sorted(photos.rglob("*"))
-    assert "IMAGES photos is the folder that the results go to: name another" in segment(output="photos").error
+    assert "IMAGES photos is the output folder: choose another" in segment(output="photos").error
     assert sorted(photos.rglob("*")) == before
 
 
@@ -101,10 +101,10 @@ def test_arguments(segment, tmp_path, arguments, words):
     ("output", "words"),
     [
         ("", "--output is empty"),
-        ("s3://bucket/x", "--output s3://bucket/x is an address"),
+        ("s3://bucket/x", "--output s3://bucket/x is a URL"),
         ("classes.txt", "is a file"),
         ("classes.txt/x", "is a file"),
-        ("/proc/x", "nothing can be written in /proc"),
+        ("/proc/x", "cannot write to /proc"),
         ("x" * 300, "too long"),
         (os.fsdecode(b"\xff"), "is not UTF-8"),
     ],

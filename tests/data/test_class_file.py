@@ -64,10 +64,10 @@ def test_line_ends_and_byte_order_mark(tmp_path, ends, mark):
         ("road\na,,b", 2, "empty name"),
         ("road\nbackground:\n", 2, "empty name"),
         ("road\nbackground: a\nbackground: b", 3, "second"),
-        ("road\n1: tree", 2, "no meaning"),
+        ("road\n1: tree", 2, "unknown key '1'"),
         ("road\ntr\x07ee", 2, "control"),
-        ("sky\nroad\tstreet", 2, "a tab in the name"),
-        ("sky\nroad; street", 2, "a semicolon in the name 'road; street'"),
+        ("sky\nroad\tstreet", 2, "contains a tab"),
+        ("sky\nroad; street", 2, "the name 'road; street' contains a semicolon"),
         ("sky\nbackground: wall;wood", 2, "commas between"),
         ("sky\n1;road;(128, 64, 128)", 2, "one class per line"),
         ("background\nroad\nbackground: sky", 1, "rename"),
@@ -79,7 +79,7 @@ def test_what_is_refused_with_its_line(text, line, words):
     assert f"line {line}" in message and words in message
 
 
-@pytest.mark.parametrize(("text", "words"), [("", "no class"), ("# a\n\n", "no class"), ("cat", "single class")])
+@pytest.mark.parametrize(("text", "words"), [("", "no class"), ("# a\n\n", "no class"), ("cat", "only one class")])
 def test_too_few_classes(text, words):
     assert words in message_of(text)
 
@@ -184,9 +184,9 @@ def test_names_that_clip_tells_apart():
 def test_names_that_look_the_same_are_shown_apart():
     with pytest.raises(ReclipError) as caught:
         check_name_tokens(parse_classes("caf\u00e9\ncafe\u0301", "c.txt"), tiny_tokenizer().encode)
-    assert r"line 2: CLIP reads the name 'cafe\u0301' as it reads 'caf\xe9' in line 1" in str(caught.value)
+    assert r"line 2: CLIP reads the name 'cafe\u0301' like 'caf\xe9' in line 1" in str(caught.value)
 
 
 def test_the_same_name_twice_in_a_line():
-    with pytest.raises(ReclipError, match="line 1: CLIP reads the name 'it\u2019s' as it reads \"it's\" in line 1"):
+    with pytest.raises(ReclipError, match="line 1: CLIP reads the name 'it\u2019s' like \"it's\" in line 1"):
         check_name_tokens(parse_classes("it's, it\u2019s\nsky", "c.txt"), tiny_tokenizer().encode)

@@ -157,5 +157,5 @@ def test_colour_in_the_mapper(record):
 def test_an_image_that_is_too_thin(tmp_path):
     """It would have no row left."""
     Image.fromarray(np.zeros((2, 300, 3), np.uint8)).save(tmp_path / "thin.png")
-    with pytest.raises(ReclipError, match=r"thin\.png has 300 x 2 pixels, one side more than 100 times the other"):
+    with pytest.raises(ReclipError, match=r"thin\.png has 300 x 2 pixels, with one side more than 100 times the other"):
         mapped({"file_name": str(tmp_path / "thin.png"), "image_id": "thin"})

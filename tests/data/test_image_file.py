@@ -62,10 +62,10 @@ OTHERS = {
     "a PDF file": b"%PDF-1.4\n",
     "a Photoshop file": b"8BPS\0\1" + bytes(20),
     "a video": b"\0\0\0\x18ftypmp42" + bytes(20),
-    "an HTML page, as a failed download leaves it": b"\n<!DOCTYPE html><title>404</title>",
+    "an HTML page, as left by a failed download": b"\n<!DOCTYPE html><title>404</title>",
     "a Git LFS pointer, run `git lfs pull`": b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n",
     "an empty file": b"",
-    "a file of zero bytes, as an interrupted copy leaves it": bytes(100),
+    "a file of zero bytes, as left by an interrupted copy": bytes(100),
     "a ZIP archive": b"PK\3\4" + bytes(20),
     "an XML or SVG file": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
 }

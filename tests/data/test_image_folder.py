@@ -116,7 +116,7 @@ def test_folders_that_are_left_out(tree):
 
 def test_images_in_the_folder_of_the_results(tree):
     for source in (tree, tree / "in/..", f"{tree}/*", f"{tree}/in/*.bmp"):
-        with pytest.raises(ReclipError, match=r"the folder that the results go to: name another --output"):
+        with pytest.raises(ReclipError, match=r"the output folder: choose another --output"):
             ids(source, exclude=[tree])
     assert ids(tree / "in", exclude=[tree]) == ["c", "deep/d", "e", "f"]
 
@@ -155,7 +155,7 @@ def test_nothing_there(tree):
     assert "matches 1 .heic (to read them: pip install 'reclip_d2[heif]'), but no images (.jpg" in message_of(
         f"{tree}/in/*.heic"
     )
-    assert "no images are named" in message_of()
+    assert "no images given" in message_of()
 
 
 def test_what_is_left_out_is_counted(tree, monkeypatch):

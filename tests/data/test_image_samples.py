@@ -104,7 +104,7 @@ def test_signed_and_32_bit_samples(tmp_path):
     full = np.array([[0, 1 << 31, (1 << 32) - 1]], np.uint32)
     assert grey(tmp_path, full, BLACK_IS_ZERO, {MAX_SAMPLE: (1 << 32) - 1}) == [[0, 128, 255]]
     message = refusal(tmp_path, full, BLACK_IS_ZERO)
-    assert "holds samples of 32 bits up to 4294967295, and does not declare which is white" in message
+    assert "has samples of 32 bits up to 4294967295, but does not declare which value is white" in message
     assert "signed 8-bit samples" in refusal(tmp_path, np.array([[-1, 3]], np.int8), BLACK_IS_ZERO)
     assert "compressed big-endian samples of 16 bits" in refusal(
         tmp_path, signed, BLACK_IS_ZERO, order=">", compressed=True
@@ -142,7 +142,7 @@ def test_lab(tmp_path):
 def test_12_bit_colours_are_refused(tmp_path):
     """Pillow keeps the upper 8 of 16 bits: of 12 bits four, near black."""
     colors = (COLORS.astype(np.uint16) * 16).clip(0, 4095)
-    assert "holds colours of 12 bits in 16" in refusal(tmp_path, colors, RGB, {MAX_SAMPLE: (4095, 4095, 4095)})
+    assert "has colours of 12 bits in 16" in refusal(tmp_path, colors, RGB, {MAX_SAMPLE: (4095, 4095, 4095)})
     deep = COLORS.astype(np.uint16) * 257
     assert (read(tmp_path, deep, RGB, {MAX_SAMPLE: (4095, 4095, 4095)}) == COLORS).all()  # the tag is wrong
 
@@ -213,7 +213,7 @@ def test_significant_bits_of_a_png(tmp_path):
     assert read_png(tmp_path, big_endian(scaled >> 4), 16, 0, bits)[..., 0].tolist() == [[0, 51, 255]]
     assert read_png(tmp_path, big_endian(scaled >> 4), 16, 0)[..., 0].tolist() == [[0, 3, 16]]
     colors = np.array([[4095, 0, 0, 100, 200, 300]], np.uint16)
-    with pytest.raises(ReclipError, match="holds colours of 12 bits in 16: convert it to 8-bit RGB"):
+    with pytest.raises(ReclipError, match="has colours of 12 bits in 16: convert it to 8-bit RGB"):
         read_png(tmp_path, big_endian(colors), 16, 2, [(b"sBIT", b"\x0c\x0c\x0c")])
 
 

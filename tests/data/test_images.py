@@ -89,7 +89,7 @@ def test_32_bit_grey_is_of_16_bits(tmp_path):
     Image.fromarray(np.array([[-5, 0, 25700, 65535]], np.int32)).save(tmp_path / "a.tif")
     assert read_image(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 0, 100, 255]
     Image.fromarray(np.array([[-5, 0, 65535, 70000]], np.int32)).save(tmp_path / "a.tif")
-    assert "samples of 31 bits up to 70000, and does not declare which is white" in message_of(tmp_path / "a.tif")
+    assert "samples of 31 bits up to 70000, but does not declare which value is white" in message_of(tmp_path / "a.tif")
 
 
 def test_tiff_orientation_is_applied_once(tmp_path):

@@ -67,7 +67,7 @@ def test_palettes_in_the_order_of_the_ids(tmp_path, palette):
     if not palette.own:
         assert read(voc, palette) == [[0, 1]]
     else:  # the data set's colours are others: (128, 0, 0) is none of them
-        assert "colour (128, 0, 0) is none of the data set's own" in refusal(voc, palette)
+        assert "colour (128, 0, 0) is not one of the data set's" in refusal(voc, palette)
 
 
 def test_colours_that_name_ids(tmp_path):
@@ -84,7 +84,7 @@ def test_only_used_entries_count(tmp_path):
 def test_a_colour_of_two_ids(tmp_path):
     twins = Palette({0: A, 1: B, 2: B}, own=True)
     assert read(write(tmp_path / "p.png", [[1, 2]], [A, B, B]), twins) == [[1, 2]]  # in order: nothing is left open
-    assert "colour (0, 0, 200) is that of several ids (1, 2)" in refusal(
+    assert "colour (0, 0, 200) is shared by several ids (1, 2)" in refusal(
         write(tmp_path / "p.png", [[0, 1]], [B, A]), twins
     )
 
@@ -110,7 +110,7 @@ def test_grey_levels_that_a_decoder_would_scale(tmp_path, bits, row):
     path = write_raw(tmp_path / "grey.png", bits, row, 2)
     with Image.open(path) as image:
         assert np.asarray(image).tolist() == [[85, 170]] if bits == 2 else [[17, 34]]
-    assert f"is a grey PNG of {bits} bits a pixel" in refusal(path)
+    assert f"is a grey PNG of {bits} bits per pixel" in refusal(path)
 
 
 def test_depths(tmp_path):

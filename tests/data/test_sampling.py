@@ -116,7 +116,7 @@ def test_images_of_a_batch_come_from_all_processes(monkeypatch):
 
 def test_a_batch_that_cannot_be_shared_out(monkeypatch):
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    with pytest.raises(ReclipError, match=r"SOLVER\.IMS_PER_BATCH 3 is no multiple of 2"):
+    with pytest.raises(ReclipError, match=r"SOLVER\.IMS_PER_BATCH 3 is not a multiple of the 2"):
         batches(1, batch=3)
 
 

@@ -70,7 +70,7 @@ def test_sizes_and_problems(look, photos):
     assert images["a"].training_files == (photos / "a.png",)
     assert images["in/turned"].size == (24, 16)  # upright
     assert "broken.jpg cannot be read" in images["broken"].problem and images["broken"].size == (0, 0)
-    assert "120 x 1 pixels, one side more than 100 times" in images["thin"].problem
+    assert "120 x 1 pixels, with one side more than 100 times" in images["thin"].problem
 
 
 def test_what_is_known_is_not_looked_at_again(look, photos, decoded):

@@ -87,7 +87,7 @@ def test_every_pixel(miniature, capfd):
     for case in cases:
         np.testing.assert_array_equal(read(folder / f"{case.name}{end}.png"), case.expected_label(), case.name)
     assert len(state(folder)) == len(cases)  # nothing else, no temporary file
-    assert f"{len(cases)} written, 0 there already" in capfd.readouterr().out
+    assert f"{len(cases)} written, 0 already there" in capfd.readouterr().out
 
 
 def test_a_second_run_writes_nothing(miniature, capfd):
@@ -98,7 +98,7 @@ def test_a_second_run_writes_nothing(miniature, capfd):
     prepare(name)
     assert state(folder) == before
     second = capfd.readouterr().out
-    assert f"0 written, {len(cases)} there already" in second
+    assert f"0 written, {len(cases)} already there" in second
     counts = [[line for line in text.splitlines() if "%" in line] for text in (first, second)]
     assert counts[0] == counts[1] and len(counts[0]) > len(cases)
 
@@ -142,7 +142,7 @@ def test_histogram(datasets_root, capfd):
     make_voc20(datasets_root)
     prepare("voc20")
     lines = capfd.readouterr().out.splitlines()
-    assert "4 written, 0 there already, 1 turned upright with their image" in lines[0]
+    assert "4 written, 0 already there, 1 rotated upright with their image" in lines[0]
     assert lines[1] == "note: the complete split has 1449 images"
     assert lines[2].startswith("orientation: 2 images have an EXIF orientation of 2 to 8; by their size 1 of their")
     rows = {line.split()[-1]: line.split()[:3] for line in lines[4:]}
@@ -350,10 +350,10 @@ def test_one_binary_mask_among_labels_of_voc(datasets_root, capfd):
     mask = quadrants([[0, 255], [255, 0]], case.size).astype(np.uint8)
     Image.fromarray(mask).save(path)
     line = failure(capfd, "voc20")
-    assert f"label {path} holds 0 and 255 only, and neither is a class: it is a binary mask" in line
+    assert f"label {path} contains only 0 and 255, neither of which is a class: it is a binary mask" in line
     write_png(path, mask, palette=True)
     prepare("voc20")
-    assert "note: 1 labels hold no class" in capfd.readouterr().out
+    assert "note: 1 labels contain no class" in capfd.readouterr().out
 
 
 def test_a_subset_of_one_class_and_ignored_pixels(datasets_root, capfd, monkeypatch):
@@ -364,9 +364,11 @@ def test_a_subset_of_one_class_and_ignored_pixels(datasets_root, capfd, monkeypa
         Image.fromarray(mask).save(datasets_root / FOLDERS["coco_stuff"][0] / f"{case.name}.png")
     prepare("coco_stuff", "--classes", "171")
     out, err = capfd.readouterr()
-    assert "note: of the classes only person occurs" in out and "binary" not in out + err
+    assert "note: person is the only class that occurs" in out and "binary" not in out + err
     complete(monkeypatch, COCO_STUFF171, len(cases))
-    assert "the labels hold 0 and 255 only: they are binary masks" in failure(capfd, "coco_stuff", "--classes", "171")
+    assert "the labels contain only 0 and 255: they are binary masks" in failure(
+        capfd, "coco_stuff", "--classes", "171"
+    )
 
 
 def test_binary_masks_in_the_encoding_of_59_classes(datasets_root, capfd, monkeypatch):
@@ -376,7 +378,7 @@ def test_binary_masks_in_the_encoding_of_59_classes(datasets_root, capfd, monkey
         mask = quadrants([[0, 255], [255, 0]], case.size).astype(np.uint8)
         Image.fromarray(mask).save(datasets_root / "VOC2010/SegmentationClassContext" / f"{case.name}.png")
     line = failure(capfd, "context59", "--png-classes", "59")
-    assert "context59_val: the labels hold 0 and 255 only" in line
+    assert "context59_val: the labels contain only 0 and 255" in line
 
 
 def test_repaired_binary_masks(datasets_root, capfd):
@@ -411,7 +413,7 @@ def test_ids_that_are_one_too_small(datasets_root, capfd, monkeypatch):
         Image.fromarray(label).save(datasets_root / FOLDERS["voc20"][0] / f"{case.name}.png")
     for arguments in (("--overwrite",), ()):
         line = failure(capfd, "voc20", *arguments)
-        assert "none of the 4 labels holds the last class, tv monitor: are the ids one too small?" in line
+        assert "none of the 4 labels contains the last class, tv monitor: are the ids one too small?" in line
 
 
 def test_ids_that_are_one_too_small_in_ade(datasets_root, capfd):
@@ -497,7 +499,7 @@ def test_nothing_but_ignored_pixels(datasets_root, capfd):
     for case in make_ade150(datasets_root):
         path = datasets_root / FOLDERS["ade150"][0] / f"{case.name}.png"
         Image.fromarray(np.zeros(case.size, np.uint8)).save(path)
-    assert "no label holds any class" in failure(capfd, "ade150")
+    assert "no label contains any class" in failure(capfd, "ade150")
 
 
 @pytest.mark.parametrize(
@@ -543,7 +545,7 @@ def edit_json(root: Path, change) -> None:
         (lambda c: c["images"].clear(), "has no images of train"),
         (lambda c: c["annos_segmentation"][1].update(category_id=460), "2008_000002, has id 460"),
         (lambda c: c["annos_segmentation"][1]["segmentation"].update(size=[31, 23]), "has a mask of size [31, 23]"),
-        (lambda c: c["annos_segmentation"][1]["segmentation"].pop("counts"), "no run-length code"),
+        (lambda c: c["annos_segmentation"][1]["segmentation"].pop("counts"), "not a run-length code"),
         (lambda c: c["images"][0].update(height=22), "has size 31x22, its image"),
     ],
 )
@@ -620,17 +622,17 @@ def test_labels_that_were_written_from_indices_are_written_again(datasets_root, 
     write_reordered(path, IDS, VOC_COLORS)
     capfd.readouterr()
     prepare("voc20")
-    assert "1 written, 0 there already" in capfd.readouterr().out
+    assert "1 written, 0 already there" in capfd.readouterr().out
     np.testing.assert_array_equal(read(target), CLASSES)
     prepare("voc20")
-    assert "0 written, 1 there already" in capfd.readouterr().out
+    assert "0 written, 1 already there" in capfd.readouterr().out
 
 
 def test_colours_that_are_not_vocs(datasets_root, capfd):
     path = one_voc_image(datasets_root, IDS)
     write_reordered(path, IDS, {**VOC_COLORS, 20: (1, 2, 3)})
     line = failure(capfd, "voc20")
-    assert f"label {path} is a palette image" in line and "colour (1, 2, 3) is none of the data set's own" in line
+    assert f"label {path} is a palette image" in line and "colour (1, 2, 3) is not one of the data set's" in line
     assert not (datasets_root / "VOC2012/annotations_detectron2/2007_000001.png").exists()
 
 
@@ -656,10 +658,10 @@ def test_orientations_that_the_size_does_not_tell(datasets_root, capfd, orientat
     target = datasets_root / "VOC2012/annotations_detectron2/2007_000001.png"
     prepare("voc20")
     out = capfd.readouterr().out
-    assert "1 turned upright" in out and "orientation: 1 images have an EXIF orientation of 2 to 8" in out
+    assert "1 rotated upright" in out and "orientation: 1 images have an EXIF orientation of 2 to 8" in out
     np.testing.assert_array_equal(read(target), turn(CLASSES))
     prepare("voc20", "--labels-drawn-on", "upright")  # the finished label is of the other choice
-    assert "0 turned upright" in capfd.readouterr().out
+    assert "0 rotated upright" in capfd.readouterr().out
     np.testing.assert_array_equal(read(target), CLASSES)
 
 

@@ -66,9 +66,9 @@ def test_processes(gpus, count, words, processes):
     [
         (5, ("SOLVER.IMS_PER_BATCH", "12"), "SOLVER.IMS_PER_BATCH 12 is no multiple of 5 processes"),
         (4, ("SOLVER.IMS_PER_BATCH", "8", "SOLVER.ACCUMULATE_STEPS", "3"), "SOLVER.ACCUMULATE_STEPS 3 is more than"),
-        (1, ("OUTPUT_DIR", "/proc/x"), "OUTPUT_DIR /proc/x: nothing can be written"),
+        (1, ("OUTPUT_DIR", "/proc/x"), "OUTPUT_DIR /proc/x: cannot write to"),
         (1, ("OUTPUT_DIR", "/dev/null"), "OUTPUT_DIR /dev/null"),
-        (1, ("HYPOTHESIS.FILE", "s3://bucket/h.jsonl"), "HYPOTHESIS.FILE s3://bucket/h.jsonl is an address"),
+        (1, ("HYPOTHESIS.FILE", "s3://bucket/h.jsonl"), "HYPOTHESIS.FILE s3://bucket/h.jsonl is a URL"),
         (1, ("HYPOTHESIS.FILE", "/dev"), "HYPOTHESIS.FILE /dev is a folder"),
         (1, ("MODEL.DEVICE", "cuda:2"), "MODEL.DEVICE is cuda:2; this machine has 2 GPUs"),
     ],
@@ -114,7 +114,7 @@ def test_a_hypothesis_file_that_cannot_be_made(tmp_path, monkeypatch, path):
         (("MODEL.DEVICE", "meta"), "MODEL.DEVICE is 'meta'"),
         (("SEED", "4294967296"), "SEED is 4294967296"),
         (("OUTPUT_DIR", "s3://bucket/x"), "OUTPUT_DIR is 's3://bucket/x'"),
-        (("OUTPUT_DIR", "/proc/x"), "OUTPUT_DIR /proc/x: nothing can be written"),
+        (("OUTPUT_DIR", "/proc/x"), "OUTPUT_DIR /proc/x: cannot write to"),
         (("SOLVER.BASE_RL", "1"), "did you mean SOLVER.BASE_LR?"),
         (
             ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN"),

@@ -171,7 +171,7 @@ GOOD_IMAGES: dict[str, Writer] = {
 BAD_CLASSES: dict[str, tuple[Writer, str]] = {
     "empty": (content(""), "no class"),
     "comments": (content("# a\n# b\n"), "no class"),
-    "one": (content("sky\n"), "single class"),
+    "one": (content("sky\n"), "only one class"),
     "twice": (content("sky\nwood\nsky\n"), "line 3"),
     "twice-cased": (content("Sky\nwood\nsKY\n"), "line 3"),
     "twice-nfd": (content("caf\u00e9\ncafe\u0301\n"), "line 2"),

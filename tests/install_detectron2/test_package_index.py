@@ -100,7 +100,7 @@ def test_places_are_tried_in_turn(server):
     assert str(error.value) == (
         f"cannot fetch {NAME}: {server.url}/links does not list it; {server.url}/missing/a-b/: HTTP status 404; "
         f"{server.url}/wrong/a-b/{NAME} is another file: SHA-256 {digest}, not {DIGEST}."
-        " Get the file elsewhere, and name it with --sdist FILE"
+        " Download the file elsewhere, and pass it with --sdist FILE"
     )
 
 
@@ -125,7 +125,7 @@ def test_a_server_that_cannot_be_reached(server):
 @pytest.mark.parametrize("answer", [b"{}", b"[]", b"<html>", b'{"files": [{}]}', b"[" * 10_000])
 def test_json_that_is_no_list_of_files(server, answer):
     server.pages["/simple/a-b/"] = (200, JSON, answer)
-    with pytest.raises(ReclipError, match="its answer is no list of files"):
+    with pytest.raises(ReclipError, match="its response is not a list of files"):
         fetch(indexes=(f"{server.url}/simple",))
 
 
@@ -157,7 +157,7 @@ def test_folders(tmp_path):
 
 
 def test_other_kinds_of_address_and_large_answers_are_refused(server, monkeypatch):
-    with pytest.raises(ReclipError, match="ftp address: only http, https and file are read"):
+    with pytest.raises(ReclipError, match="ftp address: only http, https and file are supported"):
         fetch(indexes=("ftp://example.org/simple",))
     monkeypatch.setattr(package_index, "_MAX_BYTES", 1 << 20)
     server.pages["/simple/a-b/"] = (200, JSON, b" " * (2 << 20))

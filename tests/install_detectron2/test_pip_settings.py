@@ -63,7 +63,7 @@ def test_a_number_that_is_none():
 def test_a_python_without_pip(monkeypatch):
     failed = subprocess.CompletedProcess([], 1, stdout="", stderr="/python: No module named pip\n")
     monkeypatch.setattr(pip_settings, "subprocess", types.SimpleNamespace(run=lambda command, **options: failed))
-    with pytest.raises(ReclipError, match=r"has no pip that works \(.*No module named pip\): python -m ensurepip"):
+    with pytest.raises(ReclipError, match=r"has no working pip \(.*No module named pip\): run python -m ensurepip"):
         PipSettings.read()
 
 

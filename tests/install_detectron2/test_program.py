@@ -45,7 +45,7 @@ def test_an_importable_detectron2_is_left_alone(world, capsys):
     world.origin = "/somewhere/detectron2/__init__.py"
     assert tool.main([]) == 0
     assert world.commands == []
-    assert capsys.readouterr().out == "detectron2 0.6 at /somewhere is left alone\n"
+    assert capsys.readouterr().out == "detectron2 0.6 at /somewhere is already installed\n"
 
 
 def test_a_broken_detectron2_is_reported_and_not_touched(world, capsys):

@@ -38,7 +38,7 @@ def test_sdist_with_links_or_parent_folders_is_refused(bad):
 def test_sdist_that_is_cut_short_or_of_something_else_is_refused():
     with pytest.raises(ReclipError, match="the source archive cannot be read"):
         read_sdist(make_sdist(SOURCES)[:200])
-    with pytest.raises(ReclipError, match=r"holds no __init__\.py"):
+    with pytest.raises(ReclipError, match=r"does not contain Detectron2's __init__\.py"):
         read_sdist(make_sdist({"LICENSE": "x"}))
 
 

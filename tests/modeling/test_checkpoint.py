@@ -148,7 +148,7 @@ def test_files_of_other_projects(tmp_path):
     torch.save({"weight": torch.zeros(2)}, path)
     assert "not one of ours" in message_of(path)
     torch.save([torch.zeros(2)], path)
-    assert "holds no weights" in message_of(path)
+    assert "contains no weights" in message_of(path)
     torch.save({"model": {"a": "text"}, "identity": json.dumps(make_rectified().identity())}, path)
     message_of(path)
     torch.save({"model": 3, "identity": json.dumps(make_rectified().identity())}, path)

@@ -159,7 +159,7 @@ def test_other_files_are_refused(tool, capsys, saved):
     message = error_of(tool, capsys, source, output, *options)
     assert "positional_projection.conv.weight has shape (24, 48, 1, 1) instead of (24, 32, 1, 1)" in message
     torch.save(torch.zeros(3), source)
-    assert "holds no state dict" in error_of(tool, capsys, source, output, *options)
+    assert "contains no state dict" in error_of(tool, capsys, source, output, *options)
     source.write_bytes(b"rubbish")
     assert "cannot be read as tensors" in error_of(tool, capsys, source, output, *options)
     source.unlink()
@@ -179,7 +179,7 @@ class _Touch:
 def test_code_in_a_checkpoint_is_not_run(tool, capsys, saved, tmp_path):
     source, output, options = saved
     torch.save({"module.pe_proj.weight": _Touch(tmp_path / "marker")}, source)
-    assert "holds code" in error_of(tool, capsys, source, output, *options)
+    assert "contains code" in error_of(tool, capsys, source, output, *options)
     assert not (tmp_path / "marker").exists()
 
 

@@ -152,7 +152,7 @@ def test_text_is_utf8_and_the_error_names_the_line(tmp_path):
         (b"\xff", r", line 1: not UTF-8 text: save it as UTF-8"),
         (b"\xef\xbb\xbf\n\xff", r", line 2: not UTF-8 text: save it as UTF-8"),
         ("é".encode("utf-16"), r" is UTF-16 text: save it as UTF-8"),
-        (b"a\nb\0", r", line 2: not text, it holds null bytes: save it as UTF-8 text"),
+        (b"a\nb\0", r", line 2: not text, it contains null bytes: save it as UTF-8 text"),
     ]:
         path.write_bytes(data)
         with pytest.raises(ReclipError) as caught:

@@ -35,25 +35,25 @@ def message_of(check, path) -> str:
 BAD = [
     ("", "is empty"),
     ("  ", "is empty"),
-    ("s3://bucket/x", "is an address"),
-    ("s3:/bucket/x", "is an address"),  # what pathlib makes of it
-    ("https://host/x", "is an address"),
-    ("file:///tmp/x", "is an address"),
+    ("s3://bucket/x", "is a URL"),
+    ("s3:/bucket/x", "is a URL"),  # what pathlib makes of it
+    ("https://host/x", "is a URL"),
+    ("file:///tmp/x", "is a URL"),
     ("file/x", "is a file"),
-    ("dangling/x", "is no folder"),
-    ("loop/x", "is no folder"),
-    ("pipe/x", "is no folder"),
-    ("/dev/null/x", "is no folder"),
-    ("/proc/x", "nothing can be written in /proc"),
-    ("/proc/x/y/z", "nothing can be written in /proc"),
-    ("/sys/x", "nothing can be written in /sys"),
+    ("dangling/x", "is not a folder"),
+    ("loop/x", "is not a folder"),
+    ("pipe/x", "is not a folder"),
+    ("/dev/null/x", "is not a folder"),
+    ("/proc/x", "cannot write to /proc"),
+    ("/proc/x/y/z", "cannot write to /proc"),
+    ("/sys/x", "cannot write to /sys"),
     ("x" * 256, "too long"),
     ("é" * 128, "too long"),
     ("a/" * 3000 + "b", "too long"),
     ("a\0b", "control characters"),
     ("a\nb", "control characters"),
     ("\udcff", "not UTF-8"),
-    ("~nobody-of-this-name/x", "is not known here"),
+    ("~nobody-of-this-name/x", "is in the home of an unknown user"),
 ]
 
 
@@ -65,7 +65,12 @@ def test_paths_that_cannot_be_made(check, path, expected):
 
 @pytest.mark.parametrize(
     ("path", "expected"),
-    [("file", "is a file"), ("dangling", "is no folder"), ("pipe", "is no folder"), ("/dev/null", "is no folder")],
+    [
+        ("file", "is a file"),
+        ("dangling", "is not a folder"),
+        ("pipe", "is not a folder"),
+        ("/dev/null", "is not a folder"),
+    ],
 )
 def test_no_folder(path, expected):
     assert expected in message_of(check_output_folder, path)

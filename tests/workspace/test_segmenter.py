@@ -466,7 +466,7 @@ def test_what_the_hub_refuses(fake_hub, monkeypatch):
         (lambda place: untrained(device="tpu"), "^device tpu is unknown"),
         (lambda place: untrained(classes=["sky", "lake,"]), "^classes, line 2: an empty name"),
         (lambda place: untrained(classes=["sky", ""]), "^classes: '' is no name"),
-        (lambda place: untrained(classes=["sky"], background=()), "^classes names a single class"),
+        (lambda place: untrained(classes=["sky"], background=()), "^classes names only one class"),
         (lambda place: untrained(classes=["sky", "café", "cafe\u0301"]), "^classes, line 3: CLIP reads the name"),
         (lambda place: untrained(classes=place / "none.txt"), r"class file .*none\.txt"),
         (lambda place: untrained(classes=place / "classes.txt"), "leave background out"),

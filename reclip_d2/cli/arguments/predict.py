@@ -15,7 +15,7 @@ from reclip_d2.workspace.options import TITLES
 DESCRIPTION = """\
 Write the masks of images with a model that `reclip segment` has trained.
 
-Masks and formats are as there, below FOLDER. Masks that are there already are
+Masks and formats are as there, below FOLDER. Masks that are already there are
 kept, so the same command goes on after a stop, and serves a growing folder."""
 
 

@@ -1,9 +1,9 @@
 """ADE20K scene parsing (150 classes): ``ade150_train``, ``ade150_val``.
 
-Names and synonyms are those of the benchmark's own class list (``objectInfo150.csv`` of its development kit), which
-gives every class up to eleven. A class is called by its first name; of the others we keep one or two, none that would
-suit a further class too (screen, counter, ground). Colours are those of PASCAL's map: the benchmark's usual ones give
-road and skyscraper the same grey.
+Names and synonyms are from the benchmark's class list (``objectInfo150.csv`` of its development kit), which has up to
+eleven names per class. The first names the class; one or two of the others are kept, but none that would also fit
+another class (screen, counter, ground). Colours are PASCAL's: the benchmark's usual ones give road and skyscraper the
+same grey.
 """
 
 from __future__ import annotations

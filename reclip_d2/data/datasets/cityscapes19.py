@@ -1,6 +1,6 @@
 """Cityscapes with its 19 evaluated classes: ``cityscapes19_train``, ``cityscapes19_val`` (fine annotations).
 
-Ids, names and colours are those of ``labels.py`` in the data set's own scripts; a class's index is its train id there.
+Ids, names and colours are from ``labels.py`` in the data set's scripts; a class's index is its train id there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LABEL_MAPPING = dict.fromkeys(range(LAST_ID + 1), IGNORE_LABEL) | {
     label_id: index for index, (label_id, _, _) in enumerate(CLASSES)
 }
 
-# Colours of those ids, and of the first that is not evaluated; a group of poles has the colour of a pole.
+# Colours of those ids, and of ids that are not evaluated; "polegroup" has the colour of "pole".
 LABEL_PALETTE = Palette(
     {0: (0, 0, 0), 18: (153, 153, 153)} | {label_id: color for label_id, _, color in CLASSES}, own=True
 )

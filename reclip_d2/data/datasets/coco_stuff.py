@@ -1,10 +1,10 @@
 """COCO-Stuff (COCO 2017 with its pixel maps): ``coco_stuff171_{train,val}`` and ``coco_stuff27_{train,val}``.
 
 The pixel maps hold 182 leaf labels as 0 to 181 (the data set's ``labels.txt`` less one), of which 11 never occur: 171
-remain, 80 things and 91 kinds of stuff. COCO-Stuff's hierarchy puts the leaves into 27 mid-level classes, 12 of things
-and 15 of stuff, numbered here as IIC, PiCIE and STEGO do (their "fine to coarse" table). Both are trained on all
-118,287 images and evaluated on all 5,000 (PiCIE's line of work evaluates on a selection of 2,175 of them). Colours are
-those of PASCAL's map; the data set defines none.
+remain, 80 things and 91 stuff classes. COCO-Stuff's hierarchy groups the leaves into 27 mid-level classes, 12 things
+and 15 stuff, numbered as in IIC, PiCIE and STEGO (their "fine to coarse" table). Both sets are trained on all
+118,287 images and evaluated on all 5,000 (PiCIE and its successors evaluate on a selection of 2,175). The data set
+defines no colours; PASCAL's are used.
 """
 
 from __future__ import annotations
@@ -73,13 +73,14 @@ _OCCURRING = [leaf for leaf, name in enumerate(LEAF_NAMES) if name and name not 
 CLASS_NAMES_171 = tuple(LEAF_NAMES[leaf] for leaf in _OCCURRING)
 CLASS_NAMES_27 = tuple(MID_LEVEL)
 
-# Ids of the pixel maps to classes. Leaves that never occur are no classes of the 171: an id of one is refused.
+# Ids of the pixel maps to classes. Leaves that never occur are not among the 171 classes: their ids are rejected.
 MAPPING_171 = {IGNORE_LABEL: IGNORE_LABEL} | {leaf: index for index, leaf in enumerate(_OCCURRING)}
 MAPPING_27 = {IGNORE_LABEL: IGNORE_LABEL} | {
     leaf: index for index, leaves in enumerate(MID_LEVEL.values()) for leaf in leaves if leaf in set(_OCCURRING)
 }
 
-# "electronic", "solid" or "outdoor" say little alone: a mid-level class is described by its name and its leaves' names.
+# "electronic", "solid" or "outdoor" say little alone: mid-level classes are described by their own and their leaves'
+# names.
 SYNONYMS_27 = {
     name: [LEAF_NAMES[leaf] for leaf in leaves if leaf in _OCCURRING and LEAF_NAMES[leaf] not in MID_LEVEL]
     for name, leaves in MID_LEVEL.items()

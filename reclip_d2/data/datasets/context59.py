@@ -1,9 +1,9 @@
 """PASCAL Context with its 59 most frequent classes: ``context59_train``, ``context59_val``.
 
 Pixels of the other classes (id 0, "background", of the 60-class labels) are ignored. Classes are in the order of the
-60-class labels, that of their ids among the 459 original ones: the ids that ``trainval_merged.json`` of the Detail API
-holds, sorted, as MMSegmentation's converter numbers them. Names are that converter's, as words. Colours are those of
-PASCAL's map; the data set defines none.
+60-class labels: sorted by their ids among the 459 original labels (``trainval_merged.json`` of the Detail API), as in
+MMSegmentation's converter. Names are the converter's, written as words. The data set defines no colours; PASCAL's are
+used.
 """
 
 from __future__ import annotations

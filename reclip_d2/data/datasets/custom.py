@@ -1,8 +1,8 @@
 """A user's own images as the data set ``custom``: images and a class file, no labels.
 
-``DATASETS.CUSTOM.IMAGES`` and ``DATASETS.CUSTOM.CLASSES`` say what it is, so it is registered for a config
-(:func:`register_custom`), not when the package is imported. With ``DATASETS.CUSTOM.LABELS`` the labelled images are
-registered once more, see :mod:`reclip_d2.data.datasets.custom_labels`.
+It is defined by ``DATASETS.CUSTOM.IMAGES`` and ``DATASETS.CUSTOM.CLASSES``, so it is registered per config
+(:func:`register_custom`), not on import. With ``DATASETS.CUSTOM.LABELS`` the labelled images are also registered as
+``custom_val``, see :mod:`reclip_d2.data.datasets.custom_labels`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CUSTOM = "custom"
 
 
 def register_custom(cfg: CfgNode) -> None:
-    """Register ``custom`` and ``custom_val`` if the config names them; images are listed when records are asked for.
+    """Register ``custom`` and ``custom_val`` if the config names them; images are listed lazily.
 
     With ``DATASETS.CUSTOM.LABELS`` an empty ``DATASETS.TEST`` becomes ``custom_val``.
 
@@ -49,7 +49,7 @@ def register_custom(cfg: CfgNode) -> None:
     classes = read_class_file(keys.CLASSES)
     register_images([], classes)
     DatasetCatalog.remove(CUSTOM)
-    labels = [Path(keys.LABELS).expanduser()] if keys.LABELS else []  # may lie below the images; they are none
+    labels = [Path(keys.LABELS).expanduser()] if keys.LABELS else []  # may be below the images, but are not images
     DatasetCatalog.register(CUSTOM, lambda: _records_of(keys.IMAGES, labels))
     if CUSTOM_VAL in cfg.DATASETS.TEST:
         if not keys.LABELS:
@@ -58,7 +58,7 @@ def register_custom(cfg: CfgNode) -> None:
 
 
 def register_images(records: Sequence[dict[str, Any]], classes: ClassList) -> None:
-    """Register records (``file_name`` and ``image_id``) and classes as ``custom``; those before them are forgotten."""
+    """Register records (``file_name`` and ``image_id``) and classes as ``custom``, in place of any earlier ones."""
     if CUSTOM in DatasetCatalog.list():
         DatasetCatalog.remove(CUSTOM)
     if CUSTOM in MetadataCatalog.list():

@@ -1,8 +1,8 @@
-"""A user's own labels as the data set ``custom_val``: for evaluation, and never for training.
+"""A user's own labels as the data set ``custom_val``: for evaluation, never for training.
 
 ``DATASETS.CUSTOM.LABELS`` is a folder of index PNGs that mirrors the images: the label of ``street/a.jpg`` is
-``street/a.png``. Ids are those of the class file from 0 on; 255 is ignored; with background names the id after the last
-class is all of them together, as in masks of ``--background keep``.
+``street/a.png``. Ids are those of the class file, from 0; 255 is ignored. With background names, the id after the last
+class stands for all of them, as in masks of ``--background keep``.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ _SUFFIX = ".png"
 
 
 def register_labelled(images: str, labels: str, classes: ClassList) -> None:
-    """Register ``custom_val``; the one before it is forgotten. No label is opened before its records are asked for.
+    """Register ``custom_val``, in place of any earlier one. Labels are opened lazily.
 
     Args:
         images: ``DATASETS.CUSTOM.IMAGES``.
         labels: ``DATASETS.CUSTOM.LABELS``.
 
     Raises:
-        ReclipError: ``labels`` is no folder.
+        ReclipError: ``labels`` is not a folder.
     """
     folder = Path(labels).expanduser()
     if not folder.is_dir():
-        raise ReclipError(f"DATASETS.CUSTOM.LABELS {labels} is no folder: name the folder of the index PNGs")
+        raise ReclipError(f"DATASETS.CUSTOM.LABELS {labels} is not a folder: name the folder of the index PNGs")
     for catalog in (DatasetCatalog, MetadataCatalog):
         if CUSTOM_VAL in catalog.list():
             catalog.remove(CUSTOM_VAL)
-    find = functools.cache(lambda: labelled_records(images, folder))  # asked for several times in an evaluation
+    find = functools.cache(lambda: labelled_records(images, folder))  # called several times per evaluation
     DatasetCatalog.register(CUSTOM_VAL, lambda: [dict(record) for record in find()])
     names, label_names = classes.model_classes, classes.mask_names(keep_background=True)
     MetadataCatalog.get(CUSTOM_VAL).set(
@@ -59,17 +59,17 @@ def register_labelled(images: str, labels: str, classes: ClassList) -> None:
         reclip_own_labels=True,
         reclip_label_classes=label_names,
         reclip_label_ids=classes.mask_ids(keep_background=True),
-        # Of all ids, so that one beyond the classes is named as such.
+        # All 256 ids, so that the error for an id beyond the classes can name it.
         reclip_label_palette=Palette({k: tuple(color) for k, color in enumerate(class_colors(IGNORE_LABEL).tolist())}),
     )
 
 
 def labelled_records(images: str, folder: Path) -> list[dict[str, Any]]:
-    """Records of the images that have a label: ``file_name``, ``image_id``, ``sem_seg_file_name`` and, where the label
-    is to be turned with its image, ``sem_seg_orientation``. What is left out is counted in the log.
+    """Records of the images that have a label: ``file_name``, ``image_id``, ``sem_seg_file_name`` and, if the label
+    must be rotated with its image, ``sem_seg_orientation``. The log counts what is left out.
 
     Raises:
-        ReclipError: no image has a label, sizes differ, or what labels are drawn on cannot be decided.
+        ReclipError: no image has a label, sizes differ, or it is ambiguous what labels are drawn on.
     """
     found = find_images([images], exclude=[folder]).images
     names = set(scan_ids(folder, _SUFFIX))
@@ -99,7 +99,7 @@ def labelled_records(images: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def _orientations(images: list[ImageFile], folder: Path) -> dict[ImageFile, int]:
-    """EXIF orientation by which labels are to be turned, of those that are."""
+    """EXIF orientations of the labels that must be rotated, by path."""
     counts, lying = OrientationCounts(), []
     for image in images:
         geometry = read_geometry(image.path)
@@ -109,7 +109,7 @@ def _orientations(images: list[ImageFile], folder: Path) -> dict[ImageFile, int]
             check_label_size(f"label {path}", size, image.path, geometry)
             counts.count(geometry, size)
             lying.append((image, geometry, size))
-    # Annotation programs of today show images upright, and so are our own masks.
+    # Today's annotation programs show images upright, and our masks are upright too.
     drawn_on = counts.drawn_on(CUSTOM_VAL, "upright", None, "save all labels upright, as viewers show their images")
     if lying:
         logger.info("%s: %s", CUSTOM_VAL, counts.describe(drawn_on))

@@ -1,6 +1,6 @@
 """Registration of the embedded data sets: ``embedded_{train,dev,val}`` and ``embedded_longtail_{train,dev,val}``.
 
-Lazy: the files are made when a data set is first asked for, under ``$DETECTRON2_DATASETS``.
+The files are made under ``$DETECTRON2_DATASETS`` when a data set is first used.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ PROTOCOL = "12 materials, every pixel labelled, 96 x 96 px; mIoU over the classe
 
 
 def embedded_root(world: World) -> Path:
-    """Folder of a world's data set in ``$DETECTRON2_DATASETS``, which is by default ``datasets``."""
+    """Folder of a world's data set in ``$DETECTRON2_DATASETS`` (default: ``datasets``)."""
     return datasets_root() / world.name
 
 
 def load_embedded(world: World, split: str, with_labels: bool) -> list[dict[str, Any]]:
-    """Records of a split; without labels for training, so that nothing downstream can open one."""
+    """Records of a split; training records have no labels, so nothing downstream can open one."""
     root = ensure_dataset(embedded_root(world), world)
     records = list_split(root, split, world)
     if not with_labels:
@@ -32,9 +32,9 @@ def load_embedded(world: World, split: str, with_labels: bool) -> list[dict[str,
 
 
 def register_embedded(world: World) -> None:
-    """Register the three splits: ``dev`` is for choosing, ``val`` for reporting only.
+    """Register the three splits: ``dev`` is for model selection, ``val`` for reporting only.
 
-    ``train_labelled`` is the training split once more, for linear probing.
+    ``train_labelled`` is the training split with labels, for linear probing.
     """
     for split, with_labels in (("train", False), ("train", True), ("dev", True), ("val", True)):
         name = f"{world.name}_{split}" + "_labelled" * (split == "train" and with_labels)

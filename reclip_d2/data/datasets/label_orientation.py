@@ -1,9 +1,9 @@
-"""Bringing labels into line with images that have an EXIF orientation of 2 to 8.
+"""Orienting labels like their images, for images with an EXIF orientation of 2 to 8.
 
-Images are used upright, and so must labels be. Some were drawn on the stored pixels, as by programs that know nothing
-of EXIF; those are turned with their image. For an image on its side (5 to 8) the label's size tells which it is; for
-the others (2 to 4, and squares) nothing does. A data set's labels were made in one way, so the first kind decides for
-the second, and where there is none the data set's rule.
+Images are used upright, so labels must be too. Programs that ignore EXIF draw labels on the stored pixels; those labels
+are rotated with their image. For orientations 5 to 8, which swap height and width, the label's size tells which case it
+is; for 2 to 4, and for squares, nothing does. All labels of a data set are assumed to be made the same way: the labels
+whose size tells decide for the others, and if there are none, the data set's rule applies.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from reclip_d2.data.orientation import Geometry, turn_upright
 from reclip_d2.errors import ReclipError
 
 DRAWN_ON = ("stored", "upright")
-"""What labels may be drawn on: the pixels as an image file stores them, or the upright image."""
+"""What labels may be drawn on: the pixels as stored in the image file, or the upright image."""
 
 
 @dataclass
 class OrientationCounts:
-    """Labels of images with an EXIF orientation of 2 to 8."""
+    """Counts of labels of images with an EXIF orientation of 2 to 8."""
 
     stored: int = 0
-    """By their size drawn on the stored pixels."""
+    """Labels whose size shows that they are drawn on the stored pixels."""
     upright: int = 0
-    """By their size upright."""
+    """Labels whose size shows that they are upright."""
     open: int = 0
-    """Of those the size does not tell."""
+    """Labels whose size does not tell."""
 
     def add(self, other: OrientationCounts) -> None:
-        """Add the counts of other labels."""
+        """Add the counts of ``other``."""
         self.stored += other.stored
         self.upright += other.upright
         self.open += other.open
 
     def count(self, geometry: Geometry, size: tuple[int, int]) -> None:
-        """Count a label of a size (H, W); one of another size than its image's is left to its reader."""
+        """Count a label of size (H, W); a size that does not match the image is left to the label's reader."""
         if geometry.orientation == 1:
             return
         if geometry.stored == geometry.upright:
@@ -52,20 +52,20 @@ class OrientationCounts:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Number of labels."""
         return self.stored + self.upright + self.open
 
     def drawn_on(self, title: str, rule: str, chosen: str | None, remedy: str) -> str:
-        """What the labels whose size does not tell were drawn on, ``stored`` or ``upright``.
+        """What labels whose size does not tell are drawn on, ``stored`` or ``upright``.
 
         Args:
-            title: of the data set, for the error.
-            rule: the data set's, where no label's size tells.
-            chosen: by the user; None for the labels' own evidence.
-            remedy: what the user can do where nothing decides.
+            title: the data set's name, for the error.
+            rule: the data set's rule, used if no label's size tells.
+            chosen: the user's choice; None to decide from the labels.
+            remedy: what the user can do if the labels contradict each other.
 
         Raises:
-            ReclipError: the labels whose size tells are of both kinds, some tell nothing, and the user has not chosen.
+            ReclipError: labels whose size tells are of both kinds, others are ambiguous, and the user has not chosen.
         """
         if chosen:
             return chosen
@@ -90,10 +90,10 @@ class OrientationCounts:
 
 
 def label_turn(geometry: Geometry, size: tuple[int, int], drawn_on: str) -> int:
-    """EXIF orientation by which a label of a size (H, W) must be turned, 1 for an upright one.
+    """EXIF orientation by which a label of size (H, W) must be rotated; 1 for an upright label.
 
     Args:
-        drawn_on: where the size does not tell.
+        drawn_on: ``stored`` or ``upright``, used if the size does not tell.
     """
     if geometry.stored != geometry.upright:
         return geometry.orientation if size == geometry.stored else 1
@@ -101,7 +101,7 @@ def label_turn(geometry: Geometry, size: tuple[int, int], drawn_on: str) -> int:
 
 
 def check_label_size(source: object, size: tuple[int, int], image: Path, geometry: Geometry) -> None:
-    """Raise :class:`ReclipError` for a label whose size (H, W) is neither its image's nor that of the stored pixels."""
+    """Raise :class:`ReclipError` for a label whose size (H, W) matches neither its image nor the stored pixels."""
     if size not in (geometry.stored, geometry.upright):
         height, width = geometry.upright
         raise ReclipError(
@@ -110,17 +110,17 @@ def check_label_size(source: object, size: tuple[int, int], image: Path, geometr
 
 
 def read_upright(source: LabelSource, image: Path, geometry: Geometry, drawn_on: str) -> tuple[np.ndarray, bool]:
-    """Read a label, and turn it upright if it was drawn on its image's stored pixels.
+    """Read a label, and rotate it upright if it was drawn on its image's stored pixels.
 
     Args:
         geometry: of the image.
-        drawn_on: ``stored`` or ``upright``, where the label's size does not tell.
+        drawn_on: ``stored`` or ``upright``, used if the label's size does not tell.
 
     Returns:
-        ``(H, W)`` ids, and whether they were turned.
+        ``(H, W)`` ids, and whether they were rotated.
 
     Raises:
-        ReclipError: the label cannot be read, or is not of its image's size.
+        ReclipError: the label cannot be read, or its size differs from its image's.
     """
     size = source.declared_size()
     check_label_size(source, size, image, geometry)
@@ -129,7 +129,7 @@ def read_upright(source: LabelSource, image: Path, geometry: Geometry, drawn_on:
 
 
 def count_orientations(pairs: Iterable[tuple[LabelSource, Path]]) -> OrientationCounts:
-    """Look at the headers of images, and at those of the labels whose images are not upright."""
+    """Read the headers of images, and of the labels whose images are not upright."""
     counts = OrientationCounts()
     for source, image in pairs:
         geometry = read_geometry(image)

@@ -1,6 +1,6 @@
-"""Labels as the data sets ship them.
+"""Labels in the formats that data sets ship.
 
-Shapes: H, W pixels of a label as it is stored; see :mod:`reclip_d2.data.datasets.label_orientation`.
+Shape letters: (H, W) size in pixels of the label as stored; see :mod:`reclip_d2.data.datasets.label_orientation`.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ class LabelSource(Protocol):
     """Where one image's label comes from."""
 
     def exists(self) -> bool:
-        """Whether there is anything to read."""
+        """Whether the label exists."""
 
     def declared_size(self) -> tuple[int, int]:
-        """(H, W) that the label states, without decoding it."""
+        """(H, W) that the label declares, without decoding it."""
 
     def read(self, size: tuple[int, int]) -> np.ndarray:
-        """``(H, W)`` ids as the data set ships them, an integer dtype.
+        """``(H, W)`` ids of the data set, of an integer dtype.
 
         Args:
-            size: that must be its declared one: whatever else a file states is not decoded.
+            size: (H, W) that the label must declare; otherwise it is not decoded.
         """
 
     def has_palette(self) -> bool:
-        """Whether pixels are indices into a table of colours."""
+        """Whether pixels are palette indices."""
 
     def is_reordered(self) -> bool:
-        """Whether the ids may differ from the stored numbers, because a palette is not in the order of the ids."""
+        """Whether ids may differ from the stored indices, because the palette is not in the order of the ids."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class IndexPNG:
 
     path: Path
     palette: Palette = PLAIN
-    """What the colours of mode P mean."""
+    """What the colours of a palette (mode P) mean."""
 
     def __str__(self) -> str:
         return f"label {self.path}"
@@ -58,10 +58,10 @@ class IndexPNG:
         return self.path.is_file()
 
     def declared_size(self) -> tuple[int, int]:
-        """(H, W) in the header.
+        """(H, W) of the header.
 
         Raises:
-            ReclipError: the file is no PNG.
+            ReclipError: the file is not a PNG.
         """
         return index_size(self.path)
 
@@ -69,7 +69,7 @@ class IndexPNG:
         """``(H, W)`` ids.
 
         Raises:
-            ReclipError: the file cannot be read, has another size or depth, or colours that say nothing about ids.
+            ReclipError: the file cannot be read, has another size or depth, or its palette does not define ids.
         """
         return read_index_image(
             self.path,
@@ -92,20 +92,20 @@ class IndexPNG:
 
 @dataclass(frozen=True)
 class RunLengthLabel:
-    """Run-length masks of COCO's format, painted in their order; pixels of none are 0."""
+    """Run-length masks of COCO's format, painted in order; all other pixels are 0."""
 
     name: str
-    """How errors name it."""
+    """The label's name in errors."""
     size: tuple[int, int]
     """(H, W)."""
     masks: tuple[tuple[int, Any], ...]
-    """(category id, {"size": [H, W], "counts": ...}) each."""
+    """Pairs (category id, {"size": [H, W], "counts": ...})."""
 
     def __str__(self) -> str:
         return self.name
 
     def exists(self) -> bool:
-        """Always: the masks are in memory."""
+        """True: the masks are in memory."""
         return True
 
     def declared_size(self) -> tuple[int, int]:
@@ -121,17 +121,19 @@ class RunLengthLabel:
         return False
 
     def read(self, size: tuple[int, int]) -> np.ndarray:
-        """``(H, W)`` int64; where masks overlap the last one holds.
+        """``(H, W)`` int64; where masks overlap, the last one wins.
 
         Raises:
-            ReclipError: a mask is not of the image's size or cannot be decoded, or its category is no id.
+            ReclipError: a mask has another size than the image or cannot be decoded, or its category is not an id.
         """
         if self.size != size:
             raise ReclipError(f"{self} has size {list(self.size)}, its image {list(size)}: get the file again")
         label = np.zeros(self.size, dtype=np.int64)
         for category, segmentation in self.masks:
             if not isinstance(category, int) or not 0 <= category <= _LARGEST_ID:
-                raise ReclipError(f"{self} has a mask of category {category!r:.40}, which is no id: get the file again")
+                raise ReclipError(
+                    f"{self} has a mask of category {category!r:.40}, which is not an id: get the file again"
+                )
             label[self._decode(segmentation)] = category
         return label
 
@@ -141,7 +143,7 @@ class RunLengthLabel:
                 raise ReclipError(f"{self} has a mask of size {segmentation['size']}, not {list(self.size)}")
             counts = segmentation["counts"]
             runs = counts if isinstance(counts, list) else _run_lengths(counts)
-            # The decoder leaves what no run covers as the memory was.
+            # The decoder leaves pixels that no run covers uninitialised.
             if not all(isinstance(run, int) and run >= 0 for run in runs) or sum(runs) != math.prod(self.size):
                 raise ValueError(f"its runs do not cover the {math.prod(self.size)} pixels")
             if isinstance(counts, list):
@@ -149,13 +151,13 @@ class RunLengthLabel:
             return coco_mask.decode(segmentation).astype(bool)
         except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
             raise ReclipError(
-                f"{self} has a mask that is no run-length code ({error!r}): get the file again"
+                f"{self} has a mask that is not a run-length code ({error!r}): get the file again"
             ) from error
 
 
 def _run_lengths(code: str | bytes) -> list[int]:
-    """Run lengths of COCO's compressed code: five bits a character, the sixth says that more follow; from the third
-    run on each is the difference to the one before the last. An unfinished code raises IndexError."""
+    """Run lengths of COCO's compressed code: five bits per character, the sixth means that more follow; from the third
+    run on, each is the difference to the run two before it. An unfinished code raises IndexError."""
     data = code.encode("ascii") if isinstance(code, str) else bytes(code)
     runs: list[int] = []
     position = 0

@@ -1,8 +1,8 @@
-"""The engine of ``datasets/prepare_*.py``: labels as shipped to index PNGs, checked, in parallel, resumable.
+"""The engine of ``datasets/prepare_*.py``: converts shipped labels to index PNGs, checked, in parallel, resumable.
 
-A label file appears under its name only when it is complete and was read back, so whatever exists is done: a program
-that was interrupted resumes where it was. Files that exist are checked and counted, and written again if they are
-broken; where an image's orientation or a palette leaves room for another reading, if they differ from today's.
+A label file gets its name only once it is complete and verified, so interrupted programs resume where they stopped.
+Existing files are checked and counted, and rewritten if they are broken. Where an image's orientation or a palette is
+ambiguous, they are also rewritten if they differ from today's conversion.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ class LabelTask:
 
 @dataclass
 class Report:
-    """What was done, and what the labels hold."""
+    """What was done, and the contents of the labels."""
 
     written: int = 0
     kept: int = 0
     turned: int = 0
-    """Labels that were turned upright with their image."""
+    """Labels that were rotated upright with their image."""
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    """(256,) pixels by class id."""
+    """(256,) number of pixels per class id."""
     images: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    """(256,) images by class id that occurs in them."""
+    """(256,) number of images that contain each class id."""
     empty: int = 0
-    """Labels without a class: all pixels are ignored."""
+    """Labels without any class: all pixels are ignored."""
     orientation: str = ""
-    """What was found out about images with an EXIF orientation; "" if there is none."""
+    """Summary of the images with an EXIF orientation; "" if there are none."""
 
     def add(self, other: Report) -> None:
-        """Add the counts of other labels."""
+        """Add the counts of ``other``."""
         self.written += other.written
         self.kept += other.kept
         self.turned += other.turned
@@ -91,21 +91,22 @@ def map_labels(ids: np.ndarray, table: np.ndarray, source: LabelSource) -> np.nd
     """``(H, W)`` ids to ``(H, W)`` uint8 classes.
 
     Raises:
-        ReclipError: an id that the table does not have, or a binary mask: grey, of 0 and 255, where these are no class.
+        ReclipError: an id is not in the table, or the label is a binary mask: grey, with 0 and 255 only, neither a
+            class.
     """
     found = np.unique(ids).tolist()
     both_ignored = len(table) > IGNORE_LABEL and table[0] == table[IGNORE_LABEL] == IGNORE_LABEL
-    # With VOC's colours it may be an image whose only object is too difficult to label.
+    # With VOC's palette it may be an image whose only object is too difficult to label.
     if found == [0, IGNORE_LABEL] and both_ignored and not source.has_palette():
         raise ReclipError(
-            f"{source} holds 0 and 255 only, and neither is a class: it is a binary mask, not a map of class ids; get"
-            f" the data set's own labels, see {README}"
+            f"{source} contains only 0 and 255, neither of which is a class: it is a binary mask, not a map of class"
+            f" ids; get the data set's own labels, see {README}"
         )
     for label_id in found:
         if not 0 <= label_id < len(table) or table[label_id] < 0:
             if label_id == IGNORE_LABEL and found in ([0, IGNORE_LABEL], [IGNORE_LABEL]):
                 raise ReclipError(
-                    f"{source} holds 0 and 255 only: it is a binary mask, not a map of class ids; get the data set's"
+                    f"{source} contains only 0 and 255: it is a binary mask, not a map of class ids; get the data set's"
                     f" own labels, see {README}"
                 )
             known = np.flatnonzero(table >= 0).tolist()
@@ -116,7 +117,7 @@ def map_labels(ids: np.ndarray, table: np.ndarray, source: LabelSource) -> np.nd
 
 
 def _ranges(ids: list[int]) -> str:
-    """[0, 1, 2, 7] as "0-2, 7"; of many pieces the first and the last."""
+    """[0, 1, 2, 7] as "0-2, 7"; of many ranges the first two and the last."""
     starts = [i for i in ids if i - 1 not in ids]
     ends = [i for i in ids if i + 1 not in ids]
     pieces = [str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)]
@@ -124,7 +125,7 @@ def _ranges(ids: list[int]) -> str:
 
 
 def _finished_label(task: LabelTask, size: tuple[int, int], num_classes: int) -> np.ndarray | None:
-    """The label ``(H, W)`` that is there already, if it is sound and of the image's size."""
+    """The existing label ``(H, W)``, if it is intact and of the image's size."""
     try:
         labels = read_index_image(task.target, size, "its image", modes=("L",))
     except ReclipError:
@@ -133,7 +134,7 @@ def _finished_label(task: LabelTask, size: tuple[int, int], num_classes: int) ->
 
 
 def write_label(labels: np.ndarray, target: Path) -> None:
-    """Write ``(H, W)`` uint8 classes as a PNG of mode L, and read it back before it gets its name."""
+    """Write ``(H, W)`` uint8 classes as a PNG of mode L, and verify it before it gets its name."""
     with atomic_write(target) as temporary:
         Image.fromarray(labels).save(temporary, format="PNG")
         with Image.open(temporary, formats=("PNG",)) as image:
@@ -144,7 +145,7 @@ def write_label(labels: np.ndarray, target: Path) -> None:
 def convert_chunk(
     tasks: list[LabelTask], table: np.ndarray, num_classes: int, overwrite: bool, drawn_on: str
 ) -> Report:
-    """Make some labels, one after the other; ``drawn_on`` as of :func:`read_upright`."""
+    """Make some labels sequentially; ``drawn_on`` as in :func:`read_upright`."""
     report = Report()
     for task in tasks:
         geometry = read_geometry(task.image)
@@ -169,7 +170,7 @@ def _scan_chunk(tasks: list[LabelTask]) -> OrientationCounts:
 def _in_processes(
     work: Callable[..., _Result], chunks: list[list[LabelTask]], workers: int, *arguments: object
 ) -> Iterator[_Result]:
-    """Results of ``work`` for all chunks, in the order in which they end."""
+    """Results of ``work`` for all chunks, in order of completion."""
     if workers == 1 or len(chunks) == 1:
         for chunk in chunks:
             yield work(chunk, *arguments)
@@ -181,8 +182,8 @@ def _in_processes(
         for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool as error:
-        raise ReclipError("a worker process was killed, perhaps for want of memory: lower --workers") from error
-    finally:  # after an error, what is being written is finished, and the rest left
+        raise ReclipError("a worker process was killed, perhaps out of memory: lower --workers") from error
+    finally:  # after an error, labels that are being written are finished, the others cancelled
         executor.shutdown(wait=True, cancel_futures=True)
 
 
@@ -203,12 +204,12 @@ def convert_labels(
         title: of the progress bar.
         workers: processes.
         overwrite: make labels that exist again.
-        drawn_on: what the labels of images with an EXIF orientation are drawn on, ``stored`` or ``upright``, where
-            their size does not tell; None: what the other labels show, or the stored pixels, as the programs that these
-            data sets were labelled with show them.
+        drawn_on: what labels of images with an EXIF orientation are drawn on, ``stored`` or ``upright``, if their size
+            does not tell. None: as the other labels, or else the stored pixels, which the programs show that these data
+            sets were labelled with.
 
     Raises:
-        ReclipError: a label or an image is not as it should be, or no label holds any class.
+        ReclipError: a label or an image is invalid, or no label contains any class.
     """
     table, report = mapping_table(mapping), Report()
     chunks = [tasks[start : start + _CHUNK] for start in range(0, len(tasks), _CHUNK)]
@@ -224,7 +225,7 @@ def convert_labels(
         report.orientation = counts.describe(drawn_on)
     if report.present == [IGNORE_LABEL]:
         raise ReclipError(
-            f"{title}: no label holds any class, all pixels are ignored (are they binary masks of 0 and 255?): get its"
-            f" own labels, see {README}, and add --overwrite"
+            f"{title}: no label contains any class, all pixels are ignored (are they binary masks of 0 and 255?): get"
+            f" its own labels, see {README}, and add --overwrite"
         )
     return report

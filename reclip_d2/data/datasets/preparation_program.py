@@ -1,4 +1,4 @@
-"""What the programs ``datasets/prepare_*.py`` share: arguments, the search for missing files, the printed report."""
+"""Shared by the programs ``datasets/prepare_*.py``: arguments, checks for missing files, the printed report."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from reclip_d2.errors import ReclipError
 def check_pairs(
     dataset: DatasetOnDisk, split: str, source_of: Callable[[str], LabelSource], label_ids: Iterable[str] | None
 ) -> list[LabelTask]:
-    """Tasks of a split, after a look whether every image has a label and every label an image.
+    """The tasks of a split, after a check that every image has a label and every label an image.
 
     Args:
-        source_of: label of an image id.
-        label_ids: ids of all labels of the split's folder; None where that folder holds other splits too.
+        source_of: returns the label of an image id.
+        label_ids: ids of all labels in the split's folder; None if that folder holds other splits too.
 
     Raises:
-        ReclipError: an image or a label is missing, or a label would be written outside of the split's folder.
+        ReclipError: an image or a label is missing, or a label would be written outside the split's folder.
     """
     ids = dataset.image_ids(split)
     tasks = [
@@ -53,10 +53,10 @@ def _raise_missing(owner: object, kind: str, missing: object, count: int, total:
 
 
 def label_folder(folder: Path) -> Path:
-    """``folder``, if it is one.
+    """Return ``folder`` if it exists.
 
     Raises:
-        ReclipError: it is not there.
+        ReclipError: it does not exist.
     """
     if not folder.is_dir():
         raise ReclipError(f"folder {folder} does not exist: put the data set's labels there, see {README}")
@@ -71,11 +71,11 @@ def prepare_split(
     source_of: Callable[[str], LabelSource],
     label_ids: Iterable[str] | None = None,
 ) -> Report:
-    """Make the index PNGs of a split and print what they hold; arguments as of :func:`check_pairs`.
+    """Make the index PNGs of a split and print a report; arguments as in :func:`check_pairs`.
 
     Raises:
         ReclipError: see :func:`check_pairs` and :func:`~reclip_d2.data.datasets.preparation.convert_labels`; or the
-            split is complete and the last class occurs nowhere, as when all ids are one too small.
+            split is complete but the last class never occurs, which suggests that all ids are one too small.
     """
     tasks = check_pairs(dataset, split, source_of, label_ids)
     title = f"{dataset.name}_{split}"
@@ -93,11 +93,11 @@ def prepare_split(
     if report.written + report.kept == dataset.splits[split].count and not report.pixels[last]:
         if _only_class_of_zero(report, mapping) is not None:
             raise ReclipError(
-                f"{title}: the labels hold 0 and 255 only: they are binary masks, not maps of class ids; get its own"
+                f"{title}: the labels contain only 0 and 255: they are binary masks, not maps of class ids; get its own"
                 f" labels, see {README}, and add --overwrite"
             )
         raise ReclipError(
-            f"{title}: none of the {report.written + report.kept} labels holds the last class,"
+            f"{title}: none of the {report.written + report.kept} labels contains the last class,"
             f" {dataset.class_names[last]}: are the ids one too small? get its own labels, see {README}, and add"
             " --overwrite"
         )
@@ -105,7 +105,7 @@ def prepare_split(
 
 
 def _only_class_of_zero(report: Report, mapping: Mapping[int, int]) -> int | None:
-    """The class that the label id 0 means, if all labels hold it and ignored pixels alone, as binary masks would."""
+    """The class of label id 0, if all labels contain only it and ignored pixels, as binary masks would."""
     only = mapping.get(0, IGNORE_LABEL)
     alone = only != IGNORE_LABEL and IGNORE_LABEL in mapping and report.present == [only, IGNORE_LABEL]
     return only if alone else None
@@ -122,11 +122,11 @@ def prepare_folder(
     image_suffix: str = "",
     palette: Palette = PLAIN,
 ) -> Report:
-    """:func:`prepare_split` for labels that are in a separate folder, named as their images.
+    """:func:`prepare_split` for labels in a separate folder, with the names of their images.
 
     Args:
-        folder: of the split's labels.
-        suffix: end of the labels' names, in place of ``image_suffix`` at the end of the image's id.
+        folder: the split's labels.
+        suffix: end of the labels' names, which replaces ``image_suffix`` at the end of the image's id.
         palette: what the colours of palette labels mean.
     """
     label_folder(folder)
@@ -141,20 +141,20 @@ def prepare_folder(
 
 
 def format_report(title: str, report: Report, dataset: DatasetOnDisk, split: str) -> str:
-    """A report as text: counts, and for each class its share of the pixels and its images."""
+    """A report as text: counts, and per class its share of the pixels and its images."""
     total, labels = max(int(report.pixels.sum()), 1), report.written + report.kept
     lines = [
         f"{title}: {labels} labels in {dataset.root / dataset.splits[split].labels}: {report.written} written,"
-        f" {report.kept} there already, {report.turned} turned upright with their image"
+        f" {report.kept} already there, {report.turned} rotated upright with their image"
     ]
     if labels != dataset.splits[split].count:
         lines.append(f"note: the complete split has {dataset.splits[split].count} images")
         if len(report.present) == 2 and IGNORE_LABEL in report.present:
-            lines.append(f"note: of the classes only {dataset.class_names[report.present[0]]} occurs")
+            lines.append(f"note: {dataset.class_names[report.present[0]]} is the only class that occurs")
     if report.orientation:
         lines.append(f"orientation: {report.orientation}")
     if report.empty:
-        lines.append(f"note: {report.empty} labels hold no class: all their pixels are ignored")
+        lines.append(f"note: {report.empty} labels contain no class: all their pixels are ignored")
     lines.append(f"{'id':>5}  {'pixels':>9}  {'images':>7}  class")
     for index, name in [*enumerate(dataset.class_names), (IGNORE_LABEL, "(ignored)")]:
         lines.append(f"{index:>5}  {report.pixels[index] / total:>9.4%}  {report.images[index]:>7}  {name}")
@@ -169,7 +169,7 @@ def argument_parser(description: str, splits: Iterable[str]) -> argparse.Argumen
         nargs="+",
         choices=list(splits),
         default=["val"],
-        help="default: val. Training reads no label; prepare train only for what does, such as a linear probe",
+        help="default: val. Training reads no labels; prepare train only for a linear probe and the like",
     )
     parser.add_argument(
         "--workers", type=_positive, default=min(8, os.cpu_count() or 1), help="processes (default: %(default)s)"
@@ -178,8 +178,8 @@ def argument_parser(description: str, splits: Iterable[str]) -> argparse.Argumen
     parser.add_argument(
         "--labels-drawn-on",
         choices=DRAWN_ON,
-        help="what the labels of images with an EXIF rotation are drawn on where their size does not tell: the stored"
-        " pixels or the upright image (default: as the others, or the stored pixels)",
+        help="what labels of images with an EXIF rotation are drawn on if their size does not tell: the stored"
+        " pixels or the upright image (default: as the other labels, else the stored pixels)",
     )
     return parser
 

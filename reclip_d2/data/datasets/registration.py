@@ -1,8 +1,8 @@
-"""Data sets that lie on disk: their layout, their records, and their registration with Detectron2.
+"""Data sets on disk: their layout, their records, and their registration with Detectron2.
 
 A data set is one :class:`DatasetOnDisk`: folders below ``$DETECTRON2_DATASETS``, class names and protocol. All is
-lazy: no folder is looked at before ``DatasetCatalog.get`` asks for a split. An image's id is its path below the split's
-folder of images, without the extension, and its label is the file of that id below the folder of labels.
+lazy: no folder is read before ``DatasetCatalog.get`` asks for a split. An image's id is its path below the split's
+image folder, without the extension, and its label is the file with that id below the label folder.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from reclip_d2.errors import ReclipError
 from reclip_d2.utils.files import MIB, display_path, read_text
 
 README = "datasets/README.md"
-# Bytes of an image list; COCO's largest has 1.5 MiB.
+# Largest image list in bytes; COCO's has 1.5 MiB.
 _LONGEST_LIST = 256 * MIB
-# Bytes of a file's name, less the longest extension and what atomic_write adds.
+# Longest file name in bytes, minus the longest extension and what atomic_write adds.
 _LONGEST_NAME = 200
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
@@ -33,19 +33,17 @@ def datasets_root() -> Path:
     """``$DETECTRON2_DATASETS``, with ``~`` expanded; by default ``datasets``.
 
     Raises:
-        ReclipError: ``~name`` of a user that does not exist.
+        ReclipError: ``~name`` is not a user.
     """
     root = os.environ.get("DETECTRON2_DATASETS") or "datasets"
     try:
         return Path(root).expanduser()
     except RuntimeError as error:
-        raise ReclipError(
-            f"DETECTRON2_DATASETS is {root!r}, and there is no such user: write the whole path"
-        ) from error
+        raise ReclipError(f"DETECTRON2_DATASETS is {root!r}, but there is no such user: write the full path") from error
 
 
 def pascal_colors(count: int) -> list[list[int]]:
-    """The first ``count`` colours of PASCAL VOC's colour map after its black. Different for any 255 classes."""
+    """The first ``count`` colours of PASCAL VOC's colour map after black. All distinct, for up to 255 classes."""
     return [list(pascal_color(index)) for index in range(1, count + 1)]
 
 
@@ -64,10 +62,10 @@ def scan_ids(folder: Path, suffix: str) -> list[str]:
 
 
 def read_image_list(path: Path) -> list[str]:
-    """Image ids of a text file, one a line (a second column, as VOC's lists of one class have, is left out).
+    """Image ids of a text file, one per line (a second column, as in VOC's lists of one class, is ignored).
 
     Raises:
-        ReclipError: the file is no text, holds no id, holds paths instead, names one id twice, or one that leads out of
+        ReclipError: the file is not text, has no ids, has paths instead, has an id twice, or an id that points outside
             the data set's folders.
     """
     text = read_text(path, "image list", limit=_LONGEST_LIST, remedy=f"get it again, see {README}")
@@ -75,10 +73,10 @@ def read_image_list(path: Path) -> list[str]:
     if not ids:
         raise ReclipError(f"image list {path} is empty: get it again, see {README}")
     paths = [name for name in ids if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-    if paths:  # such as the list of trainaug that comes with some networks
+    if paths:  # such as the trainaug list that some networks come with
         example = Path(paths[0]).stem
         raise ReclipError(
-            f"image list {path} names the file {display_path(paths[0])}: write image ids, one a line, such as"
+            f"image list {path} names the file {display_path(paths[0])}: write image ids, one per line, such as"
             f" {display_path(example)}"
         )
     for name in ids:
@@ -92,24 +90,24 @@ def read_image_list(path: Path) -> list[str]:
 def check_image_id(name: str, source: str) -> None:
     """Raise :class:`ReclipError` for an image id that is not a plain path below the data set's folders.
 
-    Files are read and written by their ids, and lists come from elsewhere: ``../x`` or ``/x`` would lead outside.
+    Ids become file names, and lists come from elsewhere: ``../x`` or ``/x`` would point outside.
 
     Args:
-        source: where the id comes from, for the error.
+        source: where the id comes from, for errors.
     """
     path = PurePosixPath(name)
     plain = name.isprintable() and "\\" not in name and ":" not in path.parts[0] if path.parts else False
     if not plain or path.is_absolute() or ".." in path.parts or len(os.fsencode(path.name)) > _LONGEST_NAME:
         raise ReclipError(
-            f"{source} names {display_path(name)[:80]!r}, which is no image id: ids are relative paths below the folder"
-            f" of images; get it again, see {README}"
+            f"{source} names {display_path(name)[:80]!r}, which is not an image id: ids are relative paths below the"
+            f" image folder; get it again, see {README}"
         )
 
 
 def check_inside(folder: Path, files: Iterable[Path]) -> None:
-    """Raise :class:`ReclipError` if a file to be written below ``folder`` would lie outside of it, through a link.
+    """Raise :class:`ReclipError` if a link would place a file that is written below ``folder`` outside it.
 
-    ``folder`` may be a link itself.
+    ``folder`` itself may be a link.
     """
     root = os.path.realpath(folder)
     for parent in {file.parent for file in files}:
@@ -129,11 +127,11 @@ class Split:
     count: int
     """Images of the complete split."""
     image_list: str = ""
-    """Text file of image ids; "": all images of the folder."""
+    """Text file of image ids; "" for all images of the folder."""
     suffix: str = ".jpg"
     """Extension of the images."""
     evaluated: bool = False
-    """Whether records carry their label. Those of training splits never do (``train_labelled`` is another split)."""
+    """Whether records carry labels. Training splits never do (``train_labelled`` is a separate split)."""
     prepare_options: str = ""
     """Options of the preparation program that make this split."""
 
@@ -152,11 +150,11 @@ class DatasetOnDisk:
     class_names: Sequence[str]
     colors: Sequence[Sequence[int]]
     protocol: str
-    """One line: classes, background, what the mean is over."""
+    """One line: classes, background, what the mean is taken over."""
     own_colors: bool = False
-    """Whether the colours are the data set's own, so that a label's colours name its classes."""
+    """Whether the data set defines the colours, so that a label's colours identify its classes."""
     synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Further names of some classes."""
+    """Synonyms of some classes."""
 
     @property
     def root(self) -> Path:
@@ -172,7 +170,7 @@ class DatasetOnDisk:
         """Ids of a split's images, in the order of its list, or sorted.
 
         Raises:
-            ReclipError: the folder or the list is missing, or holds nothing.
+            ReclipError: the folder or the list is missing or empty.
         """
         layout = self.splits[split]
         images, command = self.root / layout.images, self.prepare_command(split)
@@ -206,10 +204,10 @@ class DatasetOnDisk:
         """Detectron2's records: ``file_name``, ``image_id`` and, in splits for evaluation, ``sem_seg_file_name``.
 
         Args:
-            labelled: with ``sem_seg_file_name`` in a training split too.
+            labelled: add ``sem_seg_file_name`` in a training split too.
 
         Raises:
-            ReclipError: see :meth:`image_ids`; labels are missing.
+            ReclipError: as :meth:`image_ids`, or labels are missing.
         """
         ids = self.image_ids(split)
         records = [{"file_name": str(self.image_path(split, name)), "image_id": name} for name in ids]

@@ -1,7 +1,7 @@
 """PASCAL VOC 2012 with its 20 object classes: ``voc20_train``, ``voc20_trainaug``, ``voc20_val``.
 
-Background belongs to no class here: it is ignored, as in MaskCLIP and ReCLIP. Order, names (here as words) and colour
-map are those of VOC's development kit.
+Background is not a class: it is ignored, as in MaskCLIP and ReCLIP. Order, names (written as words) and colour map are
+from VOC's development kit.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ CLASS_NAMES = (
     "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor",
 )  # fmt: skip
 
-# Ids of SegmentationClass (0 background, 255 the seam around objects) to classes.
+# Ids of SegmentationClass (0 background, 255 the border around objects) to classes.
 LABEL_MAPPING = {0: IGNORE_LABEL, 255: IGNORE_LABEL} | {index + 1: index for index in range(len(CLASS_NAMES))}
 
-# Colours of those ids, which VOC's labels have as their palette.
+# Colours of those ids: the palette of VOC's labels.
 LABEL_PALETTE = Palette(
     {0: (0, 0, 0), 255: VOID_COLOR} | {k: pascal_color(k) for k in range(1, len(CLASS_NAMES) + 1)}, own=True
 )
@@ -40,7 +40,8 @@ VOC20 = DatasetOnDisk(
     program="datasets/prepare_voc20.py",
     splits={
         "train": _split("train", 1464),
-        # train, and the images that the Semantic Boundaries Dataset (SBD) annotates, without val: here only the images.
+        # train, and the images that the Semantic Boundaries Dataset (SBD) annotates, without val: only the images are
+        # used.
         "trainaug": _split("trainaug", 10582, prepare_options="--sbd FOLDER"),
         "val": _split("val", 1449, evaluated=True),
     },

@@ -101,7 +101,7 @@ def read_backbone_weights(path: str, source: str) -> dict[str, Tensor]:
     what = f"{KEY} {source}"
     tensors = state_dict_of(read_tensor_file(path, KEY, source).content, what, ("model", "state_dict", "blobs"))
     if not tensors:
-        raise ReclipError(f"{what} holds no weights")
+        raise ReclipError(f"{what} contains no weights")
     check_tensors(tensors, what)
     return tensors
 

@@ -1,4 +1,4 @@
-"""Weight files: read without running anything in them, checked before they are used, and written."""
+"""Weight files: read without executing anything in them, checked before use, and written."""
 
 from reclip_d2.utils.tensor_files.reader import TensorFile, read_tensor_file
 from reclip_d2.utils.tensor_files.state import check_tensors, dtype_mismatches, plain_name, state_dict_of

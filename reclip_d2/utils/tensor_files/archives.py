@@ -1,7 +1,7 @@
-"""Tensors of the files that ``torch.save`` and TorchScript write, and of pickled arrays.
+"""Tensors in files of ``torch.save`` and TorchScript, and in pickled arrays.
 
-``torch.save`` and TorchScript write a ZIP with a pickle (``data.pkl``) and one raw file a storage (``data/<key>``);
-before version 1.6 PyTorch wrote five pickles and the storages behind each other.
+``torch.save`` and TorchScript write a ZIP with a pickle (``data.pkl``) and one raw file per storage (``data/<key>``).
+Before version 1.6, PyTorch wrote five pickles followed by the storages.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from reclip_d2.utils.tensor_files.pickled import (
     unpickle,
 )
 
-# Tensors may share a storage: all together they may take so many times the file's size, and a little more.
+# Tensors may share a storage: their total size is limited to this multiple of the file's size, plus a constant.
 _MAX_SHARING = 4
 _SLACK = 64 << 20
 _MAX_DEPTH = 100
@@ -44,21 +44,21 @@ def read_archive(stream: BinaryIO, size: int) -> tuple[Any, bool]:
     """Content of a ZIP archive of ``torch.save`` or TorchScript.
 
     Args:
-        size: of the file, in bytes.
+            size: size of the file in bytes.
 
-    Returns:
-        what was saved, see :meth:`_Builder.build`, and whether it is TorchScript's: then these are the tensors by the
-        names that the modules' attributes give them, the entries of the state dict and other tensors of modules.
+        Returns:
+            The saved object, see :meth:`_Builder.build`, and whether the archive is TorchScript. Then the object is a
+            dictionary of the modules' tensors by attribute path: the state dict's entries and other tensors.
 
     Raises:
-        DamagedError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError: the archive is damaged or holds code.
+        DamagedError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError: the archive is damaged or contains code.
     """
     with zipfile.ZipFile(stream) as archive:
         infos = archive.infolist()
         names = [info.filename for info in infos]
         roots = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(roots) != 1:
-            raise DamagedError("is a ZIP archive of other things than tensors")
+            raise DamagedError("is a ZIP archive without tensors")
         prefix = roots[0].removesuffix("data.pkl")
         entries = {
             info.filename.removeprefix(prefix): info
@@ -67,9 +67,9 @@ def read_archive(stream: BinaryIO, size: int) -> tuple[Any, bool]:
             or info.filename.startswith(f"{prefix}data/")
         }
         if len(set(names)) != len(names):
-            raise DamagedError("has two entries of one name")
+            raise DamagedError("has two entries with the same name")
         _check_sizes(entries, size)
-        if not any(info.CRC for info in infos):  # torch.serialization.set_crc32_options(False) has left them out
+        if not any(info.CRC for info in infos):  # saved after torch.serialization.set_crc32_options(False)
             for info in infos:
                 info.CRC = None
 
@@ -86,29 +86,29 @@ def read_archive(stream: BinaryIO, size: int) -> tuple[Any, bool]:
             except zipfile.BadZipFile as error:
                 raise DamagedError(f"is damaged: the checksum of its entry {name} is wrong") from error
             if position != len(content):
-                raise DamagedError(f"is cut short: its entry {name} lacks bytes")
+                raise DamagedError(f"is truncated: its entry {name} is too short")
             return content
 
         if "byteorder" in entries and bytes(read("byteorder")) != b"little":
-            raise DamagedError("holds numbers that are not little-endian")
+            raise DamagedError("contains numbers that are not little-endian")
         builder = _Builder(lambda storage: read(f"data/{storage.key}"), size)
         root = unpickle(bytes(read("data.pkl")))
         return builder.build(root), isinstance(root, Module)
 
 
 def _check_sizes(entries: dict[str, zipfile.ZipInfo], size: int) -> None:
-    """Raise unless what the entries say that they unpack to is about what the file has: they are not compressed."""
+    """Raise unless the declared unpacked size is about the file's size: entries are not compressed."""
     total = sum(info.file_size for info in entries.values())
     if total > size + _SLACK:
         raise DamagedError(
-            f"has {format_bytes(size)} and would unpack to {format_bytes(total)}: no program of PyTorch writes this"
+            f"has {format_bytes(size)} and would unpack to {format_bytes(total)}: PyTorch never writes such a file"
         )
     if "data.pkl" in entries and entries["data.pkl"].file_size > MAX_PICKLE:
         raise DamagedError(f"has a table of contents of {format_bytes(entries['data.pkl'].file_size)}")
 
 
 def read_legacy(stream: BinaryIO, size: int) -> Any:
-    """Content of a file that PyTorch before 1.6 has written; see :meth:`_Builder.build`."""
+    """Content of a file written by PyTorch before 1.6; see :meth:`_Builder.build`."""
 
     def next_pickle() -> Any:
         start = stream.tell()
@@ -119,11 +119,11 @@ def read_legacy(stream: BinaryIO, size: int) -> Any:
         return unpickle(stream.read(length))
 
     if next_pickle() != _LEGACY_MAGIC:
-        raise DamagedError("is no file of torch.save")
+        raise DamagedError("is not a file of torch.save")
     next_pickle()  # the version of the protocol
     machine = next_pickle()
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
-        raise DamagedError("holds numbers that are not little-endian")
+        raise DamagedError("contains numbers that are not little-endian")
     content, keys = next_pickle(), next_pickle()
     places: dict[str, tuple[int, int]] = {}
     types = _storage_types(content)
@@ -132,7 +132,7 @@ def read_legacy(stream: BinaryIO, size: int) -> Any:
         length = count * _item_size(types.get(str(key), torch.uint8))
         places[str(key)] = (stream.tell(), length)
         if stream.tell() + length > size:
-            raise DamagedError(f"is cut short: it has {format_bytes(size)} and promises more")
+            raise DamagedError(f"is truncated: it has {format_bytes(size)} but declares more")
         stream.seek(length, 1)
 
     def read(storage: Storage) -> bytearray:
@@ -146,10 +146,10 @@ def read_legacy(stream: BinaryIO, size: int) -> Any:
 
 
 def read_pickle(stream: BinaryIO, size: int) -> Any:
-    """Content of a pickle of NumPy arrays, as Detectron2's model zoo has them; see :meth:`_Builder.build`."""
+    """Content of a pickle of NumPy arrays, as in Detectron2's model zoo; see :meth:`_Builder.build`."""
 
     def read(storage: Storage) -> bytearray:
-        raise DamagedError("describes tensors that are not in it")
+        raise DamagedError("describes tensors that it does not contain")
 
     return _Builder(read, size).build(unpickle(stream.read()))
 
@@ -159,7 +159,7 @@ def _item_size(dtype: torch.dtype) -> int:
 
 
 def _storage_types(root: Any) -> dict[str, torch.dtype]:
-    """Types of the storages that a tree's tensors lie in."""
+    """Types of the storages of a tree's tensors."""
     found: dict[str, torch.dtype] = {}
     stack, seen = [root], set()
     while stack:
@@ -179,13 +179,13 @@ def _children(node: Any) -> list[Any]:
 
 
 class _Builder:
-    """Makes tensors and arrays of their descriptions, and plain containers of all that holds them."""
+    """Makes tensors and arrays from their descriptions, in plain containers."""
 
     def __init__(self, read: Callable[[Storage], bytearray], size: int) -> None:
         """
         Args:
-            read: gives the bytes of a storage.
-            size: of the file.
+            read: returns the bytes of a storage.
+            size: size of the file in bytes.
         """
         self._read = read
         self._room = _MAX_SHARING * size + _SLACK
@@ -194,7 +194,7 @@ class _Builder:
 
     def build(self, root: Any) -> Any:
         """Dictionaries, lists, tuples, plain values, tensors (CPU) and arrays; :class:`Unsupported` for tensors that
-        cannot be read, so that they can be refused by their names; None for what has no meaning here."""
+        cannot be read, so that errors can name them; None for anything else."""
         if isinstance(root, Module):
             return {name: self._tensor(view) for name, view in _module_tensors(root).items()}
         return self._build(root, 0)
@@ -208,10 +208,10 @@ class _Builder:
             return node
         if not isinstance(node, dict | list | tuple):
             return None
-        # A container that is met again is built once: it may be anywhere, and often.
+        # Containers that occur repeatedly are built once.
         if id(node) not in self._built:
             if depth > _MAX_DEPTH:
-                raise DamagedError("is nested too deep")
+                raise DamagedError("is nested too deeply")
             self._built[id(node)] = None
             if isinstance(node, dict):
                 built = {key: self._build(value, depth + 1) for key, value in node.items()}
@@ -224,7 +224,7 @@ class _Builder:
     def _take(self, count: int) -> None:
         self._room -= count
         if self._room < 0:
-            raise DamagedError("describes tensors that are many times larger than itself")
+            raise DamagedError("describes tensors many times larger than itself")
 
     def _array(self, description: Array) -> np.ndarray | Unsupported:
         array = description.array()
@@ -233,14 +233,14 @@ class _Builder:
         return array
 
     def _tensor(self, view: TensorView) -> Tensor:
-        """The tensor of a description, which must lie within its storage."""
+        """The described tensor, which must fit into its storage."""
         storage, item = view.storage, _item_size(view.dtype)
         is_first = storage.key not in self._storages
         if is_first:
             self._storages[storage.key] = self._read(storage)
         content = self._storages[storage.key]
         if len(content) % item:
-            raise DamagedError(f"is damaged: storage {storage.key} is cut")
+            raise DamagedError(f"is damaged: storage {storage.key} is truncated")
         values = torch.frombuffer(content, dtype=view.dtype) if content else torch.empty(0, dtype=view.dtype)
         count = math.prod(view.size)
         last = view.offset + sum((n - 1) * step for n, step in zip(view.size, view.stride, strict=True))
@@ -248,12 +248,12 @@ class _Builder:
             raise DamagedError(f"is damaged: a tensor reaches beyond storage {storage.key}")
         self._take(count * item)
         tensor = torch.as_strided(values, view.size, view.stride, view.offset)
-        # A storage of one tensor, the usual case, becomes that tensor; views of a shared one get memory of their own.
+        # A storage with one tensor, the usual case, becomes that tensor; views of a shared storage are copied.
         return tensor if is_first and count == len(values) else tensor.clone()
 
 
 def _module_tensors(root: Module) -> dict[str, TensorView]:
-    """Tensor descriptions below a module by their dotted names."""
+    """Tensor descriptions below a module, by dotted name."""
     found: dict[str, TensorView] = {}
     stack: collections.deque[tuple[str, Any]] = collections.deque([("", root)])
     seen = set()

@@ -1,8 +1,8 @@
-"""Read the pickles of weight files without running anything that they name.
+"""Read the pickles of weight files without executing anything that they name.
 
-A pickle may name any function and have it called. Here it can name plain containers, descriptions of tensors and
-arrays, and a few harmless values of training programs; each is an inert stand-in of this module, and every other name
-is an error. Nothing is imported on behalf of a file.
+A pickle may name any function and call it. Here it may name only plain containers, descriptions of tensors and arrays,
+and a few harmless values of training programs. Each is an inert stand-in of this module; any other name is an error.
+Nothing is imported on behalf of a file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 import torch
 
-# Sizes of pickles that only describe tensors: OpenAI's ViT-L/14 has 0.2 MB.
+# Largest pickles that only describe tensors: OpenAI's ViT-L/14 has 0.2 MB.
 MAX_PICKLE = 128 << 20
 
 _STORAGE_DTYPES: dict[str, torch.dtype] = {
@@ -34,13 +34,13 @@ _STORAGE_DTYPES: dict[str, torch.dtype] = {
     "BoolStorage": torch.bool,
     "ComplexFloatStorage": torch.complex64,
     "ComplexDoubleStorage": torch.complex128,
-    # Of quantised tensors, which are refused by their names.
+    # Of quantised tensors, which are rejected by name.
     "QInt8Storage": torch.int8,
     "QUInt8Storage": torch.uint8,
     "QInt32Storage": torch.int32,
 }
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
-# Functions that rebuild tensors which are refused, by what they rebuild.
+# Functions that rebuild unsupported tensors, and what they rebuild.
 _UNSUPPORTED = {
     "_rebuild_sparse_tensor": "a sparse tensor",
     "_rebuild_sparse_csr_tensor": "a sparse tensor",
@@ -48,11 +48,11 @@ _UNSUPPORTED = {
     "_rebuild_qtensor": "a quantised tensor",
     "_rebuild_meta_tensor_no_storage": "a meta tensor, which has no values",
     "_rebuild_wrapper_subclass": "a tensor of a special class",
-    "_rebuild_device_tensor_from_numpy": "a tensor of another device",
-    "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
-    "_rebuild_xla_tensor": "a tensor of another device",
+    "_rebuild_device_tensor_from_numpy": "a tensor of an unsupported device",
+    "_rebuild_device_tensor_from_cpu_tensor": "a tensor of an unsupported device",
+    "_rebuild_xla_tensor": "a tensor of an unsupported device",
 }
-# Values that training programs save beside the weights; what they hold is dropped.
+# Values that training programs save with the weights; their content is dropped.
 _OPAQUE = frozenset(
     {
         ("argparse", "Namespace"),
@@ -65,7 +65,7 @@ _NUMPY_CODE = re.compile(r"[biufc]\d{1,2}|S\d{1,4}|U\d{1,4}")
 
 
 class _Inert:
-    """Base of the stand-ins: their state can be set by no opcode."""
+    """Base of the stand-ins: no opcode can set their state."""
 
     __slots__ = ()
 
@@ -74,7 +74,7 @@ class _Inert:
 
 
 class _Function(_Inert):
-    """Stands for a function of a file's pickle: what it makes here is made of stand-ins again."""
+    """Replaces a function that a pickle names: its result consists of stand-ins too."""
 
     __slots__ = ("_make",)
 
@@ -86,7 +86,7 @@ class _Function(_Inert):
 
 
 class Opaque:
-    """Stands for an object without meaning here: its arguments, its state and its items are dropped."""
+    """Replaces an object that is not needed: its arguments, state and items are dropped."""
 
     __slots__ = ()
 
@@ -101,7 +101,7 @@ class Opaque:
 
 
 class Module:
-    """Stands for a module of a TorchScript archive: its attributes, and nothing else."""
+    """Replaces a module of a TorchScript archive: its attributes and nothing else."""
 
     __slots__ = ("attributes",)
 
@@ -112,7 +112,7 @@ class Module:
 
 
 class Mapping(dict):
-    """Stands for ``OrderedDict`` and its kin. What hangs on them (a state dict's ``_metadata``) is dropped."""
+    """Replaces ``OrderedDict`` and similar types. Their attributes (a state dict's ``_metadata``) are dropped."""
 
     __slots__ = ()
 
@@ -127,7 +127,7 @@ class Mapping(dict):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Unsupported:
-    """Stands for a tensor that is not read: what it is."""
+    """Describes a tensor that cannot be read."""
 
     what: str
 
@@ -136,7 +136,7 @@ class Unsupported:
 
 
 class StorageType(_Inert):
-    """Type of a storage; dtype None where the tensor says it."""
+    """Type of a storage; dtype None if the tensor declares it."""
 
     __slots__ = ("dtype",)
 
@@ -154,7 +154,7 @@ class Storage(_Inert):
 
 
 class TensorView(_Inert):
-    """Description of a tensor: a storage, and where the tensor lies in it. Hooks and attributes are dropped."""
+    """Description of a tensor: a storage, and the tensor's place in it. Hooks and attributes are dropped."""
 
     __slots__ = ("dtype", "offset", "size", "storage", "stride")
 
@@ -165,7 +165,7 @@ class TensorView(_Inert):
 
 
 class _Dtype(_Inert):
-    """Stands for a ``torch.dtype``."""
+    """Replaces a ``torch.dtype``."""
 
     __slots__ = ("dtype",)
 
@@ -174,7 +174,7 @@ class _Dtype(_Inert):
 
 
 class _NumpyType(_Inert):
-    """Stands for a ``numpy.dtype`` of numbers; its state tells the byte order."""
+    """Replaces a numeric ``numpy.dtype``; its state gives the byte order."""
 
     __slots__ = ("code", "order")
 
@@ -189,12 +189,12 @@ class _NumpyType(_Inert):
 
     @property
     def dtype(self) -> np.dtype | None:
-        """The type; None for one of objects, dates or records."""
+        """The type; None for objects, dates and records."""
         return np.dtype(f"{self.order}{self.code}") if _NUMPY_CODE.fullmatch(self.code) else None
 
 
 class Array:
-    """Stands for a ``numpy.ndarray``; its state tells what is in it."""
+    """Replaces a ``numpy.ndarray``; its state gives the content."""
 
     __slots__ = ("state",)
 
@@ -220,7 +220,7 @@ class Array:
 
 
 def _bytes(content: Any) -> bytes | bytearray:
-    """Raw content of an array; Python 2 has written it as text."""
+    """Raw content of an array, which Python 2 wrote as text."""
     if isinstance(content, str):
         return content.encode("latin-1")
     if not isinstance(content, bytes | bytearray):
@@ -304,7 +304,7 @@ _FUNCTIONS: dict[tuple[str, str], Any] = {
         )
     },
 }
-# Types that are named and never called.
+# Types that are named but never called.
 _NAMED = frozenset(
     {
         ("builtins", "dict"),
@@ -321,17 +321,17 @@ _NAMED = frozenset(
 
 
 def _checked_key(key: Any) -> Any:
-    """A key of a dictionary. The hash of tuples within tuples is recursive, and deep ones would end the process."""
+    """A key of a dictionary. Hashing nested tuples is recursive, and deep nesting would crash the process."""
     if not isinstance(key, str | int | float | bytes | None):
         raise pickle.UnpicklingError("a dictionary has a key that is neither a name nor a number")
     return key
 
 
 class _Unpickler(pickle._Unpickler):
-    """Unpickler that admits stand-ins only.
+    """Unpickler that allows only stand-ins.
 
-    It is the one that is written in Python: its memo is a dictionary, where C's is an array as long as a file asks for,
-    and it lets the keys of dictionaries be checked before they are hashed.
+    It extends the pure-Python unpickler: its memo is a dictionary, not an array of the length that a file declares as
+    in the C version, and it allows checking the keys of dictionaries before they are hashed.
     """
 
     dispatch = dict(pickle._Unpickler.dispatch)
@@ -351,7 +351,7 @@ class _Unpickler(pickle._Unpickler):
         self.append({_checked_key(items[i]): items[i + 1] for i in range(0, len(items), 2)})
 
     def load_items_of_set(self) -> NoReturn:
-        raise pickle.UnpicklingError("it holds a set, which is no part of weights")
+        raise pickle.UnpicklingError("it contains a set, which does not belong in weights")
 
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
@@ -363,7 +363,7 @@ class _Unpickler(pickle._Unpickler):
         module = "builtins" if module == "__builtin__" else module  # Python 2's name, which protocol 2 keeps
         known = (module, name)
         if module == "__torch__" or module.startswith("__torch__."):
-            # A class of its own: NEWOBJ calls it, and nothing can be hung on the one shared by all modules.
+            # A new class each time: NEWOBJ calls it, and nothing can be attached to a class shared by all modules.
             return type("_ModuleOf", (Module,), {"__slots__": ()})
         if module == "torch" and name in _STORAGE_DTYPES:
             return StorageType(_STORAGE_DTYPES[name])
@@ -384,15 +384,15 @@ class _Unpickler(pickle._Unpickler):
             return _Function(lambda *args: Unsupported(what))
         if module == "torch.jit._pickle":
             return _Function(_first)
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of weights: it holds code")
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which does not belong in weights: it contains code")
 
     def persistent_load(self, pid: Any) -> Storage:
-        # Plain files have five entries; the sixth, of files before PyTorch 1.6, describes a view of another storage.
+        # Five entries; files of PyTorch before 1.6 have a sixth, for views of another storage.
         described = isinstance(pid, tuple) and pid[:1] == ("storage",) and len(pid) in (5, 6)
         if not described or not isinstance(pid[1], StorageType) or not isinstance(pid[4], int) or pid[4] < 0:
             raise pickle.UnpicklingError("a storage is described wrongly")
         if len(pid) == 6 and pid[5] is not None:
-            raise pickle.UnpicklingError("it shares storages as PyTorch 0.3 did: save it with a newer one")
+            raise pickle.UnpicklingError("it shares storages as in PyTorch 0.3: save it with a newer version")
         return Storage(pid[1].dtype, str(pid[2]), pid[4])
 
 
@@ -404,7 +404,7 @@ def unpickle(content: bytes) -> Any:
     """The object of a pickle, made of containers, plain values and the stand-ins of this module.
 
     Raises:
-        pickle.UnpicklingError: the pickle names something else, or describes something wrongly.
+        pickle.UnpicklingError: the pickle names something else, or has an invalid description.
         ValueError, EOFError: it is damaged.
     """
     _check_opcodes(content)
@@ -412,11 +412,11 @@ def unpickle(content: bytes) -> Any:
 
 
 def pickle_end(stream: BinaryIO) -> int:
-    """Where the pickle ends that begins at the stream's position."""
+    """End of the pickle that begins at the stream's position."""
     last = collections.deque(pickletools.genops(stream), maxlen=1)
     return last[0][2] + 1
 
 
 def _check_opcodes(content: bytes) -> None:
-    """Raise for a pickle that is cut short, or promises a text or bytes longer than itself: Python would make room."""
+    """Raise for a truncated pickle, or one that declares a longer string than itself, which Python would allocate."""
     collections.deque(pickletools.genops(content), maxlen=0)

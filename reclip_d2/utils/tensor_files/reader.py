@@ -1,4 +1,4 @@
-"""Read the tensors of a file, whatever program has written it."""
+"""Read the tensors of a file in any supported format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reclip_d2.utils.tensor_files.safetensors_file import read_safetensors
 from reclip_d2.utils.text import shorten
 
 _HEAD = 512
-# People name pointers, web pages and archives by mistake.
+# Users name Git LFS pointers, web pages and archives by mistake.
 _GIT_LFS = b"version https://git-lfs.github.com/spec/"
 _MARKUP = re.compile(rb"\s*(<!doctype html|<html|<head|<body|<!--)", re.IGNORECASE)
 _OTHER = (
@@ -36,17 +36,17 @@ _OTHER = (
 )
 
 SAFETENSORS, ARCHIVE, LEGACY, PICKLE = "safetensors", "archive", "legacy", "pickle"
-# What the first pickle of PyTorch's old format holds, and the ways to write it.
+# The magic number in the first pickle of PyTorch's old format, and its encodings.
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorFile:
-    """What a file holds.
+    """The content of a weight file.
 
     Attributes:
-        content: what was saved: tensors and NumPy arrays in plain containers.
-        metadata: texts of a safetensors header; empty for others.
+        content: the saved object: tensors and NumPy arrays in plain containers.
+        metadata: text entries of a safetensors header; empty for other formats.
         is_torchscript: whether it is a TorchScript archive.
     """
 
@@ -58,16 +58,16 @@ class TensorFile:
 def read_tensor_file(path: StrPath, what: str, shown: str | None = None) -> TensorFile:
     """Content of a weight file: safetensors, ``torch.save``'s (new or old), TorchScript, or pickled NumPy arrays.
 
-    The format is told by the content, not by the name. Nothing in the file is executed; checksums are verified, and
-    what the file would unpack to is compared with its size before it is read.
+    The format is detected from the content, not the name. Nothing in the file is executed; checksums are verified, and
+    the unpacked size is compared with the file's size before reading.
 
     Args:
-        what: what the file is to the user, for errors: ``"checkpoint"``, ``"MODEL.CLIP.PRETRAINED"``.
-        shown: the name of the file in errors, if it is not the path.
+        what: what errors call the file: ``"checkpoint"``, ``"MODEL.CLIP.PRETRAINED"``.
+        shown: the file's name in errors, if not the path.
 
     Raises:
         MissingFileError: the file does not exist.
-        ReclipError: it is no regular file, no weight file, damaged, or holds code.
+        ReclipError: it is not a regular file, not a weight file, damaged, or contains code.
     """
     name = f"{what} {shown or os.fspath(path)}"
     try:
@@ -88,12 +88,12 @@ def read_tensor_file(path: StrPath, what: str, shown: str | None = None) -> Tens
         raise ReclipError(f"{name} cannot be read as tensors: it {error}") from error
     except zipfile.BadZipFile as error:
         raise ReclipError(
-            f"{name} cannot be read as tensors: it is cut short or damaged, copy or download it again"
+            f"{name} cannot be read as tensors: it is truncated or damaged, copy or download it again"
         ) from error
     except pickle.UnpicklingError as error:
         raise ReclipError(f"{name} cannot be read as tensors: {error}") from error
-    except Exception as error:  # reading rubbish as an archive or a pickle may raise nearly anything
-        if is_user_error(error):  # also memory that ran out
+    except Exception as error:  # reading a damaged archive or pickle may raise nearly anything
+        if is_user_error(error):  # including out of memory
             raise
         raise ReclipError(
             f"{name} cannot be read as tensors ({type(error).__name__}): it is damaged, copy or download it again"
@@ -101,7 +101,7 @@ def read_tensor_file(path: StrPath, what: str, shown: str | None = None) -> Tens
 
 
 def _kind_of(head: bytes) -> str | None:
-    """The format of a weight file by its first bytes (at least 64, if it has so many); None if it is none."""
+    """The format of a weight file, from its first bytes (at least 64, if it has as many); None if it is not one."""
     if head.startswith(b"PK\x03\x04") or head.startswith(b"PK\x05\x06"):
         return ARCHIVE
     if head[8:9] == b"{" and not _is_text(head):
@@ -112,15 +112,15 @@ def _kind_of(head: bytes) -> str | None:
 
 
 def _describe(head: bytes) -> str:
-    """What a file is that is no weight file, to follow "it is"; with the remedy where there is one."""
+    """Describe a file that is not a weight file, to follow "it is"; with the remedy if there is one."""
     if not head:
         return "empty: copy or download it again"
     if head.startswith(_GIT_LFS):
-        return "a Git LFS pointer, which stands for the file: fetch the file itself with git lfs pull"
+        return "a Git LFS pointer in place of the file: fetch the file itself with git lfs pull"
     if _MARKUP.match(head):
         return "a web page (HTML): download the file itself, not the page that shows it"
     if len(head.strip(b"\0")) == 0:
-        return "full of zeros: a copy or download was broken off, make it again"
+        return "full of zeros: a copy or download was interrupted, repeat it"
     for start, what in _OTHER:
         if head.startswith(start):
             return what

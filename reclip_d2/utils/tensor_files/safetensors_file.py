@@ -13,7 +13,7 @@ from torch import Tensor
 from reclip_d2.utils.files import format_bytes
 from reclip_d2.utils.tensor_files.archives import DamagedError
 
-# A CLIP's header has 0.1 MB; the library takes 100 MB, which Python needs gigabytes for.
+# A CLIP's header has 0.1 MB; the library allows 100 MB, for which Python needs gigabytes.
 MAX_HEADER = 16 << 20
 _MAX_TENSORS = 200_000
 _BITS = {"BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
@@ -21,12 +21,12 @@ _BITS = {"BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 1
 
 
 def read_safetensors(path: str | os.PathLike[str], stream: BinaryIO, size: int) -> tuple[dict[str, Tensor], dict]:
-    """Tensors by their names, and the header's metadata.
+    """Tensors by name, and the header's metadata.
 
     Args:
-        path: of the file, for the library.
-        stream: the file at its beginning.
-        size: of the file.
+        path: the file's path, for the library.
+        stream: the file, at its beginning.
+        size: the file's size in bytes.
 
     Raises:
         DamagedError: the header is damaged, or does not fit the file.
@@ -35,7 +35,7 @@ def read_safetensors(path: str | os.PathLike[str], stream: BinaryIO, size: int) 
     try:
         with safetensors.safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in header}, file.metadata() or {}
-    except (safetensors.SafetensorError, AttributeError, KeyError) as error:  # the latter: a type that torch lacks
+    except (safetensors.SafetensorError, AttributeError, KeyError) as error:  # the last two: a type that torch lacks
         raise DamagedError(f"is damaged ({' '.join(str(error).split())})") from error
 
 
@@ -43,9 +43,9 @@ def _read_header(stream: BinaryIO, size: int) -> dict[str, Any]:
     """Entries of the header, each of which lies within the file and has the bytes that its shape needs."""
     length = int.from_bytes(stream.read(8), "little")
     if length > MAX_HEADER:
-        raise DamagedError(f"promises a header of {format_bytes(length)}: it is damaged, or no safetensors file")
+        raise DamagedError(f"declares a header of {format_bytes(length)}: it is damaged, or not a safetensors file")
     if 8 + length > size:
-        raise DamagedError("is cut short: copy or download it again")
+        raise DamagedError("is truncated: copy or download it again")
     try:
         header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
@@ -62,7 +62,7 @@ def _read_header(stream: BinaryIO, size: int) -> dict[str, Any]:
             raise
         raise DamagedError("has a damaged header") from error
     if len(header) > _MAX_TENSORS:
-        raise DamagedError(f"holds {len(header):,} tensors, more than any model has")
+        raise DamagedError(f"contains {len(header):,} tensors, more than any model has")
     if 8 + length + max(ends) > size:
-        raise DamagedError("is cut short: copy or download it again")
+        raise DamagedError("is truncated: copy or download it again")
     return header

@@ -1,4 +1,4 @@
-"""Writing tensors so that a full disk is the operating system's own error, whatever torch makes of it."""
+"""Writing tensors such that a full disk raises the operating system's error, not torch's."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 
 class _Stream:
-    """A file that remembers why it could not be written: torch's archive writer says something else, or aborts the
-    process where it writes to a path."""
+    """A file that remembers why writing failed: torch's archive writer raises another error, or aborts the process if
+    it writes to a path."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

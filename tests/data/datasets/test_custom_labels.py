@@ -144,7 +144,7 @@ def test_three_keys_are_enough(folder):
     ("more", "words"),
     [
         (["DATASETS.CUSTOM.LABELS", ""], "DATASETS.CUSTOM.LABELS is empty"),
-        (["DATASETS.CUSTOM.LABELS", "/none"], "DATASETS.CUSTOM.LABELS /none is no folder"),
+        (["DATASETS.CUSTOM.LABELS", "/none"], "DATASETS.CUSTOM.LABELS /none is not a folder"),
         (["DATASETS.TRAIN", "('custom_val',)"], "custom_val in DATASETS.TRAIN has labels, which training never reads"),
         (["DATASETS.CUSTOM.CLASSES", ""], "DATASETS.CUSTOM.CLASSES is empty"),
     ],

@@ -51,7 +51,7 @@ def test_vocs_own_palette(tmp_path):
 
 def test_other_palettes_are_refused(tmp_path):
     write_palette(tmp_path / "label.png", [[2, 1]], [(9, 9, 9), (200, 0, 0), (0, 200, 0)])
-    with pytest.raises(ReclipError, match=r"colour \(200, 0, 0\) is none of the data set's own"):
+    with pytest.raises(ReclipError, match=r"colour \(200, 0, 0\) is not one of the data set's"):
         IndexPNG(tmp_path / "label.png", LABEL_PALETTE).read((1, 2))
     with pytest.raises(ReclipError, match=r"palette is not in the order of the ids \(its entry 1 is \(200, 0, 0\)\)"):
         IndexPNG(tmp_path / "label.png").read((1, 2))
@@ -90,14 +90,14 @@ def test_compressed_run_lengths():
 )
 def test_run_lengths_that_do_not_fill_the_image(counts):
     label = RunLengthLabel("image x", (2, 3), ((4, {"size": [2, 3], "counts": counts}),))
-    with pytest.raises(ReclipError, match="image x has a mask that is no run-length code"):
+    with pytest.raises(ReclipError, match="image x has a mask that is not a run-length code"):
         label.read((2, 3))
 
 
 @pytest.mark.parametrize("category", ["a", -1, 10**30, None, [1]])
 def test_categories_that_are_no_ids(category):
     label = RunLengthLabel("image x", (2, 3), ((category, {"size": [2, 3], "counts": [6]}),))
-    with pytest.raises(ReclipError, match="image x has a mask of category .* no id"):
+    with pytest.raises(ReclipError, match="image x has a mask of category .* not an id"):
         label.read((2, 3))
 
 

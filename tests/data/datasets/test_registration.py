@@ -359,7 +359,7 @@ def test_the_root_of_all_data_sets(tmp_path, monkeypatch):
         monkeypatch.setenv("DETECTRON2_DATASETS", value)
         assert root_of_all() == expected and embedded_root(EMBEDDED) == expected / "embedded"
     monkeypatch.setenv("DETECTRON2_DATASETS", "~nobody-of-this-name/x")
-    with pytest.raises(ReclipError, match="DETECTRON2_DATASETS is '~nobody-of-this-name/x', and there is no such user"):
+    with pytest.raises(ReclipError, match="DETECTRON2_DATASETS is '~nobody-of-this-name/x', but there is no such user"):
         root_of_all()
 
 

@@ -102,7 +102,7 @@ def test_a_file_that_torchvision_has_not_published(tmp_path, monkeypatch):
     torch.save(torchvision_resnet(18).state_dict(), path)
     monkeypatch.setattr(module.PathManager, "get_local_path", lambda url: str(path))
     found = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    with pytest.raises(ReclipError, match=rf"resnet18\.pth is not the file that was published: .* {found} instead of"):
+    with pytest.raises(ReclipError, match=rf"resnet18\.pth is not the published file: .* {found} instead of"):
         load_backbone_weights(usual_resnet(18), "torchvision://resnet18")
 
 
@@ -183,7 +183,7 @@ def test_code_in_a_file_does_not_run(tmp_path, suffix, hidden):
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path)
-    assert "holds code" in message_of(path)
+    assert "contains code" in message_of(path)
     assert not marker.exists()
 
 
@@ -203,7 +203,7 @@ def test_damaged_files(tmp_path, suffix):
 @pytest.mark.parametrize("content", [{}, [1, 2], {"model": {}}, {"epoch": 3}])
 def test_files_without_weights(tmp_path, content):
     torch.save(content, tmp_path / "weights.pth")
-    assert f"holds no {'weights' if isinstance(content, dict) else 'state dict'}" in message_of(
+    assert f"contains no {'weights' if isinstance(content, dict) else 'state dict'}" in message_of(
         tmp_path / "weights.pth"
     )
 

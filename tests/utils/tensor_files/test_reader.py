@@ -168,7 +168,7 @@ def test_names_inside_a_model_stay():
 
 
 def test_two_tensors_of_one_name():
-    with pytest.raises(ReclipError, match="file holds two tensors for w: save one model"):
+    with pytest.raises(ReclipError, match="file contains two tensors for w: save one model"):
         state_dict_of({"w": torch.zeros(1), "module.w": torch.zeros(1)}, "file")
 
 
@@ -237,7 +237,7 @@ def zip_of(**entries: bytes) -> bytes:
     ("content", "words"),
     [
         (b"", "it is empty"),
-        (LFS, "a Git LFS pointer, which stands for the file: fetch the file itself with git lfs pull"),
+        (LFS, "a Git LFS pointer in place of the file: fetch the file itself with git lfs pull"),
         (b"<!DOCTYPE html>\n<html lang=en>", "a web page (HTML): download the file itself"),
         (b"\n  <HTML><head>", "a web page (HTML)"),
         (b'{"error": "Invalid username or password."}', """a text file that begins with '{"error": "Invalid"""),
@@ -245,8 +245,8 @@ def zip_of(**entries: bytes) -> bytes:
         (bytes(5000), "full of zeros"),
         (b"\x1f\x8b\x08\0\0", "a gzip archive: unpack it"),
         (tar_of(b"x"), "a tar archive: unpack it"),
-        (zip_of(a=b"x"), "a ZIP archive of other things than tensors"),
-        (b"PK\x05\x06" + bytes(18), "a ZIP archive of other things than tensors"),
+        (zip_of(a=b"x"), "a ZIP archive without tensors"),
+        (b"PK\x05\x06" + bytes(18), "a ZIP archive without tensors"),
         (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
         (b"\x01\x02\x03\x04" * 100, "damaged, or a file of another program"),
     ],
@@ -282,7 +282,7 @@ def test_truncated_files(tmp_path, form, part):
         torch.save(state, path, _use_new_zipfile_serialization=form == "zip")
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * part)])
-    assert "cut short" in refusal(path) or "copy or download it again" in refusal(path)
+    assert "truncated" in refusal(path) or "copy or download it again" in refusal(path)
 
 
 def test_one_changed_bit(tmp_path):
@@ -375,11 +375,11 @@ def entry(shape: list, start: int, end: int, dtype: str = "F32") -> dict[str, An
 @pytest.mark.parametrize(
     ("header", "length", "words"),
     [
-        ({"a": entry([4], 0, 16)}, 2**50, "promises a header of"),
-        ({"a": entry([4], 0, 16)}, 1 << 24, "cut short"),
+        ({"a": entry([4], 0, 16)}, 2**50, "declares a header of"),
+        ({"a": entry([4], 0, 16)}, 1 << 24, "truncated"),
         ({"a": entry([4], 0, 16)}, 20, "has a damaged header"),
         ({"a": entry([5], 0, 16)}, None, "'a' has another size in its header"),
-        ({"a": entry([2**40], 0, 2**42)}, None, "cut short"),
+        ({"a": entry([2**40], 0, 2**42)}, None, "truncated"),
         ({"a": entry([-4], 0, -16)}, None, "'a' has another size"),
         ({"a": entry([2**70, 0], 0, 0)}, None, "is damaged"),
         ({"a": entry([4], 0, 16), "b": entry([4], 0, 16)}, None, "is damaged"),
@@ -429,7 +429,7 @@ def test_a_memo_that_asks_for_memory(tmp_path):
 def test_deep_tuples_are_not_hashed(tmp_path, body):
     """The hash of a tuple is recursive: it would end the process with a segmentation fault."""
     message = refusal(pickled_archive(tmp_path / "a.pth", body))
-    assert "a key that is neither a name nor a number" in message or "it holds a set" in message
+    assert "a key that is neither a name nor a number" in message or "it contains a set" in message
 
 
 def test_bytes_that_are_promised(tmp_path):
@@ -474,4 +474,4 @@ def test_two_entries_of_one_name(tmp_path):
         with zipfile.ZipFile(path, "w") as archive:
             for _ in range(2):
                 archive.writestr("m/data.pkl", b"\x80\x02}.")
-    assert "ZIP archive of other things" in refusal(path) or "two entries" in refusal(path)
+    assert "ZIP archive without tensors" in refusal(path) or "two entries" in refusal(path)

@@ -100,7 +100,7 @@ def test_a_pickle_that_calls_anything_is_refused(tmp_path, function):
     path, marker = tmp_path / "small.pt", tmp_path / "marker"
     save_script(path)
     rewrite(path, {"data.pkl": pickle.dumps(_Call(function, str(marker)), protocol=2)})
-    with pytest.raises(ReclipError, match=r"it names .*, which is no part of weights: it holds code"):
+    with pytest.raises(ReclipError, match=r"it names .*, which does not belong in weights: it contains code"):
         read_torchscript_tensors(path)
     assert not marker.exists()
 
