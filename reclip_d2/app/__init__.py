@@ -4,8 +4,8 @@
 
     page.py (layout) -> handlers.py (events)  -> session.py (segment, learn, bias) -> models.py (networks)
     server.py (start, stop)                                                       -> workspace/child.py (learn)
-    guard.py (who may ask, and how much)        -> pictures.py (overlays, legend, heat maps)
-                                                -> tasks.py (visitors, turns, Stop), limits.py, private_folder.py
+    guard.py (access, limits)                 -> pictures.py (overlays, legend, heat maps)
+                                              -> tasks.py (visitors, turns, Stop), private_folder.py
 
-Only ``page.py``, ``handlers.py`` and ``server.py`` import gradio.
+``command.py`` is the command. Only ``page.py``, ``handlers.py`` and ``server.py`` import gradio.
 """

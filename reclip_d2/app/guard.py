@@ -1,8 +1,8 @@
-"""What reaches the page's server at all: requests of the page itself, no larger than it takes.
+"""Access to the page's server: it accepts requests of its own page only, within size limits.
 
-A page of another site can send requests to a server on this machine, and by DNS rebinding even read the answers. So
-each request must be for a name of this server, and come from its own page; gradio's routes that the page has no use for
-are closed.
+Pages of other sites can send requests to a server on this machine and, by DNS rebinding, even read the answers.
+Therefore, each request must be addressed to a name of this server and come from its own page. Routes of gradio that the
+page does not use are closed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from reclip_d2.app.limits import Limits
+from reclip_d2.data.images import peek_size
+from reclip_d2.errors import ReclipError
 
-# The browser refuses whatever the page would fetch from another host, and shows the page in no frame.
+# Makes the browser block requests to other hosts and frames around the page.
 CONTENT_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline';"
     " img-src 'self' data: blob:; font-src 'self' data:; media-src 'self' data: blob:; worker-src 'self' blob:;"
@@ -36,30 +37,66 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=(), display-capture=(), usb=(), serial=()",
 }
-"""Sent with every answer."""
+"""Headers of every response."""
 
 UPLOAD = "/gradio_api/upload"
-# Routes of gradio that start programs, fetch addresses, mount other pages or edit the source: the page uses none.
+# Routes of gradio that start programs, fetch URLs, mount other pages or edit the source. The page uses none of them.
 _CLOSED = re.compile(
     r"/(gradio_api/(process_recording|component_server|proxy=|stream/|vibe|undo-vibe|dev/|run-history|runs|profiling|"
     r"custom_component|deep_link|file=https?:|mcp)|monitoring|login|logout|deep_link)",
     re.IGNORECASE,
 )
-_MESSAGE_BYTES = 4 * 2**20  # of a request that uploads nothing
+_MESSAGE_BYTES = 4 * 2**20  # limit for requests other than uploads
 _DAY = 86400  # seconds
 _ELSEWHERE = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 @dataclasses.dataclass(frozen=True)
+class Limits:
+    """Limits on what visitors may send.
+
+    Attributes:
+        pixels: of an image.
+        file_bytes: of an image file.
+        upload_bytes: of all uploads on disk together.
+        text_bytes: of a class list.
+    """
+
+    pixels: int = 50_000_000
+    file_bytes: int = 64 * 2**20
+    upload_bytes: int = 4 * 2**30
+    text_bytes: int = 2**16
+
+    def check_image(self, path: Path) -> None:
+        """Raise :class:`ReclipError` for an image with more bytes or pixels, without decoding it."""
+        size = path.stat().st_size
+        if size > self.file_bytes:
+            raise ReclipError(
+                f"image {path} has {size / 2**20:,.1f} MiB; this page accepts {self.file_bytes / 2**20:,.0f}:"
+                " use reclip segment, or start the page with a larger --max-megabytes"
+            )
+        height, width = peek_size(path)
+        if height * width > self.pixels:
+            raise ReclipError(
+                f"image {path} has {width} x {height} pixels; this page accepts {self.pixels / 1e6:,.0f} million:"
+                " use reclip segment, or start the page with a larger --max-megapixels"
+            )
+
+    def check_text(self, text: str) -> None:
+        """Raise :class:`ReclipError` for a class list that is too long."""
+        if len(text.encode("utf-8", "surrogatepass")) > self.text_bytes:
+            raise ReclipError(f"the class list has more than {self.text_bytes // 1024} KiB: shorten it")
+
+
+@dataclasses.dataclass(frozen=True)
 class Names:
-    """What the server may be called in an address.
+    """Names by which the server can be addressed.
 
     Attributes:
         allowed: names, in lower case.
-        addresses: every numeric address will do: the server listens for other machines, and no foreign name can lead
-            to it by a numeric address.
-        proxied: names of a proxy in front of it, which may pass requests on under another name.
+        addresses: accept any numeric address. For servers that listen for other machines; DNS rebinding needs a name.
+        proxied: names of a proxy in front of the server, which may forward requests under another name.
     """
 
     allowed: frozenset[str]
@@ -67,7 +104,7 @@ class Names:
     proxied: frozenset[str] = frozenset()
 
     def has(self, name: str) -> bool:
-        """Whether a name or numeric address is the server's."""
+        """Whether a name or numeric address belongs to the server."""
         if name in self.allowed or name in self.proxied:
             return True
         try:
@@ -78,7 +115,7 @@ class Names:
 
 
 class Refusal(Exception):
-    """A request is not answered."""
+    """A rejected request."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -87,42 +124,42 @@ class Refusal(Exception):
 
 
 class Guard:
-    """ASGI middleware; see the module."""
+    """ASGI middleware, see the module's docstring."""
 
     def __init__(self, app: Any, names: Names, limits: Limits, uploads: Path) -> None:
         """
         Args:
-            app: the application behind it.
-            uploads: folder where the application keeps uploads.
+            app: the application to protect.
+            uploads: its folder of uploads.
         """
         self.app = app
         self.names = names
         self.limits = limits
         self.uploads = uploads
-        self._expected: list[int] = []  # bytes of the uploads that are under way
+        self._expected: list[int] = []  # bytes of the uploads in progress
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request."""
+        """Handle a request."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        if scope["type"] != "http":  # the page opens no web socket
+        if scope["type"] != "http":  # the page opens no WebSocket
             await send({"type": "websocket.close", "code": 1008})
             return
 
         async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
-                ours = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                known = {name for name, _ in ours}
-                theirs = [pair for pair in message.get("headers", []) if pair[0].lower() not in known]
-                message["headers"] = [*theirs, *ours]
+                own = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                known = {name for name, _ in own}
+                others = [pair for pair in message.get("headers", []) if pair[0].lower() not in known]
+                message["headers"] = [*others, *own]
             await send(message)
 
         try:
             headers = _Headers(scope)
             self._check_sender(scope["method"], headers)
             if _CLOSED.match(scope["path"]):
-                raise Refusal(404, "there is no such thing on this page")
+                raise Refusal(404, "this page has no such route")
             if scope["path"].rstrip("/") == UPLOAD:
                 with self._upload(headers):
                     await self.app(scope, receive, send_with_headers)
@@ -134,10 +171,10 @@ class Guard:
             return
         await self.app(scope, receive, send_with_headers)
 
-    # ---- who asks ---------------------------------------------------------------------------------------------
+    # ---- senders ----------------------------------------------------------------------------------------------
 
     def _check_sender(self, method: str, headers: _Headers) -> None:
-        """Refuse what is for another host, or comes from the page of another."""
+        """Reject requests that are addressed to other hosts or come from their pages."""
         host = headers.only("host")
         name, port = _host(host)
         forwarded = headers.all("x-forwarded-host")
@@ -147,14 +184,14 @@ class Guard:
             )
         for origin in headers.all("origin"):
             if not self._is_own(origin, name, port):
-                raise Refusal(403, "requests from pages of other sites are refused")
+                raise Refusal(403, "requests from pages of other sites are rejected")
         if headers.one("sec-fetch-site") in ("cross-site", "same-site"):
             opened = headers.one("sec-fetch-mode") == "navigate" and headers.one("sec-fetch-dest") == "document"
-            if method not in ("GET", "HEAD") or not opened:  # a link to the page is fine
-                raise Refusal(403, "requests from pages of other sites are refused")
+            if method not in ("GET", "HEAD") or not opened:  # links to the page are fine
+                raise Refusal(403, "requests from pages of other sites are rejected")
 
     def _is_own(self, origin: str, name: str, port: int | None) -> bool:
-        """Whether an ``Origin`` is the page that this request's ``Host`` serves."""
+        """Whether an ``Origin`` is the page of this request's ``Host``."""
         try:
             parts = urlsplit(origin)
             own, own_port = (parts.hostname or "").rstrip("."), parts.port
@@ -165,23 +202,21 @@ class Guard:
             return False
         return own in self.names.proxied or (own == name and (own_port or default) == (port or default))
 
-    # ---- how much ---------------------------------------------------------------------------------------------
+    # ---- uploads ----------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _upload(self, headers: _Headers) -> Iterator[None]:
-        """Refuse an upload that is too large, before any of it is read."""
+        """Reject uploads that are too large before reading them."""
         length = headers.one("content-length")
         if not length.isdecimal():
-            raise Refusal(411, "an upload must say its length")
+            raise Refusal(411, "uploads need a Content-Length header")
         size = int(length)
         room = self.limits.upload_bytes - size - sum(self._expected)
         if _bytes_in(self.uploads) > room:
             _remove_old(self.uploads)
         if _bytes_in(self.uploads) > room:
             most = f"{self.limits.upload_bytes / 2**30:.3g} GiB"
-            raise Refusal(
-                413, f"the uploads would have more than {most} together: upload fewer, or restart the page's server"
-            )
+            raise Refusal(413, f"all uploads together would exceed {most}: upload fewer, or restart reclip app")
         self._expected.append(size)
         try:
             yield
@@ -197,9 +232,9 @@ def _host(value: str) -> tuple[str, int | None]:
         parts = urlsplit(f"//{value}")
         name, port = (parts.hostname or "").rstrip("."), parts.port
     except ValueError:
-        raise Refusal(400, "the Host header is wrong") from None
+        raise Refusal(400, "invalid Host header") from None
     if not name or parts.netloc != value or "@" in value:
-        raise Refusal(400, "the Host header is wrong")
+        raise Refusal(400, "invalid Host header")
     return name, port
 
 
@@ -210,23 +245,25 @@ class _Headers:
         self._pairs = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
 
     def all(self, name: str) -> list[str]:
+        """All values."""
         return [value.strip() for key, value in self._pairs if key == name]
 
     def one(self, name: str) -> str:
-        """Its value, empty without one, or of the first of several."""
+        """The first value; "" if there is none."""
         return next(iter(self.all(name)), "")
 
     def only(self, name: str) -> str:
+        """The value of a header that must occur exactly once."""
         values = self.all(name)
         if len(values) != 1:
-            raise Refusal(400, f"there must be one {name} header")
+            raise Refusal(400, f"a request needs exactly one {name} header")
         return values[0]
 
 
 async def _read_message(receive: Any, headers: _Headers) -> Any:
-    """Read the body of a request that uploads nothing; returns what gives it to the application.
+    """Read and check the body of a request other than an upload; returns the ``receive`` for the application.
 
-    It may be no longer than a message of the page is, and may name no file of elsewhere: gradio would fetch it.
+    Bodies may not be longer than the page's own messages, nor name remote files, which gradio would fetch.
     """
     length = headers.one("content-length")
     if length.isdecimal() and int(length) > _MESSAGE_BYTES:
@@ -243,23 +280,23 @@ async def _read_message(receive: Any, headers: _Headers) -> Any:
         try:
             content = json.loads(body)
         except (ValueError, RecursionError):
-            raise Refusal(400, "the request is no message of the page") from None
+            raise Refusal(400, "the request is not a message of this page") from None
         if _names_elsewhere(content):
-            raise Refusal(403, "files are taken from uploads alone")
-    given = False
+            raise Refusal(403, "only uploaded files are accepted")
+    replayed = False
 
-    async def again() -> Any:
-        nonlocal given
-        if given:
+    async def replay() -> Any:
+        nonlocal replayed
+        if replayed:
             return await receive()
-        given = True
+        replayed = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return again
+    return replay
 
 
 def _names_elsewhere(content: Any) -> bool:
-    """Whether a message names a file by an address."""
+    """Whether a message names a file by its URL."""
     todo = [content]
     while todo:
         value = todo.pop()
@@ -274,7 +311,7 @@ def _names_elsewhere(content: Any) -> bool:
 
 
 def _bytes_in(folder: Path) -> int:
-    """Bytes of the files below a folder."""
+    """Total size of the files in a folder and its subfolders."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):
@@ -284,7 +321,7 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _remove_old(folder: Path) -> None:
-    """Remove the files of yesterday and before."""
+    """Remove files older than a day."""
     latest = time.time() - _DAY
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):
@@ -294,7 +331,7 @@ def _remove_old(folder: Path) -> None:
 
 
 def _remove_parts(folder: Path) -> None:
-    """Remove what gradio leaves of uploads that were cut short or refused: complete ones lie in folders."""
+    """Remove what gradio leaves of interrupted or rejected uploads; complete ones are in subfolders."""
     for path in folder.glob("*"):
         with contextlib.suppress(OSError):
             if stat.S_ISREG(path.lstat().st_mode):

@@ -1,4 +1,4 @@
-"""What happens on the page when something is uploaded, chosen or pressed."""
+"""Event handlers of the page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import gradio as gr
 import numpy as np
 
 from reclip_d2.app import pictures
-from reclip_d2.app.session import Segmentation, Session
+from reclip_d2.app.session import BeforeAfter, Session
 from reclip_d2.app.tasks import Task, TaskStopped, TaskSuperseded
 from reclip_d2.data.image_file import readable_extensions
 from reclip_d2.data.image_folder import describe_kinds
@@ -23,14 +23,13 @@ from reclip_d2.visualization.scene_figures import telling_classes
 from reclip_d2.workspace.child import RunStopped
 from reclip_d2.workspace.options import TITLES, in_options
 
-# Images from which a bias is learnt without a word of warning.
+# Fewer images than this get a warning.
 _FEW = 100
 _MOST_ITERATIONS = 10_000_000
 
 
 def user_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a handler: what the user can mend becomes a message on the page, without a traceback; what was stopped
-    leaves the page as it is."""
+    """Decorate a handler: user errors become messages on the page; stopped requests leave the page as it is."""
 
     @functools.wraps(handler)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -53,7 +52,7 @@ def user_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Handlers:
-    """The page's functions; each returns new values of components, in the order of the page's lists."""
+    """The page's handlers. Each returns new values of its output components, in their order."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -62,11 +61,10 @@ class Handlers:
 
     @user_errors
     def upload(self, files: Sequence[str] | None, request: gr.Request) -> list[Any]:
-        """Look at the uploaded files.
+        """Check the uploaded files.
 
         Returns:
-            the usable images, the place of the chosen one, their gallery, a suggestion of iterations, then
-            :meth:`nothing`.
+            the usable images, the index of the chosen one, their gallery, suggested iterations, then :meth:`nothing`.
         """
         with self.session.visitors.task(request.session_hash) as task:
             paths, shown, problems = self._look_at([Path(file) for file in files or []], task)
@@ -78,7 +76,7 @@ class Handlers:
         return [paths, 0, gallery, iterations, *self.nothing(status)]
 
     def _look_at(self, files: Sequence[Path], task: Task) -> tuple[list[Path], list[np.ndarray], list[str]]:
-        """The usable images, their thumbnails, and what is wrong with the others."""
+        """The usable images, their thumbnails, and the problems of the others."""
         paths, shown, problems = [], [], []
         extensions = readable_extensions()
         others = [path for path in files if path.suffix.lower() not in extensions]
@@ -99,14 +97,14 @@ class Handlers:
 
     @staticmethod
     def choose(event: gr.SelectData) -> int:
-        """The place of the image that was clicked."""
+        """Index of the clicked image."""
         return event.index
 
     # ---- results ----------------------------------------------------------------------------------------------
 
     @staticmethod
     def nothing(status: str) -> list[Any]:
-        """No result."""
+        """An empty result, with a status."""
         empty = gr.update(value=None)
         return [None, status, empty, "", "", gr.update(value=None, visible=False), gr.update(visible=False),
                 gr.update(choices=[], value=None), "", *[empty] * len(pictures.HEAT_MAPS)]  # fmt: skip
@@ -116,11 +114,11 @@ class Handlers:
         """Segment the chosen image.
 
         Returns:
-            the result, the status, the slider's two pictures, what they are, the legend, the mask's file, whether the
-            bias can be seen, the classes to choose from, and then :meth:`bias` of the first of them.
+            the result, status, the slider's two pictures and their captions, the legend, the mask file, whether the
+            bias is shown, the classes to choose from, then :meth:`bias` of the chosen class.
         """
         if not paths:
-            raise ReclipError("there is no image yet: drop one at the top, or take an example")
+            raise ReclipError("there is no image yet: drop one above, or choose an example")
         visitor = request.session_hash
         result = self.session.segment(paths[min(chosen, len(paths) - 1)], text, visitor)
         classes = result.table.mask_classes
@@ -132,7 +130,7 @@ class Handlers:
         else:
             left = pictures.write_overlay(folder, "before", result.image, result.before, classes)
             right = pictures.write_overlay(folder, "after", result.image, result.after, classes)
-            words = ("before: CLIP's own masks", "after: bias taken off")
+            words = ("before: CLIP's own masks", "after: bias subtracted")
         legend = pictures.legend_html(classes, result.pixels_before, result.pixels_after, result.classes.background)
         caption = f'<div class="sides"><span>◀ {words[0]}</span><span>{words[1]} ▶</span></div>'
         names = [names[0] for names in result.classes.model_classes]
@@ -143,8 +141,8 @@ class Handlers:
                 bias, can_draw = self._bias(result, first, visitor), True
             except TaskStopped:
                 raise
-            except ReclipError as error:  # a model without a bias to draw; its masks are good
-                status += f" The bias is not drawn: {_plain(error)}."
+            except ReclipError as error:  # the model has no bias to draw; its masks are fine
+                status += f" The bias is not shown: {_plain(error)}."
         return [
             result,
             status,
@@ -158,26 +156,26 @@ class Handlers:
         ]
 
     @user_errors
-    def bias(self, result: Segmentation | None, class_id: int | None, request: gr.Request) -> list[Any]:
-        """What is said of a class's bias, and its heat maps."""
+    def bias(self, result: BeforeAfter | None, class_id: int | None, request: gr.Request) -> list[Any]:
+        """Text and heat maps of a class's bias."""
         if result is None or class_id is None:
             return self._no_bias()
         if not 0 <= class_id < len(result.classes.model_classes):
             raise ReclipError("this class is not in the list: press Segment")
         return self._bias(result, class_id, request.session_hash)
 
-    def _bias(self, result: Segmentation, class_id: int, visitor: str | None) -> list[Any]:
+    def _bias(self, result: BeforeAfter, class_id: int, visitor: str | None) -> list[Any]:
         parts = self.session.bias_parts(result, visitor)
         image = pictures.heat_image(result.image)
         maps = pictures.heat_maps(image, parts, class_id)
         name = result.classes.model_classes[class_id][0]
         share = 100 * float((maps["bias"] > 0).mean())
         text = (
-            f"Where the bias is **red** CLIP prefers *{_plain(name)}* whatever is there, and that is taken off; where"
-            f" it is **blue** CLIP neglects it. It is red on {share:.0f} % of this image."
+            f"**Red**: CLIP prefers *{_plain(name)}* whatever the image shows; this is subtracted. **Blue**:"
+            f" CLIP neglects it. {share:.0f} % of this image is red."
         )
         if result.tiled:
-            text += " The image is predicted in tiles; these maps are of the whole at once."
+            text += " The image is predicted in tiles, but these maps are computed for the whole image at once."
         drawn = [pictures.draw_heat_map(image, maps[key], title) for key, title in pictures.HEAT_MAPS]
         return [text, *drawn]
 
@@ -186,29 +184,29 @@ class Handlers:
         return ["", *[None] * len(pictures.HEAT_MAPS)]
 
     @staticmethod
-    def _telling_class(result: Segmentation) -> int:
-        """The class whose pixels change most."""
+    def _telling_class(result: BeforeAfter) -> int:
+        """Index of the class whose pixels change most."""
         after = result.before if result.after is None else result.after
         before, count = result.before.astype(np.int64), len(result.table.mask_classes.names)
-        # An ignored background is no class of the masks: of the pixels that it had before only the rest count.
+        # Pixels of an ignored background before do not count: it is not a class of the masks.
         before = np.where(before < count, before, after)
         return next(iter(telling_classes(before, after, count, 1)), 0)
 
-    def _status(self, result: Segmentation) -> str:
-        """One or two sentences on what is shown."""
+    def _status(self, result: BeforeAfter) -> str:
+        """One or two sentences about the masks."""
         model = result.model
         if model is not None:
             trained = model.trained
-            text = f"**After** is by {_plain(TITLES[trained.kind])}"
+            text = f"**After**: {_plain(TITLES[trained.kind])}"
             text += f", {_plain(trained.folder.path)}." if trained is self.session.trained else ", learnt on this page."
             if model.others:
-                text += f" It knows {model.others} further classes; their logits are left out."
+                text += f" It has {model.others} more classes, whose logits are left out."
             return text
         if not self.session.has_models:
-            return "These are CLIP's own masks. *Learn the bias* gives the masks after."
+            return "These are CLIP's own masks. *Learn the bias* to compare with the masks after."
         return (
-            "These are CLIP's own masks: the bias is learnt for a class list, and no model here has all of these"
-            " classes. *Learn the bias* for them, or type those of the model."
+            "These are CLIP's own masks: no trained model here has all of these classes. *Learn the bias* for them, or"
+            " type the classes of a trained model."
         )
 
     # ---- learning ---------------------------------------------------------------------------------------------
@@ -222,14 +220,14 @@ class Handlers:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> str:
-        """Learn the bias from all images; returns what to say of it."""
+        """Learn the bias from all images; returns the status."""
         if iterations is None or not 1 <= iterations <= _MOST_ITERATIONS:
             raise ReclipError(f"the iterations must be a number from 1 to {_MOST_ITERATIONS:,}")
         start = time.monotonic()
         progress(0, desc="starting")
 
         def report(event: Progress) -> None:
-            if event.total or not event.message:  # counts, and the beginnings of stages
+            if event.total or not event.message:  # counts and new stages
                 progress((event.done, event.total) if event.total else 0, desc=event.stage)
 
         try:
@@ -237,21 +235,21 @@ class Handlers:
         except RunStopped:
             return "Stopped; nothing was learnt."
         count = len(paths)
-        few = " From so few images it is a poor estimate." if count < _FEW else ""
+        few = " It is a poor estimate from so few images." if count < _FEW else ""
         images = "1 image" if count == 1 else f"{count} images"
         return f"Learnt from {images} in {duration_in_words(time.monotonic() - start)}.{few}"
 
     def stop(self, request: gr.Request) -> None:
-        """Stop what this page has begun."""
+        """Stop this page's work."""
         if not self.session.stop(request.session_hash):
-            gr.Info("Nothing of this page is under way.", duration=4)
+            gr.Info("There is nothing to stop.", duration=4)
 
     def leave(self, request: gr.Request) -> None:
-        """The page was closed."""
+        """Handle a closed page."""
         if request.session_hash:
             self.session.leave(request.session_hash)
 
 
 def _plain(text: object) -> str:
-    """Text for Markdown as it is: what has a meaning there is escaped."""
+    """Text with Markdown's special characters escaped."""
     return "".join(f"&#{ord(letter)};" if letter in "\\`*_{}[]<>()#+!|&$~" else letter for letter in str(text))

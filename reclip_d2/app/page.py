@@ -1,4 +1,4 @@
-"""The page: what stands where, and which handler answers."""
+"""Layout of the page, and the handler of each event. For the tiny CLIP that ships with the package, examples, too."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ from html import escape
 from pathlib import Path
 
 import gradio as gr
+from PIL import Image
 
-from reclip_d2.app.examples import EXAMPLE_CLASSES, write_example_scenes
 from reclip_d2.app.handlers import Handlers
 from reclip_d2.app.pictures import HEAT_MAPS
 from reclip_d2.app.session import Session, class_text
 from reclip_d2.backbones.embedded import EMBEDDED_MODEL_NAME
+from reclip_d2.toy.scenes import render_scene
+from reclip_d2.toy.worlds import EMBEDDED, EMBEDDED_CLASSES
+from reclip_d2.utils.io import atomic_write
 
 TITLE = "ReCLIP++"
 CSS = """
 footer { display: none !important }
 .gradio-container { max-width: 1600px !important; margin: 0 auto !important }
-/* An error is said in a message of its own: no mark on everything that it leaves unchanged. */
+/* Errors have their own message: do not mark the outputs that they leave unchanged. */
 [data-testid="status-tracker"]:has(.error) { display: none !important }
 #head p, #head h2 { margin: 0 }
 #head .faint { color: var(--body-text-color-subdued); font-size: .85rem; overflow-wrap: anywhere }
@@ -41,20 +44,23 @@ footer { display: none !important }
 .swatch { display: inline-block; width: .9rem; height: .9rem; margin-right: .5rem; vertical-align: -.1rem;
   border: 1px solid rgba(128, 128, 128, .8); border-radius: 2px }
 """
-_CLASSES_HELP = "A class a line, synonyms after commas. A line background: names what else may be seen."
+_CLASSES_HELP = "One class per line, synonyms after commas. A line background: lists what else may be in the images."
 _LEARN_HELP = (
-    "From all images above, without labels, for exactly these classes. The papers take a thousand images and more: what"
-    " is learnt from a few is a poor estimate, and the masks after it may be worse than before."
+    "From all images above, without labels, for exactly these classes. The papers use a thousand images or more: from a"
+    " few, the estimate is poor, and the masks after may be worse than before."
 )
 _EXAMPLES = 24
-# Requests, each of another visitor, that are answered side by side; the images of all are in memory.
+EXAMPLE_CLASSES = "\n".join(EMBEDDED_CLASSES)
+# Scenes that are in no split of the embedded data set.
+_FIRST_EXAMPLE = 400_000
+# Requests of different visitors that run concurrently, each with its image in memory.
 _TOGETHER = 8
-# What the file dialogue offers: any image, so that the page can say which are not read here. Browsers do not know HEIC.
+# The file dialogue offers all images, so that the page can say which ones it cannot read. Browsers do not know HEIC.
 _UPLOADS = ["image", ".heic", ".heif", ".hif", ".avif"]
 
 
 def theme() -> gr.themes.Base:
-    """The page's colours, with the fonts that the machine has: nothing is fetched."""
+    """The page's colours, with local fonts: nothing is fetched."""
     return gr.themes.Default(
         primary_hue="blue",
         font=["system-ui", "sans-serif"],
@@ -73,7 +79,7 @@ def build_page(session: Session) -> gr.Blocks:
             with gr.Column(scale=4, min_width=320):
                 files = gr.File(label="Images", file_count="multiple", file_types=_UPLOADS, height=120, elem_id="files")
                 gallery = gr.Gallery(
-                    label="The image that is shown", show_label=False, columns=4, height=110, object_fit="cover",
+                    label="Shown image", show_label=False, columns=4, height=110, object_fit="cover",
                     fit_columns=False, allow_preview=False, interactive=False, visible=False, buttons=[],
                     elem_id="gallery",
                 )  # fmt: skip
@@ -130,7 +136,7 @@ def build_page(session: Session) -> gr.Blocks:
         )
         segment.click(
             handlers.segment, inputs, outputs, api_name="segment", **together
-        )  # before the others, who would get its name
+        )  # before the other users of this handler, which would get its name
         shown = gallery.select(handlers.choose, None, chosen, api_visibility="private", queue=False)
         shown.success(handlers.segment, inputs, outputs, api_visibility="private", **together)
         class_choice.input(handlers.bias, [result, class_choice], bias_outputs, api_name="bias", **together)
@@ -138,16 +144,16 @@ def build_page(session: Session) -> gr.Blocks:
             handlers.learn, [paths, names, iterations], learn_status, api_name="learn", concurrency_limit=None
         )
         learnt.success(handlers.segment, inputs, outputs, api_visibility="private", **together)
-        # Not in the queue: it must come through whatever waits there.
+        # Not queued, so that it is never blocked.
         gr.on([stop.click, halt.click], handlers.stop, None, None, api_name="stop", queue=False)
         page.unload(handlers.leave)
     return page
 
 
 def _head(session: Session) -> str:
-    toy = " · a toy that knows 12 materials" if session.clip.name == EMBEDDED_MODEL_NAME else ""
+    toy = " · a toy model for 12 materials" if session.clip.name == EMBEDDED_MODEL_NAME else ""
     return (
-        f"<h2>{TITLE}: masks from class names, with CLIP's bias taken off</h2>"
+        f"<h2>{TITLE}: masks from class names, with CLIP's bias removed</h2>"
         f'<p class="faint">{escape(session.description)}{toy}</p>'
     )
 
@@ -156,8 +162,18 @@ def _first_classes(session: Session) -> str:
     return "" if session.trained is None else class_text(session.trained.state.classes)
 
 
+def write_example_scenes(folder: Path, count: int) -> list[Path]:
+    """Write scenes of the tiny CLIP's world as JPEGs; always the same ones."""
+    paths = [folder / f"scene {number + 1:02d}.jpg" for number in range(count)]
+    for number, path in enumerate(paths):
+        scene = render_scene(EMBEDDED.dataset_seed, _FIRST_EXAMPLE + number)
+        with atomic_write(path) as temporary:
+            Image.fromarray(scene.image).save(temporary, "JPEG", quality=95)
+    return paths
+
+
 def _examples(session: Session, inputs: list[gr.components.Component]) -> None:
-    """Example scenes, for the tiny CLIP alone: others know nothing of its world."""
+    """Example scenes, for the tiny CLIP only: other CLIPs do not know its world."""
     if session.clip.name != EMBEDDED_MODEL_NAME:
         return
     scenes: list[Path] = write_example_scenes(session.own_folder() / "examples", _EXAMPLES)

@@ -1,4 +1,4 @@
-"""What the page shows: copies of images, overlays, the legend, heat maps.
+"""Pictures on the page: reduced copies, overlays, the legend, heat maps.
 
 Shape letters: C classes, (H, W) size of an image in pixels, (h, w) of its reduced copy.
 """
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from reclip_d2.data.class_file import IGNORE_LABEL
 from reclip_d2.evaluation.logit_parts import LogitParts
 from reclip_d2.formats import MaskClasses, Prediction
 from reclip_d2.formats.pictures import OverlayWriter
@@ -23,16 +24,15 @@ from reclip_d2.utils.text import number
 from reclip_d2.visualization.figures import hide_ticks
 
 LONGEST_SIDE = 1600
-"""Of pictures on the page: what is drawn larger only takes longer."""
+"""Longest side of pictures on the page; larger ones only take longer."""
 _THUMBNAIL = 192
 _HEAT_SIDE = 480
-_IGNORED = 255
-_SLIDER_RATIO = 1.5  # least width of the slider's pictures, in heights
+_SLIDER_RATIO = 1.5  # minimum width / height of the slider's pictures
 _MARGIN = 235
 
 
 def reduced_size(size: tuple[int, int], longest: int = LONGEST_SIDE) -> tuple[int, int]:
-    """(h, w) of a copy of an image of (H, W) pixels whose longer side is at most ``longest``."""
+    """(h, w) of a copy of an image of (H, W) pixels, with a longer side of at most ``longest``."""
     scale = min(1.0, longest / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
@@ -47,7 +47,7 @@ def reduce_image(image: np.ndarray, longest: int = LONGEST_SIDE) -> np.ndarray:
 
 
 def reduce_labels(labels: np.ndarray) -> np.ndarray:
-    """Labels ``(h, w)`` at the pixels of :func:`reduce_image`'s copy: those at the middle of each."""
+    """Labels ``(h, w)`` for :func:`reduce_image`'s copy: those at the centre of each of its pixels."""
     height, width = reduced_size(labels.shape)
     if (height, width) == labels.shape:
         return labels
@@ -62,25 +62,25 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def widen(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """An image ``(h, w, 3)`` and its labels ``(h, w)`` with margins at the sides, ignored in the labels, if they are
-    narrow: the page's slider goes wrong beside a picture that leaves room there."""
+    """Add margins, ignored in the labels, to a narrow image ``(h, w, 3)`` and its labels ``(h, w)``: the page's slider
+    is misplaced on pictures that leave room at its sides."""
     height, width = labels.shape
     missing = max(0, math.ceil(_SLIDER_RATIO * height) - width)
     left, right = missing // 2, missing - missing // 2
     return (
         np.pad(image, ((0, 0), (left, right), (0, 0)), constant_values=_MARGIN),
-        np.pad(labels, ((0, 0), (left, right)), constant_values=_IGNORED),
+        np.pad(labels, ((0, 0), (left, right)), constant_values=IGNORE_LABEL),
     )
 
 
 def write_overlay(folder: Path, name: str, image: np.ndarray, labels: np.ndarray | None, classes: MaskClasses) -> Path:
-    """Write an image ``(h, w, 3)``, widened, with its mask ``(h, w)`` laid over it, or without one.
+    """Write an image ``(h, w, 3)``, widened, as a JPEG, with its mask ``(h, w)`` as an overlay or without a mask.
 
     Returns:
-        the JPEG.
+        path of the JPEG.
     """
     if labels is None:
-        labels = np.full(image.shape[:2], _IGNORED, np.uint8)
+        labels = np.full(image.shape[:2], IGNORE_LABEL, np.uint8)
     image, labels = widen(image, labels)
     writer = OverlayWriter(folder, classes)
     path = PurePosixPath(f"{name}.jpg")
@@ -91,10 +91,10 @@ def write_overlay(folder: Path, name: str, image: np.ndarray, labels: np.ndarray
 def legend_html(
     classes: MaskClasses, before: Mapping[str, int], after: Mapping[str, int] | None, background: Sequence[str]
 ) -> str:
-    """Table of the classes: colour, name, share of the pixels before and after, the most frequent first.
+    """Table of the classes: colour, name, share of pixels before and after; most frequent first.
 
     Args:
-        before, after: pixels of each id.
+        before, after: number of pixels per id.
         background: names whose pixels are ignored.
     """
     total = max(sum(before.values()), 1)
@@ -102,7 +102,7 @@ def legend_html(
     order = sorted(range(len(classes.names)), key=lambda k: (-latest.get(str(k), 0), -before.get(str(k), 0), k))
     rows = [(classes.names[k], "rgb({}, {}, {})".format(*classes.colors[k]), str(k)) for k in order]
     if background:
-        rows.append((f"background: {', '.join(background)}", "transparent", str(_IGNORED)))
+        rows.append((f"background: {', '.join(background)}", "transparent", str(IGNORE_LABEL)))
     columns = [before] if after is None else [before, after]
     lines = []
     for name, color, key in rows:
@@ -128,21 +128,20 @@ def legend_html(
 
 HEAT_MAPS = (
     ("query", "CLIP's logits"),
-    ("bias", "bias: taken off them"),
+    ("bias", "bias: subtracted from them"),
     ("rectified", "rectified logits"),
 )
-"""The parts of the logits that are drawn, and what they are called."""
+"""Parts of the logits that are drawn, and their titles."""
 
 
 def heat_maps(image: np.ndarray, parts: LogitParts, class_id: int) -> dict[str, np.ndarray]:
-    """Logits of a class at the pixels of an image, minus their mean over the classes at the same place, which no
-    argmax sees.
+    """Logits of a class at the pixels of an image, minus the mean over all classes, which does not change the argmax.
 
     Args:
-        image: ``(h, w, 3)``; gives the size alone.
+        image: ``(h, w, 3)``; only its size is used.
 
     Returns:
-        for each of :data:`HEAT_MAPS` ``(h, w)`` float32; the bias is positive where CLIP prefers the class.
+        for each of :data:`HEAT_MAPS` a map ``(h, w)`` float32. The bias is positive where CLIP prefers the class.
     """
     maps = {}
     for name, _ in HEAT_MAPS:
@@ -153,10 +152,10 @@ def heat_maps(image: np.ndarray, parts: LogitParts, class_id: int) -> dict[str, 
 
 
 def draw_heat_map(image: np.ndarray, heat: np.ndarray, title: str) -> np.ndarray:
-    """A heat map ``(h, w)`` over its image ``(h, w, 3)``, grey, with a colour bar: red is above 0, blue below.
+    """Draw a heat map ``(h, w)`` over the greyed image ``(h, w, 3)``, with a colour bar: red above 0, blue below.
 
     Returns:
-        the picture, ``(., ., 3)`` uint8.
+        a picture ``(., ., 3)`` uint8.
     """
     grey = np.asarray(Image.fromarray(image).convert("L"), np.float32) / 255
     limit = max(float(np.abs(heat).max()), 1e-6)
@@ -177,11 +176,11 @@ def draw_heat_map(image: np.ndarray, heat: np.ndarray, title: str) -> np.ndarray
 
 def _pixels(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
-    figure.draw_without_rendering()  # the constrained layout takes a second look
+    figure.draw_without_rendering()  # the constrained layout needs a second pass
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def heat_image(image: np.ndarray) -> np.ndarray:
-    """The copy of an image that heat maps are drawn on: they are smooth, and small on the page."""
+    """Small copy of an image for heat maps, which are smooth and small on the page."""
     return reduce_image(image, _HEAT_SIDE)

@@ -1,7 +1,7 @@
-"""Folders that go with the program, and what a program that was killed has left of them.
+"""Temporary folders that are removed when the program ends, and leftovers of killed programs.
 
-A folder is removed only if it proves to be such a leftover: it is a folder and no link, belongs to this user, holds the
-marker of :func:`private_folder`, and neither the page that made it nor a training in it is running.
+Only verified leftovers are removed: a real folder (not a link) of this user that holds the marker of
+:func:`private_folder`, while neither the page that made it nor a training in it is running.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _MARKER_BYTES = 1024
 
 @contextlib.contextmanager
 def private_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new folder, absolute, that is removed at the end of the block; leftovers beside it are removed first.
+    """A new folder (absolute path), removed at the end of the block. Leftovers in ``parent`` are removed first.
 
     Args:
-        prefix: of its name.
+        prefix: of the folder's name.
     """
     remove_leftovers(parent, prefix)
     folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix)).absolute()
     try:
         with exclusive(folder / _LOCK, f"{folder} is in use"):
-            # Only now: who finds the marker finds the lock taken.
+            # After locking: wherever the marker exists, the lock is held.
             (folder / MARKER).write_text(json.dumps({"format": _FORMAT, "folder": folder.name}), encoding="utf-8")
             yield folder
     finally:
@@ -45,10 +45,10 @@ def private_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def remove_leftovers(parent: Path, prefix: str) -> list[Path]:
-    """Remove the folders that :func:`private_folder` has made and a killed program has left.
+    """Remove folders of :func:`private_folder` that killed programs have left.
 
     Returns:
-        what was removed.
+        the removed folders.
     """
     removed = []
     for folder in sorted(parent.glob(f"{prefix}*")):
@@ -57,9 +57,9 @@ def remove_leftovers(parent: Path, prefix: str) -> list[Path]:
         try:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(exclusive(folder / _LOCK, f"{folder} is in use"))
-                for run in folder.glob("**/training-*/out"):  # the training may outlive the page by a moment
+                for run in folder.glob("**/training-*/out"):  # a training may briefly outlive its page
                     stack.enter_context(RunFolder(run).lock())
-                if not _is_ours(folder):  # someone else has removed it in the meantime
+                if not _is_ours(folder):  # removed by someone else in the meantime
                     continue
                 shutil.rmtree(folder, ignore_errors=True)
                 removed.append(folder)

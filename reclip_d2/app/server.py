@@ -1,4 +1,4 @@
-"""Start and stop the page's server; nothing that the page does leaves the machine."""
+"""Start and stop the page's server. Nothing the page does leaves the machine."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from reclip_d2.app.private_folder import private_folder
 from reclip_d2.app.session import Session
 from reclip_d2.errors import ReclipError
 
-# gradio reads these when it is imported, or when it starts.
+# gradio reads these when it is imported or started.
 _SETTINGS = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_RUN_HISTORY": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
-# Browser pages whose state is kept, each with an image of the size that is shown.
+# Open pages whose state is kept; each holds an image at display size.
 _SESSIONS = 64
-# Requests that may wait in the queue.
+# Length of the request queue.
 _WAITING = 256
 
 
@@ -39,7 +39,7 @@ def check_gradio() -> None:
 
 
 def check_address(host: str, port: int) -> None:
-    """Raise :class:`ReclipError` if nothing can listen there."""
+    """Raise :class:`ReclipError` if a server cannot listen there."""
     if not 0 < port < 65536:
         raise ReclipError(f"--port {port}: give a number from 1 to 65535")
     try:
@@ -48,7 +48,7 @@ def check_address(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except socket.gaierror as error:
-        raise ReclipError(f"--host {host} is unknown ({error.strerror}): take 127.0.0.1") from error
+        raise ReclipError(f"--host {host} is unknown ({error.strerror}): use 127.0.0.1") from error
     except OSError as error:
         raise ReclipError(
             f"--host {host} --port {port} cannot be used ({error.strerror}): give another --port"
@@ -57,10 +57,10 @@ def check_address(host: str, port: int) -> None:
 
 @contextlib.contextmanager
 def serve(session: Session, host: str, port: int, allowed_hosts: Sequence[str] = ()) -> Iterator[str]:
-    """Serve the page of a session as long as the block runs; yields its address.
+    """Serve the page of a session during the block; yields the page's address.
 
     Args:
-        allowed_hosts: further names that the page is opened by, such as that of a proxy in front of it.
+        allowed_hosts: additional names by which browsers open the page, such as a proxy's.
 
     Raises:
         ReclipError: the server cannot start.
@@ -74,7 +74,7 @@ def serve(session: Session, host: str, port: int, allowed_hosts: Sequence[str] =
     from reclip_d2.app.page import CSS, build_page, theme
 
     with contextlib.ExitStack() as stack:
-        stack.callback(session.close)  # last: then nothing is written any more
+        stack.callback(session.close)  # runs last, when nothing writes any more
         page = build_page(session)
         page.queue(max_size=_WAITING)
         guard = Middleware(Guard, names=server_names(host, allowed_hosts), limits=session.limits, uploads=uploads)
@@ -88,7 +88,7 @@ def serve(session: Session, host: str, port: int, allowed_hosts: Sequence[str] =
                 inbrowser=False,
                 ssr_mode=False,
                 show_error=True,
-                allowed_paths=[str(session.masks)],  # of itself gradio takes files below the working folder and /tmp
+                allowed_paths=[str(session.masks)],  # by default the working folder and /tmp only
                 footer_links=[],
                 theme=theme(),
                 css=CSS,
@@ -105,20 +105,20 @@ def serve(session: Session, host: str, port: int, allowed_hosts: Sequence[str] =
 
 
 def _reach_local_without_proxy(host: str) -> None:
-    """gradio asks its own server whether it is there, and would ask a proxy for that."""
+    """Exclude this machine from proxies: gradio requests its own server to see whether it is up."""
     for name in ("NO_PROXY", "no_proxy"):
         known = [entry for entry in os.environ.get(name, "").split(",") if entry]
         os.environ[name] = ",".join(dict.fromkeys([*known, "127.0.0.1", "localhost", host]))
 
 
 def is_local(host: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """Whether an address can be reached from this machine only."""
     addresses = {info[4][0] for info in socket.getaddrinfo(host, None)}
     return all(address == "::1" or address.startswith("127.") for address in addresses)
 
 
 def server_names(host: str, allowed_hosts: Sequence[str] = ()) -> Names:
-    """What a server that listens at ``host`` may be called; see :func:`serve`."""
+    """Names of a server that listens at ``host``; see :func:`serve`."""
     proxied = frozenset(name.lower().rstrip(".") for name in allowed_hosts)
     names = {"localhost", host.lower()}
     if is_local(host):
@@ -128,7 +128,7 @@ def server_names(host: str, allowed_hosts: Sequence[str] = ()) -> Names:
 
 
 def working_folder(parent: Path | None) -> contextlib.AbstractContextManager[Path]:
-    """A folder to work in: that of the user, which stays, or one that goes with the block."""
+    """The user's working folder, which is kept, or a temporary one, which is removed at the end of the block."""
     if parent is None:
         return private_folder(Path(tempfile.gettempdir()), "reclip-app-")
     parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the page does, without the page: segment an image, learn a bias, take logits apart.
+"""The page without its layout: segment an image, learn a bias, split logits into their parts.
 
 Shape letters: C classes of the model, (H, W) size of the image in pixels, (h, w) of its reduced copy.
 """
@@ -12,13 +12,13 @@ import shutil
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from reclip_d2.app.limits import Limits
-from reclip_d2.app.models import ClipChoice, InTurns, Models, class_places
+from reclip_d2.app.guard import Limits
+from reclip_d2.app.models import InTurns, Models, class_places
 from reclip_d2.app.pictures import reduce_image, reduce_labels
 from reclip_d2.app.private_folder import private_folder
 from reclip_d2.app.tasks import Task, Visitors
@@ -33,42 +33,50 @@ from reclip_d2.utils.progress import ProgressCallback
 from reclip_d2.workspace.child import SegmentProcess
 from reclip_d2.workspace.masks import MaskClassTable, count_pixels
 from reclip_d2.workspace.options import TITLES, SegmentOptions
+from reclip_d2.workspace.stage_config import ClipChoice
 from reclip_d2.workspace.trained_model import TrainedModel
 
-_CLASS_FILE = "PAGE"  # stands for the file's path in the parser's messages
-_IMAGES = "images"  # copies of what is learnt from, beside its output
+_CLASS_FILE = "PAGE"  # instead of a path in the parser's messages
+_IMAGES = "images"  # copies of the training images
 _TRAINING, _LEARNT = "training-", "learnt-"
-_KEPT_RESULTS = 100  # folders of masks and overlays that stay: browsers load them when they are shown
-# Epochs of the papers on VOC, see configs/datasets/custom.yaml.
+_KEPT_RESULTS = 100  # folders of masks and overlays: browsers load these when they show them
+# The papers' epochs on VOC, see configs/datasets/custom.yaml.
 _EPOCHS = 200
 _FEWEST_ITERATIONS = 50
 
 
 def read_classes(text: str) -> ClassList:
-    """The class list of a text in the syntax of class files.
+    """Parse a class list in the syntax of class files.
 
     Raises:
-        ReclipError: as :func:`parse_classes`, with the line; the message speaks of the class list, not of a file.
+        ReclipError: see :func:`parse_classes`; messages say "the class list, line N".
     """
-    try:
+    with _naming_class_list():
         return parse_classes(text, _CLASS_FILE)
+
+
+@contextlib.contextmanager
+def _naming_class_list() -> Iterator[None]:
+    """Make errors name the class list instead of a class file."""
+    try:
+        yield
     except ReclipError as error:
         raise ReclipError(str(error).replace(f"class file {_CLASS_FILE}", "the class list")) from error
 
 
 def class_text(classes: ClassList) -> str:
-    """The text of a class list, as :func:`read_classes` reads it."""
+    """A class list as text for :func:`read_classes`."""
     lines = [", ".join(names) for names in classes.classes]
     return "\n".join(lines + ([f"background: {', '.join(classes.background)}"] if classes.background else []))
 
 
 @dataclasses.dataclass(frozen=True)
 class AfterModel:
-    """A trained model that has the classes that are asked for.
+    """A trained model that has all wanted classes.
 
     Attributes:
         trained: the model.
-        places: of these classes among the model's.
+        places: indices of the wanted classes in the model's class list.
     """
 
     trained: TrainedModel
@@ -76,26 +84,26 @@ class AfterModel:
 
     @property
     def others(self) -> int:
-        """How many further classes it has."""
+        """Number of its other classes."""
         return len(self.trained.state.classes.model_classes) - len(self.places)
 
 
 @dataclasses.dataclass
-class Segmentation:
-    """One image and its masks.
+class BeforeAfter:
+    """An image with its masks before and after rectification.
 
     Attributes:
-        path: of the image.
-        image: a copy of it, reduced if it is large, ``(h, w, 3)`` uint8.
+        path: the image file.
+        image: a copy ``(h, w, 3)`` uint8, reduced if the image is large.
         classes: the class list.
-        table: from the model's classes to the ids of masks.
-        before, after: masks of MaskCLIP and of the trained model at the copy's size, ``(h, w)`` uint8, 255 is ignored;
+        table: maps the model's classes to mask ids.
+        before, after: masks ``(h, w)`` uint8 by MaskCLIP and by the trained model at the copy's size, 255 is ignored;
             ``after`` is None without a trained model.
-        pixels_before, pixels_after: pixels of each id in the masks at full size.
+        pixels_before, pixels_after: number of pixels per id at full size.
         mask_file: index PNG at full size, of ``after`` if there is one.
-        model: of ``after``.
-        tiled: the image is so large that it is predicted in tiles.
-        parts: its logits taken apart, once someone has asked for them.
+        model: the model of ``after``.
+        tiled: whether the image is predicted in tiles.
+        parts: parts of the logits, once :meth:`Session.bias_parts` has computed them.
     """
 
     path: Path
@@ -113,9 +121,9 @@ class Segmentation:
 
 
 class Session:
-    """A CLIP, the models that are at hand, and a folder to work in; its visitors share them.
+    """A CLIP, trained models and a working folder, shared by all visitors.
 
-    A visitor is one page in a browser. What a visitor has begun no other can stop, unless its page is gone.
+    A visitor is one open page in a browser. Visitors can stop only their own work, and trainings of closed pages.
     """
 
     def __init__(
@@ -123,10 +131,10 @@ class Session:
     ) -> None:
         """
         Args:
-            clip: the CLIP; that of ``trained`` if that is given.
-            trained: model that is there from the start.
-            folder: for what is learnt, which stays there, and what is written, which goes with :meth:`close`.
-            limits: of what visitors send.
+            clip: the CLIP; that of ``trained`` if given.
+            trained: a model that is available from the start.
+            folder: for models, which are kept, and other files, which :meth:`close` removes.
+            limits: limits on what visitors may send.
         """
         self.clip = clip
         self.trained = trained
@@ -140,7 +148,7 @@ class Session:
         self._at_end = contextlib.ExitStack()
         self._results: deque[Path] = deque()
         self._learnt: list[TrainedModel] = []
-        self._learning: tuple[SegmentProcess, str | None] | None = None  # and whose it is
+        self._learning: tuple[SegmentProcess, str | None] | None = None  # and its visitor
         self._folder_lock = threading.Lock()
         self._learning_lock = threading.Lock()
 
@@ -157,13 +165,13 @@ class Session:
 
     @property
     def masks(self) -> Path:
-        """Folder of the masks and overlays."""
+        """Folder of masks and overlays."""
         return self.own_folder() / "masks"
 
     # ---- models -----------------------------------------------------------------------------------------------
 
     def model_for(self, classes: ClassList) -> AfterModel | None:
-        """The trained model for a class list: with just these classes or else with more, the last that was learnt."""
+        """The latest trained model with exactly these classes or, if there is none, with more."""
         candidates = [*reversed(self._learnt), *([self.trained] if self.trained else [])]
         found = []
         for trained in candidates:
@@ -174,11 +182,11 @@ class Session:
 
     @property
     def has_models(self) -> bool:
-        """Whether there is a trained model of any class list."""
+        """Whether there is any trained model."""
         return bool(self._learnt) or (self.trained is not None and self.trained.kind != "maskclip")
 
     def suggested_iterations(self, images: int) -> int:
-        """Iterations of a training on so many images: the papers' epochs, within the config's iterations."""
+        """Iterations for this number of images: the papers' epochs, at most the config's iterations."""
         wanted = math.ceil(_EPOCHS * images / self._batch)
         return min(self.default_iterations, max(_FEWEST_ITERATIONS, wanted))
 
@@ -188,28 +196,28 @@ class Session:
         """An image ``(H, W, 3)`` uint8 within the limits.
 
         Raises:
-            ReclipError: as :func:`read_image`, or it is too large.
+            ReclipError: see :func:`read_image`; or the image is too large.
         """
         self.limits.check_image(path)
         return read_image(path)
 
-    def segment(self, path: Path, text: str, visitor: str | None = None) -> Segmentation:
-        """Masks of an image by MaskCLIP and, where there is one, by the trained model of these classes.
+    def segment(self, path: Path, text: str, visitor: str | None = None) -> BeforeAfter:
+        """Masks of an image by MaskCLIP and, if there is one, by the trained model of these classes.
 
         Args:
-            path: the image's file.
-            text: class list.
-            visitor: who asks for it, and can stop it.
+            path: the image file.
+            text: the class list.
+            visitor: who requests it and can stop it.
 
         Raises:
-            TaskStopped: the visitor has stopped it, or asked for something else.
-            ReclipError: the class list or the image is wrong.
+            TaskStopped: the visitor stopped it or made another request.
+            ReclipError: the class list or the image is invalid.
         """
         classes = self._read_classes(text)
         with self.visitors.task(visitor) as task:
             return self._segment(path, classes, task)
 
-    def _segment(self, path: Path, classes: ClassList, task: Task) -> Segmentation:
+    def _segment(self, path: Path, classes: ClassList, task: Task) -> BeforeAfter:
         image = self.read(path)
         task.check()
         size = (image.shape[0], image.shape[1])
@@ -225,7 +233,7 @@ class Session:
         task.check()
         mask_file = self._result_folder() / f"{path.stem}.png"
         write_png(mask_file, before if after is None else after)
-        return Segmentation(
+        return BeforeAfter(
             path=path,
             image=reduce_image(image),
             classes=classes,
@@ -244,7 +252,7 @@ class Session:
         return table.predict(predictor, image, with_scores=False)[0]
 
     def _result_folder(self) -> Path:
-        """A new folder for a mask and its overlays; the oldest goes."""
+        """A new folder for a mask and its overlays; the oldest one is removed."""
         self.masks.mkdir(exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=self.masks))
         self._results.append(folder)
@@ -253,25 +261,23 @@ class Session:
         return folder
 
     def _read_classes(self, text: str) -> ClassList:
-        """A class list that CLIP can take, within the limits."""
+        """Parse a class list, and check it against the limits and CLIP's text encoder."""
         self.limits.check_text(text)
         classes = read_classes(text)
-        try:
+        with _naming_class_list():
             self.models.check(classes)
-        except ReclipError as error:
-            raise ReclipError(str(error).replace(f"class file {_CLASS_FILE}", "the class list")) from error
         return classes
 
     # ---- bias -------------------------------------------------------------------------------------------------
 
-    def bias_parts(self, segmentation: Segmentation, visitor: str | None = None) -> LogitParts:
-        """The logits of a segmented image, taken apart, of its own classes in their order.
+    def bias_parts(self, segmentation: BeforeAfter, visitor: str | None = None) -> LogitParts:
+        """Parts of the logits of a segmented image, with its classes in their order.
 
-        Of a distilled student: those of the model that it was distilled from.
+        For a distilled student, those of its teacher.
 
         Raises:
-            TaskStopped: the visitor has stopped it, or asked for something else.
-            ReclipError: there is no trained model, or none with a bias.
+            TaskStopped: the visitor stopped it or made another request.
+            ReclipError: there is no trained model, or it has no bias.
         """
         if segmentation.model is None:
             raise ReclipError("no bias has been learnt for these classes: press Learn")
@@ -282,9 +288,9 @@ class Session:
             model = self.models.trained(trained).model
             if not has_bias(model):
                 raise ReclipError(f"{trained.folder.path} has no bias (MODEL.BIAS_HEAD.RECTIFICATION none)")
-            mapper = UnlabelledDatasetMapper(self.models.config(trained), is_train=False)
+            mapper = UnlabelledDatasetMapper(trained.config(self.clip.overrides), is_train=False)
             with self.visitors.task(visitor) as task:
-                record = mapper({"file_name": str(segmentation.path)})  # before its turn: it reads the image
+                record = mapper({"file_name": str(segmentation.path)})  # before the turn, since it reads the image
                 with task.turn():
                     parts = logit_parts(model, lambda mapped: mapped, record)
             names = ("query", "bias", "rectified", "mask")
@@ -296,20 +302,22 @@ class Session:
     def learn(
         self, paths: Sequence[Path], text: str, iterations: int, report: ProgressCallback, visitor: str | None = None
     ) -> TrainedModel:
-        """Learn the bias for a class list from images, by ``reclip segment``; broken images have no part in it.
+        """Learn the bias for a class list from images, as ``reclip segment`` does; broken images are left out.
 
         Args:
-            visitor: who asks for it, and can stop it.
+            report: called with each progress event, in this thread.
+            visitor: who requests it and can stop it.
 
         Raises:
-            ReclipError: something is wrong with the input, another training is under way, or this one was stopped.
+            RunStopped: the training was stopped.
+            ReclipError: an input is invalid, or another training is running.
         """
         classes = self._read_classes(text)
         if not paths:
             raise ReclipError("there are no images to learn from: upload some")
         if not self._learning_lock.acquire(blocking=False):
-            raise ReclipError("a training is under way already: wait for its end, or press Stop if it is yours")
-        # In the folder that goes with the program, until it is finished: if that is killed nothing is left behind.
+            raise ReclipError("another training is running: wait until it ends, or press Stop if it is yours")
+        # In the private folder until it is finished, so that a killed program leaves nothing behind.
         folder = Path(tempfile.mkdtemp(dir=self.own_folder(), prefix=_TRAINING))
         try:
             self._run(folder, paths, classes, iterations, report, visitor)
@@ -330,7 +338,7 @@ class Session:
         report: ProgressCallback,
         visitor: str | None,
     ) -> None:
-        """One run of ``reclip segment``, with copies of the images: two uploads may have one name."""
+        """Run the training on copies of the images, since two uploads can have the same name."""
         images = folder / _IMAGES
         options = SegmentOptions(
             clip=self.clip.name,
@@ -351,7 +359,7 @@ class Session:
             raise type(error)(str(error).replace(f"{images}/", "").replace(f"{folder}/", "")) from error
 
     def _keep(self, folder: Path) -> TrainedModel:
-        """Move a finished training to where it stays, without the images."""
+        """Move a finished training, without its images, to the working folder."""
         target = self.folder.absolute() / folder.name.replace(_TRAINING, _LEARNT, 1)
         for part in (folder / _IMAGES, TrainedModel.find(str(folder / "out"), None, None).folder.working_files):
             shutil.rmtree(part, ignore_errors=True)
@@ -361,7 +369,7 @@ class Session:
     # ---- the end ----------------------------------------------------------------------------------------------
 
     def stop(self, visitor: str | None) -> bool:
-        """End what a visitor has begun, and a training that belongs to nobody; returns whether there is any."""
+        """Stop a visitor's work, and a training whose page was closed; returns whether there was any."""
         stopped = visitor is not None and self.visitors.stop(visitor)
         learning, owner = self._learning or (None, None)
         if learning is not None and owner in (None, visitor):
@@ -370,28 +378,28 @@ class Session:
         return stopped
 
     def leave(self, visitor: str) -> None:
-        """A visitor's page is gone: end its request; its training goes on, but belongs to nobody."""
+        """Handle a closed page: stop its request; its training continues, and anyone may stop it."""
         self.visitors.stop(visitor)
         learning, owner = self._learning or (None, None)
         if learning is not None and owner == visitor:
             self._learning = (learning, None)
 
     def stop_all(self) -> None:
-        """End what is under way, whoever has begun it."""
+        """Stop all work of all visitors."""
         self.visitors.stop_all()
         learning, _ = self._learning or (None, None)
         if learning is not None:
             learning.stop()
 
     def close(self) -> None:
-        """End what is under way, and remove the images and masks; what was learnt stays."""
+        """Stop all work, and remove images and masks; trained models are kept."""
         self.stop_all()
         self._at_end.close()
 
     @property
     def description(self) -> str:
-        """The model and CLIP, in a line."""
+        """Model and CLIP, in one line."""
         clip = f"CLIP {self.clip.name} on {self.clip.device}"
         if self.trained is None:
             return clip
-        return f"{TITLES[self.trained.kind]} of {self.trained.folder.path}, {clip}"
+        return f"{TITLES[self.trained.kind]}, {self.trained.folder.path}, {clip}"

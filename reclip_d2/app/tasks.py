@@ -1,4 +1,4 @@
-"""Requests that run side by side: each computes in short turns, and ends soon after it is told to."""
+"""Concurrent requests: each computes in short turns and can be stopped between them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Iterator
 
 from reclip_d2.errors import ReclipError
 
-_POLL = 0.1  # seconds until a waiting task looks whether it was stopped
+_POLL = 0.1  # seconds between checks of whether a waiting task was stopped
 
 
 class TaskStopped(ReclipError):
-    """The visitor has pressed Stop, or left."""
+    """The visitor pressed Stop or left."""
 
 
 class TaskSuperseded(TaskStopped):
-    """The same visitor has asked for something else in the meantime."""
+    """The same visitor made another request."""
 
 
 class Turns:
-    """A lock that is granted in the order in which it is asked for: who asks often cannot keep others out."""
+    """A fair lock: granted in the order of requests, so that no one can starve others."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -29,7 +29,7 @@ class Turns:
 
     @contextlib.contextmanager
     def take(self, task: Task) -> Iterator[None]:
-        """Wait for the turn of a task, and hold it for the length of the block.
+        """Wait for a task's turn, and hold it during the block.
 
         Raises:
             TaskStopped: the task was stopped before its turn came.
@@ -58,21 +58,21 @@ class Task:
         self._reason: type[TaskStopped] | None = None
 
     def stop(self, reason: type[TaskStopped] = TaskStopped) -> None:
-        """Make :meth:`check` raise, from another thread; the first reason counts."""
+        """Make :meth:`check` raise. Can be called from another thread; the first reason wins."""
         self._reason = self._reason or reason
 
     def check(self) -> None:
-        """Raise :class:`TaskStopped` if the task was stopped; to be called between steps of work."""
+        """Raise :class:`TaskStopped` if the task was stopped. Call it between steps of work."""
         if self._reason is not None:
             raise self._reason("stopped")
 
     def turn(self) -> contextlib.AbstractContextManager[None]:
-        """The right to use the networks, for one short step."""
+        """Exclusive use of the networks, for one short step."""
         return self._turns.take(self)
 
 
 class Visitors:
-    """Who uses the page, and the request of each that is under way: a newer one of the same visitor ends it."""
+    """Visitors of the page, and each one's current request. A new request stops the visitor's previous one."""
 
     def __init__(self) -> None:
         self._turns = Turns()
@@ -81,7 +81,7 @@ class Visitors:
 
     @contextlib.contextmanager
     def task(self, visitor: str | None = None) -> Iterator[Task]:
-        """A request of a visitor, or of nobody in particular."""
+        """A request of a visitor, or of none in particular."""
         task = Task(self._turns)
         if visitor is None:
             yield task
@@ -98,7 +98,7 @@ class Visitors:
                     del self._tasks[visitor]
 
     def stop(self, visitor: str) -> bool:
-        """Stop the request of a visitor; returns whether there is one."""
+        """Stop a visitor's request; returns whether there was one."""
         with self._lock:
             task = self._tasks.get(visitor)
         if task is not None:
@@ -106,7 +106,7 @@ class Visitors:
         return task is not None
 
     def stop_all(self) -> None:
-        """Stop everyone's request."""
+        """Stop all requests."""
         with self._lock:
             tasks = list(self._tasks.values())
         for task in tasks:

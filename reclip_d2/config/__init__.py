@@ -1,4 +1,4 @@
-"""Configuration: keys with their rules (``keys``, ``detectron2_keys``), checks of several keys (``checks``), files
+"""Configuration: keys and their rules (``keys``, ``detectron2_keys``), checks across keys (``checks``), files
 (``files``), and :func:`load_config` (``load``). ``python -m reclip_d2.config`` prints a config."""
 
 from reclip_d2.config.checks import check_config

@@ -1,9 +1,9 @@
-"""Print a config: the values of its files and overrides, each with where it comes from.
+"""Print a config: the values of its files and overrides, with the source of each.
 
     python -m reclip_d2.config --config-file configs/datasets/voc20.yaml \\
         --config-file configs/methods/reclip_rectify.yaml SEED 3
 
-What is printed is YAML that ``--config-file`` takes.
+The output is YAML that ``--config-file`` accepts.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ def argument_parser() -> argparse.ArgumentParser:
     """Arguments of the program."""
     parser = argparse.ArgumentParser(prog="python -m reclip_d2.config", description=__doc__.splitlines()[0])
     add_config_file_argument(parser)
-    parser.add_argument("--all", action="store_true", help="print all keys, Detectron2's too, without their sources")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="overrides; last")
+    parser.add_argument("--all", action="store_true", help="print all keys, including Detectron2's, without sources")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="overrides; must come last"
+    )
     return parser
 
 
 @exit_on_error
 def main(arguments: list[str] | None = None) -> None:
-    """Print the config of the arguments."""
+    """Run the program."""
     args = argument_parser().parse_args(arguments)
     cfg = load_config(args.config_file, args.opts)
     if args.all:

@@ -1,4 +1,4 @@
-"""Check a config: every value by its key's rule, and what keys have to do with each other."""
+"""Check a config: each value by its key's rule, and rules across keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MISSING = object()
 
 
 def check_config(cfg: CfgNode) -> None:
-    """Raise :class:`ReclipError` for a value that its key does not take, or for keys that contradict each other."""
+    """Raise :class:`ReclipError` for an invalid value, or for keys that contradict each other."""
     for key, rule in RULES.items():
         value = value_at(cfg, key)
         if value is not _MISSING and (problem := problem_of(rule, value)):
@@ -26,7 +26,7 @@ def check_config(cfg: CfgNode) -> None:
 
 
 def value_at(cfg: CfgNode, key: str) -> Any:  # noqa: ANN401
-    """Value of ``A.B.C``; a marker that is nothing else where a version of Detectron2 lacks the key."""
+    """Value of ``A.B.C``; ``_MISSING`` if this version of Detectron2 does not have the key."""
     node: Any = cfg
     for part in key.split("."):
         if not isinstance(node, CfgNode) or part not in node:
@@ -36,7 +36,7 @@ def value_at(cfg: CfgNode, key: str) -> Any:  # noqa: ANN401
 
 
 def _relations(cfg: CfgNode) -> Iterator[tuple[object, str]]:
-    """Whether a rule of several keys holds, and what to say otherwise. Each key's own rule does."""
+    """Rules across keys: whether each holds, and the message if not. Each value is valid by itself."""
     yield from _model_relations(cfg)
     yield from _hypothesis_relations(cfg)
     yield from _input_relations(cfg)
@@ -47,11 +47,11 @@ def _model_relations(cfg: CfgNode) -> Iterator[tuple[object, str]]:
     model, student = cfg.MODEL, cfg.MODEL.STUDENT
     yield (
         any(model.LOSS[f"{name}_WEIGHT"] for name in ("CONTRASTIVE", "COVERAGE", "OUTSIDE")),
-        "all weights of MODEL.LOSS are 0: nothing would train",
+        "all weights of MODEL.LOSS are 0, so nothing would train: set one",
     )
     yield (
         any(model.DISTILLATION[f"{name}_WEIGHT"] for name in ("MASK", "FEATURE", "TEXT")),
-        "all weights of MODEL.DISTILLATION are 0: nothing would train",
+        "all weights of MODEL.DISTILLATION are 0, so nothing would train: set one",
     )
     yield (
         "/MSRA/" not in student.WEIGHTS
@@ -64,12 +64,12 @@ def _model_relations(cfg: CfgNode) -> Iterator[tuple[object, str]]:
     for key in ("LEARNABLE_QUERY", "FINE_TUNE"):
         yield (
             not (maskclip and model.CLIP[key]),
-            f"MODEL.CLIP.{key} is of RectifiedCLIP: MaskCLIP has nothing to train, set it to False",
+            f"MODEL.CLIP.{key} is for RectifiedCLIP; MaskCLIP has nothing to train: set it to False",
         )
     yield (
         not (model.CLIP.FINE_TUNE and model.CLIP.AUTOCAST == "float16"),
-        "MODEL.CLIP.FINE_TUNE trains in MODEL.CLIP.AUTOCAST float32 or bfloat16: float16 needs the scaled gradients"
-        " of SOLVER.AMP",
+        "MODEL.CLIP.FINE_TUNE does not work with MODEL.CLIP.AUTOCAST float16: set float32 or bfloat16, or use"
+        " SOLVER.AMP, which scales gradients",
     )
 
 
@@ -77,15 +77,15 @@ def _hypothesis_relations(cfg: CfgNode) -> Iterator[tuple[object, str]]:
     keys = cfg.HYPOTHESIS
     yield (
         not keys.CROP_AWARE or keys.METHOD in ("crops", "one_pass"),
-        "HYPOTHESIS.CROP_AWARE needs HYPOTHESIS.METHOD crops or one_pass: the others know no windows",
+        "HYPOTHESIS.CROP_AWARE needs HYPOTHESIS.METHOD crops or one_pass: other methods have no windows",
     )
     yield (
         keys.METHOD != "imported" or keys.FILE,
-        "HYPOTHESIS.METHOD imported needs HYPOTHESIS.FILE: write it with tools/import_public_hypotheses.py",
+        "HYPOTHESIS.METHOD imported needs HYPOTHESIS.FILE: make it with tools/import_public_hypotheses.py",
     )
     yield (
         keys.METHOD != "imported" or not keys.CLASSES_PER_IMAGE,
-        "HYPOTHESIS.CLASSES_PER_IMAGE is not for HYPOTHESIS.METHOD imported: imported sets have no threshold",
+        "HYPOTHESIS.CLASSES_PER_IMAGE is not for HYPOTHESIS.METHOD imported, which has no threshold: set it to 0",
     )
 
 
@@ -94,17 +94,17 @@ def _input_relations(cfg: CfgNode) -> Iterator[tuple[object, str]]:
     crop = keys.CROP
     relative = crop.TYPE.startswith("relative")
     fits = all(0 < side <= 1 if relative else isinstance(side, int) and side >= 1 for side in crop.SIZE)
-    kind = "parts of the image, above 0 and at most 1" if relative else "whole numbers of pixels"
+    kind = "fractions of the image, above 0 and at most 1" if relative else "whole numbers of pixels"
     yield fits, f"INPUT.CROP.SIZE is {list(crop.SIZE)}; with INPUT.CROP.TYPE {crop.TYPE} it must be two {kind}"
     yield (
         keys.MIN_SIZE_TRAIN_SAMPLING != "range"
         or (len(keys.MIN_SIZE_TRAIN) == 2 and keys.MIN_SIZE_TRAIN[0] <= keys.MIN_SIZE_TRAIN[1]),
         f"INPUT.MIN_SIZE_TRAIN is {tuple(keys.MIN_SIZE_TRAIN)}; with INPUT.MIN_SIZE_TRAIN_SAMPLING range it must be the"
-        " least and the largest size",
+        " smallest and the largest size",
     )
     yield (
         all(step <= size for size, step in zip(window.SIZE, window.STRIDE, strict=True)),
-        "TEST.SLIDING_WINDOW.STRIDE must be two numbers above 0 and at most SIZE's, or windows leave holes",
+        "TEST.SLIDING_WINDOW.STRIDE must not exceed TEST.SLIDING_WINDOW.SIZE, or windows would leave gaps",
     )
 
 
@@ -118,15 +118,15 @@ def _solver_relations(cfg: CfgNode) -> Iterator[tuple[object, str]]:
     )
     yield (
         world == 0 or batch % world == 0,
-        f"SOLVER.IMS_PER_BATCH {batch} is no multiple of SOLVER.REFERENCE_WORLD_SIZE {world}",
+        f"SOLVER.IMS_PER_BATCH {batch} is not a multiple of SOLVER.REFERENCE_WORLD_SIZE {world}",
     )
     steps = list(keys.STEPS)
-    yield steps == sorted(set(steps)), f"SOLVER.STEPS is {tuple(steps)}; the steps must ascend"
+    yield steps == sorted(set(steps)), f"SOLVER.STEPS is {tuple(steps)}; steps must be in ascending order"
     yield (
         not keys.NESTEROV or keys.MOMENTUM > 0,
         "SOLVER.NESTEROV needs SOLVER.MOMENTUM above 0",
     )
     yield (
         keys.LR_SCHEDULER_NAME != "WarmupStepWithFixedGammaLR" or "NUM_DECAYS" in keys,
-        "SOLVER.LR_SCHEDULER_NAME WarmupStepWithFixedGammaLR is of a newer Detectron2: take WarmupPolyLR",
+        "SOLVER.LR_SCHEDULER_NAME WarmupStepWithFixedGammaLR needs a newer Detectron2: use WarmupPolyLR",
     )

@@ -1,16 +1,16 @@
-"""Rules for Detectron2's keys that the package, or what it calls of Detectron2, reads with Detectron2's default. Those
-with another default are in :mod:`reclip_d2.config.keys`.
+"""Rules for Detectron2's keys that keep Detectron2's defaults, if the package or the parts of Detectron2 it uses read
+them. Keys with other defaults are in :mod:`reclip_d2.config.keys`.
 
-A key that only some versions of Detectron2 have is checked where it exists.
+Keys that only some versions of Detectron2 have are checked if they exist.
 """
 
 from __future__ import annotations
 
 from reclip_d2.config.rules import Choice, Device, Fields, Flag, Items, Number, Rule, Text, Whole
 
-# Of an image, in pixels.
+# Side of an image, in pixels.
 SIDE = Whole(1, 65_536)
-# Learning rates; float32 ends at 3.4e38.
+# Learning rates; the largest float32 is 3.4e38.
 RATE = Number(minimum=0, maximum=1e38)
 PERIOD = Whole(0)
 CHANNELS = Whole(1, 65_536)
@@ -18,7 +18,7 @@ CHANNELS = Whole(1, 65_536)
 DETECTRON2_RULES: dict[str, Rule] = {
     "VERSION": Choice((2,)),
     "OUTPUT_DIR": Text(folder=True),
-    # Processes add their number to it, and NumPy takes 32 bits.
+    # Processes add their rank to it, and NumPy accepts 32 bits.
     "SEED": Whole(0, also=-1),
     "CUDNN_BENCHMARK": Flag(),
     "VIS_PERIOD": PERIOD,
@@ -27,21 +27,21 @@ DETECTRON2_RULES: dict[str, Rule] = {
     "MODEL.DEVICE": Device(),
     "MODEL.META_ARCHITECTURE": Text(),
     "MODEL.WEIGHTS": Text(empty=True, path=True),
-    # Proposals of boxes are of other tasks.
+    # Box proposals are for other tasks.
     "MODEL.LOAD_PROPOSALS": Choice((False,)),
     "MODEL.BACKBONE.NAME": Text(),
     "MODEL.RESNETS.NUM_GROUPS": Whole(1, 1024),
     "MODEL.RESNETS.WIDTH_PER_GROUP": CHANNELS,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": CHANNELS,
     "MODEL.RESNETS.STEM_OUT_CHANNELS": CHANNELS,
-    # Of Detectron2's own builder, which a student may use too.
+    # For Detectron2's own builder, which students can use, too.
     "MODEL.RESNETS.OUT_FEATURES": Items(Choice(("stem", "res2", "res3", "res4", "res5")), 1, 5),
     "MODEL.RESNETS.RES5_DILATION": Choice((1, 2)),
     "MODEL.RESNETS.DEFORM_ON_PER_STAGE": Items(Flag(), 4, 4),
     "MODEL.RESNETS.DEFORM_MODULATED": Flag(),
     "MODEL.RESNETS.DEFORM_NUM_GROUPS": Whole(1, 1024),
     # ---- input ------------------------------------------------------------------------------------------------
-    # 0: the image's own size.
+    # 0: the image's original size.
     "INPUT.MIN_SIZE_TRAIN": Items(Whole(0, 65_536), 1, 1000),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": Choice(("choice", "range")),
     "INPUT.MAX_SIZE_TRAIN": SIDE,

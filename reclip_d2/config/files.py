@@ -1,13 +1,12 @@
-"""The files of a config: where they are found, and how several of them become one value a key.
+"""Find and merge config files.
 
-Files are merged in order: a later one wins. Besides keys, a file may have
+Files are merged in order; later ones win. In addition to keys, a file may have
 
-- ``_BASE_``: a file, or a list of files, that this one is merged over, as in Detectron2. Paths are relative to the
-  file.
-- ``_DATASET_``: name of the data set, which stands for ``{_DATASET_}`` in the values of all files.
-- ``_METHOD_``: name of the method that the file is the config of.
-- ``_METHODS_``: in the file of a data set, keys by method. Each section is merged right after the file with that
-  ``_METHOD_``, also where this is a ``_BASE_``.
+- ``_BASE_``: a file, or a list of files, to merge before this one, as in Detectron2. Paths are relative to the file.
+- ``_DATASET_``: name of the data set, which replaces ``{_DATASET_}`` in the values of all files.
+- ``_METHOD_``: name of the file's method.
+- ``_METHODS_``: in a data set's file, sections of keys by method. Each is merged right after the file with that
+  ``_METHOD_``, even if that is a ``_BASE_``.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ DATASET_KEY = "_DATASET_"
 METHOD_KEY = "_METHOD_"
 METHODS_KEY = "_METHODS_"
 PLACEHOLDER = f"{{{DATASET_KEY}}}"
-# Files that one config may be made of, with all their bases.
+# Maximum number of files of a config, including bases.
 MAX_FILES = 64
-# Files at the top of configs/ of before, and where their keys are now.
+# Former files in configs/, and the files that replace them.
 _OLD_BASES = {
     "Base-student.yaml": "methods/Base-student.yaml",
     "Base-MaskCLIP-plus.yaml": "methods/maskclip_plus.yaml",
@@ -39,7 +38,7 @@ _OLD_BASES = {
 
 
 class Value(NamedTuple):
-    """A value, and the file that it comes from."""
+    """A value and its file."""
 
     value: Any
     source: str
@@ -53,10 +52,10 @@ def configs_folder() -> Path:
 
 
 def find_config_file(path: str) -> str:
-    """Path of a config file: as it is, or the package's own if the working folder has no such ``configs/...``.
+    """Path of a config file; for ``configs/...`` that is not in the working folder, the package's own.
 
     Raises:
-        UsageError: the name is that of a config of before, which is two files now.
+        UsageError: the name is that of a former config file, which is two files now.
     """
     if not path or os.path.exists(path):
         return path
@@ -70,7 +69,7 @@ def find_config_file(path: str) -> str:
 
 
 def _refuse_old_name(path: str) -> None:
-    """Say what replaces ``configs/voc20/reclippp_rectify.yaml``, ``configs/voc20/Base-voc20.yaml`` and the like."""
+    """Name the replacements of ``configs/voc20/reclippp_rectify.yaml``, ``configs/voc20/Base-voc20.yaml`` and so on."""
     *folders, name = Path(path).parts
     if "configs" not in folders:
         return
@@ -82,25 +81,25 @@ def _refuse_old_name(path: str) -> None:
         files.append(f"methods/{name}")
     if files and all((configs_folder() / file).is_file() for file in files):
         arguments = " ".join(f"--config-file configs/{file}" for file in files)
-        raise UsageError(f"config file {path} does not exist any more: give {arguments}")
+        raise UsageError(f"config file {path} no longer exists: give {arguments}")
 
 
 class ConfigFiles:
     """Config files merged in order.
 
     Attributes:
-        names: the files that were named, as they were found; not their bases.
+        names: paths of the given files, without bases.
         values: by full key, such as ``SOLVER.BASE_LR``.
         dataset: ``_DATASET_``; "" if no file has one.
 
     Args:
-        files: paths; ``configs/...`` that the working folder does not have is the package's own.
-        bases: take ``_BASE_`` and the other keys of this module. False for a file of unknown origin, which has no say
-            in what is read.
+        files: paths; see :func:`find_config_file`.
+        bases: allow ``_BASE_`` and the other keys of this module. False for files of unknown origin, which must not
+            choose what else is read.
 
     Raises:
-        ReclipError: a file is missing, is no plain YAML or holds no keys; a base is missing, or bases form a circle; a
-            section comes after its method.
+        ReclipError: a file or base is missing, is not plain YAML or has no keys; bases form a cycle; or a section comes
+            after its method.
     """
 
     def __init__(self, files: Sequence[StrPath], *, bases: bool = True) -> None:
@@ -119,48 +118,50 @@ class ConfigFiles:
             }
 
     def __str__(self) -> str:
-        """For messages: ``config file a.yaml``, or ``config files a.yaml, b.yaml``."""
+        """``config file a.yaml`` or ``config files a.yaml, b.yaml``, for messages."""
         return f"config file{'s' if len(self.names) > 1 else ''} {', '.join(self.names)}"
 
     def _merge(self, path: str, what: str, chain: tuple[str, ...]) -> None:
-        """Merge a file, after its bases and before the section of its method.
+        """Merge a file's bases, the file, and the section of its method.
 
         Args:
-            what: what the file is called in messages.
-            chain: real paths of the files that this one is a base of, and so on.
+            what: name of the file in messages.
+            chain: real paths of the files that led to this base.
         """
         self._count += 1
         if self._count > MAX_FILES:
-            raise ReclipError(f"{what} {path}: more than {MAX_FILES} files are named by {BASE_KEY} in turn")
+            raise ReclipError(f"{what} {path}: the config has more than {MAX_FILES} files, counting each {BASE_KEY}")
         tree = read_yaml(path, what)
         if not isinstance(tree, dict) or not tree or not all(isinstance(key, str) for key in tree):
-            raise ReclipError(f"{what} {path} holds no keys: expected KEY: value lines")
+            raise ReclipError(f"{what} {path} has no keys: expected KEY: value lines")
         own = {key: tree.pop(key) for key in (BASE_KEY, DATASET_KEY, METHOD_KEY, METHODS_KEY) if key in tree}
         if own and not self._bases:
-            raise ReclipError(f"{what} {path} names a {next(iter(own))}, which a model's own config has no use for")
+            raise ReclipError(
+                f"{what} {path} has {next(iter(own))}, which is not allowed in a model's config: remove it"
+            )
         source = f"config file {path}"
         real = (*chain, os.path.realpath(path))
         for name in _base_names(own.get(BASE_KEY, []), source):
             base = os.path.join(os.path.dirname(path), os.path.expanduser(name))
             if os.path.realpath(base) in real:
-                raise ReclipError(f"{source}: its {BASE_KEY} files name each other in a circle")
-            if os.path.realpath(os.path.normpath(base)) == os.path.realpath(base):  # not where ".." follows a link
+                raise ReclipError(f"{source}: its {BASE_KEY} files form a cycle")
+            if os.path.realpath(os.path.normpath(base)) == os.path.realpath(base):  # false if ".." follows a link
                 base = os.path.normpath(base)
             if not os.path.exists(base):
                 _refuse_old_name(base)
             self._merge(base, f"{source}: its {BASE_KEY}", real)
         if DATASET_KEY in own:
-            self.dataset = _name(own[DATASET_KEY], f"{source}: its {DATASET_KEY}")
+            self.dataset = _name(own[DATASET_KEY], f"{source}: {DATASET_KEY}")
         self._add_sections(own.get(METHODS_KEY, {}), source)
         self.values |= _values(tree, source)
         if METHOD_KEY in own:
-            method = _name(own[METHOD_KEY], f"{source}: its {METHOD_KEY}")
+            method = _name(own[METHOD_KEY], f"{source}: {METHOD_KEY}")
             self._methods.setdefault(method, path)
             self.values |= self._sections.get(method, {})
 
     def _add_sections(self, sections: Any, source: str) -> None:  # noqa: ANN401
         if not isinstance(sections, dict) or not all(isinstance(keys, dict) for keys in sections.values()):
-            raise ReclipError(f"{source}: its {METHODS_KEY} must be METHOD: lines with keys below them")
+            raise ReclipError(f"{source}: {METHODS_KEY} must be METHOD: lines with keys below them")
         for method, keys in sections.items():
             if method in self._methods:
                 raise ReclipError(f"{source} has {METHODS_KEY} for {method}: give it before {self._methods[method]}")
@@ -172,9 +173,9 @@ def _base_names(names: Any, source: str) -> list[str]:  # noqa: ANN401
     names = names if isinstance(names, list) else [names]
     for name in names:
         if not isinstance(name, str) or not name.strip() or "\0" in name or len(name) > MAX_TEXT:
-            raise ReclipError(f"{source}: its {BASE_KEY} is {shown(name)}; name a file, or a list of files")
+            raise ReclipError(f"{source}: {BASE_KEY} is {shown(name)}; it must be a file or a list of files")
         if "://" in name:
-            raise ReclipError(f"{source}: its {BASE_KEY} {shown(name)} is a URL: copy the file and name that")
+            raise ReclipError(f"{source}: {BASE_KEY} {shown(name)} is a URL: download the file and give its path")
     return names
 
 
@@ -189,10 +190,10 @@ def _values(tree: Mapping[str, Any], source: str) -> dict[str, Value]:
 
 
 def _leaves(tree: Mapping[str, Any], source: str, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Full keys and values of nested dicts; an empty dict is a value."""
+    """Full keys and values of nested dicts; empty dicts are values."""
     for key, value in tree.items():
         if not isinstance(key, str) or depth > MAX_DEPTH:
-            raise ReclipError(f"{source}: {prefix}{shown(key)} is no key")
+            raise ReclipError(f"{source}: {prefix}{shown(key)} is not a key")
         if isinstance(value, dict) and value:
             yield from _leaves(value, source, f"{prefix}{key}.", depth + 1)
         else:
@@ -204,17 +205,17 @@ def _filled_in(value: Any, dataset: str) -> Any:  # noqa: ANN401
 
 
 def add_config_file_argument(parser: argparse.ArgumentParser, of: str = "", **options: Any) -> None:  # noqa: ANN401
-    """Add ``--config-file FILE``, which may be repeated, to a program's arguments.
+    """Add ``--config-file FILE``, which can be repeated, to a program's arguments.
 
     Args:
-        of: what the config is of, for the help, such as " of the model".
-        options: of ``add_argument``.
+        of: for the help, whose config it is, such as " of the model".
+        options: passed to ``add_argument``.
     """
     parser.add_argument(
         "--config-file",
         action="append",
         default=[],
         metavar="FILE",
-        help=f"config file{of}; repeat it to merge several, the data set's before the method's: later ones win",
+        help=f"config file{of}; repeat it to merge several, the data set's before the method's; later ones win",
         **options,
     )

@@ -18,24 +18,24 @@ from reclip_d2.config.keys import PATH_KEYS, RULES, add_reclip_config
 from reclip_d2.config.rules import coerced, problem_of, shown
 from reclip_d2.errors import ReclipError
 
-# Longest text that is looked at for a list or a number.
+# Longest text that is parsed as a list or a number.
 _MAX_LITERAL = 1 << 17
 
 
 def load_config(config_files: str | Sequence[str] = (), opts: Sequence[Any] = (), *, bases: bool = True) -> CfgNode:
-    """Detectron2's config with the project's keys, YAML files, and ``KEY VALUE`` overrides: a later one wins.
+    """Load Detectron2's config with the project's keys, YAML files and ``KEY VALUE`` overrides; later ones win.
 
-    YAML is loaded safely: unlike ``CfgNode.merge_from_file`` no Python object is ever constructed, nothing is fetched,
-    and size and depth are bounded. Every value is checked against its rule.
+    YAML is loaded safely: unlike ``CfgNode.merge_from_file``, this constructs no Python objects, fetches nothing, and
+    limits size and depth. Each value is checked by its key's rule.
 
     Args:
-        config_files: a path, or several; none, or "", for the defaults alone. See :mod:`reclip_d2.config.files` for how
+        config_files: one or several paths; none, or "", for the defaults. See :mod:`reclip_d2.config.files` for how
             files are found and merged.
-        opts: keys and values in turn; a value that is a text is read as Python's literal where it is one.
-        bases: as for :class:`~reclip_d2.config.files.ConfigFiles`.
+        opts: alternating keys and values; texts that are Python literals are parsed.
+        bases: see :class:`~reclip_d2.config.files.ConfigFiles`.
 
     Raises:
-        ReclipError: missing file, bad YAML, unknown key, a value that its key does not take.
+        ReclipError: missing file, invalid YAML, unknown key, or invalid value.
     """
     cfg = get_cfg()
     add_reclip_config(cfg)
@@ -44,7 +44,7 @@ def load_config(config_files: str | Sequence[str] = (), opts: Sequence[Any] = ()
     for key, (value, source) in files.values.items():
         _set(cfg, key, value, source)
     if len(opts) % 2:
-        raise ReclipError(f"overrides are pairs of KEY VALUE; {opts[-1]!r} has no partner")
+        raise ReclipError(f"overrides are KEY VALUE pairs; {opts[-1]!r} has no value")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         _set(cfg, str(key), value, "")
     _check_data_set(files, opts[::2])
@@ -54,17 +54,17 @@ def load_config(config_files: str | Sequence[str] = (), opts: Sequence[Any] = ()
 
 
 def _check_data_set(files: ConfigFiles, overridden: Sequence[Any]) -> None:
-    """Raise :class:`ReclipError` for values that name the data set's name while no file has one."""
+    """Raise :class:`ReclipError` for values with ``{_DATASET_}`` if no file defines it."""
     for key, (value, source) in files.values.items():
         if isinstance(value, str) and PLACEHOLDER in value and not files.dataset and key not in overridden:
             raise ReclipError(
-                f"{source}: {key} is {value}, and no file says what {DATASET_KEY} is: give a data set's file before it,"
-                f" such as --config-file configs/datasets/embedded.yaml, or set {key}"
+                f"{source}: {key} is {value}, but no file defines {DATASET_KEY}: give a data set's file first, such as"
+                f" --config-file configs/datasets/embedded.yaml, or set {key}"
             )
 
 
 def _expand_home(cfg: CfgNode) -> None:
-    """Expand ``~`` where a value is a path: what a shell does not do in ``KEY VALUE``, nor anyone in YAML."""
+    """Expand ``~`` in paths, which shells do neither in ``KEY VALUE`` overrides nor in YAML."""
     for key in PATH_KEYS:
         *nodes, name = key.split(".")
         node = functools.reduce(operator.getitem, nodes, cfg)
@@ -76,7 +76,7 @@ def _expand_home(cfg: CfgNode) -> None:
 
 
 def _set(cfg: CfgNode, key: str, value: Any, source: str) -> None:  # noqa: ANN401
-    """Set a key to a value that its rule takes; errors begin with ``source`` unless that is ""."""
+    """Check a value and set its key; errors start with ``source`` unless that is ""."""
     *nodes, leaf = key.split(".")
     node: Any = cfg
     for part in (*nodes, leaf):
@@ -85,16 +85,16 @@ def _set(cfg: CfgNode, key: str, value: Any, source: str) -> None:  # noqa: ANN4
         parent, node = node, node[part]
     before = f"{source}: " if source else ""
     if isinstance(node, CfgNode):
-        if isinstance(value, dict) and not value:  # a node without keys changes nothing
+        if isinstance(value, dict) and not value:  # an empty node changes nothing
             return
         raise ReclipError(
-            f"{source or 'command line'}: {key} is {shown(value)}; it has keys of its own: {', '.join(list(node)[:6])}"
+            f"{source or 'command line'}: {key} is {shown(value)}; it has keys below it: {', '.join(list(node)[:6])}"
         )
     rule = RULES.get(key)
     value = coerced(decode(value), node)
     if rule is not None:
         problem = problem_of(rule, value)
-    else:  # a key of Detectron2's that nothing here reads
+    else:  # a key of Detectron2's that the package does not read
         same = value is None or node is None or type(value) is type(node)
         problem = None if same else f"is {shown(value)}; its default is {shown(node)}, of another type"
     if problem:
@@ -103,7 +103,7 @@ def _set(cfg: CfgNode, key: str, value: Any, source: str) -> None:  # noqa: ANN4
 
 
 def decode(value: Any) -> Any:  # noqa: ANN401
-    """A text as the number, list, boolean or None that it is the Python literal of; anything else as it is."""
+    """The value of a text that is a Python literal; anything else unchanged."""
     if not isinstance(value, str) or len(value) > _MAX_LITERAL:
         return value
     try:
@@ -113,12 +113,12 @@ def decode(value: Any) -> Any:  # noqa: ANN401
 
 
 def shown_key(key: str) -> str:
-    """A key for a message: as it is, or quoted where it is no word."""
+    """A key for a message, quoted and shortened if it is unusual."""
     return key if key and key.isprintable() and len(key) <= 80 else shown(key)
 
 
 def _nearest(cfg: CfgNode, key: str) -> str:
-    """What the user may have meant, for the end of a message."""
+    """A suggestion for an unknown key, for the end of a message."""
     names = list(_names(cfg))
     wanted = key.upper()[:200]
     ends = [name for name in names if name.endswith(f".{wanted}")]
@@ -136,7 +136,7 @@ def _names(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values of a config, or of nested dictionaries, by their full key, such as ``SOLVER.BASE_LR``."""
+    """Values of a config, or of nested dictionaries, by full key, such as ``SOLVER.BASE_LR``."""
     values: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""Rules for the values of keys: each says what it takes, in words that complete "KEY must be ...".
+"""Rules for the values of keys. ``str(rule)`` completes the sentence "KEY must be ...".
 
-A rule knows one value alone. What two keys have to do with each other is checked in :mod:`reclip_d2.config.checks`.
+A rule applies to a single value; :mod:`reclip_d2.config.checks` has rules across keys.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import math
 import re
 from typing import Any
 
-# Longest text of a key, in characters: that of a path, on Linux.
+# Maximum length of a text, in characters: that of a path on Linux.
 MAX_TEXT = 4096
-# Largest whole number, of keys that have no smaller limit of their own.
+# Largest whole number, for keys without a smaller limit.
 MAX_WHOLE = 2**31 - 1
 
 
@@ -29,13 +29,13 @@ class Flag:
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """A whole number from ``minimum`` to ``maximum``, both included."""
+    """A whole number from ``minimum`` to ``maximum``, inclusive."""
 
     minimum: int = 0
     maximum: int = MAX_WHOLE
     odd: bool = False
     also: int | None = None
-    """One more number that is taken, such as 0 for "off"."""
+    """Another valid number, such as 0 for "off"."""
 
     def accepts(self, value: Any) -> bool:
         if not isinstance(value, int) or isinstance(value, bool):
@@ -50,13 +50,13 @@ class Whole:
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """A finite number; a whole one is taken too.
+    """A finite number, whole or not.
 
     Attributes:
-        minimum, maximum: the limits, included.
-        above, below: limits that are not included.
-        also: one more number that is taken, such as 0 for "off".
-        infinite: infinity is taken.
+        minimum, maximum: inclusive limits.
+        above, below: exclusive limits.
+        also: another valid number, such as 0 for "off".
+        infinite: whether infinity is valid.
     """
 
     minimum: float = -math.inf
@@ -91,7 +91,7 @@ class Number:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One of a few values, of the same type."""
+    """One of several values; types are compared, too."""
 
     values: tuple[str | int | bool, ...]
 
@@ -108,9 +108,9 @@ class Text:
     """A text without control characters.
 
     Attributes:
-        empty: "" is taken.
-        path: it may be the path of a local file.
-        folder: the path of a folder that is written to.
+        empty: whether "" is valid.
+        path: whether it may be the path of a local file.
+        folder: whether it is the path of an output folder.
     """
 
     empty: bool = False
@@ -139,7 +139,7 @@ def _is_utf8(text: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """A device that the package runs on."""
+    """A supported device."""
 
     def accepts(self, value: Any) -> bool:
         return isinstance(value, str) and re.fullmatch(r"cpu|cuda(:\d{1,3})?", value) is not None
@@ -150,11 +150,11 @@ class Device:
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-    """A list or tuple, each item by one rule.
+    """A list or tuple whose items obey one rule.
 
     Attributes:
-        item: rule of the items.
-        minimum, maximum: how many there may be.
+        item: rule for each item.
+        minimum, maximum: limits on the number of items, inclusive.
     """
 
     item: Rule
@@ -178,7 +178,7 @@ class Items:
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """A list with one rule for each place."""
+    """A list with a rule for each position."""
 
     items: tuple[Rule, ...]
 
@@ -193,7 +193,7 @@ class Fields:
 
 @dataclasses.dataclass(frozen=True)
 class Maybe:
-    """None, or what another rule takes."""
+    """None, or a value that obeys another rule."""
 
     rule: Rule
 
@@ -208,7 +208,7 @@ Rule = Flag | Whole | Number | Choice | Text | Device | Items | Fields | Maybe
 
 
 def shown(value: Any) -> str:
-    """A value for a message, cut where it is long."""
+    """A value for a message, shortened if it is long."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**40:
         return "a number of more than 40 digits"
     text = ascii(value)
@@ -216,7 +216,7 @@ def shown(value: Any) -> str:
 
 
 def problem_of(rule: Rule, value: Any) -> str | None:
-    """What is wrong with a value, to be put after its key; None for a good one."""
+    """What is wrong with a value, to follow its key in a message; None if it is valid."""
     if rule.accepts(value):
         return None
     if isinstance(rule, Choice) and len(rule.values) > 1:
@@ -225,7 +225,7 @@ def problem_of(rule: Rule, value: Any) -> str | None:
 
 
 def coerced(value: Any, default: Any) -> Any:
-    """A value as the type of its default: lists and tuples pass for each other, and whole numbers for others."""
+    """Convert a value to the type of its default: between list and tuple, and from whole numbers to floats."""
     if isinstance(value, list | tuple) and isinstance(default, list | tuple):
         return type(default)(value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:

@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from reclip_d2.config import load_config
 from reclip_d2.data.class_file import read_class_file
 from reclip_d2.data.classes import class_names_from_config
-from reclip_d2.data.datasets.custom import CUSTOM, register_custom, register_images
+from reclip_d2.data.datasets.custom import CUSTOM, register_custom
 from reclip_d2.data.datasets.custom_labels import CUSTOM_VAL
 from reclip_d2.engine.trainer import build_evaluation_model
 from reclip_d2.errors import ReclipError
@@ -148,8 +148,7 @@ class ExportSource:
         """The model with its weights, in eval mode, on the CPU."""
         if self.trained is None:
             return build_evaluation_model(self.cfg, resume=False)
-        register_images([], self.trained.state.classes)
-        return load_predictor(self.cfg, self.kind, self.trained.weights).model
+        return load_predictor(self.cfg, self.kind, self.trained.state.classes, self.trained.weights).model
 
 
 class Export:

@@ -6,7 +6,6 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-from reclip_d2.data.datasets.custom import register_images
 from reclip_d2.data.image_folder import find_images
 from reclip_d2.engine.logs import logging_to
 from reclip_d2.errors import ReclipError
@@ -88,7 +87,6 @@ class PredictRun:
             state = self._remember()
             with logging_to(folder.run):
                 report_transparency(self.images)
-                register_images([], model.state.classes)
                 return write_results(folder, state, self.request, self.images, {}, self.cfg, model.weights)
 
     def _remember(self) -> RunState:

@@ -135,7 +135,11 @@ def write_results(
     if missing or scores:
         say("masks")
         problems |= predict_masks(
-            lambda: load_predictor(cfg, request.kind, weights), usable, request.table, folder.masks, scores
+            lambda: load_predictor(cfg, request.kind, request.classes, weights),
+            usable,
+            request.table,
+            folder.masks,
+            scores,
         )
         usable = [image for image in usable if image.image_id not in problems]
     else:

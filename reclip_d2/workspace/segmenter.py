@@ -28,7 +28,6 @@ from PIL import Image
 
 from reclip_d2.backbones.query import check_names_fit
 from reclip_d2.data.class_file import ClassList, parse_classes, read_class_file
-from reclip_d2.data.datasets.custom import register_images
 from reclip_d2.data.working_files import check_shape
 from reclip_d2.errors import ReclipError
 from reclip_d2.inference import ImagePredictor
@@ -38,14 +37,13 @@ from reclip_d2.utils.files import StrPath
 from reclip_d2.utils.output_paths import check_output_folder
 from reclip_d2.utils.progress import ProgressCallback, report_to
 from reclip_d2.workspace import hub
-from reclip_d2.workspace.clip_weights import find_weights
 from reclip_d2.workspace.masks import MaskClassTable
 from reclip_d2.workspace.options import DEFAULT_CLIP, DEFAULT_PRETRAINED, TITLES, SegmentOptions, in_options
 from reclip_d2.workspace.run_state import RunState
 from reclip_d2.workspace.saved_model import ModelToSave, SavedModelFolder
 from reclip_d2.workspace.segment import SegmentRun
 from reclip_d2.workspace.segmentation import ImageLike, Segmentation, pixels_of
-from reclip_d2.workspace.stage_config import resolve_device, resolve_pretrained, stage_config
+from reclip_d2.workspace.stage_config import ClipChoice, resolve_device
 from reclip_d2.workspace.trained_model import TrainedModel, load_predictor
 
 Classes = StrPath | ClassList | Sequence[str | Sequence[str]]
@@ -98,25 +96,21 @@ class Segmenter:
     def __init__(
         self,
         classes: ClassList,
-        clip: str,
-        pretrained: str,
+        choice: ClipChoice,
         *,
-        device: str = "auto",
         keep_background: bool = False,
-        opts: Sequence[str] = (),
         trained: TrainedModel | None = None,
     ) -> None:
         """
         Args:
             classes: the class list.
-            clip, pretrained: checked, see :func:`~reclip_d2.workspace.clip_weights.find_weights`.
-            trained: a trained model of these; None for MaskCLIP.
+            choice: the CLIP.
+            trained: a trained model of these classes and this CLIP; None for MaskCLIP.
         """
         self._classes = classes
-        self.clip, self.pretrained = clip, pretrained
-        self.device = resolve_device(device)
+        self._choice = choice
+        self.clip, self.pretrained, self.device = choice.name, choice.pretrained, choice.device
         self._table = MaskClassTable(classes, keep_background)
-        self._opts = tuple(map(str, opts))
         self._trained = trained
         self._predictor: ImagePredictor | None = None
         self._temporary: tempfile.TemporaryDirectory | None = None
@@ -156,13 +150,11 @@ class Segmenter:
             ReclipError: the CLIP or its weights are not to be had, or a name is none that it takes.
         """
         class_list = _class_list(classes, background)
-        clip, weights = resolve_pretrained(clip), resolve_pretrained(pretrained)
-        find_weights(clip, pretrained)
-        made = cls(class_list, clip, weights, device=device, keep_background=keep_background, opts=opts)
-        cfg = made._maskclip_config()
+        choice = ClipChoice.find(clip, pretrained, device, [str(part) for part in opts])
+        cfg = choice.config("maskclip")
         check_names_fit(class_list, cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.TEMPLATES)
         check_registered_parts(cfg, len(class_list.model_classes))
-        return made
+        return cls(class_list, choice, keep_background=keep_background)
 
     @classmethod
     @_public
@@ -237,16 +229,10 @@ class Segmenter:
 
     @classmethod
     def _of(cls, trained: TrainedModel, keep_background: bool, device: str, opts: Sequence[str]) -> Segmenter:
-        state = trained.state
-        return cls(
-            state.classes,
-            state.clip,
-            trained.pretrained,
-            device=device,
-            keep_background=keep_background,
-            opts=opts,
-            trained=trained,
+        choice = ClipChoice(
+            trained.state.clip, trained.pretrained, resolve_device(device), tuple(str(part) for part in opts)
         )
+        return cls(trained.state.classes, choice, keep_background=keep_background, trained=trained)
 
     # ---- what it is -------------------------------------------------------------------------------------------
 
@@ -318,7 +304,7 @@ class Segmenter:
             tile=tile,
             overwrite=overwrite,
             device=self.device,
-            opts=(*self._opts, *seeds, *map(str, opts)),
+            opts=(*self._choice.opts, *seeds, *map(str, opts)),
         )
         folder = self._temporary_folder((repr(images), options), resume) if output is None else os.fspath(output)
         run = SegmentRun(images, _with_lines(self._classes), folder, options)
@@ -370,21 +356,16 @@ class Segmenter:
         labels, _ = self._table.predict(predictor, pixels, with_scores=False)
         return Segmentation(pixels, labels, path, predictor, self._table)
 
-    def _maskclip_config(self) -> Any:
-        pairs = ["MODEL.DEVICE", self.device, "MODEL.CLIP.PRETRAINED", self.pretrained, *self._opts]
-        return stage_config("maskclip", self.clip, pairs)
-
     def _config(self) -> Any:
-        if self._trained is None:
-            return self._maskclip_config()
-        return self._trained.config(["MODEL.DEVICE", self.device, *self._opts])
+        return (
+            self._choice.config("maskclip") if self._trained is None else self._trained.config(self._choice.overrides)
+        )
 
     def _loaded(self) -> ImagePredictor:
         """The network, built when it is first needed."""
         if self._predictor is None:
-            weights = Path() if self._trained is None else self._trained.weights
-            register_images([], self._classes)
-            self._predictor = load_predictor(self._config(), self.kind, weights)
+            weights = None if self._trained is None else self._trained.weights
+            self._predictor = load_predictor(self._config(), self.kind, self._classes, weights)
         return self._predictor
 
     # ---- keeping it -------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from reclip_d2.config import flatten, load_config
 from reclip_d2.config.files import configs_folder
 from reclip_d2.errors import ReclipError
 from reclip_d2.modeling.build import backbone_class
+from reclip_d2.workspace.clip_weights import find_weights
 
 # Kind of model: its file in configs/methods.
 STAGE_CONFIGS = {
@@ -30,8 +32,6 @@ _HARMLESS = (
     "MODEL.CLIP.PRETRAINED", "MODEL.TEACHER.WEIGHTS", "OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "TEST.BAND_MEMORY",
     "VIS_PERIOD",
 )  # fmt: skip
-
-
 # Sizes of configs/datasets/custom.yaml that are meant for a CLIP of the usual size.
 _SIZES = (
     "INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.CROP.SIZE",
@@ -79,6 +79,43 @@ def stage_config(kind: str, clip: str, overrides: Sequence[str]) -> CfgNode:
     if not fitted:
         _fit_sizes(cfg, set(overrides[::2]))
     return cfg
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipChoice:
+    """A CLIP, and where it runs.
+
+    Attributes:
+        name: open_clip's name, or the JSON file of an architecture.
+        pretrained: its weights, a file or a tag.
+        device: of the networks.
+        opts: ``KEY VALUE`` overrides of all configs.
+    """
+
+    name: str
+    pretrained: str
+    device: str
+    opts: tuple[str, ...] = ()
+
+    @classmethod
+    def find(cls, name: str, pretrained: str, device: str = "auto", opts: Sequence[str] = ()) -> ClipChoice:
+        """A choice with absolute paths and a device of this machine.
+
+        Raises:
+            ReclipError: the device or the CLIP is unknown, or its weights cannot be found.
+        """
+        choice = cls(resolve_pretrained(name), resolve_pretrained(pretrained), resolve_device(device), tuple(opts))
+        find_weights(choice.name, pretrained)
+        return choice
+
+    def config(self, kind: str) -> CfgNode:
+        """Config of a kind of model; see :func:`stage_config`."""
+        return stage_config(kind, self.name, ["MODEL.CLIP.PRETRAINED", self.pretrained, *self.overrides])
+
+    @property
+    def overrides(self) -> list[str]:
+        """``KEY VALUE`` overrides for a trained model's config, which names the CLIP itself."""
+        return ["MODEL.DEVICE", self.device, *self.opts]
 
 
 def _fit_sizes(cfg: CfgNode, given: set[str]) -> None:

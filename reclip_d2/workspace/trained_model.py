@@ -10,6 +10,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from reclip_d2.config import load_config
+from reclip_d2.data.class_file import ClassList
+from reclip_d2.data.datasets.custom import register_images
 from reclip_d2.errors import ReclipError
 from reclip_d2.inference import ImagePredictor
 from reclip_d2.modeling.checkpoint import ReclipCheckpointer
@@ -76,6 +78,10 @@ class TrainedModel:
             pairs = [*neutral_paths(), "MODEL.CLIP.NAME", self.state.clip, *pairs]
         return load_config(str(self.folder.config(self.kind)), pairs, bases=False)
 
+    def predictor(self, overrides: Sequence[str]) -> ImagePredictor:
+        """Its predictor, with ``KEY VALUE`` overrides of the config."""
+        return load_predictor(self.config(overrides), self.kind, self.state.classes, self.weights)
+
 
 def _last(folder: RunFolder) -> str:
     """The last kind of model that a run has finished."""
@@ -97,12 +103,13 @@ def _check_weights(trained: RunState, pretrained: str, kind: str) -> None:
         )
 
 
-def load_predictor(cfg: CfgNode, kind: str, weights: Path) -> ImagePredictor:
-    """The model of a kind with its checkpoint; ``custom`` must be registered.
+def load_predictor(cfg: CfgNode, kind: str, classes: ClassList, weights: Path | None = None) -> ImagePredictor:
+    """Build a model of these classes and load its checkpoint. Registers ``custom`` with the classes, without images.
 
     Args:
-        weights: of a trained kind.
+        weights: the checkpoint; not needed for MaskCLIP.
     """
+    register_images([], classes)
     cfg = cfg.clone()
     cfg.defrost()
     if kind == "student":  # without its teacher

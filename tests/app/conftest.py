@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from reclip_d2.app.models import ClipChoice
 from reclip_d2.app.session import Session
 from reclip_d2.data.datasets.custom import CUSTOM
+from reclip_d2.workspace.stage_config import ClipChoice
 from tests.cli.conftest import FAST_KEYS, write_inputs
 from tests.helpers import isolated_cache
 

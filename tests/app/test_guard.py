@@ -13,8 +13,7 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from reclip_d2.app.guard import HEADERS, Guard, Names
-from reclip_d2.app.limits import Limits
+from reclip_d2.app.guard import HEADERS, Guard, Limits, Names
 from reclip_d2.app.server import server_names
 from reclip_d2.errors import ReclipError
 from tests.app.conftest import CLASSES

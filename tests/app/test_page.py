@@ -11,9 +11,8 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from reclip_d2.app.examples import EXAMPLE_CLASSES, write_example_scenes
 from reclip_d2.app.handlers import Handlers, _plain
-from reclip_d2.app.page import build_page
+from reclip_d2.app.page import EXAMPLE_CLASSES, build_page, write_example_scenes
 from reclip_d2.app.private_folder import MARKER
 from reclip_d2.app.server import serve
 from reclip_d2.app.session import Session
@@ -77,9 +76,9 @@ def test_segment(served, upload, tmp_path):
 def test_other_names_have_no_after(served, upload):
     upload("0.jpg")
     status, _, sides, legend, *_ = served.client.predict("sky\nlake", api_name="/segment")
-    assert "no model here has all of these" in status and "after" not in sides and "change" not in legend
+    assert "no trained model here has all of these" in status and "after" not in sides and "change" not in legend
     status, *_ = served.client.predict("fire\nwood", api_name="/segment")
-    assert "3 further classes" in status
+    assert "3 more classes" in status
 
 
 @pytest.mark.parametrize("endpoint", ["/segment", "/learn"])
@@ -179,7 +178,7 @@ def test_a_model_without_a_bias_to_draw(session, served, monkeypatch):
     result, status, pictures, *_ = Handlers(session).segment(
         [served.photos / "0.jpg"], 0, CLASSES, gr.Request(session_hash="one")
     )
-    assert result.after is not None and len(pictures) == 2 and "The bias is not drawn: this model has none." in status
+    assert result.after is not None and len(pictures) == 2 and "The bias is not shown: this model has none." in status
 
 
 def test_plain_text_for_markdown():

@@ -109,7 +109,7 @@ def test_bias_parts(session, served):
     parts = session.bias_parts(result)
     trained = result.model.trained
     model = session.models.trained(trained).model
-    mapper = UnlabelledDatasetMapper(session.models.config(trained), is_train=False)
+    mapper = UnlabelledDatasetMapper(trained.config(session.clip.overrides), is_train=False)
     expected = logit_parts(model, mapper, {"file_name": str(photo)})
     for name in ("query", "bias", "rectified", "mask"):
         torch.testing.assert_close(getattr(parts, name), getattr(expected, name)[[2, 0, 1]], rtol=0, atol=0)
@@ -167,7 +167,7 @@ def test_one_training_at_a_time(session, served, tmp_path, monkeypatch):
     thread = threading.Thread(target=learn)
     thread.start()
     assert running.wait(30)
-    with pytest.raises(ReclipError, match="under way already"):
+    with pytest.raises(ReclipError, match="another training is running"):
         other.learn([served.photos / "0.jpg"], CLASSES, 5, lambda *_: None)
     assert not other.stop("another") and not other.stop(None) and not stopped.is_set()
     assert other.stop("one")

@@ -76,7 +76,7 @@ def test_a_model_brings_its_clip(reclip, model):
     clip, trained = choose("--clip", "reclip-embedded", "--device", "cpu")
     assert clip.name == "reclip-embedded" and trained is None
     both = ("--model", "out", "--clip", "reclip-embedded")
-    assert "leave --clip out" in reclip("app", "--port", free_port(), *both).error
+    assert "omit --clip" in reclip("app", "--port", free_port(), *both).error
 
 
 def test_who_can_reach_it():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reclip_d2.app.limits import Limits
+from reclip_d2.app.guard import Limits
 from reclip_d2.cli.arguments import app as app_arguments
 from reclip_d2.cli.arguments import export as export_arguments
 from reclip_d2.cli.main import COMMANDS, main, missing_package

@@ -117,7 +117,7 @@ def test_outputs_that_cannot_be_made(segment, tmp_path, output, words):
 
 def test_keys(segment, tmp_path):
     assert "NONSENSE" in segment(keys=("NONSENSE", "1")).error
-    assert "has no partner" in segment(keys=("SOLVER.BASE_LR",)).error
+    assert "has no value" in segment(keys=("SOLVER.BASE_LR",)).error
     assert "there is no key SOLVER.BASE_RL; did you mean SOLVER.BASE_LR?" in segment(keys=("SOLVER.BASE_RL", "1")).error
     assert "TEST.BAND_MEMORY is 0; it must be" in segment(keys=("TEST.BAND_MEMORY", "0")).error
     assert "--iterations is 0; it must be" in segment(keys=("SOLVER.MAX_ITER", "0")).error

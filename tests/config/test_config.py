@@ -239,15 +239,15 @@ def file_message(tmp_path, content: str | bytes) -> str:
         ("MODEL:\n  CLIP:\n    NAM: x", "MODEL.CLIP.NAM"),
         ("SEED: abc", "SEED"),
         ("MODEL:\n  CLIP: null", "MODEL.CLIP"),
-        ("", "holds no keys"),
-        ("# nothing", "holds no keys"),
-        ("- a", "holds no keys"),
-        ("3", "holds no keys"),
-        ("hello", "holds no keys"),
+        ("", "has no keys"),
+        ("# nothing", "has no keys"),
+        ("- a", "has no keys"),
+        ("3", "has no keys"),
+        ("hello", "has no keys"),
         ("1: 2", ""),
         ("MODEL: {1: 2}", ""),
-        ("a: [1", "no plain YAML"),
-        ("a:\n\t- b", "no plain YAML"),
+        ("a: [1", "not plain YAML"),
+        ("a:\n\t- b", "not plain YAML"),
         (b"\xff\xfe\x00", "UTF-16"),
         ("_BASE_: none.yaml", "none.yaml does not exist"),
         ("_BASE_: config.yaml", ""),
@@ -261,7 +261,7 @@ def test_mistakes_in_a_file(tmp_path, content, expected):
 def test_python_in_yaml_is_not_run(tmp_path, tag):
     marker = tmp_path / "marker"
     message = file_message(tmp_path, f'OUTPUT_DIR: {tag} ["{marker}"]')
-    assert "no plain YAML" in message and not marker.exists()
+    assert "not plain YAML" in message and not marker.exists()
     base = tmp_path / "base.yaml"
     base.write_text(f'OUTPUT_DIR: {tag} ["{marker}"]')
     file_message(tmp_path, "_BASE_: base.yaml")
@@ -276,8 +276,8 @@ def test_missing_file(tmp_path):
 @pytest.mark.parametrize(
     ("opts", "expected"),
     [
-        (["SEED"], "'SEED' has no partner"),
-        (["SEED", "1", "OUTPUT_DIR"], "'OUTPUT_DIR' has no partner"),
+        (["SEED"], "'SEED' has no value"),
+        (["SEED", "1", "OUTPUT_DIR"], "'OUTPUT_DIR' has no value"),
         (["FOO", "1"], "FOO"),
         (["MODEL.CLIP.NAM", "x"], "MODEL.CLIP.NAM"),
         (["SEED", "abc"], "SEED"),

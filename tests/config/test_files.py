@@ -62,7 +62,7 @@ def test_an_old_name_says_what_replaces_it(empty_folder, name, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--config-file", name])
     new = " ".join(f"--config-file configs/{file}.yaml" for file in OLD_NAMES[name])
-    assert capsys.readouterr().err == f"error: config file {name} does not exist any more: give {new}\n"
+    assert capsys.readouterr().err == f"error: config file {name} no longer exists: give {new}\n"
     assert stop.value.code == 2
 
 
@@ -150,7 +150,7 @@ def test_the_data_sets_name_in_values(files):
 @pytest.mark.parametrize(
     ("names", "text", "words"),
     [
-        (["rectify.yaml"], "", "rectify.yaml: OUTPUT_DIR is output/{_DATASET_}/rectify, and no file says what"),
+        (["rectify.yaml"], "", "rectify.yaml: OUTPUT_DIR is output/{_DATASET_}/rectify, but no file defines"),
         (["distill.yaml", "photos.yaml"], "", "photos.yaml has _METHODS_ for rectify: give it before rectify.yaml"),
         (
             ["new.yaml", "rectify.yaml"],
@@ -159,8 +159,8 @@ def test_the_data_sets_name_in_values(files):
         ),
         (["new.yaml"], "_METHODS_: [rectify]", "must be METHOD: lines"),
         (["new.yaml"], "_METHODS_: {rectify: 3}", "must be METHOD: lines"),
-        (["new.yaml"], "_DATASET_: [1]", "its _DATASET_ is [1]; it must be a name"),
-        (["new.yaml"], "_METHOD_: ''", "its _METHOD_ is ''; it must be a name"),
+        (["new.yaml"], "_DATASET_: [1]", "_DATASET_ is [1]; it must be a name"),
+        (["new.yaml"], "_METHOD_: ''", "_METHOD_ is ''; it must be a name"),
         (["photos.yaml", "new.yaml"], "NONE: 1", "config file new.yaml: there is no key NONE"),
         (["photos.yaml", "none.yaml"], "", "config file none.yaml does not exist"),
     ],
@@ -175,7 +175,7 @@ def test_mistakes(files, names, text, words):
 @pytest.mark.parametrize("key", ["_METHODS_: {a: {SEED: 1}}", "_METHOD_: a", "_DATASET_: a"])
 def test_a_models_own_config_has_none_of_these_keys(files, key):
     (files / "new.yaml").write_text(f"SEED: 1\n{key}\n")
-    with pytest.raises(ReclipError, match=f"names a {key.partition(':')[0]}"):
+    with pytest.raises(ReclipError, match=f"has {key.partition(':')[0]}"):
         load_config("new.yaml", bases=False)
 
 

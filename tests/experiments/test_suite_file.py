@@ -162,7 +162,7 @@ def test_chosen_tables(tmp_path):
         ("methods: configs\n", "", "top: no 'methods'"),
         ("methods: configs\n", "methods: [configs]\n", "methods: expected a folder"),
         ("small: {dataset: configs/data.yaml, ", "small: {", "suites: small: no 'dataset'"),
-        ("suites:\n", "suites: [\n", "no plain YAML"),
+        ("suites:\n", "suites: [\n", "not plain YAML"),
     ],
 )
 def test_mistakes_name_the_file_and_the_place(tmp_path, old, new, message):
@@ -185,5 +185,5 @@ def test_other_mistakes(tmp_path):
     with pytest.raises(ReclipError, match="experiment student of suite small: .*student.yaml does not exist"):
         resolve(suite, suite.experiments["student"])
     file.write_text("suites: !!python/object/apply:os.system ['true']\n")
-    with pytest.raises(ReclipError, match="no plain YAML"):
+    with pytest.raises(ReclipError, match="not plain YAML"):
         suite_names(file)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from reclip_d2.backbones.query import get_templates
 from reclip_d2.errors import ReclipError
 from reclip_d2.modeling.meta_arch.maskclip import denoise_prompts, mean_filter, smooth_by_keys
 from tests.helpers import PIXEL_MEAN, PIXEL_STD, make_maskclip, random_image
@@ -36,6 +37,21 @@ def test_logits_are_similarities_of_patches_and_class_names():
             torch.testing.assert_close(got[:, row, column], expected, rtol=0, atol=1e-6)
     large = F.interpolate(got[None], size=(32, 48), mode="bilinear", align_corners=False)[0]
     torch.testing.assert_close(predict(model, image), large, rtol=0, atol=1e-6)
+
+
+def test_other_classes_share_the_clip():
+    """Logits of other names are their similarities; the first model keeps its own."""
+    model, image = make_maskclip(), normalise(random_image(4, 24, 32))[None]
+    names = [["lake", "pond"], ["wood"]]
+    before = model.mask_logits(image)
+    other = model.with_classes(names)
+    assert other.backbone is model.backbone and (other.num_classes, model.num_classes) == (2, 4)
+    features = F.normalize(model.backbone(image)["dense"], dim=1)
+    expected = torch.einsum("bdhw,cd->bchw", features, model.backbone.query_features(names, get_templates("photo")))
+    torch.testing.assert_close(other.mask_logits(image), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.mask_logits(image), before, rtol=0, atol=0)
+    with pytest.raises(ReclipError, match="share the name 'lake'"):
+        model.with_classes([["lake"], ["pond", "lake"]])
 
 
 @pytest.mark.parametrize("size", [(32, 32), (31, 50), (8, 8), (5, 3), (1, 40)])

@@ -224,6 +224,6 @@ def test_from_the_config(tmp_path, datasets):
 )  # fmt: skip
 def test_maskclip_has_nothing_to_train(key, architecture):
     load_config("", architecture)
-    with pytest.raises(ReclipError, match=f"MODEL.CLIP.{key} is of RectifiedCLIP: MaskCLIP has nothing to train"):
+    with pytest.raises(ReclipError, match=f"MODEL.CLIP.{key} is for RectifiedCLIP; MaskCLIP has nothing to train"):
         load_config("", [*architecture, f"MODEL.CLIP.{key}", "True"])
     load_config("", ["MODEL.META_ARCHITECTURE", "RectifiedCLIP", f"MODEL.CLIP.{key}", "True"])

@@ -5,6 +5,9 @@ Shape letters: B images, C classes, (h, w) patch grid, n = h*w patches, E width 
 
 from __future__ import annotations
 
+import contextlib
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +16,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
+from reclip_d2.backbones.query import check_class_names, get_templates
 from reclip_d2.errors import ReclipError
 from reclip_d2.modeling.bias_head import query_logits
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
@@ -58,6 +62,29 @@ class MaskCLIP(CLIPSegmentor):
             "mean_filter": cfg.MODEL.MASKCLIP.MEAN_FILTER,
             "calibration": cfg.MODEL.MASKCLIP.CALIBRATION,
         }
+
+    def with_classes(
+        self,
+        class_names: list[list[str]],
+        turn: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> MaskCLIP:
+        """A model for other classes that shares this model's CLIP; it is not calibrated.
+
+        Args:
+            class_names: for each class its name and any synonyms.
+            turn: makes a context that is entered around the encoding of each class.
+
+        Raises:
+            ReclipError: a name is empty or belongs to two classes.
+        """
+        check_class_names(class_names, self.backbone.name_tokens)
+        features = self.backbone.query_features(class_names, get_templates(self.templates), turn)
+        model = copy.copy(self)
+        model._buffers = dict(self._buffers)  # copies of a module share them
+        model.template_query_features = features.to(self.device)
+        model.class_names = class_names
+        model.calibration_offset = None
+        return model
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
         if self.training:
