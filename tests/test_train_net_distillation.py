@@ -182,13 +182,13 @@ def test_maskclip_as_a_teacher_has_neither_weights_nor_a_calibration(scene, capf
     line = mistake(capfd, scene, *listed(PLUS), "MODEL.TEACHER.WEIGHTS", "some.pth")
     assert "MODEL.TEACHER.WEIGHTS is some.pth, but MaskCLIP has no weights" in line
     line = mistake(capfd, scene, *listed(PLUS), "MODEL.MASKCLIP.CALIBRATION", "class")
-    assert "MODEL.MASKCLIP.CALIBRATION is a control of the evaluation" in line
+    assert "MODEL.MASKCLIP.CALIBRATION is for evaluation only" in line
 
 
 def test_who_is_no_teacher(scene, capfd):
     for name in ("Student", "Distillation"):
         line = mistake(capfd, scene, *listed({**PLUS, "MODEL.TEACHER.META_ARCHITECTURE": name}))
-        assert f"MODEL.TEACHER.META_ARCHITECTURE {name!r} is no teacher" in line
+        assert f"MODEL.TEACHER.META_ARCHITECTURE {name!r} cannot be a teacher" in line
     line = mistake(capfd, scene, *listed({**PLUS, "MODEL.TEACHER.META_ARCHITECTURE": "Nobody"}))
     assert "MODEL.TEACHER.META_ARCHITECTURE 'Nobody' is not registered" in line
     line = mistake(capfd, scene, *listed(PLUS), "MODEL.STUDENT.BACKBONE", "Nobody")

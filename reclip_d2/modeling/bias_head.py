@@ -1,4 +1,4 @@
-"""Bias extraction: the two biases of CLIP as one bias logit map M_b (section III-B), and Eqs. (2) and (3).
+"""Bias extraction: both biases of CLIP as one map of bias logits M_b (section III-B), Eqs. (2) and (3).
 
 The bias head of ReCLIP, the conference model, is in ``reclip_bias_head.py``.
 
@@ -21,13 +21,13 @@ from reclip_d2.modeling.numerics import full_precision
 
 BIAS_HEAD_REGISTRY = Registry("BIAS_HEAD")
 BIAS_HEAD_REGISTRY.__doc__ = """
-Registry of bias heads: :class:`BiasHead` modules that give the bias logits M_b. The registered object is called as
+Registry of bias heads: :class:`BiasHead` modules that compute the bias logits M_b. They are built by
 ``obj(cfg, backbone, class_names)``.
 """
 
 
 def build_bias_head(cfg: CfgNode, backbone: VisionLanguageBackbone, class_names: Sequence[str]) -> nn.Module:
-    """Build ``MODEL.BIAS_HEAD.NAME``."""
+    """Build the bias head of ``MODEL.BIAS_HEAD.NAME``."""
     return BIAS_HEAD_REGISTRY.get(cfg.MODEL.BIAS_HEAD.NAME)(cfg, backbone, class_names)
 
 
@@ -46,14 +46,14 @@ def bias_logits(positional_features: Tensor, reference_features: Tensor) -> Tens
 
 
 class PositionalProjection(nn.Module):
-    """Space-preference bias: a 1x1 convolution of CLIP's positional embedding gives W_p. PE is its only input."""
+    """Space-preference bias: W_p, a 1x1 convolution of CLIP's positional embedding PE."""
 
     def __init__(self, width: int, embed_dim: int, init: str = "default") -> None:
         """
         Args:
             width: E.
             embed_dim: D.
-            init: ``default`` (PyTorch's), or ``zero``: before training there is no bias.
+            init: ``default`` (PyTorch's), or ``zero``, for a bias of zero before training.
         """
         super().__init__()
         self.conv = nn.Conv2d(width, embed_dim, kernel_size=1)
@@ -67,18 +67,18 @@ class PositionalProjection(nn.Module):
 
 
 class BiasHead(nn.Module):
-    """Base of the bias heads: the Reference prompt, Eq. (1), which holds the class preference, and the assembly of M_b.
+    """Base class of bias heads: the Reference prompt, Eq. (1), for the class preference, and the computation of M_b.
 
-    A head is affine in the image features: ``M_b = A + Z B^T``. It defines
+    A head is affine in the image features: ``M_b = A + Z B^T``. Subclasses define
 
     - :meth:`shared_bias`: A ``(n, C)``, the same for all images of one resolution;
     - :meth:`class_bias`: B ``(C, D)``, if the head is ``image_dependent``.
 
-    Distillation relies on it, since a student inherits A and B in place of the head. A head that is not affine defines
-    :meth:`image_bias` in place of :meth:`class_bias`; it can be trained and used, but not distilled.
+    Distillation requires this form, since a student inherits A and B in place of the head. A head that is not affine
+    defines :meth:`image_bias` in place of :meth:`class_bias`; it can be trained and used, but not distilled.
 
-    Apart from :meth:`reference_features` and :meth:`forward` nothing here needs a CLIP: :meth:`combine` works on a
-    stored W_r and positional embedding.
+    Only :meth:`reference_features` and :meth:`forward` need a CLIP; :meth:`combine` takes a stored W_r and positional
+    embedding.
     """
 
     image_dependent: bool = False
@@ -97,11 +97,11 @@ class BiasHead(nn.Module):
         return normalize_reference(self.reference_prompt(backbone), self.reference_norm)
 
     def shared_bias(self, positional_embedding: Tensor, reference_features: Tensor) -> Tensor:
-        """A, the part of M_b that is the same for all images: ``(n, C)``, of PE ``(E, h, w)`` and W_r ``(C, D)``."""
+        """A ``(n, C)``, the part of M_b that all images share, from PE ``(E, h, w)`` and W_r ``(C, D)``."""
         raise NotImplementedError
 
     def class_bias(self, reference_features: Tensor) -> Tensor | None:
-        """B ``(C, D)`` of W_r ``(C, D)``; None if no part of M_b depends on the image.
+        """B ``(C, D)`` from W_r ``(C, D)``; None if M_b does not depend on the image.
 
         Raises:
             ReclipError: the head is not affine in the image features.
@@ -110,16 +110,16 @@ class BiasHead(nn.Module):
             return None
         raise ReclipError(
             f"MODEL.BIAS_HEAD.NAME {type(self).__name__} is not affine in the image features (it has no class_bias),"
-            " so a student cannot inherit it: set MODEL.STUDENT.HEAD query or original, or take another bias head"
+            " so a student cannot inherit it: set MODEL.STUDENT.HEAD query or original, or use another bias head"
         )
 
     def image_bias(self, reference_features: Tensor, features: Tensor) -> Tensor:
-        """The part of M_b that depends on the image: ``Z B^T`` ``(B, n, C)``, of W_r ``(C, D)`` and Z
+        """``Z B^T`` ``(B, n, C)``, the part of M_b that depends on the image, from W_r ``(C, D)`` and Z
         ``(B, D, h, w)``."""
         return query_logits(features, self.class_bias(reference_features)).flatten(2).transpose(1, 2)
 
     def check_affine(self, reference_features: Tensor) -> None:
-        """Raise :class:`ReclipError` unless :meth:`image_bias` is ``Z B^T``: a head that defines both may err."""
+        """Raise :class:`ReclipError` unless :meth:`image_bias` is ``Z B^T``, for heads that override both methods."""
         slope = self.class_bias(reference_features)
         if slope is None:
             return
@@ -140,16 +140,16 @@ class BiasHead(nn.Module):
         Args:
             positional_embedding: PE ``(E, h, w)`` on the patch grid.
             reference_features: W_r ``(C, D)``.
-            features: Z ``(B, D, h, w)``; not read, and may be None, unless the head is ``image_dependent``.
+            features: Z ``(B, D, h, w)``; may be None unless the head is ``image_dependent``.
 
         Returns:
-            ``(n, C)``, the same for all images; of an ``image_dependent`` head ``(B, n, C)``.
+            ``(n, C)``, shared by all images; ``(B, n, C)`` for an ``image_dependent`` head.
         """
         shared = self.shared_bias(positional_embedding, reference_features)
         return self.add_image_bias(shared, reference_features, features)
 
     def add_image_bias(self, shared: Tensor, reference_features: Tensor, features: Tensor | None) -> Tensor:
-        """M_b from its shared part ``(n, C)``, which callers may keep; arguments and result as of :meth:`combine`."""
+        """:meth:`combine` for a shared part ``(n, C)`` that the caller has computed before."""
         if not self.image_dependent:
             return shared
         if features is None:
@@ -157,7 +157,7 @@ class BiasHead(nn.Module):
         return shared + self.image_bias(reference_features, features)
 
     def forward(self, backbone: VisionLanguageBackbone, features: Tensor) -> Tensor:
-        """Bias logits M_b of image features Z ``(B, D, h, w)``: see :meth:`combine`."""
+        """Bias logits M_b for image features Z ``(B, D, h, w)``: see :meth:`combine`."""
         size = (features.shape[-2], features.shape[-1])
         return self.combine(backbone.positional_embedding(size), self.reference_features(backbone), features)
 
@@ -165,12 +165,12 @@ class BiasHead(nn.Module):
 def build_reference_prompt(
     cfg: CfgNode, backbone: VisionLanguageBackbone, class_names: Sequence[str]
 ) -> ReferencePrompt:
-    """The Reference prompt that ``MODEL.BIAS_HEAD`` asks for, one text a class."""
+    """Build the Reference prompt of ``MODEL.BIAS_HEAD``, with one text per class."""
     keys = cfg.MODEL.BIAS_HEAD
     names = list(keys.REFERENCE_NAMES) or list(class_names)
     if len(names) != len(class_names):
         raise ReclipError(
-            f"MODEL.BIAS_HEAD.REFERENCE_NAMES has {len(names)} names for {len(class_names)} classes: one a class"
+            f"MODEL.BIAS_HEAD.REFERENCE_NAMES has {len(names)} names for {len(class_names)} classes: give one per class"
         )
     return ReferencePrompt(
         backbone,
@@ -183,8 +183,8 @@ def build_reference_prompt(
 
 @BIAS_HEAD_REGISTRY.register()
 class ReCLIPPPBiasHead(BiasHead):
-    """Bias head of ReCLIP++: class preference in the Reference prompt, space preference in a projection of the
-    positional embedding, each encoded without the other, then multiplied (Eq. 2)."""
+    """Bias head of ReCLIP++: the class preference (Reference prompt) and the space preference (projection of the
+    positional embedding) are encoded independently, then multiplied, Eq. (2)."""
 
     @configurable
     def __init__(
@@ -215,7 +215,7 @@ class ReCLIPPPBiasHead(BiasHead):
         }
 
     def shared_bias(self, positional_embedding: Tensor, reference_features: Tensor) -> Tensor:
-        """Eq. (2), the whole of M_b ``(n, C)``."""
+        """M_b ``(n, C)`` by Eq. (2)."""
         return bias_logits(self.positional_projection(positional_embedding), reference_features)
 
 
@@ -223,11 +223,12 @@ RECTIFICATIONS = ("subtract", "add", "none")
 
 
 def rectified_logits(query_logits: Tensor, bias: Tensor | None, rectification: str = "subtract") -> Tensor:
-    """Eq. (3): ``M = M_q - M_b``; ``add`` and ``none`` are the ablation of Table V.
+    """Eq. (3): ``M = M_q - M_b``; ``add`` and ``none`` are ablations of Table V.
 
     Args:
         query_logits: M_q ``(B, C, h, w)``.
-        bias: M_b ``(n, C)``, broadcast over the batch, or ``(B, n, C)``; unused (may be None) for ``none``.
+        bias: M_b ``(n, C)``, broadcast over the batch, or ``(B, n, C)``; None for zero.
+        rectification: ``subtract``, ``add``, or ``none``, which ignores the bias.
 
     Returns:
         M ``(B, C, h, w)``.
@@ -240,7 +241,7 @@ def rectified_logits(query_logits: Tensor, bias: Tensor | None, rectification: s
 
 @full_precision
 def query_logits(features: Tensor, query_features: Tensor) -> Tensor:
-    """Query logits ``M_q = Z W_q^T``: CLIP's own segmentation (section III-A).
+    """Query logits ``M_q = Z W_q^T``: CLIP's segmentation without rectification (section III-A).
 
     Args:
         features: Z ``(B, D, h, w)``.

@@ -1,4 +1,4 @@
-"""Build the parts that the models share, and check the names of registered parts before anything is built."""
+"""Build parts that the models share, and check the names of registered parts before anything is built."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ logger = logging.getLogger(__name__)
 
 
 def backbone_class(cfg: CfgNode) -> type[VisionLanguageBackbone]:
-    """The class that ``MODEL.BACKBONE.NAME`` names, or raise :class:`ReclipError`."""
+    """The class of ``MODEL.BACKBONE.NAME``; raise :class:`ReclipError` if it is not a vision-language backbone."""
     name = cfg.MODEL.BACKBONE.NAME
     found = BACKBONE_REGISTRY.get(name) if name in BACKBONE_REGISTRY else None
     if not (isinstance(found, type) and issubclass(found, VisionLanguageBackbone)):
-        raise ReclipError(f"MODEL.BACKBONE.NAME {name!r} is no frozen CLIP: set it to DenseCLIP")
+        raise ReclipError(f"MODEL.BACKBONE.NAME {name!r} is not a vision-language backbone: set it to DenseCLIP")
     return found
 
 
 def build_clip_backbone(cfg: CfgNode) -> VisionLanguageBackbone:
-    """``MODEL.BACKBONE.NAME``, which must be a :class:`VisionLanguageBackbone`."""
+    """Build ``MODEL.BACKBONE.NAME``, which must be a :class:`VisionLanguageBackbone`."""
     backbone = backbone_class(cfg)(cfg, ShapeSpec(channels=3))
-    _warn_of_resolution(cfg, min(backbone.image_size))
+    _warn_about_resolution(cfg, min(backbone.image_size))
     return backbone
 
 
-def _warn_of_resolution(cfg: CfgNode, clip_side: int) -> None:
-    """Log a warning where the config's images are far smaller or larger than those that the CLIP was trained with."""
+def _warn_about_resolution(cfg: CfgNode, clip_side: int) -> None:
+    """Warn if the config's images are far smaller or larger than the CLIP's training images."""
     for key, side in (
         ("INPUT.MIN_SIZE_TEST", cfg.INPUT.MIN_SIZE_TEST),
         ("INPUT.MIN_SIZE_TRAIN", min(cfg.INPUT.MIN_SIZE_TRAIN)),
     ):
         if side and not suits_resolution(side, clip_side):  # 0 leaves images as they are
             logger.warning(
-                "%s is %d px, and %s was trained at %d px: its features are poor at this size; the papers take 2.3"
-                " times the CLIP's own, here %d px",
+                "%s is %d px, but %s was trained at %d px: its features are poor at this size; the papers use 2.3"
+                " times the CLIP's training size, here %d px",
                 key, side, cfg.MODEL.CLIP.NAME, clip_side, round(clip_side * 512 / USUAL_SIDE),
             )  # fmt: skip
             return
@@ -58,29 +58,30 @@ def build_norm(name: str, channels: int, key: str) -> nn.Module:
     """A norm layer over ``channels``.
 
     Args:
-        name: one that Detectron2's ``get_norm`` knows: BN, SyncBN, FrozenBN, GN (channels a multiple of 32), or "" for
+        name: a name for Detectron2's ``get_norm``: BN, SyncBN, FrozenBN, GN (channels a multiple of 32), or "" for
             none.
-        key: config key that holds the name, for the message.
+        channels: number of channels.
+        key: config key with the name, for the message.
 
     Raises:
-        ReclipError: no such norm, or it does not work for so many channels.
+        ReclipError: there is no such norm, or it does not support this number of channels.
     """
     try:
         return get_norm(name, channels) or nn.Identity()
     except (KeyError, ValueError) as error:
-        raise ReclipError(f"{key} {name!r} does not work for {channels} channels: take BN") from error
+        raise ReclipError(f"{key} {name!r} does not work for {channels} channels: use BN") from error
 
 
 def check_registered_parts(cfg: CfgNode, num_classes: int | None = None) -> None:
     """Check the names of parts before anything is written.
 
     Args:
-        num_classes: also check that the mask decoder's norm layer works for so many classes.
+        num_classes: if given, also check that the mask decoder's norm works for this number of classes.
 
     Raises:
-        ReclipError: open_clip does not know the CLIP; a meta-architecture, backbone, bias head or dense attention is in
-            no registry, or is of another task of Detectron2's; a norm layer does not work; CLIP's text encoder cannot
-            take a class name of ``DATASETS.CUSTOM.CLASSES``.
+        ReclipError: open_clip does not know the CLIP; a meta-architecture, backbone, bias head or dense attention is
+            not registered, or belongs to another task of Detectron2; a norm layer does not work; CLIP's text encoder
+            cannot encode a class name of ``DATASETS.CUSTOM.CLASSES``.
     """
     parts: tuple[tuple[str, str, Registry, str], ...] = (
         (
@@ -106,9 +107,9 @@ def check_registered_parts(cfg: CfgNode, num_classes: int | None = None) -> None
     )
     for key, name, registry, usual in parts:
         if name not in registry:
-            raise ReclipError(f"{key} {name!r} is not registered: take {usual}")
+            raise ReclipError(f"{key} {name!r} is not registered: use {usual}")
         if key != "MODEL.STUDENT.BACKBONE" and registry.get(name).__module__.startswith("detectron2."):
-            raise ReclipError(f"{key} {name!r} is of another task of Detectron2's: take {usual}")
+            raise ReclipError(f"{key} {name!r} belongs to another task of Detectron2: use {usual}")
     dense_attention_class(cfg.MODEL.CLIP.DENSE_ATTENTION)
     backbone_class(cfg).summary(cfg)
     if cfg.DATASETS.CUSTOM.CLASSES and {CUSTOM, CUSTOM_VAL} & {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}:

@@ -1,8 +1,7 @@
-"""Mean-probability calibration: a training-free control, and the extension "calibrated hypotheses".
+"""Mean-probability calibration (not in the papers): a training-free control, and used by calibrated hypotheses.
 
-An offset per class (or per position and class) is added to the logits so that the mean soft-max over unlabelled
-images is uniform: what a model without preferences would show when the classes are equally frequent. It needs no
-label, and it is not part of the papers.
+An offset per class (or per position and class) is added to the logits so that the mean softmax over unlabelled images
+is uniform, as for a model without preferences if all classes are equally frequent. It needs no labels.
 """
 
 from __future__ import annotations
@@ -12,20 +11,20 @@ from torch import Tensor
 
 
 def mean_probability_offset(logits: Tensor, scale: float, iterations: int = 200, tolerance: float = 1e-4) -> Tensor:
-    """Offset that makes the mean soft-max uniform over the classes.
+    """Offset that makes the mean softmax uniform over the classes.
 
     Solves ``mean_m softmax(scale * (logits_m + offset)) = 1 / C``, the stationary point of the convex function
     ``mean_m logsumexp(z_m + o) - mean_c o_c``, by the fixed-point step ``o <- o - log(C * mean probability)``
     (Sinkhorn's scaling of the matrix ``exp(z)`` to uniform column sums).
 
     Args:
-        logits: ``(M, ..., C)``: M samples; an offset is found for each of the middle positions by itself.
-        scale: factor on the logits inside the soft-max (CLIP's logit scale).
-        iterations: most steps.
-        tolerance: stop when no mean probability is further than this, relatively, from ``1 / C``.
+        logits: ``(M, ..., C)``: M samples; the middle dimensions are independent problems.
+        scale: factor on the logits inside the softmax (CLIP's logit scale).
+        iterations: maximum number of steps.
+        tolerance: stop when all mean probabilities are within this relative distance of ``1 / C``.
 
     Returns:
-        ``(..., C)`` float32, in units of the logits, of mean 0 over the classes.
+        ``(..., C)`` float32, in units of the logits, with mean 0 over the classes.
     """
     logits = logits.float() * scale
     num_classes = logits.shape[-1]

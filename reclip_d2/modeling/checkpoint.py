@@ -1,4 +1,4 @@
-"""Checkpoints of trained parts only, which know what they belong to."""
+"""Checkpoints with the trained weights only, and the identity of the model that they belong to."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from reclip_d2.utils.text import shorten
 
 logger = logging.getLogger(__name__)
 
-# Of checkpoints whose identity has all that the features depend on; those of earlier versions have none.
+# Version 2: the identity contains all that the features depend on. Earlier checkpoints have no version.
 IDENTITY_VERSION = "2"
 
 FINAL_CHECKPOINT = "model_final.pth"
-# The file that names the last checkpoint.
+# A file with the name of the last checkpoint.
 LAST_CHECKPOINT = "last_checkpoint"
 
 
 class ReclipCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, with four differences.
 
-    - A checkpoint carries the model's ``identity()`` (CLIP, hash of its weights, class list, templates), and one of
-      another identity is refused.
-    - It carries the resolution of the training, where that was given, for whoever learns from the model.
+    - A checkpoint contains the model's ``identity()`` (CLIP, hash of its weights, class list, templates); checkpoints
+      with another identity are rejected.
+    - It contains the training resolution, if given, for distillation to check.
     - Files are written to a temporary name and renamed.
-    - Only tensors and plain values are loaded, and they are checked: nothing in a file executes.
+    - Only tensors and plain values are loaded, and they are checked: nothing in a file is executed.
     """
 
     def __init__(self, model: Any, save_dir: str = "", *, resolution: str = "", **kwargs: Any) -> None:
         """
         Args:
-            resolution: of the training images, see :func:`training_resolution`.
-            kwargs: of Detectron2's ``DetectionCheckpointer``.
+            resolution: training resolution, see :func:`training_resolution`.
+            kwargs: arguments of Detectron2's ``DetectionCheckpointer``.
         """
         super().__init__(model, save_dir, **kwargs)
         self.resolution = resolution
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``<save_dir>/<name>.pth`` and tag it as the last checkpoint; see fvcore's ``Checkpointer``."""
+        """Write ``<save_dir>/<name>.pth`` and mark it as the last checkpoint; see fvcore's ``Checkpointer``."""
         if not self.save_dir or not self.save_to_disk:
             return
         data = {
@@ -71,10 +71,10 @@ class ReclipCheckpointer(DetectionCheckpointer):
         point_to(Path(path))
 
     def get_checkpoint_file(self) -> str:
-        """Path of the last checkpoint, which the file ``last_checkpoint`` names; "" without such a file.
+        """Path of the last checkpoint, as named in the file ``last_checkpoint``; "" if that does not exist.
 
         Raises:
-            ReclipError: it names something else than a checkpoint of the folder.
+            ReclipError: the file does not name a checkpoint of the folder.
         """
         pointer = os.path.join(self.save_dir, LAST_CHECKPOINT)
         remedy = "write the name of a checkpoint of this folder into it, or give --overwrite"
@@ -83,11 +83,15 @@ class ReclipCheckpointer(DetectionCheckpointer):
         except MissingFileError:
             return ""
         if not re.fullmatch(r"[\w.-]+\.(pth|safetensors)", name) or name.startswith("."):
-            raise ReclipError(f"file {pointer} names {name[:60]!r}, which is no checkpoint: {remedy}")
+            raise ReclipError(f"file {pointer} names {name[:60]!r}, which is not a checkpoint: {remedy}")
         return os.path.join(self.save_dir, name)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a checkpoint; see fvcore's ``Checkpointer``. The file must exist and fit the model."""
+        """Load a checkpoint; see fvcore's ``Checkpointer``.
+
+        Raises:
+            ReclipError: the file does not exist, cannot be fetched, is damaged, or does not fit the model or training.
+        """
         if path and not path.startswith(("http://", "https://", "detectron2://")):
             try:
                 check_regular(path, "checkpoint", "check MODEL.WEIGHTS")
@@ -105,9 +109,9 @@ class ReclipCheckpointer(DetectionCheckpointer):
                 f"checkpoint {path} cannot be fetched ({error.reason}): check the network, or name a local file"
             ) from error
         except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-            if is_user_error(error):  # memory ran out
+            if is_user_error(error):  # out of memory
                 raise
-            # Of the optimizer, the scheduler and such: each has its own way to refuse another's state.
+            # Optimizer, scheduler and others reject a state that does not fit with various exceptions.
             cause = " ".join(str(error).split())[:120] or type(error).__name__
             raise ReclipError(
                 f"checkpoint {path} does not fit this training ({cause}): use the config that it was trained with"
@@ -130,38 +134,39 @@ class ReclipCheckpointer(DetectionCheckpointer):
         former = {} if recorded else self.model.former_identity()
         check_identity(checkpoint.pop("identity", None), self.model.identity(), self._path, former)
         weights = checkpoint["model"] = state_dict_of(checkpoint["model"], f"checkpoint {self._path}", wrappers=())
-        # fvcore would look a tensor of another shape up in the model by its name, which need not be its place.
+        # Check shapes before fvcore does: for a mismatch it looks up modules by the key, which need not be their path.
         own = {key: tuple(value.shape) for key, value in self.model.state_dict().items()}
-        self._refuse(
+        self._reject(
             f"{key} has shape {tuple(value.shape)} instead of {own[key]}"
             for key, value in weights.items()
             if key in own and tuple(value.shape) != own[key]
         )
-        self._refuse(dtype_mismatches(weights, self.model.state_dict()))
+        self._reject(dtype_mismatches(weights, self.model.state_dict()))
         incompatible = super()._load_model(checkpoint)
-        self._refuse(
+        self._reject(
             [f"{key} is missing" for key in incompatible.missing_keys]
             + [f"{key} is unknown" for key in incompatible.unexpected_keys]
         )
         return incompatible
 
-    def _refuse(self, mistakes: Iterable[str]) -> None:
-        wrong = list(mistakes)
-        if wrong:
+    def _reject(self, problems: Iterable[str]) -> None:
+        """Raise :class:`ReclipError` if there are any problems."""
+        found = list(problems)
+        if found:
             raise ReclipError(
-                f"checkpoint {self._path} does not fit this model: {wrong[0]}"
-                f"{f' (and {len(wrong) - 1} more)' if len(wrong) > 1 else ''}; use the config that it was trained with"
+                f"checkpoint {self._path} does not fit this model: {found[0]}"
+                f"{f' (and {len(found) - 1} more)' if len(found) > 1 else ''}; use the config that it was trained with"
             )
 
 
 def point_to(path: Path) -> None:
-    """Make a checkpoint the last one of its folder."""
+    """Mark a checkpoint as the last of its folder."""
     with atomic_write(path.with_name(LAST_CHECKPOINT)) as temporary:
         temporary.write_text(path.name)
 
 
 def training_resolution(cfg: CfgNode) -> str:
-    """The size of the training images in words."""
+    """Description of the size of the training images."""
     short_sides = "/".join(map(str, cfg.INPUT.MIN_SIZE_TRAIN))
     crop = f", {cfg.INPUT.CROP.TYPE} crop {'x'.join(map(str, cfg.INPUT.CROP.SIZE))}" if cfg.INPUT.CROP.ENABLED else ""
     return f"short side {short_sides} px{crop}"
@@ -173,23 +178,24 @@ def check_identity(
     """Raise :class:`ReclipError` if a checkpoint belongs to another CLIP, class list or template set.
 
     Args:
-        found: the identity in the file, JSON; None if it has none.
-        expected: the model's.
-        former: fields that a checkpoint of an earlier version does not have, as that version took them.
+        found: identity in the file, JSON; None if it has none.
+        expected: identity of the model.
+        path: path of the checkpoint, for messages.
+        former: values of the fields that checkpoints of earlier versions do not record.
     """
     if found is None:
-        raise ReclipError(f"checkpoint {path} does not say which CLIP and classes it belongs to: it is not one of ours")
+        raise ReclipError(f"checkpoint {path} has no identity: it was not written by reclip_d2")
     try:
         identity = {**(former or {}), **dict(json.loads(found))}
     except (ValueError, TypeError, RecursionError) as error:
-        raise ReclipError(f"checkpoint {path} has a damaged identity: it is not one of ours") from error
+        raise ReclipError(f"checkpoint {path} has a damaged identity: it was not written by reclip_d2") from error
     if "student_head" in identity and "student_head" not in expected:
-        raise ReclipError(f"checkpoint {path} is a distilled student's: give one of the rectification stage")
+        raise ReclipError(f"checkpoint {path} is a distilled student's: use one of the rectification stage")
     if "student_head" in expected and "student_head" not in identity:
         raise ReclipError(
-            f"checkpoint {path} is a rectified CLIP's, not a student's: a teacher is named in MODEL.TEACHER.WEIGHTS"
+            f"checkpoint {path} is a rectified CLIP's, not a student's: for a teacher, set MODEL.TEACHER.WEIGHTS"
         )
-    # A hash says least about what differs: it comes last.
+    # The fingerprint last: a hash explains least.
     for key in sorted({**expected, **identity}, key="fingerprint".__eq__):
         value, other = expected.get(key), identity.get(key)
         if other == value:

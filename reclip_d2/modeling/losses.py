@@ -1,4 +1,4 @@
-"""Losses: Eq. (7) of both stages, two terms of rectification that are not in the paper, and Eqs. (8) to (10) of
+"""Losses: Eq. (7) of both stages, two rectification losses that are not in the paper, and Eqs. (8) to (10) of
 distillation.
 
 Shape letters: B images, n = h*w patches, C classes, D width of the joint embedding, (h, w) grids, (H, W) size in
@@ -15,29 +15,29 @@ from torch.utils.checkpoint import checkpoint
 from reclip_d2.modeling.numerics import full_precision
 from reclip_d2.modeling.pooling import PooledHypotheses
 
-NO_PSEUDO_LABEL = -1  # of padding; 255, which label files ignore, is a class of long lists
+NO_PSEUDO_LABEL = -1  # for padding; not 255, the ignore label of files, which is a class in long class lists
 
 
 @full_precision
 def contrastive_loss(pooled: PooledHypotheses, query_features: Tensor, tau: float) -> Tensor:
-    """Eq. (7), averaged over the images; the text-guided loss of distillation is the same on the student's masks.
+    """Eq. (7), averaged over the images; distillation uses it on the student's masks as the text-guided loss.
 
     ``-1/|H| sum_{k in H} log( exp(S_kk / tau) / sum_j exp(S_kj / tau) )`` with S the cosine similarity of the
     masked feature of class k and the text feature of class j.
 
     Args:
-        pooled: by :func:`~reclip_d2.modeling.pooling.pool_hypotheses`. A row without a feature (area 0, or a mask on
-            padding alone, whose pooled feature is exactly 0) adds no loss and no gradient, while |H| still counts it.
+        pooled: from :func:`~reclip_d2.modeling.pooling.pool_hypotheses`. A row without a feature (area 0, or a mask on
+            padding only, whose pooled feature is exactly 0) adds no loss and no gradient, but counts in |H|.
         query_features: W_q ``(C, D)``, rows of length 1.
         tau: temperature.
 
     Returns:
-        scalar; 0 when there is no row.
+        scalar; 0 if there are no rows.
     """
     features, area, class_ids, offsets = pooled
     similarity = F.normalize(features, dim=-1) @ query_features.T
     row_loss = F.cross_entropy(similarity / tau, class_ids, reduction="none")
-    # Not `area > 0`: that would make a NaN area a silent zero.
+    # Not `area > 0`, which would silently turn a NaN area into a loss of zero.
     empty = (area == 0) | (features.detach() == 0).all(dim=-1)
     row_loss = torch.where(empty, torch.zeros_like(row_loss), row_loss)
     counts = offsets.diff()
@@ -46,7 +46,7 @@ def contrastive_loss(pooled: PooledHypotheses, query_features: Tensor, tau: floa
 
 
 def hypothesis_mask(class_ids: Tensor, offsets: Tensor, num_classes: int) -> Tensor:
-    """Multi-hot hypothesis ``(B, C)`` bool of the ragged lists ``class_ids``, ``offsets``."""
+    """Multi-hot hypotheses ``(B, C)`` bool from the ragged lists ``class_ids``, ``offsets``."""
     counts = offsets.diff()
     images = torch.arange(len(counts), device=class_ids.device).repeat_interleave(counts, output_size=len(class_ids))
     mask = torch.zeros(len(counts), num_classes, dtype=torch.bool, device=class_ids.device)
@@ -55,7 +55,7 @@ def hypothesis_mask(class_ids: Tensor, offsets: Tensor, num_classes: int) -> Ten
 
 
 def _mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of ``(B, n)`` values over the patches of the image, padding left out."""
+    """Mean of values ``(B, n)`` over the valid patches."""
     return (values * valid).sum() / valid.sum().clamp(min=1)
 
 
@@ -63,7 +63,7 @@ def _mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:
 def coverage_loss(logits: Tensor, in_hypothesis: Tensor, valid: Tensor, tau: float) -> Tensor:
     """Not in the paper: ``- mean_n log sum_{c in H} p_nc`` with ``p = softmax(logits / tau)``.
 
-    Eq. (7) asks only that the masks of H be pure; this asks that every patch belong to some class of H.
+    Eq. (7) only makes the masks of H pure; this loss makes every patch belong to some class of H.
 
     Args:
         logits: ``(B, n, C)``.
@@ -73,7 +73,7 @@ def coverage_loss(logits: Tensor, in_hypothesis: Tensor, valid: Tensor, tau: flo
     """
     logits = logits.float() / tau
     inside = logits.masked_fill(~in_hypothesis[:, None, :], float("-inf")).logsumexp(-1)
-    # An image without hypothesis asks for nothing.
+    # An image without a hypothesis adds no loss.
     has_hypothesis = in_hypothesis.any(1)
     inside = torch.where(has_hypothesis[:, None], inside, logits.logsumexp(-1))
     return _mean_over_valid(logits.logsumexp(-1) - inside, valid)
@@ -83,7 +83,7 @@ def coverage_loss(logits: Tensor, in_hypothesis: Tensor, valid: Tensor, tau: flo
 def outside_hypothesis_penalty(logits: Tensor, in_hypothesis: Tensor, valid: Tensor, tau: float) -> Tensor:
     """Not in the paper: ``mean_n sum_{c not in H} p_nc`` with ``p = softmax(logits / tau)``: mask mass outside H.
 
-    Arguments as for :func:`coverage_loss`. Bounded by 1, so a patch that H is wrong about cannot dominate.
+    Arguments as for :func:`coverage_loss`. Bounded by 1, so patches for which H is wrong cannot dominate.
     """
     probabilities = (logits.float() / tau).softmax(-1)
     outside = (probabilities * ~in_hypothesis[:, None, :]).sum(-1)
@@ -99,8 +99,8 @@ def mask_guided_loss(logits: Tensor, pseudo_labels: Tensor) -> Tensor:
     """Eq. (8): ``- 1/HW sum_ij log softmax(M^D)_ij[pseudo_ij]`` at full resolution, averaged over the images.
 
     Args:
-        logits: M^D ``(B, C, h, w)``, resized bilinearly to the labels.
-        pseudo_labels: ``(B, H, W)`` int64, the teacher's argmax; -1 (padding) is left out of the mean.
+        logits: M^D ``(B, C, h, w)``, resized bilinearly to the size of the labels.
+        pseudo_labels: ``(B, H, W)`` int64, the teacher's argmax; -1 (padding) is ignored.
     """
     logits = F.interpolate(logits, size=pseudo_labels.shape[-2:], mode="bilinear", align_corners=False)
     loss = F.cross_entropy(logits, pseudo_labels, ignore_index=NO_PSEUDO_LABEL, reduction="none")
@@ -113,17 +113,17 @@ def feature_guided_loss(student: Tensor, teacher: Tensor, valid: Tensor, size: t
     """Eq. (9): ``|| Z - Z^ ||_1``, the L1 distance of a pixel's features, averaged over an image's pixels, then over
     the images.
 
-    The paper gives no normalisation of the norm. Here it is the sum over the D channels, so that the loss does not
-    vanish next to Eq. (8) as D grows, and the mean over pixels and images.
+    The paper does not normalise the norm. Here it is the sum over the D channels, so that the loss does not vanish next
+    to Eq. (8) as D grows, and the mean over pixels and images.
 
-    At the image's size a batch of features is large: 6.7 GB for 12 crops of 520 px and D = 512. So the images are taken
-    one by one, and the resized features are not kept for the backward pass but made again.
+    At the image's size a batch of features is large: 6.7 GB for 12 crops of 520 px and D = 512. So the images are
+    processed one by one, and the backward pass recomputes the resized features.
 
     Args:
         student: Z^ ``(B, D, h, w)``.
         teacher: Z ``(B, D, h', w')``.
         valid: ``(B, *size)`` bool, False for padding.
-        size: both are resized to it bilinearly: the image's (the paper), or the student's own grid (cheaper).
+        size: size to which both are resized bilinearly: the image's (the paper), or the student's grid (cheaper).
     """
     images = zip(student.split(1), teacher.split(1), valid, strict=True)
     options = {"use_reentrant": False, "preserve_rng_state": False}
@@ -131,7 +131,7 @@ def feature_guided_loss(student: Tensor, teacher: Tensor, valid: Tensor, size: t
 
 
 def _mean_distance(student: Tensor, teacher: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:
-    """Mean L1 distance of one image's features ``(1, D, h, w)`` and ``(1, D, h', w')``, at ``size``, where valid."""
+    """Mean L1 distance of one image's features ``(1, D, h, w)`` and ``(1, D, h', w')`` over the valid pixels."""
 
     def resize(x: Tensor) -> Tensor:
         same = tuple(x.shape[-2:]) == size
@@ -144,11 +144,13 @@ def _mean_distance(student: Tensor, teacher: Tensor, valid: Tensor, size: tuple[
 def distillation_losses(
     terms: dict[str, Tensor], mask_weight: float = 1.0, alpha: float = 0.5, beta: float = 0.5
 ) -> dict[str, Tensor]:
-    """Eq. (10): ``L_mask + alpha L_feat + beta L_text``, as the weighted terms that a trainer adds up and logs.
+    """Eq. (10): ``L_mask + alpha L_feat + beta L_text``, as weighted terms for the trainer to sum and log.
 
     Args:
-        terms: those of ``mask``, ``feature`` and ``text`` that were computed.
-        mask_weight: 1 in the paper; the weights are Table VIII.
+        terms: the computed terms, by name: ``mask``, ``feature``, ``text``.
+        mask_weight: 1 in the paper; Table VIII varies the weights.
+        alpha: weight of ``feature``.
+        beta: weight of ``text``.
 
     Returns:
         ``loss_mask``, ``loss_feature``, ``loss_text``.
@@ -158,6 +160,6 @@ def distillation_losses(
 
 
 def valid_pixels(image_sizes: list[tuple[int, int]], size: tuple[int, int], device: torch.device) -> Tensor:
-    """``(B, H, W)`` bool: pixels of the image, not of the padding below and right of it."""
+    """``(B, H, W)`` bool: pixels of the images, False for padding (bottom and right)."""
     rows, columns = torch.arange(size[0], device=device), torch.arange(size[1], device=device)
     return torch.stack([(rows < h)[:, None] & (columns < w)[None, :] for h, w in image_sizes])

@@ -21,16 +21,16 @@ INITS = ("default", "identity")
 class MaskDecoder(nn.Module):
     """Eq. (4): ``M_o = F_dec(M, Z)``, a convolution of ``concat(Z, M)`` and a batch norm.
 
-    A convolution is linear, so ``conv(concat(Z, M)) = conv(Z; W_z) + conv(M; W_m)``, where W_z and W_m are the parts of
-    its weight that read Z and M. A frozen Z needs no gradient, and none is computed.
+    A convolution is linear, so ``conv(concat(Z, M)) = conv(Z; W_z) + conv(M; W_m)``, where W_z and W_m are the slices
+    of its weight for Z and M. A frozen Z needs no gradient, and none is computed.
 
-    With a bias M_b that all images share, M is linear in Z up to a constant map, ``M = Z W_q^T - M_b``, and so is its
+    If all images share the bias M_b, M is linear in Z up to a constant map, ``M = Z W_q^T - M_b``, including its
     padding. Eqs. (3) and (4) then fold into one convolution of Z and one of a single map, exactly::
 
         conv(concat(Z, M)) = conv(Z; W_z + W_m W_q) - conv(M_b; W_m)
 
-    :meth:`rectify_and_decode` computes this, with the batch norm as a scale and a shift; :meth:`forward` is the literal
-    form, for any norm and any bias. Parameters and results are the same.
+    :meth:`rectify_and_decode` computes this, with the batch norm as scale and shift; :meth:`forward` computes the
+    literal form, for any norm and any bias. Parameters and results are the same.
     """
 
     @configurable
@@ -49,10 +49,9 @@ class MaskDecoder(nn.Module):
             embed_dim: D.
             num_classes: C.
             kernel_size: odd.
-            norm: a name that Detectron2's ``get_norm`` knows: BN, SyncBN, FrozenBN, GN (C a multiple of 32) or "".
-            padding_mode: ``replicate`` or ``zeros``. Zeros lower the logits at the border, which is a space bias too.
-            init: ``default`` (PyTorch's), or ``identity``: before training the convolution passes M through
-                and ignores Z.
+            norm: a name for Detectron2's ``get_norm``: BN, SyncBN, FrozenBN, GN (C a multiple of 32) or "".
+            padding_mode: ``replicate`` or ``zeros``. Zeros lower the logits at the border, itself a space bias.
+            init: ``default`` (PyTorch's), or ``identity``: before training the convolution returns M and ignores Z.
         """
         super().__init__()
         self.embed_dim = embed_dim
@@ -79,7 +78,7 @@ class MaskDecoder(nn.Module):
         }
 
     def forward(self, logits: Tensor, features: Tensor) -> Tensor:
-        """Eq. (4): mask logits M_o ``(B, C, h, w)`` of rectified logits M ``(B, C, h, w)`` and features Z
+        """Eq. (4): mask logits M_o ``(B, C, h, w)`` from rectified logits M ``(B, C, h, w)`` and features Z
         ``(B, D, h, w)``."""
         weight_z, weight_m = self._weights()
         out = self._conv(features, weight_z, self.conv.bias) + self._conv(logits, weight_m, None)
@@ -89,28 +88,29 @@ class MaskDecoder(nn.Module):
 
     @property
     def folds(self) -> bool:
-        """Whether :meth:`rectify_and_decode` serves: the norm is a plain batch norm or none."""
+        """Whether :meth:`rectify_and_decode` can be used: the norm is a plain batch norm or none."""
         norm = self.norm
         plain = type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats
         return plain or isinstance(norm, nn.Identity)
 
     def folding_pays(self, images: int, patches: int) -> bool:
-        """Whether :meth:`rectify_and_decode` is the faster way for a training batch of B images of n patches.
+        """Whether :meth:`rectify_and_decode` is faster for a training batch of B images of n patches.
 
-        The literal form convolves M over B n patches. The folded one convolves M_b over n, and making W_m W_q costs as
-        much as D more. The factor of 2 is measured: that product runs below the speed of a convolution.
+        The literal form convolves M over B n patches. The folded form convolves M_b over n patches, and the product
+        W_m W_q costs as much as D more. The factor of 2 is measured: the product is slower per operation than a
+        convolution.
         """
         return images * patches > 2 * (self.embed_dim + patches)
 
     @property
     def takes_statistics(self) -> bool:
-        """Whether the norm takes the statistics of the batch: folded weights then depend on it."""
+        """Whether the norm uses batch statistics: folded weights then depend on the batch."""
         return isinstance(self.norm, nn.BatchNorm2d) and self.norm.training
 
     def rectify_and_decode(self, features: Tensor, query_features: Tensor, bias: Tensor | None) -> MaskLogits:
-        """Eqs. (3) and (4) folded: ``forward(Z W_q^T - M_b, Z)`` as a difference, for a decoder that :attr:`folds`.
+        """Eqs. (3) and (4) folded: ``forward(Z W_q^T - M_b, Z)`` as a difference, if the decoder :attr:`folds`.
 
-        In training the batch norm takes the statistics of the difference and updates its running statistics.
+        In training, the batch norm uses the statistics of the difference and updates its running statistics.
 
         Args:
             features: Z ``(B, D, h, w)``.
@@ -129,12 +129,12 @@ class MaskDecoder(nn.Module):
         return MaskLogits(_per_class(scale) * logits, _as_bias(_per_class(scale) * bias_map - _per_class(shift)))
 
     def fold(self, query_features: Tensor) -> Tensor:
-        """Weight ``(C, D, k, k)`` of :meth:`decode_folded`, outside training: with the queries and the norm's scale."""
+        """Weight ``(C, D, k, k)`` for :meth:`decode_folded`, outside training: includes W_q and the norm's scale."""
         weight, (scale, _) = self._folded_weight(query_features), self._scale_and_shift()
         return weight if scale is None else scale[:, None, None, None] * weight
 
     def fold_bias(self, bias: Tensor | None, size: tuple[int, int]) -> Tensor:
-        """What is subtracted from :meth:`decode_folded`, outside training: ``(n, C)`` of M_b ``(n, C)`` on the grid."""
+        """The map ``(n, C)`` to subtract from :meth:`decode_folded`, outside training, for M_b ``(n, C)`` on a grid."""
         bias_map, (scale, shift) = self._bias_map(bias, size), self._scale_and_shift()
         return _as_bias(bias_map if scale is None else _per_class(scale) * bias_map - _per_class(shift))
 
@@ -154,7 +154,7 @@ class MaskDecoder(nn.Module):
         return weight_z + (weight_m.movedim(1, 3) @ query_features).movedim(3, 1)
 
     def _bias_map(self, bias: Tensor | None, size: tuple[int, int]) -> Tensor:
-        """``conv(M_b; W_m) - b`` ``(C, h, w)``, with b the convolution's own bias."""
+        """``conv(M_b; W_m) - b`` ``(C, h, w)``, with b the bias parameter of the convolution."""
         constant = _per_class(self.conv.bias)
         if bias is None:
             return -constant.expand(-1, *size)
@@ -163,7 +163,7 @@ class MaskDecoder(nn.Module):
             return self._conv(maps, self._weights()[1], None)[0] - constant
 
     def _scale_and_shift(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Scale and shift ``(C,)`` of the norm by its running statistics; None without norm."""
+        """Scale and shift ``(C,)`` of the norm with its running statistics; None without a norm."""
         norm = self.norm
         if isinstance(norm, nn.Identity):
             return None, None
@@ -176,7 +176,7 @@ class MaskDecoder(nn.Module):
 
 
 def _full(x: Tensor) -> Tensor:
-    """Statistics and M_o in float32 under autocast too."""
+    """Widen to float32, even under autocast: for batch statistics and M_o."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -185,25 +185,25 @@ def _per_class(values: Tensor) -> Tensor:
 
 
 def _as_bias(maps: Tensor) -> Tensor:
-    """``(n, C)`` of ``(C, h, w)``."""
+    """``(C, h, w)`` to ``(n, C)``."""
     return maps.flatten(1).T.contiguous()
 
 
 def _affine(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift ``(C,)`` that a batch norm amounts to."""
+    """Scale and shift ``(C,)`` equivalent to a batch norm."""
     scale = norm.weight * torch.rsqrt(variance + norm.eps)
     return scale, norm.bias - mean * scale
 
 
 def _batch_norm_of_difference(norm: nn.BatchNorm2d, logits: Tensor, bias_map: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift ``(C,)`` of a batch norm in training on ``logits - bias_map``, which is not made.
+    """Scale and shift ``(C,)`` of a batch norm in training on ``logits - bias_map``, without computing the difference.
 
-    The images share the bias map, so it leaves the variance over the images at each place as it is. The variance of the
-    difference is the mean of those plus the variance over the places of the images' mean (law of total variance): a sum
-    of squares, without cancellation.
+    The images share the bias map, so it does not change the variance over the images at each position. By the law of
+    total variance, the variance of the difference is the mean of these variances plus the variance over the positions
+    of the images' mean: a sum of squares, without cancellation.
 
     Args:
-        norm: its running statistics are updated, as by ``nn.BatchNorm2d``.
+        norm: updates its running statistics, as ``nn.BatchNorm2d`` does.
         logits: ``(B, C, h, w)``.
         bias_map: ``(C, h, w)``.
     """

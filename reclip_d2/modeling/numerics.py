@@ -1,4 +1,4 @@
-"""Numbers that must hold: full precision inside autocast, and why a loss is not finite."""
+"""Numerics: full precision inside autocast, and the cause of non-finite losses."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from reclip_d2.errors import ReclipError
 
 
 def full_precision(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Decorate a function of tensors, or named tuples of them: it computes in float32 under autocast too; float64
-    stays.
+    """Decorate a function of tensors, or named tuples of tensors, to compute in float32 (or float64) even under
+    autocast.
 
-    For logits and losses: CLIP's cosine similarities lie close together (a step of bfloat16 at 0.25 is 0.001, which the
-    logit scale makes 0.1), and this arithmetic costs little next to the networks.
+    For logits and losses: CLIP's cosine similarities are close together (a step of bfloat16 at 0.25 is 0.001, which the
+    logit scale turns into 0.1), and this arithmetic is cheap compared with the networks.
     """
 
     @functools.wraps(function)
@@ -51,15 +51,15 @@ def check_finite(
 ) -> None:
     """Raise :class:`ReclipError` for a loss that is NaN or infinite; the message names the cause and the key.
 
-    All losses are checked at once: on a GPU the host waits for a single flag. The images are never the cause: their
-    pixels are whole numbers, read and checked before.
+    All losses are checked at once, with a single synchronisation on a GPU. The images are never the cause: their pixels
+    are integers.
 
     Args:
-        losses: of one batch, scalars.
+        losses: scalars, of one batch.
         trained: the module whose weights train.
-        frozen_features: what the frozen CLIP has made of the images, any shape.
-        logits: gives the mask logits of the trained module, before any temperature; called only for the message.
-        temperatures: by their keys, as they are used.
+        frozen_features: the frozen CLIP's features, any shape.
+        logits: computes the mask logits, before any temperature; called only for the message.
+        temperatures: effective temperatures, by config key.
     """
     if not losses or bool(torch.isfinite(torch.stack([value.detach() for value in losses.values()])).all()):
         return
@@ -73,10 +73,10 @@ def _cause(trained: nn.Module, frozen_features: Tensor, logits: Tensor, temperat
     half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16
     if not torch.isfinite(frozen_features).all():
         precision = "set MODEL.CLIP.AUTOCAST float32 and SOLVER.AMP.ENABLED False, or check MODEL.CLIP.PRETRAINED"
-        return f"CLIP's image features are not: {precision}"
+        return f"CLIP's image features are not finite: {precision}"
     weights = [p for p in trained.parameters() if p.requires_grad]
     if not all(bool(torch.isfinite(p).all()) for p in weights):
-        return "the training has diverged, its weights are not: lower SOLVER.BASE_LR"
+        return "the training has diverged, its weights are not finite: lower SOLVER.BASE_LR"
     if not torch.isfinite(logits).all():
         precision = ", or set SOLVER.AMP.DTYPE bfloat16" if half else ""
         return f"the mask logits overflow, so the weights have grown too large: lower SOLVER.BASE_LR{precision}"

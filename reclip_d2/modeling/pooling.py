@@ -1,4 +1,4 @@
-"""From mask logits and a hypothesis to the pooled features that Eq. (7) reads.
+"""From mask logits and hypotheses to the pooled features of Eq. (7).
 
 Shape letters: B images, n = h*w patches, C classes, D width of the joint embedding, (h, w) patch grid, K hypothesis
 rows (all images together; row r belongs to image b when ``offsets[b] <= r < offsets[b + 1]``).
@@ -17,12 +17,12 @@ from reclip_d2.modeling.bias_head import rectified_logits
 
 
 class MaskLogits(NamedTuple):
-    """Mask logits as the difference ``logits - bias``, not yet taken: :func:`pool_hypotheses` subtracts on the fly."""
+    """Mask logits ``logits - bias``, kept as two terms: :func:`pool_hypotheses` subtracts on the fly."""
 
     logits: Tensor
     """``(B, C, h, w)``."""
     bias: Tensor | None = None
-    """``(n, C)``, the same for all images; None for zero."""
+    """``(n, C)``, shared by all images; None for zero."""
 
     def tensor(self) -> Tensor:
         """The difference ``(B, C, h, w)``."""
@@ -30,16 +30,16 @@ class MaskLogits(NamedTuple):
 
 
 class Hypotheses(NamedTuple):
-    """Hypothesis classes of a batch as ragged rows, on the CPU: the pooling operators read them on the host."""
+    """Hypothesis classes of a batch as ragged rows, on the CPU, where the pooling operators read them."""
 
     class_ids: Tensor
     """``(K,)`` int64."""
     offsets: Tensor
-    """``(B + 1,)`` int64, rising from 0 to K."""
+    """``(B + 1,)`` int64, non-decreasing from 0 to K."""
 
 
 class PooledHypotheses(NamedTuple):
-    """Masked average-pooled features of the hypothesis rows, and whose rows they are; on the features' device."""
+    """Masked average-pooled features of the hypothesis rows, with the rows' indices; on the features' device."""
 
     features: Tensor
     """Z_g ``(K, D)``."""
@@ -52,7 +52,7 @@ class PooledHypotheses(NamedTuple):
 
 
 def pack_hypotheses(hypotheses: Sequence[Tensor]) -> Hypotheses:
-    """Rows of the hypotheses of a batch, one list of class ids ``(|H|,)`` an image."""
+    """Pack the hypotheses of a batch, class ids ``(|H|,)`` per image, into ragged rows."""
     lengths = torch.tensor([0, *(len(h) for h in hypotheses)])
     return Hypotheses(torch.cat([h.to("cpu", torch.int64) for h in hypotheses]), lengths.cumsum(0))
 
@@ -63,16 +63,17 @@ def pool_hypotheses(
     """Sample masks by Eq. (5) and average the features under the masks of each image's hypothesis.
 
     One fused operator subtracts the bias, samples and pools: :func:`~reclip_d2.layers.rectify_and_pool`. Features of
-    padding are zeroed first. They still count in the area, which scales a row: Eq. (7) compares directions only.
+    padding are set to zero first. Padding still counts in the area, which only scales a row: Eq. (7) compares
+    directions.
 
     Args:
         mask_logits: M_o.
-        features: Z ``(B, D, h, w)``, of the same grid.
+        features: Z ``(B, D, h, w)``, on the same grid.
         hypotheses: H of each image.
-        valid: ``(B, n)`` bool, False for patches of padding. On the CPU, where asking whether there is any padding
-            does not wait for a GPU.
+        valid: ``(B, n)`` bool, False for patches of padding; on the CPU, so that checking for padding does not
+            synchronise with a GPU.
         tau: temperature tau_1 of the masks.
-        hard: one-hot masks with the straight-through gradient; else soft masks.
+        hard: one-hot masks with the straight-through gradient; otherwise soft masks.
 
     Returns:
         one row for each class of each hypothesis.

@@ -1,4 +1,4 @@
-"""From logits on the patch grid to logits or labels at the wanted size.
+"""From logits on the patch grid to logits or labels at the output size.
 
 Shape letters: B images, C classes, (h, w) patch grid, (H, W) size in pixels.
 """
@@ -18,13 +18,13 @@ def _upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
 def upsample_logits(
     logits: Tensor, padded_size: tuple[int, int], image_size: tuple[int, int], output_size: tuple[int, int]
 ) -> Tensor:
-    """Logits at the output size; the padding is cropped off before the resize.
+    """Logits at the output size; padding is cropped before the final resize.
 
     Args:
         logits: ``(B, C, h, w)`` on the grid of the padded image, or already ``(B, C, *image_size)``.
         padded_size: (H, W) of the padded network input.
         image_size: (H, W) of the image in it, at the top left.
-        output_size: (H, W) wanted.
+        output_size: (H, W) of the result.
 
     Returns:
         ``(B, C, *output_size)``.
@@ -37,8 +37,8 @@ def upsample_logits(
 def upsample_labels(
     logits: Tensor, padded_size: tuple[int, int], image_size: tuple[int, int], output_size: tuple[int, int]
 ) -> Tensor:
-    """Labels ``(B, *output_size)`` int64: the argmax of :func:`upsample_logits`, without its (C, H, W) tensor
-    where one resize is enough."""
+    """Labels ``(B, *output_size)`` int64: the argmax of :func:`upsample_logits`, computed without its (C, H, W) tensor
+    if one resize is enough."""
     if padded_size == image_size:
         return upsample_argmax(logits, output_size)
     if image_size == output_size:

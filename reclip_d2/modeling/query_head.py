@@ -17,31 +17,29 @@ START_TEXT = "a photo of a"
 
 
 class LearnableQuery(nn.Module):
-    """Query text features W_q of a prompt that trains: ``Q_i = [SOS][u_1]...[u_L][name_i][EOS]``.
+    """Query text features W_q from a learnable prompt: ``Q_i = [SOS][u_1]...[u_L][name_i][EOS]``.
 
-    The paper asks whether the prompt of the Query should be learnable as the Reference's is, and does not say how it
-    was made so. Here it has the Reference's form, Eq. (1), with separate vectors ``u`` that the classes share, and
-    W_q has rows of length 1, as the fixed one. It takes the place of the fixed W_q in the Query logits M_q and in
-    Eq. (7); the hypotheses remain those of the fixed one, since they are made before the training. A class with
-    synonyms goes by the first, as in the Reference.
+    The paper tests whether the Query's prompt should be learnable like the Reference's, without details. Here it has
+    the Reference's form, Eq. (1), with separate vectors ``u`` that the classes share, and W_q has rows of length 1. It
+    replaces the fixed W_q in the Query logits M_q and in Eq. (7); the hypotheses still use the fixed W_q, since they
+    are computed before training. For a class with synonyms the first name is used, as in the Reference.
 
-    The vectors start as the embedded words "a photo of a" (so does CoOp, whose prompts the Reference follows; L = 4):
-    training starts from a Query that segments, that of the one template ``a photo of a {}``. From random vectors, as
-    the Reference has them, M_q would start as noise, which is not what the ablation asks about. It also sets this L
-    apart from ``MODEL.BIAS_HEAD.PROMPT_LENGTH``.
+    The vectors are initialised with the embeddings of "a photo of a" (as in CoOp, whose prompts the Reference follows;
+    L = 4, independent of ``MODEL.BIAS_HEAD.PROMPT_LENGTH``), so that training starts from the segmentation of the
+    template ``a photo of a {}``. With random vectors, as in the Reference, M_q would start as noise, which is not what
+    the ablation tests.
     """
 
     def __init__(self, backbone: VisionLanguageBackbone, class_names: Sequence[str]) -> None:
         """
         Args:
-            backbone: read for sizes, tokens and the words' embeddings; it is passed to :meth:`forward` and not
-                kept.
-            class_names: one name a class (the first of its synonyms).
+            backbone: gives sizes, tokens and word embeddings; it is not stored, but passed to :meth:`forward`.
+            class_names: one name per class (the first of its synonyms).
         """
         super().__init__()
         tokens = torch.tensor(backbone.name_tokens(START_TEXT))
         self.prompt = ReferencePrompt(backbone, class_names, prompt_length=len(tokens))
-        vectors = self.prompt.vectors  # fewer than words if a class name fills the context: the last words then
+        vectors = self.prompt.vectors  # if a class name fills the context, fewer than words: use the last words
         with torch.no_grad():
             vectors.copy_(backbone.token_embeddings(tokens)[len(tokens) - len(vectors) :])
 

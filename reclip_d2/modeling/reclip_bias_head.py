@@ -1,4 +1,4 @@
-"""The bias head of ReCLIP, the conference model (CVPR 2024), which ReCLIP++ compares itself with (section III-B).
+"""The bias head of ReCLIP, the conference model (CVPR 2024), with which ReCLIP++ compares (section III-B).
 
 Shape letters: B images, (h, w) patch grid, n = h*w patches, C classes, D width of the joint embedding, E width of the
 image transformer.
@@ -21,16 +21,15 @@ from reclip_d2.modeling.build import build_norm
 
 
 class SpaceProjection(nn.Module):
-    """Space-preference bias of ReCLIP: 3x3 convolutions take the positional embedding to a logit for each class.
+    """Space-preference bias of ReCLIP: 3x3 convolutions map the positional embedding to one logit per class.
 
-    Norm and ReLU follow every convolution, the last one too, so that the logits are never below 0. The convolutions pad
-    with zeros, as the public code does; the border may well be felt here, where only the place has a say.
+    Norm and ReLU follow every convolution, including the last, so the logits are non-negative. The convolutions pad
+    with zeros, as in the public code: a border effect does no harm, since the output depends on the position only.
 
-    PE is one map for the whole batch, so a batch norm takes its statistics over the positions of that map. They depend
-    on weights and resolution alone, never on images. Evaluation uses the running statistics: those of the resolutions
-    that were trained on, lagging behind the weights by some ten iterations, which comes to nothing as the learning rate
-    falls. At another resolution they still serve, since the embedding is resized and hardly changes its distribution,
-    and a place has one bias whatever the size of the image.
+    PE is one map for the whole batch, so batch norm computes its statistics over the positions of that map. They depend
+    on weights and resolution, never on images. Evaluation uses the running statistics of the training resolutions,
+    which lag about ten iterations behind the weights; the lag vanishes as the learning rate decays. They remain valid
+    at other resolutions, since resizing the embedding hardly changes its distribution.
     """
 
     def __init__(
@@ -46,10 +45,10 @@ class SpaceProjection(nn.Module):
         Args:
             width: E.
             num_classes: C.
-            channels: of the hidden layers.
-            norm: a name that Detectron2's ``get_norm`` knows, or "".
-            init: ``default`` (the public code's), or ``zero``: before training no class is preferred anywhere. All
-                logits are then 1, which masks do not feel; at 0 the ReLU would pass no gradient.
+            channels: channels of the hidden layers.
+            norm: a name for Detectron2's ``get_norm``, or "".
+            init: ``default`` (the public code's), or ``zero``, for no preference before training: all logits are then
+                1, which does not change the masks; at 0 the ReLU would pass no gradient.
         """
         super().__init__()
         widths = [width, *channels, num_classes]
@@ -65,11 +64,11 @@ class SpaceProjection(nn.Module):
             nn.init.ones_(last.bias)
 
     def forward(self, positional_embedding: Tensor) -> Tensor:
-        """Logits ``(n, C)`` of a positional embedding ``(E, h, w)``."""
+        """Logits ``(n, C)`` for a positional embedding ``(E, h, w)``."""
         x = positional_embedding[None]
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = conv(x)
-            # Statistics and P in float32 under autocast too.
+            # Statistics and P in float32, even under autocast.
             x = F.relu(norm(x.to(torch.promote_types(x.dtype, torch.float32))))
         return x.flatten(2)[0].T
 
@@ -78,9 +77,9 @@ class SpaceProjection(nn.Module):
 class ReCLIPBiasHead(BiasHead):
     """Bias head of ReCLIP: ``M_b = Z W_r^T + P``.
 
-    The class preference is the similarity of the image features and the Reference features, the space preference P a
-    projection of the positional embedding. Z knows about places too, CLIP having read PE: the two biases are not kept
-    apart, which ReCLIP++ corrects. M_b differs from image to image.
+    The class preference is the similarity of image features and Reference features, the space preference P a projection
+    of the positional embedding. Z contains positional information too, since CLIP adds PE to its input: the two biases
+    are not encoded independently, which ReCLIP++ corrects. M_b depends on the image.
     """
 
     image_dependent = True
@@ -115,5 +114,5 @@ class ReCLIPBiasHead(BiasHead):
         return self.space_projection(positional_embedding)
 
     def class_bias(self, reference_features: Tensor) -> Tensor:
-        """W_r ``(C, D)``: the part of the image is ``Z W_r^T``."""
+        """W_r ``(C, D)``: the image-dependent part of M_b is ``Z W_r^T``."""
         return reference_features

@@ -1,4 +1,4 @@
-"""Pictures of a training step for TensorBoard: the image, its labels, the bias.
+"""Images of a training step for TensorBoard: input, label maps, bias map.
 
 Shape letters: C classes, (h, w) patch grid, (H, W) size in pixels.
 """
@@ -18,7 +18,8 @@ def label_panel(image: Tensor, label_maps: list[Tensor], num_classes: int) -> np
 
     Args:
         image: ``(3, H, W)`` RGB in [0, 255].
-        label_maps: each ``(H, W)`` or smaller (resized by nearest neighbour), int64; 255 is black.
+        label_maps: each ``(H, W)`` or smaller (resized by nearest neighbour), int64; 255 is drawn black.
+        num_classes: C, for the palette.
 
     Returns:
         ``(3, H, W * (1 + len(label_maps)))`` uint8.
@@ -39,7 +40,7 @@ def training_panel(image: Tensor, logits: Tensor, bias: Tensor) -> np.ndarray:
     Args:
         image: ``(3, H, W)`` RGB in [0, 255].
         logits: mask logits ``(C, h, w)``.
-        bias: M_b ``(h, w, C)``; drawn is the class of the largest bias.
+        bias: M_b ``(h, w, C)``; the map shows the class with the largest bias.
 
     Returns:
         ``(3, H, 3 * W)`` uint8.

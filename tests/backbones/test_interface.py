@@ -82,7 +82,7 @@ def test_what_is_known_before_a_backbone_is_built(tmp_path):
     assert summary[1:] == (dense.embed_dim, dense.patch_size, min(dense.image_size))
     assert dense.positional_width == dense.positional_embedding((1, 1)).shape[0] == 32
     cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
-    with pytest.raises(ReclipError, match="MODEL.BACKBONE.NAME 'build_resnet_backbone' is no frozen CLIP"):
+    with pytest.raises(ReclipError, match="MODEL.BACKBONE.NAME 'build_resnet_backbone' is not a vision-language"):
         backbone_class(cfg)
 
 

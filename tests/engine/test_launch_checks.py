@@ -118,7 +118,7 @@ def test_a_hypothesis_file_that_cannot_be_made(tmp_path, monkeypatch, path):
         (("SOLVER.BASE_RL", "1"), "did you mean SOLVER.BASE_LR?"),
         (
             ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN"),
-            "MODEL.META_ARCHITECTURE 'GeneralizedRCNN' is of another task",
+            "MODEL.META_ARCHITECTURE 'GeneralizedRCNN' belongs to another task",
         ),
         (("MODEL.CLIP.NAME", "ViT-Z"), "MODEL.CLIP.NAME 'ViT-Z' is not known"),
     ],

@@ -146,7 +146,7 @@ def test_a_damaged_identity(tmp_path, identity):
 def test_files_of_other_projects(tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"weight": torch.zeros(2)}, path)
-    assert "not one of ours" in message_of(path)
+    assert "not written by reclip_d2" in message_of(path)
     torch.save([torch.zeros(2)], path)
     assert "contains no weights" in message_of(path)
     torch.save({"model": {"a": "text"}, "identity": json.dumps(make_rectified().identity())}, path)
@@ -279,7 +279,7 @@ def test_safetensors(tmp_path):
     for key, value in model.state_dict().items():
         assert torch.equal(value, other.state_dict()[key]), key
     safetensors.torch.save_file(model.state_dict(), path)
-    assert "does not say which CLIP" in message_of(path)
+    assert "has no identity" in message_of(path)
 
 
 # ---- what the features depend on ---------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def test_zero_init_prefers_nothing_and_lets_the_gradient_through(norm):
 
 
 def test_a_norm_that_does_not_work():
-    with pytest.raises(ReclipError, match=r"MODEL\.BIAS_HEAD\.NORM 'GN' does not work for 10 channels: take BN"):
+    with pytest.raises(ReclipError, match=r"MODEL\.BIAS_HEAD\.NORM 'GN' does not work for 10 channels: use BN"):
         SpaceProjection(WIDTH, 4, (10, 6), norm="GN")
     with pytest.raises(ReclipError, match=r"MODEL\.BIAS_HEAD\.NORM 'nonsense'"):
         SpaceProjection(WIDTH, 4, (10, 6), norm="nonsense")

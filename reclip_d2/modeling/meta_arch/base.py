@@ -1,4 +1,4 @@
-"""Inference that all models of this project share: normalisation, padding, resizing of the logits.
+"""Inference shared by all models: normalisation, padding, resizing of logits.
 
 Shape letters: B images, C classes, (h, w) grid of the features, (H, W) size in pixels.
 """
@@ -17,7 +17,7 @@ from reclip_d2.modeling.postprocessing import upsample_logits
 
 
 class LanguageSegmentor(nn.Module):
-    """Base of the models that give each pixel a class of a list of names.
+    """Base of models that assign each pixel a class from a list of names.
 
     Subclasses define :meth:`mask_logits`, :attr:`size_divisibility` and :meth:`identity`.
     """
@@ -35,7 +35,7 @@ class LanguageSegmentor(nn.Module):
         Args:
             class_names: for each class its name and any synonyms.
             templates: name of the template set, for the identity.
-            pixel_mean, pixel_std: RGB, in [0, 255].
+            pixel_mean, pixel_std: for normalising images: RGB, in [0, 255].
             kernels: use the compiled kernels if they are built.
         """
         super().__init__()
@@ -55,20 +55,20 @@ class LanguageSegmentor(nn.Module):
 
     @property
     def size_divisibility(self) -> int:
-        """The sides of the network's input are multiples of this."""
+        """The sides of the network's input must be multiples of this."""
         raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint of this model belongs to, besides its weights: plain values, for JSON."""
+        """All that a checkpoint depends on besides its weights, as JSON values."""
         raise NotImplementedError
 
     def former_identity(self) -> dict[str, Any]:
-        """The part of :meth:`identity` that checkpoints of earlier versions do not record: the values that these took
-        from the config."""
+        """Fields of :meth:`identity` that checkpoints of earlier versions do not record, with the values that those
+        versions took from the config."""
         return {}
 
     def normalize(self, image: Tensor) -> Tensor:
-        """The network's view of an image ``(3, H, W)``, RGB in [0, 255]."""
+        """Normalise an image ``(3, H, W)``, RGB in [0, 255], for the network."""
         return (image.to(self.device) - self.pixel_mean) / self.pixel_std
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]], divisibility: int = 0) -> ImageList:
@@ -77,17 +77,17 @@ class LanguageSegmentor(nn.Module):
         return ImageList.from_tensors(images, divisibility or self.size_divisibility)
 
     def mask_logits(self, images: Tensor) -> Tensor:
-        """Mask logits M_o ``(B, C, h, w)`` of normalised, padded images ``(B, 3, H, W)``: what the argmax reads."""
+        """Mask logits M_o ``(B, C, h, w)`` of normalised, padded images ``(B, 3, H, W)``; labels are their argmax."""
         raise NotImplementedError
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
-        """Logits of whole images, as Detectron2's models give them; one image at a time, so that a prediction does not
-        depend on its batch. Labels, windows and bounded memory: :class:`~reclip_d2.inference.ImagePredictor`.
+        """Logits of whole images in Detectron2's format; one image at a time, so that predictions do not depend on the
+        batch. For labels, windows and bounded memory use :class:`~reclip_d2.inference.ImagePredictor`.
 
         Args:
-            batched_inputs: dicts with ``image`` ``(3, H, W)``, RGB in [0, 255], and optionally ``height``, ``width``
-                of the wanted output.
+            batched_inputs: dicts with ``image`` ``(3, H, W)``, RGB in [0, 255], and optionally ``height`` and ``width``
+                of the output.
 
         Returns:
             for each image ``{"sem_seg": (C, height, width) logits}``.
@@ -103,5 +103,5 @@ class LanguageSegmentor(nn.Module):
 
 
 def inference_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """The arguments of :class:`LanguageSegmentor` that only say how to predict."""
+    """The arguments of :class:`LanguageSegmentor` that do not depend on the kind of model."""
     return {"templates": cfg.MODEL.CLIP.TEMPLATES, "kernels": cfg.MODEL.USE_KERNELS}

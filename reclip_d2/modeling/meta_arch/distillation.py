@@ -1,4 +1,4 @@
-"""The distillation stage: a frozen teacher teaches a student (section III-E, Fig. 2b).
+"""The distillation stage: a student learns from a frozen teacher (section III-E, Fig. 2b).
 
 Shape letters: B images, n = h*w positions of the student's grid, C classes, D width of the joint embedding, (H, W)
 size of the padded batch in pixels.
@@ -43,9 +43,8 @@ from reclip_d2.modeling.view_batch import has_fixed_views
 class Distillation(nn.Module):
     """Trains the student on the teacher's masks (Eq. 8) and features (Eq. 9) and on the class names (Eq. 7).
 
-    Its state, identity and inference are the student's: a checkpoint of this is one of :class:`Student`. The teacher
-    needs no gradient, stays in eval mode whatever a trainer calls, and sees images normalised for CLIP; the student
-    sees them as its backbone expects.
+    State, identity and inference are the student's: its checkpoints are checkpoints of :class:`Student`. The teacher
+    needs no gradient and is always in eval mode. Images are normalised for each model separately.
     """
 
     @configurable
@@ -65,29 +64,29 @@ class Distillation(nn.Module):
     ) -> None:
         """
         Args:
-            mask_weight, feature_weight, text_weight: of Eq. (10); a loss of weight 0 is not computed.
-            feature_size: ``image`` or ``grid``, where Eq. (9) compares the features.
+            mask_weight, feature_weight, text_weight: weights of Eq. (10); losses of weight 0 are not computed.
+            feature_size: resolution at which Eq. (9) compares features: ``image``, or the student's ``grid``.
             gumbel_tau: tau_1 of the student's masks; 0 for the inverse of CLIP's logit scale. It is meant for the mask
-                logits of the teacher: a student that leaves the teacher's decoder out takes the inverse scale.
-            gumbel_hard: one-hot masks with the straight-through gradient.
+                logits of the teacher: a student that does not inherit the teacher's decoder uses the inverse scale.
+            gumbel_hard: one-hot masks with the straight-through gradient; otherwise soft masks.
             loss_tau: tau of Eq. (7); 0 for the inverse of CLIP's logit scale.
-            vis_period: iterations between pictures in TensorBoard; 0 for none.
+            vis_period: iterations between images in TensorBoard; 0 for none.
         """
         super().__init__()
         if student.inherited.classifier is not None and not (mask_weight or text_weight):
             raise ReclipError(
-                "MODEL.STUDENT.HEAD original learns its classifier from the mask- and the text-guided loss:"
-                " MODEL.DISTILLATION.MASK_WEIGHT and TEXT_WEIGHT are both 0"
+                "MODEL.STUDENT.HEAD original learns its classifier from the mask-guided and text-guided losses, but"
+                " MODEL.DISTILLATION.MASK_WEIGHT and TEXT_WEIGHT are both 0: raise one"
             )
         self.teacher = teacher.requires_grad_(False)
-        if teacher.training:  # else left alone: eval() makes a teacher forget what it has computed
+        if teacher.training:  # otherwise not: eval() invalidates the teacher's caches
             teacher.eval()
         self.student = student
         self.weights = {"mask_weight": mask_weight, "alpha": feature_weight, "beta": text_weight}
         self.feature_size = feature_size
         scale = teacher.backbone.logit_scale
         self.gumbel_tau = gumbel_tau or 1 / scale
-        if student.inherited.gives_cosines:  # times the scale, which tau_1 is to undo
+        if student.inherited.gives_cosines:  # times the logit scale, which tau_1 has to undo
             has_decoder = getattr(teacher, "mask_decoder", None) is not None
             self.gumbel_tau = 1.0 if has_decoder else self.gumbel_tau * scale
         self.gumbel_hard = gumbel_hard
@@ -121,7 +120,7 @@ class Distillation(nn.Module):
         return self.student.device
 
     def train(self, mode: bool = True) -> Distillation:
-        """The student's mode. The teacher is left alone: in eval mode, with what it has computed once."""
+        """Set the student's mode. The teacher stays in eval mode and keeps its caches."""
         self.training = mode
         self.student.train(mode)
         return self
@@ -133,15 +132,15 @@ class Distillation(nn.Module):
         return self.student.former_identity()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The student's."""
+        """The student's state."""
         return self.student.state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Into the student."""
+        """Load the student's state."""
         return self.student.load_state_dict(state_dict, *args, **kwargs)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]] | dict[str, Tensor]:
-        """Training: a dict of losses, of inputs as for :class:`RectifiedCLIP`; inference: the student's."""
+        """Training: a dict of losses, with inputs as for :class:`RectifiedCLIP`; inference: see :class:`Student`."""
         if not self.training:
             return self.student(batched_inputs)
         with use_kernels(self.student.kernels):
@@ -149,10 +148,10 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def teach(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-        """Features Z ``(B, D, h', w')`` of the teacher and its pseudo labels ``(B, H, W)`` int64, -1 on padding.
+        """The teacher's features Z ``(B, D, h', w')`` and pseudo labels ``(B, H, W)`` int64, -1 on padding.
 
-        One forward pass gives both. What does not depend on the images (text features, bias logits) is kept by the
-        teacher from one call to the next.
+        One forward pass computes both. The teacher caches what does not depend on the images (text features, bias
+        logits).
         """
         images = self.teacher.preprocess_image(batched_inputs, self.divisibility)
         size = (images.tensor.shape[-2], images.tensor.shape[-1])
@@ -166,7 +165,11 @@ class Distillation(nn.Module):
         return features, labels.masked_fill(~valid_pixels(images.image_sizes, size, self.device), NO_PSEUDO_LABEL)
 
     def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Weighted losses of a batch, whose sum is Eq. (10)."""
+        """Weighted losses of a batch, summing to Eq. (10).
+
+        Raises:
+            ReclipError: a loss is not finite; the message names the likely key.
+        """
         teacher_features, pseudo_labels = self.teach(batched_inputs)
         images = self.student.preprocess_image(batched_inputs, self.divisibility)
         features, logits = self.student.segment(images.tensor)
@@ -192,7 +195,7 @@ class Distillation(nn.Module):
     def _feature_loss(
         self, features: Tensor, teacher_features: Tensor, sizes: list[tuple[int, int]], padded: torch.Size
     ) -> Tensor:
-        """Eq. (9) at the image's size or on the student's grid."""
+        """Eq. (9), at the image's size or on the student's grid."""
         if self.feature_size == "image":
             size = (padded[-2], padded[-1])
             valid = valid_pixels(sizes, size, self.device)
@@ -229,22 +232,25 @@ class Distillation(nn.Module):
 
 
 def build_teacher(cfg: CfgNode) -> CLIPSegmentor:
-    """The teacher with its checkpoint, on ``MODEL.DEVICE``.
+    """Build the teacher and load its checkpoint, on ``MODEL.DEVICE``.
 
     Raises:
-        ReclipError: there is no checkpoint, or it is of another class list, CLIP or training resolution.
+        ReclipError: there is no checkpoint, or it has another class list, CLIP or training resolution.
     """
     keys = cfg.MODEL.TEACHER
     architecture = META_ARCH_REGISTRY.get(keys.META_ARCHITECTURE)
     if not (isinstance(architecture, type) and issubclass(architecture, CLIPSegmentor)):
         raise ReclipError(
-            f"MODEL.TEACHER.META_ARCHITECTURE {keys.META_ARCHITECTURE!r} is no teacher: take RectifiedCLIP or MaskCLIP"
+            f"MODEL.TEACHER.META_ARCHITECTURE {keys.META_ARCHITECTURE!r} cannot be a teacher: use RectifiedCLIP or"
+            " MaskCLIP"
         )
     rectified = issubclass(architecture, RectifiedCLIP)
     if keys.WEIGHTS and not rectified:
-        raise ReclipError(f"MODEL.TEACHER.WEIGHTS is {keys.WEIGHTS}, but {keys.META_ARCHITECTURE} has no weights")
+        raise ReclipError(
+            f"MODEL.TEACHER.WEIGHTS is {keys.WEIGHTS}, but {keys.META_ARCHITECTURE} has no weights: remove the key"
+        )
     if not rectified and cfg.MODEL.MASKCLIP.CALIBRATION != "none":
-        raise ReclipError("MODEL.MASKCLIP.CALIBRATION is a control of the evaluation: a teacher takes none")
+        raise ReclipError("MODEL.MASKCLIP.CALIBRATION is for evaluation only: set it to none for a teacher")
     if rectified and not keys.WEIGHTS:
         raise ReclipError(
             "MODEL.TEACHER.WEIGHTS is empty: train the rectification stage first and give its model_final.pth"
@@ -268,7 +274,7 @@ def build_teacher(cfg: CfgNode) -> CLIPSegmentor:
 
 @torch.no_grad()
 def inherit(teacher: CLIPSegmentor, head: str, grid: tuple[int, int]) -> dict[str, Tensor]:
-    """State of the :class:`InheritedHead` that a student gets from this teacher."""
+    """State of the :class:`InheritedHead` that a student inherits from this teacher."""
     arguments: dict[str, Any] = {"head": head, "logit_scale": teacher.backbone.logit_scale}
     if isinstance(teacher, RectifiedCLIP):
         arguments |= {"mask_decoder": teacher.mask_decoder, "rectification": teacher.rectification}
@@ -276,5 +282,5 @@ def inherit(teacher: CLIPSegmentor, head: str, grid: tuple[int, int]) -> dict[st
             shared, class_bias = teacher.affine_bias(grid)
             arguments |= {"bias_map": shared.T.unflatten(1, grid), "class_bias": class_bias}
     inherited = InheritedHead(teacher.query_features, **arguments)
-    # A classifier of the student's own ("original") is not inherited.
+    # The student's own classifier ("original") is not inherited.
     return {key: value for key, value in inherited.state_dict().items() if not key.startswith("classifier.")}

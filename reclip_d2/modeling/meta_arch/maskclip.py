@@ -1,4 +1,4 @@
-"""MaskCLIP: CLIP's own segmentation, without training; and the controls that go with every result.
+"""MaskCLIP, CLIP's segmentation without training, and the controls that are reported with every result.
 
 Shape letters: B images, C classes, (h, w) patch grid, n = h*w patches, E width of the image transformer.
 """
@@ -25,7 +25,7 @@ from reclip_d2.modeling.view_batch import ViewBatch
 
 @META_ARCH_REGISTRY.register()
 class MaskCLIP(CLIPSegmentor):
-    """Query logits M_q as they are (section III-A), with MaskCLIP's two test-time options, and two controls."""
+    """Query logits M_q, not rectified (section III-A), with MaskCLIP's two test-time options and two controls."""
 
     @configurable
     def __init__(
@@ -96,7 +96,7 @@ class MaskCLIP(CLIPSegmentor):
         return features, self._options(features, keys)
 
     def segment_views(self, batch: ViewBatch) -> Tensor:
-        """See :meth:`CLIPSegmentor.segment_views`. Key smoothing needs keys, which no store has."""
+        """See :meth:`CLIPSegmentor.segment_views`. Key smoothing needs keys, which feature stores do not have."""
         if self.key_smoothing > 0:
             raise ReclipError("MODEL.MASKCLIP.KEY_SMOOTHING needs more than features: set FEATURE_STORE.VIEWS 0")
         return self._options(batch.features, None)
@@ -124,19 +124,22 @@ class MaskCLIP(CLIPSegmentor):
         offset = self.calibration_offset[None]
         if offset.shape[-2:] in (size, (1, 1)):
             return offset
-        # Found on the training images' grid; another resolution gets it resized.
+        # Computed on the training images' grid; resized for other resolutions.
         return F.interpolate(offset, size=size, mode="bilinear", align_corners=False)
 
 
 def denoise_prompts(logits: Tensor, scale: float, threshold: float) -> Tensor:
-    """Prompt denoising of MaskCLIP: a class whose best probability in the image is below the threshold is left out.
+    """Prompt denoising of MaskCLIP: drop classes whose highest probability in the image is below the threshold.
 
-    The best class of an image always stays.
+    The best class of an image is never dropped.
 
     Args:
         logits: ``(B, C, h, w)`` cosine similarities.
-        scale: CLIP's logit scale, for the soft-max.
+        scale: CLIP's logit scale, for the softmax.
         threshold: in (0, 1).
+
+    Returns:
+        ``(B, C, h, w)``, with dropped classes at -1.
     """
     confidence = (logits * scale).softmax(1).amax((2, 3))
     absent = (confidence < threshold) & (confidence < confidence.amax(1, keepdim=True))
@@ -144,27 +147,27 @@ def denoise_prompts(logits: Tensor, scale: float, threshold: float) -> Tensor:
 
 
 def smooth_by_keys(logits: Tensor, keys: Tensor, scale: float, threshold: float) -> Tensor:
-    """Key smoothing of MaskCLIP: an unsure patch takes the key-similarity weighted mean of all predictions.
+    """Key smoothing of MaskCLIP: uncertain patches get the mean of all predictions, weighted by key similarity.
 
-    ``pred_i <- sum_j cos(k_i, k_j) pred_j`` where the best probability of patch i is below the threshold.
+    ``pred_i <- sum_j cos(k_i, k_j) pred_j`` where the highest probability of patch i is below the threshold.
 
     Args:
         logits: ``(B, C, h, w)`` cosine similarities.
         keys: ``(B, n, E)`` of the last block.
-        scale: CLIP's logit scale, for the soft-max.
+        scale: CLIP's logit scale, for the softmax.
         threshold: in (0, 1].
 
     Returns:
-        probabilities ``(B, C, h, w)``; unsure patches' are not normalised (the argmax is what counts).
+        probabilities ``(B, C, h, w)``; not normalised at uncertain patches, which does not change the argmax.
     """
     probabilities = (logits * scale).softmax(1)
     keys = F.normalize(keys, dim=-1)
     weights = keys @ keys.transpose(1, 2)
     smooth = (weights @ probabilities.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, logits.shape[-2:])
-    unsure = probabilities.amax(1, keepdim=True) < threshold
-    return torch.where(unsure, smooth, probabilities)
+    uncertain = probabilities.amax(1, keepdim=True) < threshold
+    return torch.where(uncertain, smooth, probabilities)
 
 
 def mean_filter(logits: Tensor, size: int) -> Tensor:
-    """Mean of the logits ``(B, C, h, w)`` over a window of ``size`` x ``size`` patches, cut at the border."""
+    """Mean of the logits ``(B, C, h, w)`` over a window of ``size`` x ``size`` patches, clipped at the border."""
     return F.avg_pool2d(logits, size, stride=1, padding=size // 2, count_include_pad=False)

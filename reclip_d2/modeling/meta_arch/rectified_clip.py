@@ -42,13 +42,13 @@ class RectifiedCLIP(CLIPSegmentor):
         R (1) --text encoder--> W_r --\\    ^
         PE --1x1 convolution--> W_p ---(2)-- M_b
 
-    This is ReCLIP++. ReCLIP is another configuration of it (``MODEL.BIAS_HEAD.NAME``, ``MODEL.MASK_DECODER.ENABLED``,
-    ``HYPOTHESIS.METHOD``): M_b differs from image to image, and there is no decoder. Only the bias head and the decoder
-    train; by the two ablations of Tables IV and VI the Query's prompt (``MODEL.CLIP.LEARNABLE_QUERY``) or CLIP's image
-    tower (``MODEL.CLIP.FINE_TUNE``) train with them.
+    This is ReCLIP++. ReCLIP is another configuration (``MODEL.BIAS_HEAD.NAME``, ``MODEL.MASK_DECODER.ENABLED``,
+    ``HYPOTHESIS.METHOD``): M_b depends on the image, and there is no decoder. Only the bias head and the decoder train;
+    in the ablations of Tables IV and VI, the Query's prompt (``MODEL.CLIP.LEARNABLE_QUERY``) or CLIP's image tower
+    (``MODEL.CLIP.FINE_TUNE``) train too.
 
-    The diagram is literal. With a decoder whose norm allows it, and a bias that all images share, Eqs. (3) and (4) are
-    computed folded where that is faster: see :class:`~reclip_d2.modeling.mask_decoder.MaskDecoder`.
+    If all images share the bias, and the decoder's norm allows it, Eqs. (3) and (4) are computed in folded form where
+    that is faster: see :class:`~reclip_d2.modeling.mask_decoder.MaskDecoder`.
     """
 
     @configurable
@@ -68,20 +68,20 @@ class RectifiedCLIP(CLIPSegmentor):
     ) -> None:
         """
         Args:
-            bias_head: gives M_b, ``(n, C)`` or ``(B, n, C)``.
-            mask_decoder: F_dec; None takes M itself as the mask logits.
-            query_head: gives W_q in the place of the fixed one; None keeps that.
+            bias_head: computes M_b, ``(n, C)`` or ``(B, n, C)``.
+            mask_decoder: F_dec; None to use M as the mask logits.
+            query_head: computes W_q in place of the fixed one; None for the fixed one.
             rectification: ``subtract``, ``add`` or ``none``, Eq. (3).
             gumbel_tau: tau_1 of Eq. (5); 0 for the inverse of CLIP's logit scale.
-            gumbel_hard: one-hot masks with the straight-through gradient.
+            gumbel_hard: one-hot masks with the straight-through gradient; otherwise soft masks.
             loss_tau: tau of Eq. (7); 0 for the inverse of CLIP's logit scale.
-            loss_weights: of ``contrastive``, ``coverage`` and ``outside``; a loss of weight 0 is not computed.
-            vis_period: iterations between pictures in TensorBoard; 0 for none.
+            loss_weights: weights of ``contrastive``, ``coverage`` and ``outside``; losses of weight 0 are not computed.
+            vis_period: iterations between images in TensorBoard; 0 for none.
             segmentor: arguments of :class:`CLIPSegmentor`.
         """
         super().__init__(**segmentor)
         self.bias_head = bias_head
-        if rectification == "none":  # a parameter that no loss reaches would stop a run on several GPUs
+        if rectification == "none":  # distributed training fails on trained parameters without gradient
             self.bias_head.requires_grad_(False)
         self.mask_decoder = mask_decoder
         self.query_head = query_head
@@ -127,12 +127,12 @@ class RectifiedCLIP(CLIPSegmentor):
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RectifiedCLIP:
-        self._clear_caches()  # they would stay on the old device, or in the old dtype
+        self._clear_caches()  # they have the old device and dtype
         return super()._apply(fn, recurse)
 
     @property
     def _caching(self) -> bool:
-        """In eval mode what does not depend on the images is computed once; not where a gradient may be asked for."""
+        """Whether to cache what does not depend on the images: in eval mode, unless gradients are enabled."""
         return not self.training and not torch.is_grad_enabled()
 
     def _clear_caches(self) -> None:
@@ -147,8 +147,7 @@ class RectifiedCLIP(CLIPSegmentor):
 
     @property
     def query_features(self) -> Tensor:
-        """Query text features W_q ``(C, D)``: fixed, or of the learnable prompt, encoded at each access in training and
-        once in eval mode."""
+        """Query text features W_q ``(C, D)``: fixed, or from the learnable prompt (cached in eval mode)."""
         if self.query_head is None:
             return self.template_query_features
         if not self._caching:
@@ -158,7 +157,7 @@ class RectifiedCLIP(CLIPSegmentor):
         return self._query_cache
 
     def _shared_bias(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The shared bias A ``(n, C)`` on the grid (h, w), and W_r ``(C, D)``; computed once in eval mode."""
+        """The shared bias A ``(n, C)`` on the grid (h, w), and W_r ``(C, D)``; cached in eval mode."""
         head = self.bias_head
         if not self._caching:
             embedding = self.backbone.positional_embedding(size)
@@ -178,12 +177,12 @@ class RectifiedCLIP(CLIPSegmentor):
             features: Z ``(B, D, h, w)``; may be None unless the bias head is ``image_dependent``.
 
         Returns:
-            ``(n, C)``, or of an ``image_dependent`` bias head ``(B, n, C)``.
+            ``(n, C)``, or ``(B, n, C)`` for an ``image_dependent`` bias head.
         """
         return self.bias_head.add_image_bias(*self._shared_bias(size), features)
 
     def affine_bias(self, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-        """A ``(n, C)`` on the grid (h, w) and B ``(C, D)``, or None for zero, of the bias logits ``M_b = A + Z B^T``.
+        """A ``(n, C)`` on the grid (h, w), and B ``(C, D)`` or None for zero, of the bias logits ``M_b = A + Z B^T``.
 
         Raises:
             ReclipError: the bias head is not affine in the image features.
@@ -193,11 +192,11 @@ class RectifiedCLIP(CLIPSegmentor):
         return shared, self.bias_head.class_bias(reference)
 
     def bias_to_rectify(self, features: Tensor, grids: Sequence[tuple[int, int]] | None = None) -> Tensor | None:
-        """M_b of image features Z ``(B, D, h, w)``, see :meth:`bias_logits`; None if Eq. (3) leaves it out.
+        """M_b for image features Z ``(B, D, h, w)``, see :meth:`bias_logits`; None without rectification.
 
         Args:
-            grids: (h, w) of each image's own features, see :class:`~reclip_d2.modeling.view_batch.ViewBatch`. Each then
-                gets the bias of its own grid, ``(B, n, C)``.
+            grids: (h, w) of each image's features, see :class:`~reclip_d2.modeling.view_batch.ViewBatch`. Each image
+                then gets the bias of its grid, padded: ``(B, n, C)``.
         """
         if self.rectification == "none":
             return None
@@ -226,7 +225,7 @@ class RectifiedCLIP(CLIPSegmentor):
         Args:
             features: Z ``(B, D, h, w)``.
             query_features: W_q ``(C, D)``.
-            bias: M_b as of :meth:`bias_to_rectify`.
+            bias: M_b from :meth:`bias_to_rectify`.
         """
         decoder, shared = self.mask_decoder, bias is None or bias.ndim == 2
         if bias is not None and self.rectification == "add":
@@ -242,7 +241,7 @@ class RectifiedCLIP(CLIPSegmentor):
         return MaskLogits(rectified if decoder is None else decoder(rectified, features))
 
     def _decode_folded(self, features: Tensor, query_features: Tensor, bias: Tensor | None) -> MaskLogits:
-        """:meth:`MaskDecoder.rectify_and_decode`; in eval mode what does not depend on the images is computed once."""
+        """:meth:`MaskDecoder.rectify_and_decode`; in eval mode, caches what does not depend on the images."""
         decoder, size = self.mask_decoder, (features.shape[-2], features.shape[-1])
         if not self._caching or decoder.takes_statistics:
             return decoder.rectify_and_decode(features, query_features, bias)
@@ -261,14 +260,14 @@ class RectifiedCLIP(CLIPSegmentor):
         return self.decode(batch.features, self.query_features, bias).tensor()
 
     def pixel_embedding(self, images: Tensor) -> Tensor:
-        """What a linear probe reads: Z and M_o, ``(B, D + C, h, w)``. Z alone is the frozen CLIP's, as in MaskCLIP;
-        what this model has learnt is in M_o."""
+        """Input of a linear probe: Z and M_o, ``(B, D + C, h, w)``. Z is the frozen CLIP's, as in MaskCLIP; M_o shows
+        what this model has learned."""
         return torch.cat(self.segment(images), dim=1)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]] | dict[str, Tensor]:
         """Training: a dict of losses; inference: see :meth:`CLIPSegmentor.forward`.
 
-        Training inputs carry ``hypothesis`` ``(|H|,)`` int64 with the image; no label is read.
+        Training inputs have a ``hypothesis`` ``(|H|,)`` int64 besides the image; labels are not read.
         """
         if not self.training:
             return super().forward(batched_inputs)
@@ -316,9 +315,9 @@ class RectifiedCLIP(CLIPSegmentor):
         """Put input, prediction and bias map of a batch's first image into the event storage (TensorBoard).
 
         Args:
-            record: the image's.
+            record: input of the image.
             logits: its mask logits ``(1, C, h, w)``.
-            bias: M_b ``(n, C)`` or ``(B, n, C)``; None without rectification: the map is then of one class.
+            bias: M_b ``(n, C)`` or ``(B, n, C)``; None without rectification: the map then shows a single class.
         """
         height, width = logits.shape[-2:]
         bias = logits.new_zeros(height * width, self.num_classes) if bias is None else bias
@@ -328,5 +327,5 @@ class RectifiedCLIP(CLIPSegmentor):
 
 
 def _clear_caches(module: RectifiedCLIP, incompatible_keys: Any) -> None:
-    """Load-state-dict hook: bias logits and text features of other weights are stale."""
+    """Load-state-dict hook: invalidate the caches."""
     module._clear_caches()

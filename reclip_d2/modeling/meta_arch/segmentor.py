@@ -1,4 +1,4 @@
-"""What the models that segment with a CLIP share: its Query head, and the identity of their checkpoints.
+"""Base of models that segment with a CLIP: the Query head, and the identity of their checkpoints.
 
 Shape letters: B images, C classes, D width of the joint embedding, (h, w) patch grid, (H, W) size in pixels.
 """
@@ -22,10 +22,11 @@ from reclip_d2.modeling.view_batch import ViewBatch, batch_views, has_fixed_view
 
 
 class CLIPSegmentor(LanguageSegmentor):
-    """Base of the models that segment with a CLIP and its Query features. Subclasses define :meth:`segment`.
+    """Base of models that segment with a CLIP and its Query features. Subclasses define :meth:`segment` and
+    :meth:`segment_views`.
 
-    The module's state holds trained parts only; the pretrained CLIP and the class list are named by :meth:`identity`,
-    which checkpoints carry and compare.
+    The state dict holds trained weights only; :meth:`identity`, which checkpoints record and compare, names the
+    pretrained CLIP and the class list.
     """
 
     def __init__(
@@ -39,9 +40,9 @@ class CLIPSegmentor(LanguageSegmentor):
     ) -> None:
         """
         Args:
-            query_features: W_q ``(C, D)`` of the templates.
+            query_features: W_q ``(C, D)`` from the templates.
             class_names: for each class its name and any synonyms.
-            statistics_from_weights: the pixel statistics are not those of the keys, see
+            statistics_from_weights: the pixel statistics come from the weights' settings, not from the config keys, see
                 :func:`~reclip_d2.backbones.settings.pixel_statistics`.
             base: arguments of :class:`LanguageSegmentor`; the pixel statistics are CLIP's.
         """
@@ -73,24 +74,24 @@ class CLIPSegmentor(LanguageSegmentor):
 
     @property
     def query_features(self) -> Tensor:
-        """Query text features W_q ``(C, D)``, the segmentation head: those of the templates, fixed."""
+        """Query text features W_q ``(C, D)``, the segmentation head: fixed, from the templates."""
         return self.template_query_features
 
     def segment(self, images: Tensor, image_sizes: list[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:
         """Image features Z ``(B, D, h, w)`` and mask logits M_o ``(B, C, h, w)`` of normalised, padded images.
 
         Args:
-            image_sizes: (H, W) of each image without its padding; None to take the padding for image.
+            image_sizes: (H, W) of each image without padding; None to treat padding as part of the image.
         """
         raise NotImplementedError
 
     def segment_views(self, batch: ViewBatch) -> Tensor:
-        """Mask logits M_o ``(B, C, h, w)`` of views whose features are known: as of :meth:`segment`."""
+        """Mask logits M_o ``(B, C, h, w)`` of views with given features: see :meth:`segment`."""
         raise NotImplementedError
 
     @torch.no_grad()
     def encode_view(self, sample: dict[str, Any]) -> tuple[Tensor, tuple[int, int]]:
-        """Features Z ``(h, w, D)`` of one image by itself, and its (H, W): what a feature store keeps.
+        """Features Z ``(h, w, D)`` of a single image, and its (H, W), for a feature store.
 
         Args:
             sample: with ``image`` ``(3, H, W)``, RGB in [0, 255].
@@ -101,11 +102,11 @@ class CLIPSegmentor(LanguageSegmentor):
         return features, (int(height), int(width))
 
     def view_batch(self, batched_inputs: list[dict[str, Any]], smallest: tuple[int, int] = (0, 0)) -> ViewBatch:
-        """Features of a training batch: encoded together, or of fixed views (``FEATURE_STORE``) from the store
-        (``features`` and ``view_size``), or encoded again one by one (``fixed_view``).
+        """Features of a training batch: encoded together; or, for fixed views (``FEATURE_STORE``), from the store
+        (``features`` and ``view_size``) or encoded one by one (``fixed_view``).
 
         Args:
-            smallest: (h, w) that the batch's grid has at least, for fixed views.
+            smallest: minimum (h, w) of the batch's grid, for fixed views.
         """
         if not has_fixed_views(batched_inputs):
             images = self.preprocess_image(batched_inputs)
@@ -120,14 +121,14 @@ class CLIPSegmentor(LanguageSegmentor):
 
     @property
     def padding_mode(self) -> str:
-        """How features of smaller views are continued to a batch's grid: see :func:`pad_grid`."""
+        """How features of smaller views are padded to a batch's grid: see :func:`pad_grid`."""
         return "replicate"
 
     def mask_logits(self, images: Tensor) -> Tensor:
         return self.segment(images)[1]
 
     def pixel_embedding(self, images: Tensor) -> Tensor:
-        """What a linear probe reads of normalised, padded images: the image features Z ``(B, D, h, w)``."""
+        """Input of a linear probe for normalised, padded images: the image features Z ``(B, D, h, w)``."""
         return self.segment(images)[0]
 
     def identity(self) -> dict[str, Any]:
@@ -141,7 +142,7 @@ class CLIPSegmentor(LanguageSegmentor):
 
     def former_identity(self) -> dict[str, Any]:
         recorded_since = {"MODEL.CLIP.VALUE_PATH_RESIDUAL"}
-        if not self.statistics_from_weights:  # earlier versions normalised as the keys say
+        if not self.statistics_from_weights:  # earlier versions normalised by the config keys
             recorded_since |= {"MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"}
         return {key: value for key, value in self.identity().items() if key in recorded_since}
 
@@ -153,18 +154,18 @@ def checkpoint_identity(
     bias_head: nn.Module | None = None,
     pixel_statistics: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> dict[str, Any]:
-    """What a checkpoint belongs to: all that its image features and texts depend on.
+    """Identity of a checkpoint: all that its image and text features depend on.
 
-    These are what the backbone names, the class list and, where they are not the usual ones, the normalisation of
-    images and the text and norm of the Reference prompt. The size of images is not among them: a model may be used at
-    others than it was trained at. Nor is the precision.
+    Contains the backbone's identity, the class list, the templates and, if they are not the defaults, the pixel
+    statistics and the texts and norm of the Reference prompt. Image sizes and precision are not part of it: they may
+    differ between training and use.
 
     Args:
-        pixel_statistics: mean and standard deviation; None for the usual ones.
+        pixel_statistics: mean and standard deviation; None for the defaults.
     """
     changed: dict[str, Any] = {}
     for key, values in zip(("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"), pixel_statistics or (), strict=False):
-        rounded = [round(value, 4) for value in values]  # they have been float32
+        rounded = [round(value, 4) for value in values]  # converted from float32
         if rounded != KEYS[key].default:
             changed[key] = rounded
     identity = {**backbone.identity(), **changed, "class_names": class_names, "templates": templates}
@@ -177,7 +178,7 @@ def checkpoint_identity(
 
 
 def _expect_no_frozen_weights(module: CLIPSegmentor, incompatible_keys: Any) -> None:
-    """Load-state-dict hook: the CLIP's frozen weights are not missing from a checkpoint, they are not in any."""
+    """Load-state-dict hook: do not report the CLIP's frozen weights as missing, since no checkpoint has them."""
     trained = module.backbone.state_dict()
 
     def frozen(key: str) -> bool:

@@ -31,7 +31,7 @@ from reclip_d2.modeling.student.network import DeepLabV2Head
 class Student(LanguageSegmentor):
     """``image -> backbone -> DeepLabV2Head -> Z^ -> InheritedHead -> M^D`` (section III-E, Fig. 2b).
 
-    Everything that it needs is in its own checkpoint: neither CLIP nor the teacher is built.
+    Its checkpoint is self-contained: neither CLIP nor the teacher is built.
     """
 
     @configurable
@@ -50,14 +50,16 @@ class Student(LanguageSegmentor):
     ) -> None:
         """
         Args:
-            backbone: gives ``res5``.
-            inherited: query head, bias logits and mask decoder.
-            clip_name: the CLIP whose embedding the features live in, for the identity.
-            head: which components are inherited, for the identity; see :data:`~..student.inherited.HEADS`.
-            output_stride: of the backbone.
+            backbone: a backbone with the output ``res5``.
+            feature_head: maps ``res5`` to features Z^.
+            inherited: Query head, bias logits and mask decoder.
+            clip_name: the CLIP that defines the embedding space, for the identity.
+            head: which components are inherited, for the identity; see
+                :data:`~reclip_d2.modeling.student.inherited.HEADS`.
+            output_stride: output stride of the backbone.
             image_format: channel order that the backbone expects.
-            settings: keys that its features depend on, that the weights do not show, and that do not have their
-                defaults; for the identity.
+            settings: keys with other values than their defaults that the features depend on and the weights do not
+                show; for the identity.
             base: arguments of :class:`LanguageSegmentor`; the pixel statistics are the backbone's.
         """
         super().__init__(**base)
@@ -76,7 +78,7 @@ class Student(LanguageSegmentor):
         backbone = BACKBONE_REGISTRY.get(keys.BACKBONE)(cfg, ShapeSpec(channels=3))
         if "res5" not in backbone.output_shape():
             raise ReclipError(
-                f"MODEL.STUDENT.BACKBONE {keys.BACKBONE} gives no res5: take build_dilated_resnet_backbone"
+                f"MODEL.STUDENT.BACKBONE {keys.BACKBONE} has no output res5: use build_dilated_resnet_backbone"
             )
         class_names = class_names_from_config(cfg)
         check_class_names(class_names)
@@ -101,9 +103,9 @@ class Student(LanguageSegmentor):
         return self.output_stride
 
     def identity(self) -> dict[str, Any]:
-        """The student's weights are complete: no fingerprint of a CLIP is needed, only what the classes mean."""
+        """The student's weights are self-contained, so the identity has no fingerprint of a CLIP."""
         grid = self.inherited.bias_map
-        rectified = {"rectification": "add"} if self.inherited.rectification == "add" else {}  # the weights do not show
+        rectified = {"rectification": "add"} if self.inherited.rectification == "add" else {}  # not in the weights
         return {
             **rectified,
             **self.settings,
@@ -131,11 +133,11 @@ class Student(LanguageSegmentor):
         return super().forward(batched_inputs)
 
     def _raw_features(self, images: Tensor) -> Tensor:
-        # Losses and the inherited parts work in float32 under autocast too.
+        # Losses and the inherited head compute in float32, even under autocast.
         return self.feature_head(self.backbone(images)["res5"]).float()
 
     def features(self, images: Tensor) -> Tensor:
-        """The student's features Z^ ``(B, D, h, w)``, each of length 1, of normalised, padded images."""
+        """Features Z^ ``(B, D, h, w)``, each of length 1, of normalised, padded images."""
         return F.normalize(self._raw_features(images), dim=1)
 
     def segment(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,7 +151,7 @@ class Student(LanguageSegmentor):
         return self.segment(images)[1]
 
     def pixel_embedding(self, images: Tensor) -> Tensor:
-        """What a linear probe reads, as of a rectified model: concat(Z^, M^D) ``(B, D + C, h, w)``."""
+        """Input of a linear probe, as in :class:`RectifiedCLIP`: concat(Z^, M^D) ``(B, D + C, h, w)``."""
         return torch.cat(self.segment(images), dim=1)
 
 
@@ -163,7 +165,7 @@ def _changed_settings(cfg: CfgNode) -> dict[str, Any]:
 
 
 def bias_grid(cfg: CfgNode) -> tuple[int, int]:
-    """Grid (gh, gw) on which the student keeps the bias map: the teacher's, at the size that it was trained at."""
+    """Grid (gh, gw) of the student's bias map: the teacher's grid at its training resolution."""
     short_side = min(cfg.INPUT.MIN_SIZE_TRAIN)
     size = [short_side, short_side]
     if cfg.INPUT.CROP.ENABLED:
@@ -171,15 +173,15 @@ def bias_grid(cfg: CfgNode) -> tuple[int, int]:
         size = [side * short_side if relative else side for side in cfg.INPUT.CROP.SIZE]
     if min(size) <= 0:
         raise ReclipError(
-            "INPUT.MIN_SIZE_TRAIN 0 leaves images as they are: set INPUT.CROP.ENABLED and INPUT.CROP.SIZE, so that the"
-            " student knows the size of the bias logits"
+            "with INPUT.MIN_SIZE_TRAIN 0 images are not resized: set INPUT.CROP.ENABLED and INPUT.CROP.SIZE, which give"
+            " the size of the student's bias logits"
         )
     patch_size = backbone_class(cfg).summary(cfg).patch_size
     return math.ceil(size[0] / patch_size), math.ceil(size[1] / patch_size)
 
 
 def empty_head(cfg: CfgNode, num_classes: int) -> InheritedHead:
-    """The inherited head as the config has it, to be filled by the teacher or a checkpoint."""
+    """The inherited head for a config, to be filled by the teacher or a checkpoint."""
     embed_dim = backbone_class(cfg).summary(cfg).embed_dim
     rectified = cfg.MODEL.TEACHER.META_ARCHITECTURE != "MaskCLIP"
     image_dependent = rectified and BIAS_HEAD_REGISTRY.get(cfg.MODEL.BIAS_HEAD.NAME).image_dependent

@@ -1,4 +1,4 @@
-"""What the student inherits from its teacher and keeps frozen: Query head, bias logits, mask decoder (section III-E).
+"""The student's head, inherited from the teacher and frozen: Query head, bias logits, mask decoder (section III-E).
 
 Shape letters: B images, (h, w) grid of the student's features, C classes, D width of the joint embedding.
 """
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from reclip_d2.modeling.bias_head import query_logits, rectified_logits
 from reclip_d2.modeling.mask_decoder import MaskDecoder
 
-# Table IX, each with one component more than the one before. "original" learns a classifier instead.
+# Table IX; each adds a component. "original" learns a classifier instead.
 HEADS = ("original", "query", "query_bias", "query_bias_decoder")
 HEADS_WITH_BIAS = HEADS[2:]
 
 
 class InheritedHead(nn.Module):
-    """From features to mask logits as the teacher does it, on copied tensors: no CLIP is needed.
+    """Computes mask logits from features like the teacher, with copied tensors: no CLIP is needed.
 
     The bias head is affine in the features, ``M_b = A + Z B^T`` (see :class:`~reclip_d2.modeling.bias_head.BiasHead`).
-    The map A, of the positional embedding, is stored on one grid and resized bicubically to the student's, as the
+    The map A, which depends on the positional embedding, is stored on one grid and resized bicubically, as the
     positional embedding would be. B is 0 for ReCLIP++ and W_r for ReCLIP.
     """
 
@@ -41,13 +41,13 @@ class InheritedHead(nn.Module):
         """
         Args:
             query_features: W_q ``(C, D)``.
-            head: one of :data:`HEADS`. ``original`` is a learnable 1x1 convolution in the place of all this; the
-                others use the components that they name and that the teacher has.
+            head: one of :data:`HEADS`. ``original`` is a learnable 1x1 convolution in place of the inherited head; the
+                others use those of the named components that the teacher has.
             bias_map: A ``(C, gh, gw)``; None without bias.
-            class_bias: B ``(C, D)``; None where the bias is the same for all images.
-            mask_decoder: the teacher's, copied; None without.
+            class_bias: B ``(C, D)``; None if all images share the bias.
+            mask_decoder: the teacher's, copied; None for none.
             rectification: ``subtract``, ``add`` or ``none``.
-            logit_scale: CLIP's factor on cosine similarities, for mask logits that are such (no decoder).
+            logit_scale: CLIP's factor on cosine similarities, applied to mask logits if there is no decoder.
         """
         super().__init__()
         use_bias = head in HEADS_WITH_BIAS and rectification != "none"
@@ -61,7 +61,7 @@ class InheritedHead(nn.Module):
         self.register_buffer("logit_scale", torch.tensor(float(logit_scale)))
 
     def train(self, mode: bool = True) -> InheritedHead:
-        """Only a classifier of the student's own trains; the inherited decoder keeps its batch statistics."""
+        """Only the student's own classifier trains; the inherited decoder stays in eval mode."""
         super().train(mode)
         if self.mask_decoder is not None:
             self.mask_decoder.eval()
@@ -73,7 +73,7 @@ class InheritedHead(nn.Module):
         return self.classifier is None and self.mask_decoder is None
 
     def bias_logits(self, features: Tensor) -> Tensor | None:
-        """M_b ``(n, C)``, or ``(B, n, C)`` where it depends on the image, of features ``(B, D, h, w)``."""
+        """M_b ``(n, C)``, or ``(B, n, C)`` if it depends on the image, for features ``(B, D, h, w)``."""
         if self.bias_map is None:
             return None
         size = (features.shape[-2], features.shape[-1])
@@ -86,8 +86,8 @@ class InheritedHead(nn.Module):
         return bias + torch.einsum("bdhw,cd->bhwc", features, self.class_bias).flatten(1, 2)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Mask logits of the student M^D ``(B, C, h, w)`` of features ``(B, D, h, w)``, each of length 1; a classifier
-        of the student's own reads features of any length, as DeepLab's does."""
+        """The student's mask logits M^D ``(B, C, h, w)`` for features ``(B, D, h, w)``, each of length 1; the student's
+        own classifier reads features that are not normalised, like DeepLab's."""
         if self.classifier is not None:
             return self.classifier(features)
         logits = rectified_logits(

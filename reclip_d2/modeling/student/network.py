@@ -1,6 +1,6 @@
 """DeepLab V2: Detectron2's ResNet with dilated stages, for an output stride of 8, and the feature head.
 
-Detectron2's own builder dilates the last stage at most (output stride 16), and its basic block not at all.
+Detectron2's builder can only dilate the last stage (output stride 16), and not its basic block.
 
 Shape letters: B images, (h, w) grid of the backbone's output, D width of the joint embedding.
 """
@@ -27,7 +27,7 @@ BLOCKS_PER_STAGE = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-# Strides and dilations of the stages res2 to res5: a stride that is left out becomes a dilation.
+# Strides and dilations of the stages res2 to res5: dilation replaces stride.
 STRIDES_AND_DILATIONS = {
     8: ((1, 2, 1, 1), (1, 1, 2, 4)),
     16: ((1, 2, 2, 1), (1, 1, 1, 2)),
@@ -36,7 +36,7 @@ STRIDES_AND_DILATIONS = {
 
 
 class DilatedBasicBlock(BasicBlock):
-    """Detectron2's block of ResNet-18 and -34, with dilated convolutions."""
+    """Detectron2's block for ResNet-18 and -34, with dilated convolutions."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, stride: int = 1, norm: str = "BN", dilation: int = 1
@@ -48,19 +48,19 @@ class DilatedBasicBlock(BasicBlock):
 
 @BACKBONE_REGISTRY.register()
 def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """A ResNet of Detectron2's blocks and stem, output stride ``MODEL.STUDENT.OUTPUT_STRIDE``.
+    """A ResNet with Detectron2's blocks and stem, output stride ``MODEL.STUDENT.OUTPUT_STRIDE``.
 
     Reads ``MODEL.RESNETS.{DEPTH, NORM, NUM_GROUPS, WIDTH_PER_GROUP, STRIDE_IN_1X1, STEM_OUT_CHANNELS,
-    RES2_OUT_CHANNELS}`` and ``MODEL.BACKBONE.FREEZE_AT``. Depth 18 and 34 take any RES2_OUT_CHANNELS (64 is the usual
-    width; less makes a small model for CPUs).
+    RES2_OUT_CHANNELS}`` and ``MODEL.BACKBONE.FREEZE_AT``. Depths 18 and 34 accept any RES2_OUT_CHANNELS (usually 64;
+    fewer for a small model on CPUs).
 
     Returns:
-        a backbone with the one output ``res5``.
+        a backbone with the single output ``res5``.
     """
     keys, stride = cfg.MODEL.RESNETS, cfg.MODEL.STUDENT.OUTPUT_STRIDE
     if keys.DEPTH not in BLOCKS_PER_STAGE:
         raise ReclipError(f"MODEL.RESNETS.DEPTH is {keys.DEPTH}; choose one of {', '.join(map(str, BLOCKS_PER_STAGE))}")
-    build_norm(keys.NORM, keys.STEM_OUT_CHANNELS, "MODEL.RESNETS.NORM")  # a name that is none ends here, in one line
+    build_norm(keys.NORM, keys.STEM_OUT_CHANNELS, "MODEL.RESNETS.NORM")  # rejects an unknown name in one line
     strides, dilations = STRIDES_AND_DILATIONS[stride]
     in_channels, out_channels = keys.STEM_OUT_CHANNELS, keys.RES2_OUT_CHANNELS
     bottleneck_channels = keys.NUM_GROUPS * keys.WIDTH_PER_GROUP
@@ -93,16 +93,16 @@ def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNe
 class DeepLabV2Head(nn.Module):
     """Four parallel 3x3 atrous convolutions, summed (ASPP of DeepLab V2).
 
-    The sum is the student's feature: it has as many channels as the joint embedding, since the Query head reads it (512
-    for ViT-B/16). No ReLU follows, since CLIP's features, which it is to meet, are of both signs.
+    The sum is the student's feature, in the joint embedding space of the Query head (512 channels for ViT-B/16). No
+    ReLU follows, since CLIP's features, which it approximates, have both signs.
     """
 
     def __init__(self, in_channels: int, channels: int, dilations: Sequence[int] = (6, 12, 18, 24)) -> None:
         """
         Args:
-            in_channels: of the backbone's output.
+            in_channels: channels of the backbone's output.
             channels: D.
-            dilations: of the branches.
+            dilations: dilation of each branch.
         """
         super().__init__()
         self.branches = nn.ModuleList(
@@ -115,13 +115,13 @@ class DeepLabV2Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in_channels, h, w)`` to ``(B, D, h, w)``, not normalised."""
         total = self._branch(self.branches[0], x)
-        for branch in self.branches[1:]:  # not stacked: at stride 8 each is as large as all of the features
+        for branch in self.branches[1:]:  # not stacked, to save memory: each output is large at stride 8
             total = total + self._branch(branch, x)
         return total
 
     def _branch(self, branch: nn.Conv2d, x: Tensor) -> Tensor:
-        # On a grid no larger than the dilation the outer taps meet nothing but padding: the centre alone gives the same
-        # output and gradients with a ninth of the work. In training only, so that an export stays open in its sizes.
+        # On a grid no larger than the dilation, the outer taps see only padding: the centre tap gives the same output
+        # and gradients at a ninth of the cost. In training only, so that exports keep dynamic sizes.
         if self.training and max(x.shape[-2:]) <= branch.dilation[0]:
             return F.conv2d(x, branch.weight[..., 1:2, 1:2], branch.bias)
         return branch(x)

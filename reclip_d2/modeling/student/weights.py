@@ -16,23 +16,23 @@ from reclip_d2.utils.digest import check_digest
 from reclip_d2.utils.tensor_files import check_tensors, dtype_mismatches, read_tensor_file, state_dict_of
 
 KEY = "MODEL.STUDENT.WEIGHTS"
-# The names of PyTorch's own files end in the beginning of their SHA-256: resnet50-0676ba61.pth.
+# The names of PyTorch's files end with the first digits of their SHA-256: resnet50-0676ba61.pth.
 _PUBLISHED_HASH = re.compile(r"^https://download\.pytorch\.org/.*-([0-9a-f]{8,64})\.pth$")
 
 logger = logging.getLogger(__name__)
 
 
 def load_backbone_weights(backbone: nn.Module, source: str) -> None:
-    """Load ``MODEL.STUDENT.WEIGHTS`` into a ResNet of Detectron2's names.
+    """Load ``MODEL.STUDENT.WEIGHTS`` into a ResNet with Detectron2's names.
 
     Args:
         backbone: built by :func:`~reclip_d2.modeling.student.network.build_dilated_resnet_backbone`.
-        source: ``detectron2://ImageNetPretrained/...``, ``torchvision://resnet50`` (or ``/IMAGENET1K_V1`` behind it),
-            or a file: Detectron2's ``.pkl``, torchvision's state dict (``.pth``), or ``.safetensors`` with either's
-            names. Only tensors are read.
+        source: ``detectron2://ImageNetPretrained/...``, ``torchvision://resnet50`` (or
+            ``torchvision://resnet50/IMAGENET1K_V1``), or a file: Detectron2's ``.pkl``, torchvision's state dict
+            (``.pth``), or ``.safetensors`` with the names of either. Only tensors are read.
 
     Raises:
-        ReclipError: the file cannot be had or read, or it is of another network.
+        ReclipError: the file cannot be fetched or read, or belongs to another network.
     """
     weights = _detectron2_names(read_backbone_weights(_local_path(source), source), backbone)
     own = backbone.state_dict()
@@ -57,7 +57,7 @@ def load_backbone_weights(backbone: nn.Module, source: str) -> None:
 
 
 def _local_path(source: str) -> str:
-    """The file of a source, fetched if it has to be."""
+    """The local file of a source, downloaded if needed."""
     url = source
     if source.startswith("torchvision://"):
         name, _, tag = source.removeprefix("torchvision://").partition("/")
@@ -66,7 +66,7 @@ def _local_path(source: str) -> str:
             url = (choices[tag] if tag else choices.DEFAULT).url
         except (ValueError, KeyError, AttributeError) as error:
             raise ReclipError(
-                f"MODEL.STUDENT.WEIGHTS {source!r} is not known to torchvision: take for example"
+                f"MODEL.STUDENT.WEIGHTS {source!r} is not known to torchvision: use for example"
                 " torchvision://resnet50 or torchvision://resnet50/IMAGENET1K_V1"
             ) from error
     elif "://" not in source:
@@ -80,11 +80,11 @@ def _local_path(source: str) -> str:
     except Exception as error:  # no network: each client raises its own errors
         raise ReclipError(
             f"MODEL.STUDENT.WEIGHTS {source} cannot be fetched ({type(error).__name__}): get it where there is a"
-            " network, copy the file to this machine and give its path"
+            " network, copy the file to this machine and set the key to its path"
         ) from error
-    if not Path(path).is_file():  # of a scheme that it does not know Detectron2 gives the name itself
+    if not Path(path).is_file():  # for unknown schemes Detectron2 returns the URL itself
         raise ReclipError(
-            f"MODEL.STUDENT.WEIGHTS {source!r} names no source that is known: take detectron2://..., torchvision://...,"
+            f"MODEL.STUDENT.WEIGHTS {source!r} is not a known source: use detectron2://..., torchvision://...,"
             " https://... or a local file"
         )
     if published := _PUBLISHED_HASH.search(url):
@@ -93,10 +93,10 @@ def _local_path(source: str) -> str:
 
 
 def read_backbone_weights(path: str, source: str) -> dict[str, Tensor]:
-    """Tensors of a weight file, by the names in it.
+    """Tensors of a weight file, by their names in the file.
 
     Raises:
-        ReclipError: the file is damaged, holds code, or no weights.
+        ReclipError: the file is damaged, contains code, or contains no weights.
     """
     what = f"{KEY} {source}"
     tensors = state_dict_of(read_tensor_file(path, KEY, source).content, what, ("model", "state_dict", "blobs"))
@@ -107,7 +107,7 @@ def read_backbone_weights(path: str, source: str) -> dict[str, Tensor]:
 
 
 def _detectron2_names(weights: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """The weights by the names of Detectron2's ResNet, whose own, torchvision's and Caffe2's are understood."""
+    """Rename weights to Detectron2's ResNet, from Detectron2's, torchvision's or Caffe2's names."""
     if any(key.startswith("layer1.") for key in weights):
         return {name: value for key, value in weights.items() if (name := _torchvision_name(key)) is not None}
     if any(key.startswith("res2_0_branch") for key in weights):
@@ -116,7 +116,7 @@ def _detectron2_names(weights: dict[str, Tensor], backbone: nn.Module) -> dict[s
 
 
 def _torchvision_name(key: str) -> str | None:
-    """Detectron2's name of a tensor of torchvision's ResNet; None for the classifier."""
+    """Detectron2's name for a tensor of torchvision's ResNet; None for the classifier."""
     if key.startswith("fc."):
         return None
     key = re.sub(r"^conv1\.", "stem.conv1.", key)

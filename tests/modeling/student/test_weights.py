@@ -237,7 +237,7 @@ def test_missing_file(tmp_path):
 
 @pytest.mark.parametrize("name", ["torchvision://resnet5", "torchvision://resnet18/IMAGENET9", "torchvision://"])
 def test_names_that_torchvision_does_not_know(name):
-    assert "is not known to torchvision: take for example torchvision://resnet50" in message_of(name)
+    assert "is not known to torchvision: use for example torchvision://resnet50" in message_of(name)
 
 
 def test_names_that_the_zoo_does_not_know():
@@ -245,7 +245,7 @@ def test_names_that_the_zoo_does_not_know():
 
 
 def test_a_scheme_that_nobody_knows():
-    assert "names no source that is known" in message_of("nothing://resnet18")
+    assert "is not a known source" in message_of("nothing://resnet18")
 
 
 @pytest.mark.parametrize("source", ["torchvision://resnet18", "detectron2://ImageNetPretrained/MSRA/R-50.pkl"])
