@@ -117,7 +117,7 @@ def test_training_from_files_to_a_checkpoint_and_a_number(scene, isolated_cache)
     keys = set(weights(scene, "out"))
     assert all(key.startswith(("bias_head.", "mask_decoder.")) for key in keys)
     log = (scene / "out" / "log.txt").read_text()
-    assert "6 training images" in log and "classes an image in their hypotheses" in log
+    assert "6 training images" in log and "classes per image (" in log
     assert "total_loss" in log and "eta" in log
 
 

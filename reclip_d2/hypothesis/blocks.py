@@ -1,4 +1,4 @@
-"""Scores of a data set's images in small files, so that a killed run goes on where it was and processes can share.
+"""Scores of a data set's images in small files, so that an interrupted run can resume and processes can share the work.
 
 Shape letters: n images of a block, N windows of an image, C classes.
 """
@@ -24,18 +24,18 @@ BLOCK_SIZE = 64
 
 
 class ScoreBlocks:
-    """Blocks of consecutive images, one ``.npz`` of arrays each, in a folder beside the final file.
+    """Blocks of consecutive images, each an ``.npz`` file of arrays, in a folder next to the final file.
 
-    The folder's name holds a hash of all that the scores depend on: a run with other settings begins anew.
+    The folder's name contains a hash of all that the scores depend on: a run with other settings starts from scratch.
     """
 
     def __init__(self, path: Path, image_ids: Sequence[str], key: object, size: int = BLOCK_SIZE) -> None:
         """
         Args:
-            path: the file that will be made from the blocks.
-            image_ids: of all images, in order.
-            key: what else the scores depend on; anything JSON can write.
-            size: images of a block.
+            path: final file, to be written from the blocks.
+            image_ids: ids of all images, in order.
+            key: what else the scores depend on; a JSON value.
+            size: images per block.
         """
         digest = hashlib.sha256(json.dumps([list(image_ids), key, size]).encode()).hexdigest()[:12]
         self.folder = path.parent / f"{path.name}.parts-{digest}"
@@ -45,14 +45,14 @@ class ScoreBlocks:
         return self.folder / f"{block:06d}.npz"
 
     def missing(self, is_sound: Callable[[dict[str, np.ndarray], int], bool]) -> list[int]:
-        """Blocks that are still to be made: their file is missing, damaged or of another shape.
+        """Blocks whose file is missing, damaged or of another shape.
 
         Args:
-            is_sound: of the arrays of a block and its number of images.
+            is_sound: checks the arrays of a block, given its number of images.
         """
-        return [block for block in range(len(self.images)) if not self._is_there(block, is_sound)]
+        return [block for block in range(len(self.images)) if not self._is_complete(block, is_sound)]
 
-    def _is_there(self, block: int, is_sound: Callable[[dict[str, np.ndarray], int], bool]) -> bool:
+    def _is_complete(self, block: int, is_sound: Callable[[dict[str, np.ndarray], int], bool]) -> bool:
         if not self._file(block).exists():
             return False
         try:
@@ -61,7 +61,7 @@ class ScoreBlocks:
             return False
 
     def write(self, block: int, arrays: dict[str, np.ndarray]) -> None:
-        """Keep a block; its file appears when it is whole."""
+        """Write a block's file atomically."""
         with atomic_write(self._file(block)) as temporary, open(temporary, "wb") as stream:
             np.savez(stream, **arrays)
 
@@ -69,15 +69,15 @@ class ScoreBlocks:
         """Arrays of a block.
 
         Raises:
-            ReclipError: the file is damaged; it is removed, so that the next run makes it anew.
+            ReclipError: the file is damaged; it is removed, so that the next run recomputes it.
         """
         file = self._file(block)
         try:
-            with np.load(file, allow_pickle=False) as arrays:  # a plain array is no context
+            with np.load(file, allow_pickle=False) as arrays:  # fails for a single array, which is not a context
                 return dict(arrays)
         except (OSError, ValueError, EOFError, MemoryError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             file.unlink(missing_ok=True)
-            raise ReclipError(f"{file} was damaged and is removed: run again, the other parts are kept") from error
+            raise ReclipError(f"{file} was damaged and has been removed: run again, other parts are kept") from error
 
     def remove(self) -> None:
         """Remove all blocks."""
@@ -85,12 +85,12 @@ class ScoreBlocks:
 
 
 def remove_blocks(path: Path) -> None:
-    """Remove the blocks of a file that is made: a run that was killed at its end left them, or one of other settings
-    that never ended. Whatever else lies in a folder of such a name stays."""
+    """Remove leftover blocks of a finished file, from runs that were killed or had other settings. Other files in these
+    folders are not touched."""
     for folder in path.parent.glob(f"{glob.escape(path.name)}.parts-*"):
         if not re.fullmatch(r"[0-9a-f]{12}", folder.name.rpartition("-")[2]) or folder.is_symlink():
             continue
-        with contextlib.suppress(OSError):  # another run does the same, or may not write here
+        with contextlib.suppress(OSError):  # another run removes them too, or the folder is read-only
             remove_leftovers(folder)
             for file in folder.glob("[0-9]*.npz"):
                 if re.fullmatch(r"\d{6,}\.npz", file.name):

@@ -1,6 +1,6 @@
-"""The hypothesis of a crop in the place of the image's (``HYPOTHESIS.CROP_AWARE``); not in the papers.
+"""Hypotheses of training crops in place of whole images (``HYPOTHESIS.CROP_AWARE``); not in the papers.
 
-Eq. (6) over the windows whose centres lie in the crop that training sees.
+Eq. (6) over the windows whose centres are in the crop.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from reclip_d2.hypothesis.windows import crop_windows
 
 @dataclasses.dataclass(frozen=True)
 class CropHypothesis:
-    """Entry ``crop_hypothesis`` of a training record, which ``UnlabelledDatasetMapper`` calls for each crop.
+    """Entry ``crop_hypothesis`` of a training record, called by ``UnlabelledDatasetMapper`` for each crop.
 
     Attributes:
-        image_id: of the record, for messages.
+        image_id: id of the image, for messages.
         top1: best class of each window of the image.
         threshold: t of Eq. (6).
         window_ratio: r of Eq. (6).
@@ -34,32 +34,32 @@ class CropHypothesis:
     window_ratio: float
 
     def __call__(self, image_size: tuple[int, int], transforms: TransformList, crop_size: tuple[int, int]) -> list[int]:
-        """Eq. (6) over the windows in the crop, or over all if the crop has none: class ids, ascending.
+        """Eq. (6) over the windows in the crop, or over all windows if the crop has none: class ids, ascending.
 
         Args:
-            image_size: (H, W) of the image in its file.
-            transforms: that made the crop from the image.
+            image_size: (H, W) of the original image.
+            transforms: transforms from the image to the crop.
             crop_size: (H, W) of the crop.
 
         Raises:
-            ReclipError: the number of windows is not that of an image of this size.
+            ReclipError: the number of windows does not match an image of this size.
         """
         inside = windows_inside(crop_windows(*image_size, self.window_ratio), transforms, crop_size)
         if len(self.top1) != len(inside):
             raise ReclipError(
-                f"the hypothesis file's line of image {self.image_id!r} has {len(self.top1)} windows, and the image has"
-                f" {len(inside)}: remove the file, and the next run makes it again"
+                f"the hypothesis file has {len(self.top1)} windows for image {self.image_id!r}, but the image has"
+                f" {len(inside)}: remove the file, and the next run computes it again"
             )
         seen = [k for k, kept in zip(self.top1, inside, strict=True) if kept]
         return hypothesis_from_windows(seen or self.top1, self.threshold)
 
 
 def windows_inside(windows: torch.Tensor, transforms: TransformList, size: tuple[int, int]) -> np.ndarray:
-    """Which windows have their centre in the augmented image, borders included, so that a flip changes nothing.
+    """Which windows have their centre in the augmented image, including its borders, so that flips change nothing.
 
     Args:
         windows: ``(N, 4)`` boxes in the original image.
-        transforms: that made the augmented image.
+        transforms: transforms from the original to the augmented image.
         size: (H, W) of the augmented image.
 
     Returns:

@@ -1,11 +1,10 @@
-"""The hypothesis file: JSON Lines, a header and then a line an image.
+"""The hypothesis file: JSON Lines, a header and then one line per image.
 
-The header tells what the file was made with; a file of another data set, vocabulary, CLIP, template set or
-rule is refused. A line holds what the rule needs to derive H for any threshold: the best class of each window
-(``top1``; the windows follow from the image's ``size`` and r, :func:`~reclip_d2.hypothesis.windows.crop_windows`),
-the same after a calibration of the scores (``top1_calibrated``, an extension of ours), or the score of each class
-(``scores``) for the whole-image rule. A file of imported hypotheses holds the sets themselves (``classes``): no rule
-applies to them, and no CLIP of ours has made them.
+The header records what the file was made with; files for another data set, vocabulary, CLIP, template set or rule are
+rejected. Each line has what the rule needs to derive H for any threshold: the best class of each window (``top1``; the
+windows follow from the image's ``size`` and r, see :func:`~reclip_d2.hypothesis.windows.crop_windows`), the same after
+calibration of the scores (``top1_calibrated``, not in the papers), or, for the whole-image rule, the score of each
+class (``scores``). Imported hypotheses are stored as class ids (``classes``), independent of any rule and CLIP.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from reclip_d2.utils.json_files import MAX_LINE_BYTES, JsonError, check_schema, 
 from reclip_d2.utils.text import shorten
 
 FORMAT = "reclip_d2 hypothesis 1"
-# Methods that give a class for each window.
+# Methods that assign a class to each window.
 WINDOW_METHODS = ("crops", "one_pass")
 _NAMES = {"type": "array", "items": {"type": "array", "items": {"type": "string"}, "minItems": 1}}
 _HEADER_SCHEMA = {
@@ -52,7 +51,7 @@ _HEADER_SCHEMA = {
 }
 
 
-def _former_statistics() -> list[list[float]]:
+def _default_statistics() -> list[list[float]]:
     return [list(KEYS[f"MODEL.{key}"].default) for key in ("PIXEL_MEAN", "PIXEL_STD")]
 
 
@@ -69,11 +68,11 @@ class HypothesisHeader:
         method: ``crops`` (Eq. 6), ``one_pass`` (the same windows in one forward pass), ``image`` (ReCLIP's rule) or
             ``imported``.
         window_ratio: r; 0 for methods without windows.
-        image_sides: of ``one_pass``: short and longest side of the images, see
+        image_sides: for ``one_pass``: short side and maximum long side of the images, see
             :func:`~reclip_d2.hypothesis.windows.one_pass_size`.
-        split_block: of ``one_pass``: block from which on the windows go their own way.
-        pixel_statistics: mean and standard deviation that images are normalised by; files of earlier versions, which do
-            not say it, were made with OpenAI's.
+        split_block: for ``one_pass``: index of the first block with separate window tokens.
+        pixel_statistics: mean and standard deviation for normalising images; files of earlier versions do not record
+            them, and were made with OpenAI's.
         images: hash of the ids and contents of the images; "" in files of earlier versions, and then not compared.
     """
 
@@ -86,13 +85,13 @@ class HypothesisHeader:
     window_ratio: float
     image_sides: list[int] = dataclasses.field(default_factory=lambda: [0, 0])
     split_block: int = 0
-    pixel_statistics: list[list[float]] = dataclasses.field(default_factory=_former_statistics)
+    pixel_statistics: list[list[float]] = dataclasses.field(default_factory=_default_statistics)
     images: str = ""
 
     def difference(self, other: HypothesisHeader) -> str | None:
-        """Name and two values of the first field that differs; None if all are the same.
+        """Name and both values of the first field that differs; None if there is none.
 
-        Imported hypotheses do not depend on a CLIP, on templates or on windows.
+        Imported hypotheses do not depend on CLIP, templates or windows.
         """
         names = [field.name for field in dataclasses.fields(self)]
         if "imported" in (self.method, other.method):
@@ -109,7 +108,7 @@ class HypothesisHeader:
 
 
 def write_hypothesis_file(path: Path, header: HypothesisHeader, lines: Iterable[dict[str, Any]]) -> None:
-    """Write the header and the images' lines; the name appears when the file is whole."""
+    """Write the header and the images' lines, atomically."""
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         stream.write(json.dumps({"format": FORMAT, **dataclasses.asdict(header)}) + "\n")
         for line in lines:
@@ -120,9 +119,9 @@ def read_hypothesis_file(path: Path, expected: HypothesisHeader) -> dict[str, di
     """Lines of a hypothesis file by image id.
 
     Raises:
-        ReclipError: not a hypothesis file, made with something else than ``expected``, or damaged.
+        ReclipError: the file is not a hypothesis file, differs from ``expected``, or is damaged.
     """
-    remedy = "remove it to have it made anew, or set HYPOTHESIS.FILE"
+    remedy = "remove it, and the next run computes it again, or set HYPOTHESIS.FILE"
     lines: dict[str, dict[str, Any]] = {}
     number = 1
     with open_regular(path, "hypothesis file", remedy) as stream:
@@ -136,7 +135,7 @@ def read_hypothesis_file(path: Path, expected: HypothesisHeader) -> dict[str, di
             while text := stream.readline(MAX_LINE_BYTES):
                 number += 1
                 line = parse_json(text)
-                # Not by a schema, which would take longer than all else: hypotheses_of looks at the lists.
+                # A schema would be slow here; the lists are checked when they are used.
                 if not isinstance(line, dict) or not isinstance(line.get("image_id"), str | int):
                     raise JsonError("without an image_id")
                 if lines.setdefault(line["image_id"], line) != line:
@@ -156,11 +155,11 @@ def hypotheses_of(
     """Hypothesis H of each image, by its id.
 
     Args:
-        threshold: t of Eq. (6), or the least score of the whole-image rule; imported sets have none.
-        calibrated: from the windows' calibrated classes.
+        threshold: t of Eq. (6), or the minimum score of the whole-image rule; not used for imported hypotheses.
+        calibrated: use the windows' calibrated classes.
 
     Raises:
-        ReclipError: an image has no line, or a damaged one.
+        ReclipError: an image has no line, or its line is damaged.
     """
     key = _key_of(header, calibrated)
     result = {}
@@ -181,18 +180,19 @@ def find_threshold(
     classes_per_image: float,
     calibrated: bool = False,
 ) -> float:
-    """The threshold for :func:`hypotheses_of` at which the images have so many classes on average.
+    """The threshold for :func:`hypotheses_of` at which images have ``classes_per_image`` classes on average.
 
     Args:
-        classes_per_image: at least 1 and at most the number of classes.
+        classes_per_image: from 1 to the number of classes.
         calibrated: see :func:`hypotheses_of`.
 
     Raises:
-        ReclipError: more classes than there are, imported sets, or an image without a sound line.
+        ReclipError: ``classes_per_image`` exceeds the number of classes, the hypotheses are imported, or an image has
+            no line or a damaged one.
     """
     num_classes, key = len(header.class_names), _key_of(header, calibrated)
     if key == "classes":
-        raise ReclipError("HYPOTHESIS.CLASSES_PER_IMAGE is not for HYPOTHESIS.METHOD imported: set it to 0")
+        raise ReclipError("HYPOTHESIS.CLASSES_PER_IMAGE does not apply to HYPOTHESIS.METHOD imported: set it to 0")
     check_classes_per_image(classes_per_image, num_classes)
     rows = [
         np.asarray(values, dtype=np.float64) if key == "scores" else window_frequencies(values, num_classes).numpy()
@@ -202,7 +202,7 @@ def find_threshold(
 
 
 def check_classes_per_image(classes_per_image: float, num_classes: int) -> None:
-    """Raise :class:`ReclipError` if images shall have more classes than there are."""
+    """Raise :class:`ReclipError` if ``HYPOTHESIS.CLASSES_PER_IMAGE`` exceeds the number of classes."""
     if classes_per_image > num_classes:
         raise ReclipError(
             f"HYPOTHESIS.CLASSES_PER_IMAGE is {classes_per_image:g}, but there are {num_classes} classes: lower it"
@@ -210,7 +210,7 @@ def check_classes_per_image(classes_per_image: float, num_classes: int) -> None:
 
 
 def _key_of(header: HypothesisHeader, calibrated: bool) -> str:
-    """What a line holds that the rule needs."""
+    """The entry of a line that the rule needs."""
     if header.method in WINDOW_METHODS:
         return "top1_calibrated" if calibrated else "top1"
     return "classes" if header.method == "imported" else "scores"
@@ -219,12 +219,12 @@ def _key_of(header: HypothesisHeader, calibrated: bool) -> str:
 def _values(
     lines: dict[str, dict[str, Any]], header: HypothesisHeader, image_ids: Iterable[str], key: str
 ) -> Iterator[tuple[str, list[Any]]]:
-    """The lists of the images' lines, checked."""
+    """The checked list of each image's line."""
     for image_id in image_ids:
         if image_id not in lines:
             raise ReclipError(
                 f"the hypothesis file has no line for image {image_id!r} of {header.dataset}:"
-                " remove the file to have it made anew, or set HYPOTHESIS.FILE"
+                " remove the file, and the next run computes it again, or set HYPOTHESIS.FILE"
             )
         values = lines[image_id].get(key)
         sound = _is_sound(values, key, len(header.class_names))
@@ -232,21 +232,21 @@ def _values(
             sound = len(values) == _count_windows(lines[image_id]["size"], header.window_ratio)
         if not sound:
             raise ReclipError(
-                f"the hypothesis file's line of image {image_id!r} is damaged ({key}): remove the file to have it made"
-                " anew"
+                f"the hypothesis file's line for image {image_id!r} is damaged ({key}): remove the file, and the next"
+                " run computes it again"
             )
         yield image_id, values
 
 
 def _count_windows(size: Any, ratio: float) -> int:
-    """Windows of an image of ``[height, width]``; 0 for what is no size."""
+    """Number of windows of an image of ``[height, width]``; 0 if this is not a size."""
     if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and 0 < side < 2**31 for side in size):
         return 0
     return count_windows(size[0], size[1], ratio)
 
 
 def _is_sound(values: Any, key: str, num_classes: int) -> bool:
-    """Whether a line's list is one score a class, or one class id a window."""
+    """Whether a line's list has one score per class, or valid class ids."""
     if not isinstance(values, list) or not values:
         return False
     if key == "scores":

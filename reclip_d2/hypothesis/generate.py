@@ -1,4 +1,5 @@
-"""Compute the hypotheses of a data set with a frozen CLIP: Eq. (6), in one pass (ours), or ReCLIP's whole-image rule.
+"""Compute the hypotheses of a data set with a frozen CLIP: Eq. (6), by crops or in one pass (not in the papers), or
+ReCLIP's whole-image rule.
 
 Shape letters: N windows of an image, C classes, D width of the joint embedding.
 """
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class HypothesisGenerator:
-    """Class scores of crops and images, cosine similarities between global image features and W_q."""
+    """Class scores of crops and images: cosine similarities of global image features and W_q."""
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class HypothesisGenerator:
         Args:
             query_features: W_q ``(C, D)``.
             pixel_mean, pixel_std: the CLIP's, RGB, in [0, 255].
-            batch_size: windows that are encoded together.
+            batch_size: windows per batch.
         """
         self.backbone = backbone
         self.query_features = query_features
@@ -69,7 +70,7 @@ class HypothesisGenerator:
         )
 
     def window_scores(self, images: Sequence[Tensor], ratio: float) -> list[Tensor]:
-        """``(N, C)`` scores of the windows of each image ``(3, H, W)`` uint8; all crops make one batch."""
+        """``(N, C)`` scores of the windows of each image ``(3, H, W)`` uint8; the crops of all images are batched."""
         crops = []
         for image in images:
             windows = crop_windows(image.shape[1], image.shape[2], ratio)
@@ -79,14 +80,15 @@ class HypothesisGenerator:
     def one_pass_scores(
         self, images: Sequence[Tensor], ratio: float, sides: tuple[int, int] = (0, 0), split: int = 0
     ) -> list[Tensor]:
-        """``(N, C)`` scores of the windows of each image ``(3, H, W)`` uint8, without cutting them out.
+        """``(N, C)`` scores of the windows of each image ``(3, H, W)`` uint8, without cropping them.
 
-        Consecutive images that are resized to one size share a forward pass, see
+        Consecutive images with the same resized size share a forward pass of
         :meth:`VisionLanguageBackbone.window_features`.
 
         Args:
+            ratio: r of Eq. (6).
             sides: see :func:`~reclip_d2.hypothesis.windows.one_pass_size`.
-            split: block from which on the windows go their own way.
+            split: index of the first block with separate window tokens.
         """
         patch = self.backbone.patch_size
         scores: list[Tensor] = []
@@ -98,23 +100,23 @@ class HypothesisGenerator:
         return scores
 
     def image_scores(self, image: Tensor) -> Tensor:
-        """``(C,)`` scores of a whole image ``(3, H, W)`` uint8, resized to the CLIP's size.
+        """``(C,)`` scores of a whole image ``(3, H, W)`` uint8, resized to the CLIP's input size.
 
-        The image is squeezed to the square that the CLIP was trained at, so that no border is cut off.
+        The aspect ratio changes, so that nothing is cropped.
         """
         return self._encode(resize_pixels(image.to(self.pixel_mean.device), self.backbone.image_size))[0]
 
 
 def _read(record: dict[str, Any]) -> Tensor:
-    """``(3, H, W)`` uint8."""
+    """Image ``(3, H, W)`` uint8 of a record."""
     return torch.from_numpy(read_image(record["file_name"])).permute(2, 0, 1)
 
 
 def _window_arrays(
     generator: HypothesisGenerator, records: Sequence[dict[str, Any]], header: HypothesisHeader, steps: count_steps
 ) -> dict[str, np.ndarray]:
-    """Eq. (6) on one block: sizes ``(n, 2)``, best class of each window ``(n, N)``, and all scores ``(n, N, C)`` as
-    half floats for the calibration. Images are decoded once and encoded a few at a time."""
+    """Eq. (6) on one block: sizes ``(n, 2)``, best class of each window ``(n, N)``, and, for the calibration, scores
+    ``(n, N, C)`` float16. Images are encoded a few at a time."""
     ratio = header.window_ratio
     group = max(1, generator.batch_size // len(crop_windows(96, 96, ratio)))
     sizes, top1, scores = [], [], []
@@ -146,7 +148,7 @@ def _image_arrays(
 
 
 def _array_shapes(header: HypothesisHeader, num_classes: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """For each array of a block the kind of its numbers, and its shape for one image."""
+    """For each array of a block its dtype kind, and its shape per image."""
     if header.method == "image":
         return {"size": ("i", (2,)), "scores": ("f", (num_classes,))}
     windows = len(crop_windows(96, 96, header.window_ratio))
@@ -156,7 +158,7 @@ def _array_shapes(header: HypothesisHeader, num_classes: int) -> dict[str, tuple
 def _make_blocks(
     generator: HypothesisGenerator, records: Sequence[dict[str, Any]], header: HypothesisHeader, blocks: ScoreBlocks
 ) -> None:
-    """Make the missing blocks, every process its share of them."""
+    """Compute the missing blocks; the processes share the work."""
     shapes = _array_shapes(header, len(generator.query_features))
 
     def is_sound(arrays: dict[str, np.ndarray], images: int) -> bool:
@@ -164,7 +166,7 @@ def _make_blocks(
             name: (kind, (images, *shape)) for name, (kind, shape) in shapes.items()
         }
 
-    # The main process's view for all, before anyone adds a block.
+    # As the main process sees them, before any process adds a block.
     missing = comm.all_gather(blocks.missing(is_sound) if comm.is_main_process() else [])[0]
     mine = missing[comm.get_rank() :: comm.get_world_size()]
     total = sum(len(blocks.images[block]) for block in mine)
@@ -179,7 +181,7 @@ def _make_blocks(
 
 
 def _calibration_offset(blocks: ScoreBlocks, scale: float, max_images: int) -> np.ndarray:
-    """Offset ``(C,)`` that makes the mean soft-max over the windows of at most ``max_images`` images uniform."""
+    """Offset ``(C,)`` that makes the mean softmax over the windows of at most ``max_images`` images uniform."""
     step = -(-blocks.images[-1].stop // max_images)
     sample = []
     for block, images in enumerate(blocks.images):
@@ -191,7 +193,11 @@ def _calibration_offset(blocks: ScoreBlocks, scale: float, max_images: int) -> n
 def _lines(
     blocks: ScoreBlocks, records: Sequence[dict[str, Any]], offset: np.ndarray | None
 ) -> Iterator[dict[str, Any]]:
-    """Lines of the file, from all blocks; ``offset`` is None for the whole-image rule."""
+    """Lines of the file, from all blocks.
+
+    Args:
+        offset: calibration offset ``(C,)``; None for the whole-image rule.
+    """
     for block, images in enumerate(blocks.images):
         arrays = blocks.read(block)
         for row, image in enumerate(images):
@@ -214,13 +220,16 @@ def generate_hypotheses(
 ) -> None:
     """Write the hypothesis file of ``records`` (Detectron2 records with ``file_name`` and ``image_id``).
 
-    Called by all processes, which share the work; the main one writes the file. After a kill the next call goes on with
-    the blocks that are missing.
+    Called by all processes, which share the work; the main process writes the file. After an interruption, the next
+    call computes only the missing blocks.
 
     Args:
-        header: says the rule; goes into the file.
-        calibration_images: the per-class offset of the calibrated classes is found on at most so many images, spread
-            evenly over the data set.
+        header: header of the file; names the rule.
+        path: path of the file.
+        calibration_images: maximum number of images, spread evenly over the data set, for the calibration offset.
+
+    Raises:
+        ReclipError: the method is ``imported``, or a block is damaged.
     """
     if header.method == "imported":
         raise ReclipError(f"HYPOTHESIS.FILE {path} does not exist: write it with tools/import_public_hypotheses.py")
@@ -232,13 +241,13 @@ def generate_hypotheses(
         offset = None
         if header.method in WINDOW_METHODS:
             offset = _calibration_offset(blocks, generator.backbone.logit_scale, calibration_images)
-        remove_leftovers_of(path)  # of a run that was killed here; no other makes the file now
+        remove_leftovers_of(path)  # from killed runs; no other run writes the file now
         write_hypothesis_file(path, header, _lines(blocks, records, offset))
         blocks.remove()
 
 
 def _exists(path: Path) -> bool:
-    """Whether the main process sees the file: its view counts, so that all go the same way."""
+    """Whether the main process sees the file, so that all processes take the same branch."""
     return comm.all_gather(path.exists())[0]
 
 
@@ -248,17 +257,18 @@ def load_or_generate(
     records: Sequence[dict[str, Any]],
     make_generator: Callable[[], HypothesisGenerator],
 ) -> dict[str, dict[str, Any]]:
-    """Lines of the hypothesis file by image id; the file is made first if it is missing.
+    """Lines of the hypothesis file by image id; computes the file if it is missing.
 
-    Called by all processes; they share the work. Of several runs that need one file one makes it, the others wait.
+    Called by all processes, which share the work. If several runs need the same file, one computes it and the others
+    wait.
 
     Args:
-        make_generator: called without arguments for a :class:`HypothesisGenerator`, only if it is needed.
+        make_generator: builds a :class:`HypothesisGenerator`; called only if needed.
     """
     if not _exists(path):
         with one_maker(path, "hypotheses"):
-            if not _exists(path):  # no other run was first
-                logger.info("Making hypotheses of %d images: %s", len(records), path)
+            if not _exists(path):  # not computed by another run meanwhile
+                logger.info("Computing hypotheses of %d images: %s", len(records), path)
                 generate_hypotheses(make_generator(), records, header, path)
     comm.synchronize()
     if comm.is_main_process():

@@ -1,4 +1,4 @@
-"""Training records: images of the data set with their hypotheses, and nothing of their labels."""
+"""Training records: images of the data set with their hypotheses, without labels."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ logger = logging.getLogger(__name__)
 
 
 def unlabelled_records(datasets: tuple[str, ...] | list[str]) -> list[dict[str, Any]]:
-    """Records of registered data sets without any label entry, each with an ``image_id`` (by default its file name).
+    """Records of registered data sets without label entries, each with an ``image_id`` (by default its file name).
 
     Raises:
-        ReclipError: a data set is unknown, there are no images, or two have one id.
+        ReclipError: a data set is unknown, there are no images, or two images have the same id.
     """
     records, seen = [], set()
     for name in datasets:
@@ -62,9 +62,9 @@ def unlabelled_records(datasets: tuple[str, ...] | list[str]) -> list[dict[str, 
 
 
 def hypothesis_header(cfg: CfgNode, backbone: VisionLanguageBackbone, images: str = "") -> HypothesisHeader:
-    """What the hypotheses of ``DATASETS.TRAIN`` must have been made with.
+    """The header that the hypothesis file of ``DATASETS.TRAIN`` must have.
 
-    All rules read global features, of images or of windows: the dense attention has no part in them.
+    All rules use global features, of images or windows, so hypotheses do not depend on the dense attention.
 
     Args:
         images: see :func:`images_digest`.
@@ -88,7 +88,7 @@ def hypothesis_header(cfg: CfgNode, backbone: VisionLanguageBackbone, images: st
 
 
 def hypothesis_path(cfg: CfgNode, header: HypothesisHeader) -> Path:
-    """``HYPOTHESIS.FILE``, or a file of the cache folder named by all that the hypotheses depend on."""
+    """``HYPOTHESIS.FILE``, or a file in the cache, named by a hash of all that the hypotheses depend on."""
     if cfg.HYPOTHESIS.FILE:
         return Path(cfg.HYPOTHESIS.FILE)
     digest = hashlib.sha256(json.dumps(asdict(header)).encode()).hexdigest()[:16]
@@ -96,9 +96,9 @@ def hypothesis_path(cfg: CfgNode, header: HypothesisHeader) -> Path:
 
 
 def images_digest(records: list[dict[str, Any]]) -> str:
-    """Hash of the ids and the contents of all images, in order; where the files lie does not matter.
+    """Hash of the ids and contents of all images, in order; independent of the files' location.
 
-    A file that is missing counts as empty: reading it will say so.
+    A missing file counts as empty: reading it later reports the error.
     """
     digests = file_digests([record["file_name"] for record in records])
     ids = [record["image_id"] for record in records]
@@ -106,7 +106,7 @@ def images_digest(records: list[dict[str, Any]]) -> str:
 
 
 def _announce_legacy_file(path: Path, header: HypothesisHeader, records: list[dict[str, Any]]) -> None:
-    """Log where the file of an earlier version lies, which named files by the sizes of the images."""
+    """Log the path of a file from an earlier version, which named files by the sizes of the images."""
     if path.exists() or path.parent != cache_dir() / "hypotheses":
         return
     fields = asdict(header)
@@ -116,8 +116,8 @@ def _announce_legacy_file(path: Path, header: HypothesisHeader, records: list[di
     legacy = path.with_name(f"{header.dataset}-{header.method}-{digest}.jsonl")
     if legacy.exists():
         logger.warning(
-            "%s was made by an earlier version, which did not record the content of the images: they are computed"
-            " again; if the images have not changed, set HYPOTHESIS.FILE to it",
+            "%s was made by an earlier version, which did not record the content of the images: computing the"
+            " hypotheses again; if the images have not changed, set HYPOTHESIS.FILE to this file instead",
             legacy,
         )
 
@@ -127,18 +127,18 @@ def _size(path: str) -> int:
 
 
 def build_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
-    """Records of ``DATASETS.TRAIN`` with their ``hypothesis``; the hypothesis file is made if it is missing.
+    """Records of ``DATASETS.TRAIN`` with their ``hypothesis``; computes the hypothesis file if it is missing.
 
-    A distillation without the text-guided loss (MaskCLIP+) reads no hypotheses: none are made.
+    Distillation without the text-guided loss (MaskCLIP+) needs no hypotheses: none are computed.
     """
     records = unlabelled_records(cfg.DATASETS.TRAIN)
     if cfg.MODEL.META_ARCHITECTURE == "Distillation" and not cfg.MODEL.DISTILLATION.TEXT_WEIGHT:
-        logger.info("%d training images, without hypotheses: no loss reads them", len(records))
+        logger.info("%d training images, without hypotheses: no loss needs them", len(records))
         return records
     check_classes_per_image(cfg.HYPOTHESIS.CLASSES_PER_IMAGE, len(class_names_of(cfg.DATASETS.TRAIN[0])))
     backbone = build_clip_backbone(cfg)
-    reads = cfg.HYPOTHESIS.METHOD != "imported" and comm.is_main_process()  # the main process, for all
-    images = comm.all_gather(images_digest(records) if reads else "")[0]
+    hashes_images = cfg.HYPOTHESIS.METHOD != "imported" and comm.is_main_process()
+    images = comm.all_gather(images_digest(records) if hashes_images else "")[0]  # the main process's
     header = hypothesis_header(cfg, backbone, images)
 
     def make_generator() -> HypothesisGenerator:
@@ -166,5 +166,5 @@ def build_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
             top1 = lines[record["image_id"]]["top1_calibrated" if cfg.HYPOTHESIS.CALIBRATED else "top1"]
             record["crop_hypothesis"] = CropHypothesis(record["image_id"], top1, threshold, cfg.HYPOTHESIS.WINDOW_RATIO)
     mean = sum(map(len, hypotheses.values())) / len(hypotheses)
-    logger.info("%d training images, %.2f classes an image in their hypotheses (%s)", len(records), mean, path)
+    logger.info("%d training images, hypotheses of %.2f classes per image (%s)", len(records), mean, path)
     return records

@@ -1,6 +1,6 @@
-"""Sliding windows of Eq. (6), and the crops they cut.
+"""Sliding windows of Eq. (6), and their crops.
 
-Shape letters: N windows of an image, (H, W) image size in pixels, S side of an encoded crop.
+Shape letters: N windows of an image, (H, W) image size in pixels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from reclip_d2.errors import ReclipError
 
 
 def _starts(length: int, ratio: float) -> tuple[list[int], int]:
-    """First pixels of the windows along one axis, and the windows' length."""
+    """Start pixels of the windows along one axis, and the windows' length."""
     window = max(1, round(length * ratio))
     count = round(2 * (1 - ratio) / ratio) + 1
     return [round(i * (length - window) / max(count - 1, 1)) for i in range(count)], window
@@ -24,11 +24,14 @@ def _starts(length: int, ratio: float) -> tuple[list[int], int]:
 def crop_windows(height: int, width: int, ratio: float) -> Tensor:
     """Windows of ``ratio`` times the image's height and width at a stride of half a window, row by row.
 
-    The windows of one image have one size and lie evenly between the borders; for ``ratio = 1/m`` the stride is
-    half a window, up to rounding to pixels, and there are (2m - 1)^2 of them: 121 for 1/6.
+    The windows of an image have the same size and are spaced evenly from border to border; for ``ratio = 1/m`` the
+    stride is half a window, up to rounding to pixels, and there are (2m - 1)^2 windows: 121 for 1/6.
 
     Returns:
         ``(N, 4)`` int64 boxes (x0, y0, x1, y1), the ends exclusive.
+
+    Raises:
+        ReclipError: ``ratio`` is not in (0, 1].
     """
     if not 0 < ratio <= 1:
         raise ReclipError(f"HYPOTHESIS.WINDOW_RATIO is {ratio}; it must be above 0 and at most 1")
@@ -39,16 +42,17 @@ def crop_windows(height: int, width: int, ratio: float) -> Tensor:
 
 @functools.lru_cache(maxsize=4096)
 def count_windows(height: int, width: int, ratio: float) -> int:
-    """How many :func:`crop_windows` has."""
+    """Number of windows of :func:`crop_windows`."""
     return len(_starts(height, ratio)[0]) * len(_starts(width, ratio)[0])
 
 
 def cut_crops(image: Tensor, windows: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crops of one image, each resized (bicubic, antialiased as CLIP's own preprocessing) to ``size``.
+    """Crops of one image, each resized to ``size`` (bicubic, antialiased, as in CLIP's preprocessing).
 
     Args:
         image: ``(3, H, W)`` float in [0, 255].
-        windows: ``(N, 4)`` of :func:`crop_windows`: all of one size.
+        windows: ``(N, 4)`` from :func:`crop_windows`, all of the same size.
+        size: (height, width) of the resized crops.
 
     Returns:
         ``(N, 3, *size)`` float in [0, 255].
@@ -58,18 +62,20 @@ def cut_crops(image: Tensor, windows: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_pixels(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images ``(3, H, W)`` or ``(B, 3, H, W)`` in [0, 255], resized as by CLIP's own preprocessing (bicubic,
-    antialiased): ``(B, 3, *size)`` float32."""
+    """Images ``(3, H, W)`` or ``(B, 3, H, W)`` in [0, 255], resized as in CLIP's preprocessing (bicubic, antialiased):
+    ``(B, 3, *size)`` float32."""
     images = (images if images.ndim == 4 else images[None]).float()
     return F.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=True).clamp_(0, 255)
 
 
 def one_pass_size(height: int, width: int, sides: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """Size of an image whose windows are encoded in one pass: near its own shape, both sides multiples of the patch.
+    """Resized (height, width) of an image whose windows are encoded in one pass: about the same aspect ratio, both
+    sides multiples of the patch size.
 
     Args:
-        sides: length that the short side is to have, and the greatest length of the long side, as
-            ``INPUT.MIN_SIZE_TEST`` and ``INPUT.MAX_SIZE_TEST``; a short side of 0 keeps the image's own size.
+        sides: target of the short side and maximum of the long side, like ``INPUT.MIN_SIZE_TEST`` and
+            ``INPUT.MAX_SIZE_TEST``; a short side of 0 keeps the image's size.
+        patch_size: in pixels.
     """
     short, longest = sides
     scale = min(short / min(height, width), longest / max(height, width)) if short else 1.0

@@ -33,7 +33,7 @@ def message_of(path, header=HEADER) -> str:
         read_hypothesis_file(path, header)
     message = str(caught.value)
     assert "\n" not in message and str(path) in message
-    assert "remove it to have it made anew, or set HYPOTHESIS.FILE" in message
+    assert "remove it, and the next run computes it again, or set HYPOTHESIS.FILE" in message
     return message
 
 
