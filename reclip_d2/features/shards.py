@@ -1,4 +1,4 @@
-"""Features of views on disk: safetensors files of consecutive views, memory-mapped when they are read.
+"""Features of views on disk: memory-mapped safetensors files of consecutive views.
 
 Shape letters: (h, w) patch grid of a view, D width of the joint embedding.
 """
@@ -21,14 +21,14 @@ from reclip_d2.errors import ReclipError
 from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.tensor_files import save_safetensors
 
-FEWEST_VIEWS = 16  # of a shard: what a kill can lose
+FEWEST_VIEWS = 16  # per shard; a killed run loses at most one shard
 MOST_SHARDS = 1000
 _OPEN_FILES = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where a view lies in its image: an affine map, which resizes, crops and flips are.
+    """Placement of a view in its image, as an affine map: the composition of resizes, crops and flips.
 
     Attributes:
         image_size: (H, W) of the image.
@@ -40,26 +40,26 @@ class Placement:
 
     @classmethod
     def of(cls, image_size: tuple[int, int], transforms: T.TransformList) -> Placement:
-        """Where the transforms put an image of (H, W) pixels."""
+        """The affine map of Detectron2's transforms for an image of size (H, W)."""
         origin, right, down = transforms.apply_coords(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
         rows = zip((right - origin).tolist(), (down - origin).tolist(), origin.tolist(), strict=True)
         first, second = rows
         return cls((int(image_size[0]), int(image_size[1])), (first, second))
 
     def apply_coords(self, points: np.ndarray) -> np.ndarray:
-        """Points ``(N, 2)`` (x, y) of the image, in the view: as Detectron2's transforms."""
+        """Map points ``(N, 2)`` (x, y) from the image to the view, like Detectron2's transforms."""
         matrix = np.array(self.matrix)
         return points @ matrix[:, :2].T + matrix[:, 2]
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredView:
-    """What is kept of one view.
+    """A view in a store.
 
     Attributes:
         features: Z ``(h, w, D)`` float16, each patch of length 1 up to rounding.
         size: (H, W) of the view in pixels, without padding.
-        placement: where the view lies in its image.
+        placement: placement of the view in its image.
     """
 
     features: Tensor
@@ -68,18 +68,18 @@ class StoredView:
 
 
 def shard_ranges(count: int) -> list[range]:
-    """The views of each shard, for ``count`` views: at least 16 a shard, and at most 1000 shards."""
+    """The views of each shard, for ``count`` views: at least 16 per shard, and at most 1000 shards."""
     size = max(FEWEST_VIEWS, -(-count // MOST_SHARDS))
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 class Shards:
-    """Features of numbered views in a folder. A file appears when it is whole, so a killed run loses one shard."""
+    """Features of numbered views in a folder. Files are written atomically, so a killed run loses at most one shard."""
 
     def __init__(self, folder: Path, count: int, embed_dim: int) -> None:
         """
         Args:
-            folder: of the files; made on the first write.
+            folder: folder of the files; created by the first write.
             count: number of views.
             embed_dim: D.
         """
@@ -93,14 +93,14 @@ class Shards:
         return self.folder / f"{shard:04d}.safetensors"
 
     def missing(self) -> list[int]:
-        """Shards that are not there, or damaged."""
+        """Shards that are missing or damaged."""
         return [shard for shard, views in enumerate(self.ranges) if not self._is_sound(shard, views)]
 
     def write(self, shard: int, views: Sequence[StoredView]) -> None:
         """Write a shard.
 
         Args:
-            views: those of ``ranges[shard]``, in order.
+            views: the views ``ranges[shard]``, in order.
         """
         entries = [
             {"size": view.size, "image_size": view.placement.image_size, "matrix": view.placement.matrix}
@@ -111,10 +111,10 @@ class Shards:
             save_safetensors(tensors, temporary, {"views": json.dumps(entries)})
 
     def read(self, view: int) -> StoredView:
-        """A view by its number; its features are mapped, not copied.
+        """Read a view by its number; its features are memory-mapped.
 
         Raises:
-            ReclipError: the shard is missing or damaged; a damaged one is removed, so that it is made again.
+            ReclipError: the shard is missing or damaged; a damaged one is removed, so that the next run recomputes it.
         """
         shard = view // len(self.ranges[0])
         return self._shard(shard).read(view)
@@ -151,7 +151,7 @@ class _Shard:
                     raise ValueError(f"view {view} is {part.get_dtype()} {part.get_shape()}")
         except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             path.unlink(missing_ok=True)
-            raise ReclipError(f"{path} was damaged and is removed: run again, the other parts are kept") from error
+            raise ReclipError(f"{path} was damaged and has been removed: run again, other parts are kept") from error
 
     def read(self, view: int) -> StoredView:
         return StoredView(self._file.get_tensor(str(view)), *self._views[view])

@@ -1,4 +1,4 @@
-"""The feature store of a data set: made once, resumable, shared by runs, read by the view.
+"""The feature store of a data set: computed once, resumable, shared by runs, read view by view.
 
 Shape letters: B views of a batch, (h, w) patch grid, D width of the joint embedding, (H, W) size in pixels.
 """
@@ -40,7 +40,7 @@ class StoreKey:
     Attributes:
         dataset: names of the data sets.
         images: digest of the images' ids and contents, in order.
-        backbone: identity of the backbone, its dense attention and its precision included.
+        backbone: identity of the backbone, including its dense attention, and its precision.
         pixel_statistics: mean and standard deviation.
         views: V, kind, seed and augmentation.
     """
@@ -53,7 +53,7 @@ class StoreKey:
 
     @property
     def digest(self) -> str:
-        """Names the store's folder."""
+        """Hash that names the store's folder."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -61,15 +61,17 @@ class StoreKey:
 class FeatureStore:
     """Features of the views of a data set, in half precision.
 
-    A training from the store is bit-identical to one that computes the same views again in each iteration, since both
-    encode a view by itself and round its features to half precision.
+    Training from the store is bit-identical to training that encodes the same views in each iteration, since both
+    encode views one by one and round features to half precision.
     """
 
     def __init__(self, folder: Path, views: Views, embed_dim: int, patch_size: int) -> None:
         """
         Args:
-            folder: of the shards.
+            folder: folder of the shards.
+            views: the views of the data set.
             embed_dim: D.
+            patch_size: pixels per patch of the features, for :meth:`bytes`.
         """
         self.folder = folder
         self.views = views
@@ -78,7 +80,7 @@ class FeatureStore:
         self.shards = Shards(folder, len(views), embed_dim)
 
     def bytes(self) -> int:
-        """Size of the whole store, or a little less than that: by the headers of the images."""
+        """Estimated size of the complete store, from the images' headers: slightly below the actual size."""
         patches = 0
         for image in range(len(self.views.records)):
             height, width = self.views.largest_size(image)
@@ -87,8 +89,8 @@ class FeatureStore:
 
     @torch.no_grad()
     def make(self, encode: Encode) -> None:
-        """Make what is missing; called by all processes, which share the work. After a kill the next call computes the
-        missing shards only."""
+        """Compute missing shards; called by all processes, which share the work. After an interruption, the next call
+        continues with the shards that are still missing."""
         if not self._missing():
             return
         with one_maker(self.folder, "feature store"):
@@ -100,7 +102,7 @@ class FeatureStore:
             comm.synchronize()
 
     def _missing(self) -> list[int]:
-        """Missing shards, in the main process's view for all."""
+        """Missing shards, as the main process sees them."""
         return comm.all_gather(self.shards.missing() if comm.is_main_process() else [])[0]
 
     def _encode(self, encode: Encode, number: int, steps: count_steps) -> StoredView:
@@ -110,7 +112,7 @@ class FeatureStore:
         return StoredView(features.cpu().to(torch.float16), size, sample["placement"])
 
     def read(self, number: int) -> StoredView:
-        """A view by its number; its features are mapped, not copied."""
+        """Read a view by its number; its features are memory-mapped."""
         return self.shards.read(number)
 
     def remove(self) -> None:
@@ -119,29 +121,29 @@ class FeatureStore:
 
 
 def store_folder(cfg: CfgNode, key: StoreKey) -> Path:
-    """``FEATURE_STORE.FOLDER``, or a folder of the cache; below it one named by all that the features depend on."""
+    """Folder of a store, below ``FEATURE_STORE.FOLDER`` or the cache, named by the hash of its key."""
     root = Path(cfg.FEATURE_STORE.FOLDER) if cfg.FEATURE_STORE.FOLDER else cache_dir() / "features"
     return root / f"{key.dataset}-{key.digest}"
 
 
 def check_budget(store: FeatureStore, limit: float) -> bool:
-    """Whether the store may be made; says its size in the log.
+    """Whether the store fits the limit and the disk; logs its size.
 
     Args:
-        limit: ``FEATURE_STORE.MAX_SIZE`` in GiB; 0: none.
+        limit: ``FEATURE_STORE.MAX_SIZE`` in GiB; 0 for no limit.
     """
     size, free = store.bytes(), _free_space(store.folder)
     views = f"{len(store.views.records):,} images x {store.views.plan.number} views"
     if limit and size > limit * 2**30:
         logger.warning(
-            "feature store: %s need %s, more than FEATURE_STORE.MAX_SIZE (%g GiB): the views are computed again in"
+            "feature store: %s need %s, more than FEATURE_STORE.MAX_SIZE (%g GiB): falling back to encoding views in"
             " each iteration, which is slow",
             views, format_bytes(size), limit,
         )  # fmt: skip
         return False
     if size > free and store.shards.missing():
         logger.warning(
-            "feature store: %s need %s, and %s has %s left: the views are computed again in each iteration, which is"
+            "feature store: %s need %s, but %s has %s left: falling back to encoding views in each iteration, which is"
             " slow",
             views, format_bytes(size), store.folder.parent, format_bytes(free),
         )  # fmt: skip

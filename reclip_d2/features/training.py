@@ -1,4 +1,4 @@
-"""Training samples of fixed views: from the feature store, or with pixels to be encoded again.
+"""Training samples of fixed views: from the feature store, or with pixels for the model to encode.
 
 Shape letters: (h, w) patch grid, D width of the joint embedding.
 """
@@ -25,14 +25,15 @@ logger = logging.getLogger(__name__)
 
 
 class FixedViews(Dataset):
-    """Samples of ``(draw, index)``, as :class:`~reclip_d2.data.sampling.NumberedDataset` gives them: a view of an
-    image with its ``hypothesis`` and, from a store, its ``features`` ``(h, w, D)`` and ``view_size``."""
+    """Samples by ``(draw, index)``, like :class:`~reclip_d2.data.sampling.NumberedDataset`: a view of an image with its
+    ``hypothesis`` and, from a store, its ``features`` ``(h, w, D)`` and ``view_size``."""
 
     def __init__(self, views: Views, store: FeatureStore | None, pixels: bool) -> None:
         """
         Args:
-            store: of the views; None to give pixels and to let the model encode them.
-            pixels: give ``image`` too: a student, and pictures of the training, read it.
+            views: the views of the data set.
+            store: store of their features; None to return pixels for the model to encode.
+            pixels: return ``image`` even from a store, for a student or for images in TensorBoard.
         """
         self.views = views
         self.store = store
@@ -40,7 +41,7 @@ class FixedViews(Dataset):
 
     @property
     def reads_pixels(self) -> bool:
-        """Whether samples are made of image files."""
+        """Whether samples read image files."""
         return self.pixels or self.store is None
 
     def __len__(self) -> int:
@@ -63,21 +64,21 @@ class FixedViews(Dataset):
 
 
 def feature_source(model: torch.nn.Module) -> CLIPSegmentor:
-    """The model whose features training reads: of a distillation the teacher.
+    """The model whose features are stored: for distillation, the teacher.
 
     Raises:
-        ReclipError: the features are not frozen.
+        ReclipError: the model has no frozen CLIP.
     """
     source = model.teacher if isinstance(model, Distillation) else model
     if not isinstance(source, CLIPSegmentor):
-        raise ReclipError(f"FEATURE_STORE.VIEWS: {type(model).__name__} reads no features of a CLIP: set it to 0")
+        raise ReclipError(f"FEATURE_STORE.VIEWS: {type(model).__name__} does not use features of a CLIP: set it to 0")
     if any(parameter.requires_grad for parameter in source.backbone.parameters()):
-        raise ReclipError("FEATURE_STORE.VIEWS keeps features of a frozen CLIP: with MODEL.CLIP.FINE_TUNE set it to 0")
+        raise ReclipError("FEATURE_STORE.VIEWS needs a frozen CLIP: with MODEL.CLIP.FINE_TUNE set it to 0")
     return source
 
 
 def store_key(cfg: CfgNode, source: CLIPSegmentor, records: Sequence[dict[str, Any]]) -> StoreKey:
-    """What the features of ``DATASETS.TRAIN`` depend on; called by all processes."""
+    """All that the features of ``DATASETS.TRAIN`` depend on; called by all processes."""
     images = comm.all_gather(images_digest(list(records)) if comm.is_main_process() else "")[0]
     return StoreKey(
         dataset="+".join(cfg.DATASETS.TRAIN),
@@ -89,11 +90,11 @@ def store_key(cfg: CfgNode, source: CLIPSegmentor, records: Sequence[dict[str, A
 
 
 def fixed_views(cfg: CfgNode, model: torch.nn.Module, records: Sequence[dict[str, Any]]) -> FixedViews:
-    """The training data of ``FEATURE_STORE.VIEWS`` above 0; makes the store if it is missing. Called by all processes.
+    """Training data for ``FEATURE_STORE.VIEWS`` above 0; computes the store if it is missing. Called by all processes.
 
     Args:
-        model: in whatever mode; its frozen CLIP encodes the views.
-        records: of :func:`~reclip_d2.hypothesis.training_records.build_training_records`.
+        model: in any mode; its frozen CLIP encodes the views.
+        records: from :func:`~reclip_d2.hypothesis.training_records.build_training_records`.
     """
     source = feature_source(model)
     key = store_key(cfg, source, records)

@@ -1,7 +1,7 @@
-"""The fixed views of training images: which there are, and how their pixels are made.
+"""The fixed views of training images, and their pixels.
 
-A view is numbered: view ``v`` of image ``i`` is number ``i * V + v``. Its pixels depend on the image, the keys and the
-seed alone, so it can be made at any time, by any process, and is always the same.
+View ``v`` of image ``i`` has the number ``i * V + v``. Its pixels depend only on the image, the config keys and the
+seed, so every process gets the same view at any time.
 
 Shape letters: (H, W) size of a view in pixels.
 """
@@ -32,10 +32,10 @@ class ViewPlan:
 
     Attributes:
         number: V.
-        kind: ``whole`` (the image as the test sees it; the second view is its mirror image) or ``crops`` (V draws of
+        kind: ``whole`` (the image at the test resolution; the second view is its mirror image) or ``crops`` (V draws of
             the training augmentation).
-        seed: of the draws.
-        augmentation: the keys that the pixels depend on, for the identity of a store.
+        seed: seed of the draws.
+        augmentation: the keys that the pixels depend on, for the store's key.
     """
 
     number: int
@@ -45,17 +45,17 @@ class ViewPlan:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> ViewPlan:
-        """By the keys ``FEATURE_STORE``, ``INPUT`` and ``SEED``.
+        """The views for the keys ``FEATURE_STORE``, ``INPUT`` and ``SEED``.
 
         Raises:
-            ReclipError: ``whole`` has two views at most.
+            ReclipError: more than two views of kind ``whole``.
         """
         keys = cfg.FEATURE_STORE
         inputs = cfg.INPUT
         if keys.KIND == WHOLE and keys.VIEWS > 2:
             raise ReclipError(
                 f"FEATURE_STORE.VIEWS is {keys.VIEWS}, but FEATURE_STORE.KIND whole has two views, the image and its"
-                " mirror image: take KIND crops, or VIEWS 2"
+                " mirror image: set KIND crops, or VIEWS 2"
             )
         if keys.KIND == WHOLE:
             augmentation = {"sides": [inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST]}
@@ -70,12 +70,13 @@ class ViewPlan:
 
 
 class Views:
-    """Samples of the views: what :class:`UnlabelledDatasetMapper` makes of a record, without chance."""
+    """Samples of the views: records mapped by :class:`UnlabelledDatasetMapper`, deterministically."""
 
     def __init__(self, cfg: CfgNode, records: Sequence[dict[str, Any]], plan: ViewPlan) -> None:
         """
         Args:
-            records: unlabelled, with ``file_name`` and ``image_id``, and their hypotheses where these are read.
+            records: unlabelled, with ``file_name``, ``image_id`` and, if training needs them, hypotheses.
+            plan: the views of each image.
         """
         self.records = records
         self.plan = plan
@@ -91,16 +92,16 @@ class Views:
             self._mappers = [crops] * plan.number
 
     def __len__(self) -> int:
-        """Views of all images."""
+        """Number of views of all images."""
         return len(self.records) * self.plan.number
 
     def number(self, image: int, draw: int) -> int:
-        """The view of an image that the ``draw``-th draw of a training takes."""
+        """Number of the image's view that the ``draw``-th draw of training selects."""
         generator = torch.Generator().manual_seed((self.plan.seed << 32) + draw)
         return image * self.plan.number + int(torch.randint(self.plan.number, (), generator=generator))
 
     def sample(self, number: int) -> dict[str, Any]:
-        """The mapped record of a view: ``image`` ``(3, H, W)`` uint8, ``hypothesis`` where the record has one,
+        """The mapped record of a view: ``image`` ``(3, H, W)`` uint8, ``hypothesis`` if the record has one,
         ``placement``, and the record's other entries."""
         image, view = divmod(number, self.plan.number)
         record = self.records[image]
@@ -122,7 +123,7 @@ class Views:
         return "hypothesis" in self.records[0]
 
     def hypothesis(self, image: int, placement: Placement, size: tuple[int, int]) -> list[int] | None:
-        """H of a view of an image; None where the records have none.
+        """H of a view of an image; None if the records have no hypotheses.
 
         Args:
             size: (H, W) of the view.
@@ -133,7 +134,7 @@ class Views:
         return record.get("hypothesis")
 
     def largest_size(self, image: int) -> tuple[int, int]:
-        """(H, W) that a view of an image has at most, by the image's header."""
+        """Maximum (H, W) of an image's views, from the image's header."""
         record = self.records[image]
         height, width = read_geometry(record["file_name"]).upright
         augmentation = self.plan.augmentation
@@ -143,7 +144,7 @@ class Views:
             short, longest = max(augmentation["sides"][0]), augmentation["sides"][1]
         if short:
             pixels = np.broadcast_to(np.uint8(0), (height, width, 3))  # takes no memory
-            with numbered_random_state(0):  # it draws among its one size
+            with numbered_random_state(0):  # ResizeShortestEdge draws, though there is a single size
                 resize = T.ResizeShortestEdge([short], longest, "choice").get_transform(pixels)
             height, width = resize.new_h, resize.new_w
         crop = augmentation.get("crop")

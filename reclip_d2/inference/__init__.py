@@ -1,4 +1,4 @@
-"""The one way from an image of any size to its labels, for evaluation and for ``reclip``, with bounded memory."""
+"""Prediction for images of any size with bounded memory, used by evaluation and by ``reclip``."""
 
 from reclip_d2.inference.dataset_predictor import DatasetPredictor
 from reclip_d2.inference.predictor import Band, ImagePredictor, Turn

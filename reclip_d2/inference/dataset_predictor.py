@@ -1,4 +1,4 @@
-"""A predictor as Detectron2's ``inference_on_dataset`` calls it.
+"""A predictor for Detectron2's ``inference_on_dataset``.
 
 Shape letters: C classes, (H, W) size of the image in pixels.
 """
@@ -21,25 +21,26 @@ from reclip_d2.modeling.meta_arch.distillation import Distillation
 class DatasetPredictor(nn.Module):
     """Predictions of an :class:`ImagePredictor` for the records of a test loader.
 
-    The loader maps images by :func:`~reclip_d2.data.dataset_mapper.build_test_mapper`: resized already, but for those
-    that the predictor cuts into tiles.
+    The loader maps images by :func:`~reclip_d2.data.dataset_mapper.build_test_mapper`: they are resized already, except
+    those that the predictor cuts into tiles.
     """
 
     def __init__(self, model: nn.Module, predictor: ImagePredictor, label_maps: bool = True) -> None:
         """
         Args:
-            model: what is put into eval mode for the evaluation: the predictor's, or a wrapper around it.
-            label_maps: give label maps instead of logits.
+            model: the predictor's model, or a wrapper around it; put into eval mode for the evaluation.
+            predictor: predicts single images.
+            label_maps: return label maps instead of logits.
         """
         super().__init__()
         self.model = model
         self.predictor = predictor
         self.label_maps = label_maps
-        self.training = model.training  # an evaluation leaves the model in the mode in which it was
+        self.training = model.training  # inference_on_dataset restores this mode at the end
 
     @classmethod
     def from_config(cls, model: nn.Module, cfg: CfgNode) -> DatasetPredictor:
-        """The predictor of a model as it is trained: perhaps distributed, or with its teacher."""
+        """The predictor for a model as the trainer holds it: possibly distributed, or with its teacher."""
         return cls(model, ImagePredictor.from_config(predicting_model(model), cfg), cfg.TEST.LABEL_MAPS)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
@@ -60,8 +61,8 @@ class DatasetPredictor(nn.Module):
         if predictor.tiling.applies_to(size):
             if tuple(image.shape[-2:]) != size:
                 raise ReclipError(
-                    f"image {record.get('file_name', '')} has {image.shape[-2]} x {image.shape[-1]} pixels, not the"
-                    f" {size[0]} x {size[1]} of its record: correct the data set's list, or raise INPUT.TILES.FROM_SIDE"
+                    f"image {record.get('file_name', '')} has {image.shape[-2]} x {image.shape[-1]} pixels, but its"
+                    f" record says {size[0]} x {size[1]}: correct the data set's list, or raise INPUT.TILES.FROM_SIDE"
                 )
             bands = predictor.bands(image.permute(1, 2, 0).numpy())
         else:
@@ -77,7 +78,7 @@ class DatasetPredictor(nn.Module):
 
 
 def predicting_model(model: nn.Module) -> LanguageSegmentor:
-    """The model that predicts: of one that is trained in several processes its own, of a distillation the student."""
+    """The model that predicts: unwraps a distributed model, and returns the student of a distillation."""
     if isinstance(model, DistributedDataParallel):
         model = model.module
     return model.student if isinstance(model, Distillation) else model

@@ -1,4 +1,4 @@
-"""Logits of an image on the patch grid, resized to pixels when they are wanted.
+"""Logits of an image on the patch grid, resized to pixels on demand.
 
 Shape letters: C classes, (h, w) patch grid, (H, W) size in pixels.
 """
@@ -14,19 +14,19 @@ from torch import Tensor
 
 from reclip_d2.modeling.postprocessing import upsample_labels
 
-BYTES = 4  # of a logit, float32
+BYTES = 4  # per logit, float32
 
 
 @functools.lru_cache(maxsize=8)
 def resize_matrix(length: int, steps: tuple[tuple[int, int], ...]) -> Tensor:
-    """Matrix ``(pixels, length)`` of what happens to one axis of a window's logits: resizes, one after the other.
+    """Matrix ``(pixels, length)`` of a sequence of resizes along one axis of a window's logits.
 
     Args:
-        length: patches.
-        steps: for each bilinear resize (align_corners=False) the size to resize to, and how many of the first positions
-            are kept.
+        length: number of patches.
+        steps: for each bilinear resize (align_corners=False) its output size, and how many of the first positions are
+            kept.
     """
-    rows = torch.eye(length)[None]  # (1, channels, positions): each patch by itself
+    rows = torch.eye(length)[None]  # (1, channels, positions): one channel per patch
     for size, kept in steps:
         if rows.shape[-1] != size:
             rows = F.interpolate(rows, size=size, mode="linear", align_corners=False)
@@ -36,13 +36,13 @@ def resize_matrix(length: int, steps: tuple[tuple[int, int], ...]) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class GridLogits:
-    """Logits of an image, or of a window of one, on the patch grid: at its pixels they would be (C, H, W).
+    """Logits of an image or window on the patch grid, from which any rows of its ``(C, H, W)`` logits can be computed.
 
     Attributes:
         logits: ``(C, h, w)``.
         padded_size: (height, width) of the padded network input.
         network_size: (height, width) of the image in it, at the top left.
-        size: (height, width) wanted.
+        size: (height, width) of the output.
     """
 
     logits: Tensor
@@ -55,16 +55,16 @@ class GridLogits:
         return len(self.logits)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Logits ``(C, stop - start, width)`` of some of the rows at the wanted size, as
-        :func:`~reclip_d2.modeling.postprocessing.upsample_logits` gives them: where there is padding, up to the
-        network's input, the padding cropped off, and then to the wanted size; otherwise at once."""
+        """Logits ``(C, stop - start, width)`` of some rows of the output, as computed by
+        :func:`~reclip_d2.modeling.postprocessing.upsample_logits`: if there is padding, resized to the network's input,
+        cropped, and resized to the output size; otherwise resized once."""
         down, across = (self._resize(axis).to(self.logits) for axis in (0, 1))
-        # Rows first: few of them are wanted, and the product with the columns is then a small one.
+        # Rows first: few of them are needed, which makes the product with the columns cheap.
         return torch.einsum("rh,chw->crw", down[start:stop], self.logits) @ across.T
 
     def labels(self, memory: int) -> Tensor | None:
-        """Labels ``(H, W)`` int64 by :func:`~reclip_d2.modeling.postprocessing.upsample_labels`; None if that would
-        take more than ``memory`` bytes for logits, where two resizes are needed."""
+        """Labels ``(H, W)`` int64 by :func:`~reclip_d2.modeling.postprocessing.upsample_labels`; None if that needs two
+        resizes, and more than ``memory`` bytes for logits."""
         pixels = self.padded_size[0] * self.padded_size[1] + self.size[0] * self.size[1]
         one_resize = self.network_size in (self.padded_size, self.size)
         if not one_resize and self.num_classes * pixels * BYTES > memory:
@@ -79,13 +79,17 @@ class GridLogits:
 
 
 def bilinear_taps(length: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What a bilinear resize (align_corners=False) of one axis from ``length`` to ``size`` reads: for each position the
-    two that it lies between ``(size,)`` int64, and the share of the second ``(size,)`` float32."""
+    """Taps of a bilinear resize (align_corners=False) of one axis from ``length`` to ``size``.
+
+    Returns:
+        for each output position its two input positions ``(size,)`` int64, and the weight of the second ``(size,)``
+        float32.
+    """
     position = ((torch.arange(size, dtype=torch.float64) + 0.5) * length / size - 0.5).clamp(min=0)
     first = position.long()
     return first, (first + 1).clamp(max=length - 1), (position - first).float()
 
 
 def rows_in(memory: int, num_classes: int, width: int) -> int:
-    """Rows of a band whose logits fit in ``memory`` bytes, at least one."""
+    """Number of rows whose logits fit in ``memory`` bytes, at least one."""
     return max(1, memory // (BYTES * num_classes * width))

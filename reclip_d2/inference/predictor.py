@@ -27,7 +27,7 @@ from reclip_d2.layers import use_kernels
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
 
 Turn = Callable[[], contextlib.AbstractContextManager[None]]
-"""Makes a context that is entered around each forward pass: one that waits lets others in between."""
+"""Makes a context that is entered for each forward pass; it may wait, to let others run in between."""
 
 
 @dataclasses.dataclass
@@ -35,9 +35,9 @@ class Band:
     """Some rows of an image, at its own size.
 
     Attributes:
-        rows: which.
-        compute_logits: gives :attr:`logits`.
-        known_labels: :attr:`labels`, where they are known without the logits.
+        rows: the band's rows.
+        compute_logits: computes :attr:`logits`.
+        known_labels: :attr:`labels`, if known without the logits.
     """
 
     rows: slice
@@ -46,7 +46,7 @@ class Band:
 
     @functools.cached_property
     def logits(self) -> Tensor:
-        """Mask logits ``(C, rows, W)`` float32, computed when they are first asked for."""
+        """Mask logits ``(C, rows, W)`` float32, computed on first access."""
         return self.compute_logits()
 
     @property
@@ -56,18 +56,19 @@ class Band:
 
 
 class ImagePredictor:
-    """A model's logits and labels of images at their own size, in bands of rows.
+    """Computes a model's logits and labels at the original size of images, in bands of rows.
 
-    - An image is resized by the test augmentation and goes through the network as a whole.
-    - With ``TEST.SLIDING_WINDOW`` the resized image goes through it in overlapping windows, whose logits are averaged.
-    - An image that ``INPUT.TILES`` cuts is cut before the resize. Each tile is predicted as an image is (in windows,
-      too, if both are on); the tiles' logits are blended with ramps where they overlap.
+    - By default, an image is resized by the test augmentation and passed through the network as a whole.
+    - With ``TEST.SLIDING_WINDOW``, the resized image is passed through it in overlapping windows, whose logits are
+      averaged.
+    - With ``INPUT.TILES``, large images are cut into tiles before resizing. Each tile is predicted like an image (in
+      windows, if both are on); the tiles' logits are blended with ramps where they overlap.
 
-    Logits stay on the patch grid until they are wanted at the image's size, and are then made and dropped in bands, so
-    that memory does not grow with classes times pixels.
+    Logits stay on the patch grid. At the image's size they are computed and dropped band by band, so that memory does
+    not grow with classes times pixels.
 
-    Refinements of the logits belong in two places: on the grid at the end of :meth:`grid_logits`, which every forward
-    pass goes through; at the image's size in :meth:`image_bands` and :meth:`bands`.
+    Refinements of the logits belong in two places: on the grid, at the end of :meth:`grid_logits`, through which every
+    forward pass goes; at the image's size, in :meth:`image_bands` and :meth:`bands`.
     """
 
     def __init__(
@@ -81,9 +82,10 @@ class ImagePredictor:
         """
         Args:
             model: in eval mode.
-            augmentations: of the test.
+            augmentations: test augmentations.
+            tiling: which images are cut into tiles, and how.
             memory: bytes for logits at the image's size.
-            sliding_window: None sends the resized image through the network as a whole.
+            sliding_window: None to pass the resized image through the network as a whole.
         """
         self.model = model
         self.augmentations = T.AugmentationList(augmentations)
@@ -94,14 +96,14 @@ class ImagePredictor:
 
     @classmethod
     def from_config(cls, model: LanguageSegmentor, cfg: CfgNode) -> ImagePredictor:
-        """A predictor by ``INPUT.*_TEST``, ``INPUT.TILES``, ``TEST.SLIDING_WINDOW`` and ``TEST.BAND_MEMORY``."""
+        """A predictor for ``INPUT.*_TEST``, ``INPUT.TILES``, ``TEST.SLIDING_WINDOW`` and ``TEST.BAND_MEMORY``."""
         memory = cfg.TEST.BAND_MEMORY * 2**20
         return cls(
             model, build_test_augmentations(cfg), Tiling.from_config(cfg), memory, SlidingWindow.from_config(cfg)
         )
 
     def for_classes(self, class_ids: Sequence[int]) -> ImagePredictor:
-        """A predictor of some of the model's classes, in this order: every pixel goes to the best of these."""
+        """A predictor for a subset of the model's classes, in this order: each pixel gets the best of these."""
         predictor = copy.copy(self)
         predictor.class_ids = list(class_ids)
         return predictor
@@ -109,13 +111,13 @@ class ImagePredictor:
     # ---- through the network ----------------------------------------------------------------------------------
 
     def resize(self, pixels: np.ndarray) -> Tensor:
-        """An image or tile ``(H, W, 3)`` uint8 at the test's resolution: ``(3, H', W')`` uint8."""
+        """Resize an image or tile ``(H, W, 3)`` uint8 by the test augmentation: ``(3, H', W')`` uint8."""
         inputs = T.AugInput(np.ascontiguousarray(pixels))
         self.augmentations(inputs)
         return torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
 
     def grid_logits(self, pixels: Tensor, size: tuple[int, int], turn: Turn = contextlib.nullcontext) -> GridLogits:
-        """One forward pass: mask logits of a normalised image or window ``(3, H', W')``, to be resized to ``size``."""
+        """One forward pass: mask logits of a normalised image or window ``(3, H', W')``, with output size ``size``."""
         padded = ImageList.from_tensors([pixels], self.model.size_divisibility).tensor
         with turn(), use_kernels(self.model.kernels):
             logits = self.model.mask_logits(padded)[0].float()
@@ -127,7 +129,7 @@ class ImagePredictor:
     def network_logits(
         self, image: Tensor, size: tuple[int, int], turn: Turn = contextlib.nullcontext
     ) -> GridLogits | SlidingLogits:
-        """Logits of a resized image or tile ``(3, H', W')``, RGB in [0, 255], to be resized to ``size``: from one
+        """Logits of a resized image or tile ``(3, H', W')``, RGB in [0, 255], with output size ``size``: from one
         forward pass, or from windows."""
         pixels = self.model.normalize(image)
         if self.sliding_window is None:
@@ -145,10 +147,10 @@ class ImagePredictor:
 
     @torch.no_grad()
     def bands(self, image: np.ndarray, turn: Turn = contextlib.nullcontext) -> Iterator[Band]:
-        """Bands of rows that make up an image ``(H, W, 3)`` uint8.
+        """Predict an image ``(H, W, 3)`` uint8 in bands of rows, from top to bottom.
 
         Args:
-            turn: entered around each forward pass.
+            turn: makes a context that is entered for each forward pass.
         """
         size = (image.shape[0], image.shape[1])
         if not self.tiling.applies_to(size):
@@ -165,11 +167,14 @@ class ImagePredictor:
 
     @torch.no_grad()
     def image_bands(self, image: Tensor, size: tuple[int, int], turn: Turn = contextlib.nullcontext) -> Iterator[Band]:
-        """As :meth:`bands`, of an image that needs no tiles and is resized already.
+        """Like :meth:`bands`, for a resized image that needs no tiles.
 
         Args:
             image: ``(3, H', W')``, RGB in [0, 255].
-            size: (H, W) of the bands together.
+            size: (H, W) of the output.
+
+        Raises:
+            ReclipError: the model's scores are not finite.
         """
         logits = self.network_logits(image, size, turn)
         with use_kernels(self.model.kernels):
@@ -178,7 +183,7 @@ class ImagePredictor:
             raise ReclipError(
                 "the model's scores are not finite: check its checkpoint, or set MODEL.CLIP.AUTOCAST float32"
             )
-        # Besides the band, twice as much while it is made.
+        # The band, and temporaries of twice its size.
         step = rows_in(self.memory, logits.num_classes, 3 * size[1])
         for start in range(0, size[0], step):
             rows = slice(start, min(start + step, size[0]))

@@ -1,4 +1,4 @@
-"""Overlapping windows: how their logits are averaged at the pixels, in bands of rows.
+"""Overlapping windows, and the average of their logits at the pixels, in bands of rows.
 
 Shape letters: C classes, (H, W) size of the whole image in pixels.
 """
@@ -23,10 +23,10 @@ def uniform_weights(starts: Sequence[int], length: int) -> list[Tensor]:
 
 
 def ramp_weights(starts: Sequence[int], length: int) -> list[Tensor]:
-    """Weights ``(length,)`` of the windows along one axis: 1, falling in a straight line where a neighbour overlaps.
+    """Weights ``(length,)`` of the windows along one axis: 1, with linear ramps where windows overlap.
 
-    They are above 0 everywhere, and 1 at the image's border. Where two windows overlap by m pixels, the i-th of them
-    has weights (i + 1/2) / m and 1 - (i + 1/2) / m.
+    They are positive everywhere, and 1 at the image's border. Where two windows overlap by m pixels, the i-th of these
+    pixels has weights (i + 1/2) / m and 1 - (i + 1/2) / m.
     """
     position = torch.arange(length) + 0.5
     weights = []
@@ -45,7 +45,7 @@ class Windows:
 
     Attributes:
         area: (H, W) in pixels.
-        size: (height, width) of a window, cut at the area's size.
+        size: (height, width) of a window, at most the area's.
         tops, lefts: first row of each row of windows, first column of each column of windows.
     """
 
@@ -58,10 +58,11 @@ class Windows:
     ) -> None:
         """
         Args:
+            area: (H, W) in pixels.
             size: (height, width) of a window.
             stride: (rows, columns) from one window to the next.
-            weights: of the windows along one axis: :func:`ramp_weights` or :func:`uniform_weights`. A window's weight
-                at a pixel is the product of the two axes'.
+            weights: weights along one axis: :func:`ramp_weights` or :func:`uniform_weights`. A window's weight at a
+                pixel is the product of both axes.
         """
         self.area = area
         self.size = (min(size[0], area[0]), min(size[1], area[1]))
@@ -75,10 +76,10 @@ class Windows:
         return [(rows, slice(left, left + self.size[1])) for left in self.lefts]
 
     def mean(self, logits: Mapping[int, Sequence[GridLogits | SlidingLogits]], start: int, stop: int) -> Tensor:
-        """Weighted mean ``(C, stop - start, W)`` of the windows' logits in some rows of pixels.
+        """Weighted mean ``(C, stop - start, W)`` of the windows' logits in the pixel rows from ``start`` to ``stop``.
 
         Args:
-            logits: by row of windows; those that touch the pixels, at least.
+            logits: logits of the windows, by row of windows; at least those that contain the pixels.
         """
         if len(self.tops) == len(self.lefts) == 1:
             return logits[0][0].rows(start, stop)
@@ -103,12 +104,12 @@ class Windows:
 
 @dataclasses.dataclass(frozen=True)
 class SlidingLogits:
-    """Logits of an image from windows of the network's view of it: their plain mean at the network's pixels, resized.
+    """Logits of an image from windows: their mean at the pixels of the resized image, resized to the output size.
 
     Attributes:
-        windows: of the resized image.
-        logits: of each row of windows.
-        size: (H, W) wanted.
+        windows: windows of the resized image.
+        logits: logits of the windows, by row of windows.
+        size: (H, W) of the output.
     """
 
     windows: Windows
@@ -120,20 +121,20 @@ class SlidingLogits:
         return self.logits[0][0].num_classes
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Logits ``(C, stop - start, W)`` of some of the rows at the wanted size."""
+        """Logits ``(C, stop - start, W)`` of some rows of the output."""
         if self.windows.area == self.size:
             return self.windows.mean(self.logits, start, stop)
         above, below, share = (part[start:stop] for part in bilinear_taps(self.windows.area[0], self.size[0]))
         first, last = int(above[0]), int(below[-1]) + 1
         band = self.windows.mean(self.logits, first, last)
-        # The number of rows is the same: this resizes the columns only.
+        # The number of rows does not change: this resizes the columns only.
         band = F.interpolate(band[None], (last - first, self.size[1]), mode="bilinear", align_corners=False)[0]
         above, below = (part.to(band.device) - first for part in (above, below))
         return torch.lerp(band[:, above], band[:, below], share.to(band)[:, None])
 
     def labels(self, memory: int) -> Tensor | None:
-        """Labels ``(H, W)`` int64 by :func:`~reclip_d2.layers.upsample_argmax`; None if the logits at the network's
-        pixels take more than ``memory`` bytes."""
+        """Labels ``(H, W)`` int64 by :func:`~reclip_d2.layers.upsample_argmax`; None if the logits at the pixels of the
+        resized image need more than ``memory`` bytes."""
         height, width = self.windows.area
         if self.num_classes * height * width * BYTES > memory:
             return None
@@ -143,12 +144,12 @@ class SlidingLogits:
 def blended_bands(
     windows: Windows, predict: Callable[[slice, slice], GridLogits | SlidingLogits], memory: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Weighted mean of the windows' logits in bands of rows: the (C, H, W) logits never exist.
+    """Weighted mean of the windows' logits in bands of rows, without the whole (C, H, W) logits.
 
     Windows are predicted when the first band needs them, and dropped after the last.
 
     Args:
-        predict: logits of the window of these rows and columns.
+        predict: computes the logits of the window with these rows and columns.
         memory: bytes for logits at the area's pixels; a band has as many rows as fit, at least one.
 
     Yields:
@@ -162,7 +163,7 @@ def blended_bands(
             active[next_row] = [predict(*slices) for slices in windows.slices(next_row)]
             next_row += 1
         classes = active[max(active)][0].num_classes
-        # Besides the band, a window's part of it, twice.
+        # The band, and temporaries of twice a window's part of it.
         stop = min(start + rows_in(memory, classes, width + 2 * windows.size[1]), height)
         while next_row < len(windows.tops) and windows.tops[next_row] < stop:
             active[next_row] = [predict(*slices) for slices in windows.slices(next_row)]

@@ -92,7 +92,7 @@ def test_damaged_files_are_named_and_made_again(tmp_path, damage):
     shards = Shards(tmp_path, 1, 4)
     shards.write(0, [view(0)])
     damage(shards.file(0))
-    with pytest.raises(ReclipError, match="0000.safetensors was damaged and is removed: run again"):
+    with pytest.raises(ReclipError, match="0000.safetensors was damaged and has been removed: run again"):
         Shards(tmp_path, 1, 4).read(0)
     assert shards.missing() == [0]
 
