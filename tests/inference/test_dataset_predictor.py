@@ -80,5 +80,5 @@ def test_a_batch_is_predicted_one_by_one():
 
 def test_a_record_of_another_size_than_its_image():
     record = {"file_name": "a.png", "image": random_image(0, 32, 40), "height": 90, "width": 100}
-    with pytest.raises(ReclipError, match=r"image a\.png has 32 x 40 pixels, not the 90 x 100 of its record"):
+    with pytest.raises(ReclipError, match=r"image a\.png has 32 x 40 pixels, but its record says 90 x 100"):
         DatasetPredictor.from_config(make_maskclip(), load_config("", KEYS))([record])
