@@ -1,1 +1,1 @@
-"""A run on somebody's folder of images: its stages, its files, and the model and masks that come of it."""
+"""Runs on a user's images: stages, files, models and masks."""

@@ -1,8 +1,8 @@
-"""A run in a process of its own, for programs that must be able to stop it at any time, or to outlive it.
+"""A run in a child process, for programs that must be able to stop it at any time, or to survive its crash.
 
-The child is ``python -m reclip_d2.workspace.child``. It reads its job as JSON from standard input, and writes a JSON
-object a line to standard output: ``{"progress": {...}}`` for each event, and at the end ``{"error": "..."}`` or
-``{"done": true}``. What libraries print goes to standard error.
+The child is ``python -m reclip_d2.workspace.child``. It reads its job as JSON from standard input, and writes one JSON
+object per line to standard output: ``{"progress": {...}}`` for each event, and finally ``{"error": "..."}`` or
+``{"done": true}``. Output of libraries goes to standard error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from reclip_d2.utils.progress import Progress, ProgressCallback
 from reclip_d2.workspace.options import SegmentOptions, in_options
 
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
-_PATIENCE = 10  # seconds from the request to end to the end by force
+_PATIENCE = 10  # seconds from terminate to kill
 
 
 class RunStopped(ReclipError):
@@ -34,9 +34,9 @@ class RunStopped(ReclipError):
 
 
 class SegmentProcess:
-    """:func:`reclip_d2.workspace.segment.segment` in a process of its own.
+    """:func:`reclip_d2.workspace.segment.segment` in a child process.
 
-    A stopped run leaves its output folder as a killed one does: the same run resumes there.
+    A stopped run can be resumed in its output folder.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class SegmentProcess:
         self._lock = threading.Lock()
 
     def run(self, progress: ProgressCallback) -> None:
-        """Run it to the end.
+        """Run the job to the end.
 
         Args:
             progress: called with each event, in this thread.
 
         Raises:
             RunStopped: :meth:`stop` was called, perhaps before.
-            ReclipError: the run has ended with an error, whose line this is.
+            ReclipError: the run failed; the message is its error line.
         """
         environment = {**os.environ, "PYTHONIOENCODING": "utf-8:backslashreplace"}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_PACKAGE_PARENT), os.environ.get("PYTHONPATH")]))
@@ -74,14 +74,17 @@ class SegmentProcess:
             with self._lock:
                 if self._stopped.is_set():
                     raise RunStopped("stopped")
-                # In a session of its own, so that it ends with its data-loading processes when it is told to.
+                # In a new session, so that its data-loading processes can be stopped with it.
                 self._process = subprocess.Popen(
                     self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
                     env=environment, start_new_session=True,
                 )  # fmt: skip
             process = self._process
             try:
-                with contextlib.suppress(BrokenPipeError), process.stdin:  # one that has ended at once says why
+                with (
+                    contextlib.suppress(BrokenPipeError),
+                    process.stdin,
+                ):  # a dead child's error is reported below
                     process.stdin.write(json.dumps(self.job).encode())
                 error = _follow(process.stdout, progress)
                 status = process.wait()
@@ -94,7 +97,7 @@ class SegmentProcess:
                 raise ReclipError(error or _cause(status, said))
 
     def stop(self) -> None:
-        """End it, from another thread; :meth:`run` raises there."""
+        """Stop the run from another thread; :meth:`run` then raises."""
         with self._lock:
             self._stopped.set()
             if self._process is not None:
@@ -102,7 +105,7 @@ class SegmentProcess:
 
 
 def _follow(stream: IO[bytes], progress: ProgressCallback) -> str:
-    """Pass the child's events on, until it closes the stream; returns the line of its error, or ""."""
+    """Forward the child's events until it closes the stream; returns its error line, or ""."""
     for line in stream:
         message = json.loads(line)
         if "progress" in message:
@@ -113,7 +116,7 @@ def _follow(stream: IO[bytes], progress: ProgressCallback) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its children."""
+    """Stop a process and its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     try:
@@ -124,18 +127,18 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _cause(status: int, said: IO[bytes]) -> str:
-    """What is said of a child that has ended without a word of its own."""
+    """Error line for a child that exited without reporting one."""
     if status == -signal.SIGKILL:
-        return "the training was killed, most likely for want of memory: use a smaller CLIP, or a GPU"
+        return "the training was killed, most likely out of memory: use a smaller CLIP, or a GPU"
     said.seek(0)
     lines = said.read().decode(errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
     return f"the training ended with status {status} ({last})"
 
 
 def main() -> None:
     """The child."""
-    # The events alone go to standard output; if nobody reads them any more, the next one ends the run.
+    # Only events go to standard output; if it is closed, the next one ends the run.
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 

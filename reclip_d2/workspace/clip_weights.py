@@ -1,4 +1,4 @@
-"""Whether the weights of a CLIP are to be had, before hours depend on it: a hub's client tries for minutes."""
+"""Check early and quickly that a CLIP's weights are available: a hub's client retries for minutes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from reclip_d2.errors import ReclipError
 
 
 def find_weights(name: str, pretrained: str) -> Path | str:
-    """The local file of CLIP's weights or, if it is not here but can be fetched, its address.
+    """The local file of CLIP's weights or, if it must be downloaded first, its address.
 
     Args:
-        name: open_clip's name of the model, or that of the one that ships with the package.
+        name: open_clip's name of the model, or the name of the bundled one.
         pretrained: a file or a tag.
 
     Raises:
-        ReclipError: the model or the tag is unknown, the file does not exist, or the weights cannot be fetched.
+        ReclipError: the model or the tag is unknown, the file does not exist, or the weights cannot be downloaded.
     """
     if name == EMBEDDED_MODEL_NAME:
         return embedded_checkpoint(pretrained)
     own = open_clip_name(name)
     if own not in open_clip.list_models():
-        raise ReclipError(f"--clip {name} is not known to open_clip: take ViT-B-16-quickgelu, or {EMBEDDED_MODEL_NAME}")
+        raise ReclipError(f"--clip {name} is not known to open_clip: use ViT-B-16-quickgelu, or {EMBEDDED_MODEL_NAME}")
     check_supported(name)
     name = own
     file = Path(pretrained).expanduser()
@@ -47,6 +47,6 @@ def find_weights(name: str, pretrained: str) -> Path | str:
     if not is_reachable(address):
         raise ReclipError(
             f"the CLIP weights {pretrained!r} of {name} are not on this machine, and their server cannot be reached:"
-            f" get {address} elsewhere, and name the file with --pretrained FILE"
+            f" download {address} elsewhere, and pass the file with --pretrained FILE"
         )
     return address

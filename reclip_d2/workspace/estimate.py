@@ -1,4 +1,4 @@
-"""How long the stages of a run will take, from a first batch of each."""
+"""Estimate how long the stages of a run take, from a first batch of each."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.utils.progress import Progress, duration_in_words, report, say
 from reclip_d2.workspace.run_folder import RunFolder
 
-# Images that are tried for one that can be read, where nobody has looked at them before.
+# Images to try until one can be read, if they have not been surveyed.
 _TRIES = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What there is to do, and on which images.
+    """The work to do, and sample images to time it on.
 
     Attributes:
-        sample: training file of an image of a usual size.
-        image: an image of a usual size.
-        hypotheses: files whose hypotheses are missing.
-        iterations: of the training.
-        masks: images whose masks are missing.
-        tiles: how many tiles further very large images have, in prediction; ``image`` is one of them if there are no
+        sample: training file of an image of typical size.
+        image: an image of typical size.
+        hypotheses: number of files whose hypotheses are missing.
+        iterations: training iterations.
+        masks: number of images whose masks are missing.
+        tiles: number of tiles, in prediction, of very large images; ``image`` is one of these images if there are no
             others.
     """
 
@@ -52,10 +52,10 @@ class Work:
 
 
 def estimate(cfg: CfgNode, work: Work) -> dict[str, float]:
-    """Seconds of the stages that have something to do: ``hypotheses``, ``rectification``, ``masks``.
+    """Seconds of the stages with work left: ``hypotheses``, ``rectification``, ``masks``.
 
     Args:
-        cfg: of the model whose masks are wanted; ``custom`` must be registered.
+        cfg: config of the model that predicts the masks; ``custom`` must be registered.
     """
     model = build_model(cfg).eval()
     record = {"file_name": work.sample, "image_id": "sample"}
@@ -69,14 +69,14 @@ def estimate(cfg: CfgNode, work: Work) -> dict[str, float]:
         image = read_image(work.image)
         predictor = ImagePredictor.from_config(model, cfg)
         seconds["masks"] = work.masks * _time(lambda: predictor.labels(image), model.device) if work.masks else 0.0
-        if work.tiles:  # a tile is predicted as an image is; half of it again for the blending
+        if work.tiles:  # a tile takes as long as an image, plus half for the blending
             tile = image[: predictor.tiling.size, : predictor.tiling.size].copy()
             seconds["masks"] += 1.5 * work.tiles * _time(lambda: predictor.labels(tile), model.device)
     return seconds
 
 
 def _time(step: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call that works on ``device``, after one that warms up."""
+    """Seconds of a call on ``device``, after a warm-up call."""
     with torch.no_grad():
         step()
         _wait(device)
@@ -87,12 +87,12 @@ def _time(step: Callable[[], object], device: torch.device) -> float:
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":  # of this GPU alone: asking another would take memory there
+    if device.type == "cuda":  # this GPU only: asking another would allocate memory there
         torch.cuda.synchronize(device)
 
 
 def _hypothesis_seconds(cfg: CfgNode, model: CLIPSegmentor, sample: str) -> float:
-    """Of one image: decoding, and the windows that the batch size lets through together, times their number."""
+    """Seconds for one image: decoding, and one batch of windows times the number of batches."""
     reading = _time(lambda: read_image(sample), model.device)
     if cfg.HYPOTHESIS.METHOD == "one_pass":
         generator = HypothesisGenerator(
@@ -112,12 +112,12 @@ def _hypothesis_seconds(cfg: CfgNode, model: CLIPSegmentor, sample: str) -> floa
 
 
 def _iteration_seconds(cfg: CfgNode, model: LanguageSegmentor, record: dict) -> float:
-    """Of one iteration: one of two images, whose share that grows with the batch is taken for all of it."""
+    """Seconds for one iteration, extrapolated from a batch of two images."""
     mapped = UnlabelledDatasetMapper(cfg, is_train=True)(record)
     mapped["hypothesis"] = torch.arange(min(2, model.num_classes))
 
     def step(images: Sequence[dict]) -> None:
-        with torch.enable_grad(), EventStorage(1):  # iteration 1: no pictures for TensorBoard
+        with torch.enable_grad(), EventStorage(1):  # iteration 1 writes no images for TensorBoard
             sum(model(list(images)).values()).backward()
         model.zero_grad()
 
@@ -133,13 +133,13 @@ def report_estimate(
     surveyed: Sequence[SurveyedImage],
     student: bool,
 ) -> None:
-    """Time a first batch of each step that is to come, and report what they suggest.
+    """Time a first batch of each remaining step, and report the estimate.
 
     Args:
-        cfg: of the first kind of model.
+        cfg: config of the first kind of model.
         missing: images without a mask.
-        surveyed: what is known of the images; empty for a run without training.
-        student: the run ends with a distillation, whose time is not known yet.
+        surveyed: the surveyed images; empty for a run without training.
+        student: whether a distillation follows, whose time is not known yet.
     """
     work = _work(cfg, folder, missing, surveyed)
     if work is None:
@@ -149,13 +149,14 @@ def report_estimate(
     parts = ", ".join(f"{name} {duration_in_words(value)}" for name, value in seconds.items())
     more = ", and the distillation" if student else ""
     total = sum(seconds.values())
-    report(Progress("estimate", message=f"about {duration_in_words(total)} in all ({parts}){more}", seconds_left=total))
+    message = f"about {duration_in_words(total)} in total ({parts}){more}"
+    report(Progress("estimate", message=message, seconds_left=total))
 
 
 def _work(
     cfg: CfgNode, folder: RunFolder, missing: Sequence[ImageFile], surveyed: Sequence[SurveyedImage]
 ) -> Work | None:
-    """What is to be done; None if that is nothing, or no image to time it on can be read."""
+    """The work to do; None if there is none, or no sample image can be read."""
     tiling = Tiling.from_config(cfg)
     sizes = {image.file.image_id: image.size for image in surveyed}
     if not surveyed:

@@ -1,4 +1,4 @@
-"""Export a trained model to one file that runs without this package: of a run, of a saved model, or of a config."""
+"""Export a trained model (of a run, a saved model or a config) to one file that runs without this package."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from reclip_d2.utils.output_paths import check_output_folder, check_output_path
 from reclip_d2.workspace.masks import MaskClassTable
 from reclip_d2.workspace.trained_model import TrainedModel, load_predictor
 
-# The model is traced on the CPU, in full precision, as a whole, with PyTorch's own operators.
+# The model is traced on the CPU, in full precision, without tiles, with PyTorch's own operators.
 _PLAIN = ("MODEL.DEVICE", "cpu", "MODEL.USE_KERNELS", "False", "MODEL.CLIP.AUTOCAST", "float32")
-# Meta-architecture: what such a model is called here, and its file by default.
+# Meta-architecture: the kind of model, and its default file name.
 _KINDS = {"MaskCLIP": "maskclip", "RectifiedCLIP": "rectified", "Student": "student", "Distillation": "student"}
 
 
@@ -39,11 +39,11 @@ class ExportSource:
     Attributes:
         kind: a key of :data:`~reclip_d2.workspace.options.TITLES`.
         cfg: its config, for the CPU.
-        weights: its checkpoint; None of MaskCLIP.
-        folder: where its file goes by default.
-        classes: of labels.
-        label_ids: the id of each class of the model.
-        trained: of ``reclip segment``; None of ``train_net.py``.
+        weights: its checkpoint; None for MaskCLIP.
+        folder: default folder of the exported file.
+        classes: class names of the labels.
+        label_ids: label id of each of the model's classes.
+        trained: the model of ``reclip segment``; None for ``train_net.py``.
     """
 
     kind: str
@@ -64,11 +64,11 @@ class ExportSource:
         keep_background: bool = False,
         opts: Sequence[str] = (),
     ) -> ExportSource:
-        """A model that ``reclip segment`` has trained, or a saved one.
+        """A model trained by ``reclip segment``, or a saved one.
 
         Args:
             model, use, pretrained: see :meth:`TrainedModel.find`.
-            keep_background: background names have one id of their own in labels.
+            keep_background: background names share a separate id in labels.
             opts: ``KEY VALUE`` overrides.
         """
         trained = TrainedModel.find(model, use, pretrained)
@@ -93,7 +93,7 @@ class ExportSource:
         keep_background: bool = False,
         opts: Sequence[str] = (),
     ) -> ExportSource:
-        """A model that ``train_net.py`` has trained.
+        """A model trained by ``train_net.py``.
 
         Args:
             config_file: see :func:`~reclip_d2.config.load_config`.
@@ -112,7 +112,7 @@ class ExportSource:
         architecture = cfg.MODEL.META_ARCHITECTURE
         if architecture not in _KINDS:
             raise ReclipError(
-                f"MODEL.META_ARCHITECTURE {architecture} cannot be exported: take one of {', '.join(_KINDS)}"
+                f"MODEL.META_ARCHITECTURE {architecture} cannot be exported: use one of {', '.join(_KINDS)}"
             )
         kind = _KINDS[architecture]
         file = Path(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS and kind != "maskclip" else None
@@ -126,7 +126,7 @@ class ExportSource:
         return cls(kind, cfg, file, folder / "export", classes, ids)
 
     def output_path(self, output: str | None, format: str) -> Path:
-        """The file to write: a folder gets one of the model's name.
+        """The file to write; in a folder, it is named after the model.
 
         Args:
             output: a file or a folder; None for :attr:`folder`.
@@ -141,7 +141,7 @@ class ExportSource:
             return check_output_folder(output) / name
         path = check_output_path(output)
         if path.suffix not in suffixes:
-            raise ReclipError(f"--output {output}: a file of the format {format} ends in {' or '.join(suffixes)}")
+            raise ReclipError(f"--output {output}: files of the format {format} end in {' or '.join(suffixes)}")
         return path
 
     def build(self) -> LanguageSegmentor:
@@ -152,12 +152,12 @@ class ExportSource:
 
 
 class Export:
-    """An export whose inputs are checked; nothing is written yet.
+    """An export with checked inputs; nothing is written yet.
 
     Attributes:
         source: the model.
         path: the file to write.
-        options: of the export.
+        options: export options.
     """
 
     def __init__(
@@ -166,10 +166,10 @@ class Export:
         """
         Args:
             output: see :meth:`ExportSource.output_path`.
-            overwrite: replace a file that is there.
+            overwrite: replace an existing file.
 
         Raises:
-            ReclipError: the file is there, or cannot be written.
+            ReclipError: the file exists, or cannot be written.
         """
         self.source = source
         self.options = dataclasses.replace(options, label_ids=source.label_ids)
@@ -188,10 +188,10 @@ class Export:
         self._file.check(overwrite)
 
     def write(self, report: Callable[[Agreement], None] = lambda _: None) -> Path:
-        """Write the file once it agrees with the model; returns ``classes.json``, which describes it.
+        """Write the file if its outputs match the model's; returns the path of ``classes.json``, which describes it.
 
         Args:
-            report: called with each comparison, as it comes.
+            report: called with each comparison.
         """
         export_model(self.source.build(), self.path, self.options, self._file.text(), report=report)
         return self._file.write(self._overwrite)

@@ -14,15 +14,15 @@ from tqdm import tqdm
 from reclip_d2.errors import ReclipError
 from reclip_d2.workspace.saved_model import CARD, CONFIG_YAML, WEIGHTS
 
-# Of a repository nothing else is fetched: no pickle, no code.
+# Nothing else of a repository is downloaded: no pickles, no code.
 _PATTERNS = ["*.json", CONFIG_YAML, WEIGHTS, CARD]
 
-# Libraries that huggingface_hub has used for its requests: their errors are the network's.
+# Libraries that huggingface_hub uses or has used for requests: their errors are network errors.
 _NETWORK = ("httpx", "httpcore", "requests", "urllib3")
 
 
 class _NoBar(tqdm):
-    """A progress bar that nobody sees."""
+    """An invisible progress bar."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "disable": True})
@@ -36,16 +36,16 @@ def download(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """The local folder of a model on the Hub; what was fetched before is not fetched again.
+    """The local folder of a model on the Hub, downloaded unless it is in the cache.
 
     Args:
         revision: branch, tag or commit; None for the main branch.
-        token: of the user; None for the one that ``hf auth login`` has kept.
-        cache_dir: of huggingface_hub; None for its own.
-        local_files_only: fetch nothing; ``HF_HUB_OFFLINE=1`` does the same.
+        token: the user's token; None for the one saved by ``hf auth login``.
+        cache_dir: cache of huggingface_hub; None for its default.
+        local_files_only: download nothing; ``HF_HUB_OFFLINE=1`` does the same.
 
     Raises:
-        ReclipError: there is no such model, or it cannot be fetched.
+        ReclipError: there is no such model, or it cannot be downloaded.
     """
     with _hub_errors(repo_id, revision):
         return Path(
@@ -72,7 +72,7 @@ def upload(
     commit_message: str = "Upload a reclip_d2 model",
     create_pr: bool = False,
 ) -> str:
-    """Upload a saved model to the Hub, and make its repository if need be; returns the address of the commit.
+    """Upload a saved model to the Hub, creating the repository if necessary; returns the commit's address.
 
     Args:
         private: whether a new repository is private; None for the account's default.
@@ -97,7 +97,7 @@ def upload(
 
 @contextlib.contextmanager
 def _hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
-    """One line for what the Hub or the network refuses."""
+    """Turn errors of the Hub or the network into one line."""
     where = f"{repo_id!r} on the Hugging Face Hub"
     try:
         yield
@@ -106,7 +106,7 @@ def _hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise ReclipError(f"{where} has no revision {revision!r}: give a branch, a tag or a commit") from error
     except errors.GatedRepoError as error:
-        raise ReclipError(f"{where} is gated: ask for access there, then run hf auth login, or give token=") from error
+        raise ReclipError(f"{where} is gated: request access there, then run hf auth login, or give token=") from error
     except errors.RepositoryNotFoundError as error:
         raise ReclipError(
             f"there is no folder and no model {where}, or it is private: check the name, run hf auth login, or give"
@@ -114,8 +114,8 @@ def _hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise ReclipError(
-            f"{where} is not, or not wholly, in the local cache, and cannot be fetched (offline, or local_files_only):"
-            " fetch it where there is a network, and copy the folder"
+            f"{where} is not completely in the local cache, and cannot be downloaded (offline, or local_files_only):"
+            " download it on a machine with a network, and copy the folder"
         ) from error
     except Exception as error:
         known = isinstance(error, errors.HfHubHTTPError | errors.LocalTokenNotFoundError)

@@ -1,4 +1,4 @@
-"""Predict the masks of many images, one after the other; those that are there are kept.
+"""Predict the masks of many images sequentially, skipping those that exist.
 
 Shape letters: C classes of the masks, (H, W) size in pixels.
 """
@@ -28,7 +28,7 @@ from reclip_d2.utils.io import naming_errors, remove_leftovers
 from reclip_d2.utils.json_files import read_json_lines
 from reclip_d2.utils.progress import count_steps
 
-# Pixels of each class in each mask, a line an image; beside the masks, so that they move together.
+# Pixels per class of each mask, one line per image; next to the masks, so that they move together.
 COVERAGE = ".coverage.jsonl"
 _COVERAGE_LINE = {
     "type": "object",
@@ -42,13 +42,13 @@ _COVERAGE_LINE = {
         },
     },
 }
-# Larger images are not decoded while the one before them is predicted.
+# Larger images are not decoded while the previous one is predicted.
 _LARGE = 50_000_000
 _STRIP = 256
 
 
 class MaskClassTable:
-    """From a model's classes to those of masks, where the background names are one class, or ignored."""
+    """Maps a model's classes to mask classes, where the background names are one class, or ignored."""
 
     def __init__(self, classes: ClassList, keep_background: bool) -> None:
         self.ids = np.array(classes.mask_ids(keep_background), np.uint8)
@@ -59,8 +59,8 @@ class MaskClassTable:
     def predict(
         self, predictor: ImagePredictor, image: np.ndarray, with_scores: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Labels ``(H, W)`` uint8 of an image ``(H, W, 3)`` uint8 and, if wanted, scores ``(C, H, W)`` float16: the
-        mask logits, for a kept background the largest of its names."""
+        """Labels ``(H, W)`` uint8 of an image ``(H, W, 3)`` uint8 and, optionally, scores ``(C, H, W)`` float16: the
+        mask logits; for a kept background, the maximum over its names."""
         count = len(self.mask_classes.names)
         labels = np.empty(image.shape[:2], np.uint8)
         scores = np.empty((count, *image.shape[:2]), np.float16) if with_scores else None
@@ -71,13 +71,14 @@ class MaskClassTable:
         return labels, scores
 
     def class_logits(self, logits: Tensor) -> Tensor:
-        """Logits ``(C, H, W)`` of the masks' classes, from those of the model's: of a kept background the largest."""
+        """Logits ``(C, H, W)`` of the mask classes, from the model's: for a kept background, the maximum over its
+        names."""
         groups = (np.flatnonzero(self.ids == index) for index in range(len(self.mask_classes.names)))
         return torch.stack([logits[torch.from_numpy(group).to(logits.device)].amax(0) for group in groups])
 
 
 def _read_ahead(images: Sequence[ImageFile]) -> Iterator[tuple[ImageFile, np.ndarray | ReclipError]]:
-    """Each image and its pixels, or why it cannot be read; the next is decoded while the caller works."""
+    """Each image with its pixels, or the reason why it cannot be read; the next is decoded in the background."""
 
     def read(image: ImageFile) -> np.ndarray | ReclipError:
         try:
@@ -93,7 +94,7 @@ def _read_ahead(images: Sequence[ImageFile]) -> Iterator[tuple[ImageFile, np.nda
             ahead = following is not None and peek_pixels(following.path) <= _LARGE
             waiting = pool.submit(read, following) if ahead else None
             yield image, pixels
-            del pixels  # not held while the next is decoded
+            del pixels  # freed before the next is decoded
 
 
 def predict_masks(
@@ -103,14 +104,14 @@ def predict_masks(
     folder: Path,
     scores_folder: Path | None = None,
 ) -> dict[str, str]:
-    """Write the masks that are missing in ``folder``.
+    """Write the masks missing in ``folder``.
 
     Args:
         make_predictor: called if a mask is missing.
-        scores_folder: write scores there as well; None for none.
+        scores_folder: write scores there too; None for no scores.
 
     Returns:
-        for each image that could not be predicted the reason, by its id.
+        The reason for each image that could not be predicted, by image id.
     """
     remove_leftovers(folder)
     problems: dict[str, str] = {}
@@ -135,18 +136,18 @@ def predict_masks(
             prediction = Prediction(image.name, labels, scores=scores)
             if scores is not None:
                 scores_writer.add(prediction)
-            # In front of each line a line end, for the line before it may be one that a kill has cut short.
+            # Each line starts with a newline, since a kill may have truncated the line before.
             with naming_errors(folder / COVERAGE):
                 coverage.write("\n" + json.dumps({"image_id": image.image_id, "pixels": count_pixels(labels)}))
                 coverage.flush()
-            index.add(prediction)  # last: the mask says that the image is done
+            index.add(prediction)  # last: an existing mask means that the image is done
             del pixels, labels, scores, prediction
             steps.advance()
     return problems
 
 
 def _problem(image: ImageFile, pixels: np.ndarray | ReclipError, tiling: Tiling, with_scores: bool) -> str:
-    """Why an image cannot be predicted; "" if it can."""
+    """The reason why an image cannot be predicted; "" if it can."""
     if isinstance(pixels, ReclipError):
         return str(pixels)
     size = (pixels.shape[0], pixels.shape[1])
@@ -155,22 +156,22 @@ def _problem(image: ImageFile, pixels: np.ndarray | ReclipError, tiling: Tiling,
     except ReclipError as error:
         return str(error)
     if with_scores and tiling.applies_to(size):
-        return f"image {image.path} is too large for the format scores: leave that out"
+        return f"image {image.path} is too large for the format scores: omit this format"
     return ""
 
 
 def count_pixels(labels: np.ndarray) -> dict[str, int]:
-    """Pixels of each id that occurs in labels ``(H, W)`` uint8."""
+    """Pixels per id in labels ``(H, W)`` uint8."""
     total = np.zeros(256, np.int64)
-    for top in range(0, len(labels), _STRIP):  # bincount would make int64 of all labels at once
+    for top in range(0, len(labels), _STRIP):  # in strips, since bincount converts to int64
         total += np.bincount(labels[top : top + _STRIP].ravel(), minlength=256)
     return {str(label): int(total[label]) for label in np.flatnonzero(total)}
 
 
 def read_coverage(folder: Path, images: Sequence[ImageFile]) -> dict[str, Mapping[str, int]]:
-    """Pixels of each id in the mask of each image, by the image's id; images without a mask are left out.
+    """Pixels per id of each image's mask, by image id; images without a mask are skipped.
 
-    A mask that has no line (or one that a kill has cut short) is read.
+    Masks without a line (or with a truncated one) are read.
     """
     known = {line["image_id"]: line["pixels"] for line in read_json_lines(folder / COVERAGE, _COVERAGE_LINE)}
     result = {}

@@ -39,20 +39,20 @@ result = model("photo.jpg")  # result.labels, result.overlay(), result.classes
 
 ## Licence
 
-The weights of the CLIP are not part of these files: they are fetched from where their publisher keeps them, under the
-licence of the publisher. What may be done with what is here depends on that licence, and on the images that it was
-trained on; nothing is claimed about either. Add the licence that applies.
+The weights of CLIP are not part of these files: they are downloaded from their publisher, under the publisher's
+licence. The licence of this model depends on that licence and on the training images; no claim is made about either.
+Add the licence that applies.
 """
 _HOW = {
-    "maskclip": "CLIP's own masks (MaskCLIP): nothing was trained.",
-    "rectified": "CLIP with a rectified class-preference and space-preference bias, learnt from unlabelled images"
+    "maskclip": "CLIP's own masks (MaskCLIP), without training.",
+    "rectified": "CLIP with rectified class-preference and space-preference bias, learned from unlabelled images"
     " (ReCLIP++).",
     "student": "A student of ReCLIP++, distilled on unlabelled images. It runs without CLIP.",
 }
 
 
 def model_card(kind: str, classes: ClassList, clip: str, pretrained: str, cfg: CfgNode) -> str:
-    """The text of the card: what the model is, how it was trained, and what is not said of licences.
+    """The text of the card: the model, its training, and a note on licences.
 
     Args:
         kind: a key of :data:`~reclip_d2.workspace.options.TITLES`.
@@ -74,5 +74,5 @@ def model_card(kind: str, classes: ClassList, clip: str, pretrained: str, cfg: C
 
 
 def _plain(text: str) -> str:
-    """Text for Markdown as it is: what has a meaning there is escaped."""
+    """Escape text for Markdown."""
     return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>#|!~" else letter for letter in text)

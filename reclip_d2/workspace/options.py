@@ -1,5 +1,5 @@
-"""Options of a run on somebody's images, with their defaults. Nothing heavy is imported: the command line's help needs
-them at once."""
+"""Options of a run on a user's images, with their defaults. Imports nothing heavy, so that the command line's help is
+fast."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import re
 
 DEFAULT_CLIP, DEFAULT_PRETRAINED = "ViT-B-16-quickgelu", "openai"
 
-# What a kind of model is called in messages.
+# Names of the kinds of model in messages.
 TITLES = {"maskclip": "MaskCLIP", "rectified": "ReCLIP++, rectified", "student": "ReCLIP++, distilled student"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What training and prediction have in common.
+    """Options of both training and prediction.
 
-    Error messages call an option as the command line does: ``--student-iterations`` for ``student_iterations``.
+    Error messages name options as on the command line: ``--student-iterations`` for ``student_iterations``.
 
     Attributes:
-        background: what becomes of background names in masks: ``ignore`` (255), or ``keep`` as one class.
-        formats: in addition to the index masks: names of :data:`~reclip_d2.formats.registry.FORMATS`, several may be
-            joined by commas.
-        overwrite: remove what an earlier run has left in the output folder.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ...; ``auto`` is a GPU if there is one.
+        background: how masks show background names: ``ignore`` (255), or ``keep`` (one class).
+        formats: formats in addition to the index masks: names of :data:`~reclip_d2.formats.registry.FORMATS`, which may
+            be joined by commas.
+        overwrite: remove the results of earlier runs in the output folder.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...; ``auto`` uses a GPU if there is one.
         opts: ``KEY VALUE`` overrides of configs.
     """
 
@@ -43,10 +43,10 @@ class SegmentOptions(RunOptions):
         student: distil a student after the rectification, and predict with it.
         clip: open_clip's name, the JSON file of an architecture, or ``reclip-embedded``.
         pretrained: CLIP's weights: a file, or a tag of open_clip's.
-        iterations: of the rectification; None for the config's.
-        student_iterations: of the distillation; None for the config's.
+        iterations: iterations of the rectification; None for the config's.
+        student_iterations: iterations of the distillation; None for the config's.
         student_weights: initial weights of the student's backbone; None for the config's.
-        tile: cut images with a longer side into tiles of so many pixels; None for the config's.
+        tile: cut images with a longer side than this into tiles of this size in pixels; None for the config's.
     """
 
     fast: bool = False
@@ -64,15 +64,15 @@ class PredictOptions(RunOptions):
     """Options of :func:`reclip_d2.workspace.predict.predict`.
 
     Attributes:
-        use: kind of model, a key of :data:`TITLES`; None for the last that the run has trained.
-        pretrained: CLIP's weights, if the file is no longer where it was at the training.
+        use: kind of model, a key of :data:`TITLES`; None for the last one trained.
+        pretrained: CLIP's weights, if the file has moved since the training.
     """
 
     use: str | None = None
     pretrained: str | None = None
 
 
-# Messages of the library name keys of configs; whoever sets options knows these.
+# Messages of the library name config keys; users of the command line know its options.
 _OPTIONS = {
     "MODEL.CLIP.PRETRAINED": "--pretrained",
     "MODEL.CLIP.NAME": "--clip",
@@ -88,7 +88,7 @@ _OPTIONS = {
 
 
 def in_options(message: str) -> str:
-    """A message of the library, with the command line's options in place of the keys that they set."""
+    """A message of the library, with command-line options in place of the keys that they set."""
     for key, option in _OPTIONS.items():
         message = re.sub(rf"(?<![\w.]){re.escape(key)}(?!\.?\w)", option, message)
     return message

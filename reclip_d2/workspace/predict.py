@@ -1,4 +1,4 @@
-"""Masks of further images, with a model that a run has trained."""
+"""Masks of further images, with a trained model."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ def predict(
     *,
     progress: ProgressCallback | None = None,
 ) -> RunResult:
-    """Write the masks of images; those that are there are kept.
+    """Write the masks of images, skipping those that exist.
 
     Args:
         images: as for :func:`~reclip_d2.workspace.segment.segment`.
         model: the output folder of a run.
-        output: another folder; that of an earlier call with the same model, or one that is new or empty.
+        output: another folder: new, empty, or of an earlier call with the same model.
         progress: called with each :class:`~reclip_d2.utils.progress.Progress`.
 
     Raises:
-        ReclipError: an input is wrong, or the folder holds masks of another model or of other images.
+        ReclipError: an input is wrong, or the folder contains masks of another model or of other images.
     """
     return PredictRun(images, model, output, options).predict(progress)
 
 
 class PredictRun:
-    """A prediction whose inputs are checked; nothing is written yet.
+    """A prediction with checked inputs; nothing is written yet.
 
     Attributes:
         folder: the output folder.
         model: the trained model.
         cfg: its config.
         found: the images.
-        request: what the masks shall be.
+        request: the masks to write.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class PredictRun:
         self.folder = RunFolder(check_output_folder(output))
         source = RunFolder(model).path
         if self.folder.path == source:
-            raise ReclipError(f"--output {os.fspath(output)} is the model's own folder: name another")
+            raise ReclipError(f"--output {os.fspath(output)} is the model's folder: name another")
         if self.folder.path in source.parents:
-            raise ReclipError(f"--output {os.fspath(output)} holds the model's folder {source}: name another")
+            raise ReclipError(f"--output {os.fspath(output)} contains the model's folder {source}: name another")
         self.options = options
         self.model = TrainedModel.find(model, options.use, options.pretrained)
         self.cfg = self.model.config(["MODEL.DEVICE", resolve_device(options.device), *options.opts])
@@ -79,7 +79,7 @@ class PredictRun:
     def predict(self, progress: ProgressCallback | None = None) -> RunResult:
         """See the function :func:`predict`."""
         folder, model = self.folder, self.model
-        folder.is_used()  # a folder of other things is left alone
+        folder.is_used()  # raises for a folder with other files
         with folder.lock(), report_to(progress):
             if self.options.overwrite:
                 folder.clear()
@@ -90,7 +90,7 @@ class PredictRun:
                 return write_results(folder, state, self.request, self.images, {}, self.cfg, model.weights)
 
     def _remember(self) -> RunState:
-        """The folder's state with this run in it; refuses a folder of another model, or of other images."""
+        """The folder's state with this run added; raises for a folder of another model or of other images."""
         folder, model = self.folder, self.model
         settings = {model.kind: {**settings_of(self.cfg), CHECKPOINT: file_digest(model.weights)}}
         wanted = dataclasses.replace(model.state, settings=settings, results={}, entries=[])
@@ -107,7 +107,7 @@ class PredictRun:
 
 
 def _bring_up_to_date(known: RunState, model: TrainedModel) -> None:
-    """Replace what an earlier version has recorded of the model's files by their digests."""
+    """Replace an earlier version's record of the model's files by their digests."""
     known.weights = current_digest(known.weights, model.pretrained)
     settings = known.settings.get(model.kind, {})
     if settings.get(CHECKPOINT):

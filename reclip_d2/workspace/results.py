@@ -22,20 +22,20 @@ from reclip_d2.workspace.trained_model import load_predictor
 
 
 class MaskRequest:
-    """What the masks shall be.
+    """The masks to write.
 
     Attributes:
-        kind: of the model, a key of :data:`~reclip_d2.workspace.options.TITLES`.
-        classes: the model's.
+        kind: kind of model, a key of :data:`~reclip_d2.workspace.options.TITLES`.
+        classes: the model's classes.
         background: ``ignore`` or ``keep``.
-        table: from the model's classes to the masks'.
-        formats: in addition to the index masks.
+        table: mapping from the model's classes to mask ids.
+        formats: formats in addition to the index masks.
     """
 
     def __init__(self, kind: str, classes: ClassList, background: str, formats: Sequence[str]) -> None:
         """
         Args:
-            formats: names, or several joined by commas.
+            formats: names, which may be joined by commas.
         """
         self.kind = kind
         self.classes = classes
@@ -60,13 +60,13 @@ class MaskRequest:
 
 @dataclasses.dataclass(frozen=True)
 class ClassShare:
-    """How much of the masks a class has.
+    """A class's share of the masks.
 
     Attributes:
-        id: in the masks; 255 for ignored pixels.
-        name: of the class.
-        pixels: in all masks.
-        images: in how many masks it occurs.
+        id: id in the masks; 255 for ignored pixels.
+        name: name of the class.
+        pixels: number of pixels in all masks.
+        images: number of masks in which it occurs.
     """
 
     id: int
@@ -77,17 +77,17 @@ class ClassShare:
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
-    """What a run has written.
+    """The results of a run.
 
     Attributes:
         folder: the output folder.
-        kind: of the model, a key of :data:`~reclip_d2.workspace.options.TITLES`.
-        images: all that were named.
-        masks: how many of them have a mask.
-        made: how many of the masks this run has made; the others were there.
-        classes: share of each class, in the order of the ids, the ignored pixels last if there are any.
-        problems: why the others have none, by image id.
-        formats: further formats that were written.
+        kind: kind of model, a key of :data:`~reclip_d2.workspace.options.TITLES`.
+        images: number of images.
+        masks: number of images with a mask.
+        made: number of masks made by this run; the others existed.
+        classes: share of each class in the order of the ids; ignored pixels, if any, come last.
+        problems: the reason for each image without a mask, by image id.
+        formats: other formats that were written.
     """
 
     folder: RunFolder
@@ -101,12 +101,12 @@ class RunResult:
 
     @property
     def pixels(self) -> int:
-        """Of all masks."""
+        """Number of pixels in all masks."""
         return sum(share.pixels for share in self.classes)
 
 
 def report_transparency(images: Sequence[ImageFile]) -> None:
-    """Report how many images are transparent somewhere, and what becomes of that."""
+    """Report how many images have transparent regions, and how these are read."""
     if line := describe_alpha(image.path for image in images):
         say("images", line)
 
@@ -120,12 +120,12 @@ def write_results(
     cfg: CfgNode,
     weights: Path,
 ) -> RunResult:
-    """Masks that are missing, other formats, and ``summary.json``.
+    """Write missing masks, other formats, and ``summary.json``.
 
     Args:
-        images: all, the broken ones too.
-        problems: why an image cannot be used, by its id; more may be found.
-        cfg, weights: of the model.
+        images: all images, including broken ones.
+        problems: the reason for each image that cannot be used, by image id; more may be found.
+        cfg, weights: config and checkpoint of the model.
     """
     begin_results(folder, state, request.results, [MASKS, SUMMARY, *request.formats])
     problems = dict(problems)
@@ -170,8 +170,8 @@ def _summarize(
     """Count the pixels of each class.
 
     Args:
-        usable: images that have a mask.
-        missing: images that had none before.
+        usable: images with a mask.
+        missing: images that had no mask before.
     """
     coverage = read_coverage(folder.masks, usable)
     shares = []

@@ -1,13 +1,13 @@
-"""The output folder: what is in it, what it was made with, and whether a run may go on in it.
+"""The output folder: its files, the inputs it was made with, and whether a run may resume in it.
 
 ::
 
     masks/            index PNGs, mirroring the images' folders, and classes.json
     overlay/, ...     other formats
-    summary.json      what the summary says
-    reclip.json       what all this was made with
-    run/              what it was made from: hypotheses, trained models, logs; segment goes on with it, predict needs it
-    previous-*/       results of another kind of model that stood here before
+    summary.json      the summary
+    reclip.json       the inputs and settings
+    run/              hypotheses, trained models, logs; needed to resume, and by predict
+    previous-*/       earlier results of another kind of model
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from reclip_d2.utils.locks import LOCK_NAME, exclusive
 from reclip_d2.utils.progress import say
 from reclip_d2.workspace.run_state import ASIDE, MASKS, RESULTS, RUN, SUMMARY, RunState, aside_name
 
-ANEW = "give --overwrite to start anew, or another --output"
-# The setting that says which trained model a kind's masks are by, where another folder's was used.
+ANEW = "give --overwrite to start over, or another --output"
+# The setting that identifies the trained model of the masks, if it is in another folder.
 CHECKPOINT = "the checkpoint"
 _IMAGES_SCHEMA = {
     "type": "object",
@@ -46,20 +46,20 @@ _IMAGES_SCHEMA = {
 
 
 class RunFolder:
-    """Paths of an output folder, and its memory."""
+    """Paths of an output folder, and its recorded state."""
 
     def __init__(self, path: str | Path) -> None:
         """
         Args:
-            path: of the user's; kept without links and ``..``, so that two paths of one folder are equal.
+            path: the user's path; resolved, so that two paths of one folder are equal.
 
         Raises:
-            ReclipError: the path cannot be followed: a loop of links, or no name of a file.
+            ReclipError: the path cannot be resolved: a loop of links, or not a valid name.
         """
         try:
             self.path = Path(path).expanduser().resolve()
         except (OSError, RuntimeError, ValueError) as error:
-            raise ReclipError(f"{display_path(path)} is no path of a folder ({error}): name another") from error
+            raise ReclipError(f"{display_path(path)} is not the path of a folder ({error}): name another") from error
         self.marker = self.path / RESULTS_MARKER
         self.run = self.path / RUN
         self.masks = self.path / MASKS
@@ -82,7 +82,7 @@ class RunFolder:
         return self.model(kind) / FINAL_CHECKPOINT
 
     def is_begun(self, kind: str, state: RunState) -> bool:
-        """Whether there is anything that a kind of model has made: a checkpoint, or masks."""
+        """Whether a kind of model has results: a checkpoint, or masks."""
         return (
             (self.model(kind) / "last_checkpoint").exists()
             or state.results.get("model") == kind
@@ -92,42 +92,42 @@ class RunFolder:
     # ---- state ------------------------------------------------------------------------------------------------
 
     def is_used(self) -> bool:
-        """Whether a run has begun in the folder; False for one that is new or empty.
+        """Whether a run has begun in the folder; False if it is new or empty.
 
         Raises:
-            ReclipError: the folder holds other things.
+            ReclipError: the folder contains other files.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ReclipError(f"{self.path} is a file: name a folder")
         if self.marker.is_symlink():
-            raise ReclipError(f"{self.marker} is a symbolic link: this is no output folder; name another")
+            raise ReclipError(f"{self.marker} is a symbolic link, so this is not an output folder: name another")
         if self.marker.exists():
             return True
         if self.path.exists() and not all(map(self._is_leftover, self.path.iterdir())):
-            raise ReclipError(f"{self.path} holds other files: name a new or empty folder")
+            raise ReclipError(f"{self.path} contains other files: name a new or empty folder")
         return False
 
     def _is_leftover(self, path: Path) -> bool:
-        """Whether a file is what a run leaves that was killed before it wrote ``reclip.json``."""
+        """Whether a file was left by a run that was killed before it wrote ``reclip.json``."""
         return path.name == LOCK_NAME or is_temporary(path, of=RESULTS_MARKER)
 
     def read(self) -> RunState | None:
-        """The state, or None in a folder that is new or empty.
+        """The state; None for a new or empty folder.
 
         Raises:
-            ReclipError: the folder holds other things, or a damaged ``reclip.json``.
+            ReclipError: the folder contains other files, or a damaged ``reclip.json``.
         """
         return RunState.read(self.marker, ANEW) if self.is_used() else None
 
     def write(self, state: RunState) -> None:
-        """Keep the state."""
+        """Write the state."""
         state.write(self.marker)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Make the folder, keep other runs out of it, and remove what killed ones have left half written; the lock goes
-        with the process, however that ends."""
-        busy = f"another run works in {self.path}: wait for it, or name another --output"
+        """Create and lock the folder, and remove half-written files of killed runs; the lock ends with the process in
+        any case."""
+        busy = f"another run is using {self.path}: wait for it, or name another --output"
         with exclusive(self.path / LOCK_NAME, busy):
             remove_leftovers_of(self.marker)
             remove_leftovers_of(self.summary)
@@ -136,20 +136,20 @@ class RunFolder:
             yield
 
     def clear(self) -> None:
-        """Remove what earlier runs have left, and nothing else; where ``reclip.json`` cannot be read, all that runs may
-        have left. Of a link the link alone is removed."""
+        """Remove the results of earlier runs, and nothing else; if ``reclip.json`` cannot be read, everything that has
+        the name of a result. Links are removed, not their targets."""
         if not self.is_used():
             return
         try:
             entries = self.read().entries
-        except ReclipError:  # damaged, or of another version: what was written is known by its name
+        except ReclipError:  # damaged, or of another version: results are recognised by name
             entries = list(RESULTS)
         for name in (*entries, *ASIDE, RUN):
             _remove(self.path / name)
-        self.marker.unlink()  # last: a folder of other files would be refused
+        self.marker.unlink()  # last: without it, the remaining files would make the folder unusable
 
     def check_links(self) -> None:
-        """Raise :class:`ReclipError` if files of a run would be written through a link, to somewhere else."""
+        """Raise :class:`ReclipError` if files of a run would be written elsewhere, through a link."""
         for name in (*RESULTS, *ASIDE, RUN):
             top = self.path / name
             parents = os.walk(top) if top.is_dir() and not top.is_symlink() else ()
@@ -161,12 +161,12 @@ class RunFolder:
     # ---- images -----------------------------------------------------------------------------------------------
 
     def check_images(self, images: Sequence[ImageFile], trained: bool) -> dict[str, str]:
-        """Digests of the images' contents by id; refuses other images than those that the folder was made with.
+        """Digests of the images' contents by id; raises if the images differ from those of earlier runs.
 
-        An image without a mask, such as one that was broken, may have been replaced if it was not trained on.
+        An image without a mask, such as a broken one, may have been replaced if it was not trained on.
 
         Args:
-            trained: a model was trained on the images, so none may be new or missing.
+            trained: whether a model was trained on the images, so that none may be new or missing.
         """
         digests = file_digests([image.path for image in images])
         signatures = {image.image_id: digest for image, digest in zip(images, digests, strict=True)}
@@ -186,19 +186,19 @@ class RunFolder:
         return signatures
 
     def _may_change(self, image_id: str, name: PurePosixPath) -> bool:
-        """Whether nothing was made from an image: it was not trained on, and has no mask."""
+        """Whether nothing depends on an image: it was not trained on, and has no mask."""
         if self.hypotheses.exists() and image_id not in self.broken:
             return False
         folders = [self.masks, *self.path.glob(f"previous-*/{MASKS}")]
         return not any((folder / name.with_suffix(".png")).exists() for folder in folders)
 
     def remember_images(self, signatures: Mapping[str, str]) -> None:
-        """Keep the images' signatures, for :meth:`check_images`."""
+        """Record the images' digests, for :meth:`check_images`."""
         known, broken = self._read_images() if self._images.exists() else ({}, [])
         self._write_images(known | signatures, broken)
 
     def missing_masks(self, images: Sequence[ImageFile], results: Mapping[str, str]) -> list[ImageFile]:
-        """Images that lack a mask of these results (see :attr:`RunState.results`)."""
+        """Images without a mask in these results (see :attr:`RunState.results`)."""
         state = self.read()
         if state is None or state.results != results:
             return list(images)
@@ -206,11 +206,11 @@ class RunFolder:
 
     @property
     def broken(self) -> set[str]:
-        """Ids of the images that were broken when they were first looked at: they have no part in the training."""
+        """Ids of the images that were broken in the first survey: the training excludes them."""
         return set(self._read_images()[1]) if self._images.exists() else set()
 
     def mark_broken(self, image_ids: Sequence[str]) -> None:
-        """Remember which images have no part in the training."""
+        """Record which images the training excludes."""
         self._write_images(self._read_images()[0], sorted(image_ids))
 
     def _read_images(self) -> tuple[dict[str, str], list[str]]:
@@ -222,23 +222,23 @@ class RunFolder:
             temporary.write_text(json.dumps({"signatures": signatures, "broken": broken}), encoding="utf-8")
 
 
-# Keys that hypotheses depend on; the others of a training may change until it begins.
+# Keys that hypotheses depend on; other keys may change until the training begins.
 _HYPOTHESIS_KEYS = (
     "HYPOTHESIS.METHOD", "HYPOTHESIS.SPLIT_BLOCK", "HYPOTHESIS.WINDOW_RATIO",
     "INPUT.COPIES", "INPUT.TILES", "MODEL.CLIP",
 )  # fmt: skip
 
 
-# Keys that folders of earlier versions do not record, though results depend on them: the values that they had then.
+# Keys that results depend on but folders of earlier versions do not record, with the values used then.
 _RECORDED_SINCE = {"MODEL.CLIP.DENSE_ATTENTION": "value"}
 
 
 def check_same_inputs(folder: RunFolder, known: RunState, wanted: RunState) -> None:
-    """Raise :class:`ReclipError` if a run would go on with other inputs than those that something was made with.
+    """Raise :class:`ReclipError` if a run would resume with other inputs than its results were made with.
 
     Args:
-        known: of the folder.
-        wanted: of the command line.
+        known: state of the folder.
+        wanted: state that the command line asks for.
     """
     begun = {kind for kind in known.settings if folder.is_begun(kind, known)}
     if not begun and not folder.hypotheses.exists():
@@ -254,13 +254,13 @@ def check_same_inputs(folder: RunFolder, known: RunState, wanted: RunState) -> N
     for kind, settings in wanted.settings.items():
         before = known.settings.get(kind, {})
         before = {**_RECORDED_SINCE, **before} if before else before
-        for key in sorted(before.keys() & settings.keys()):  # keys come and go with versions of the package
+        for key in sorted(before.keys() & settings.keys()):  # versions of the package differ in their keys
             matters = kind in begun or (kind == "rectified" and key.startswith(_HYPOTHESIS_KEYS))
             if matters and before[key] != settings[key]:
                 raise ReclipError(
                     f"{folder.path} was made with {key} {before[key]} instead of {settings[key]} ({kind}): {ANEW}"
                 )
-        # A model that was trained here has no such setting, nor has MaskCLIP.
+        # Neither models trained here nor MaskCLIP have this setting.
         if kind in begun and (before.get(CHECKPOINT) or "") != (settings.get(CHECKPOINT) or ""):
             raise ReclipError(f"{folder.path} was made with another trained model ({kind}): {ANEW}")
 
@@ -279,11 +279,11 @@ def _words(names: str | tuple[str, ...]) -> str:
 
 
 def begin_results(folder: RunFolder, state: RunState, wanted: Mapping[str, str], entries: Sequence[str]) -> None:
-    """Make room for the masks of a kind of model; those of another are moved aside, and come back when asked for.
+    """Make room for the masks of a kind of model; another kind's are moved aside, and back when wanted again.
 
     Args:
         wanted: see :attr:`RunState.results`.
-        entries: files and folders that the results will have.
+        entries: files and folders of the results.
     """
     if state.results and state.results != wanted:
         aside = _aside(folder, state.results)
@@ -297,7 +297,7 @@ def begin_results(folder: RunFolder, state: RunState, wanted: Mapping[str, str],
     folder.write(state)
     if back.is_dir():
         _move(back, folder.path, returned)
-        with contextlib.suppress(OSError):  # a file of the user's is in it
+        with contextlib.suppress(OSError):  # it contains a user's file
             back.rmdir()
 
 
@@ -310,12 +310,12 @@ def _move(source: Path, target: Path, names: Sequence[str]) -> None:
     for name in names:
         if not (source / name).exists():
             continue
-        _remove(target / name)  # of a run that was killed on the way
+        _remove(target / name)  # left by a run that was killed here
         (source / name).rename(target / name)
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, a folder, or a link (and not what it leads to), if it is there."""
+    """Remove a file, a folder, or a link (not its target), if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

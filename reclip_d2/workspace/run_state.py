@@ -1,7 +1,7 @@
-"""What an output folder remembers of its runs: ``reclip.json``.
+"""The recorded state of an output folder: ``reclip.json``.
 
-The folder may come from somebody else. What the file says decides which files of the folder are moved and deleted, so
-nothing but the names of our own results is accepted.
+The folder may come from somebody else, and the file decides which of the folder's files are moved and deleted, so only
+the names of our own results are accepted.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ MASKS, SUMMARY, RUN = "masks", "summary.json", "run"
 KINDS = ("maskclip", "rectified", "student")
 BACKGROUNDS = ("ignore", "keep")
 RESULTS = (MASKS, SUMMARY, *(name for name in FORMATS if name != "index"))
-"""All that results can be called in an output folder."""
+"""All names that results can have in an output folder."""
 
 
 def aside_name(kind: str, background: str) -> str:
-    """Name of the folder where results wait while those of another kind of model are in their place."""
+    """Name of the folder that keeps these results while another kind of model's are in their place."""
     return f"previous-{kind}-{background}"
 
 
@@ -70,12 +70,12 @@ SCHEMA = {
 
 
 def classes_to_json(classes: ClassList) -> dict[str, Any]:
-    """A class list as :data:`CLASSES_SCHEMA` has it."""
+    """A class list in the form of :data:`CLASSES_SCHEMA`."""
     return {"classes": classes.classes, "background": classes.background}
 
 
 def classes_from_json(content: Mapping[str, Any], path: str) -> ClassList:
-    """The class list of :func:`classes_to_json`.
+    """Read the class list of :func:`classes_to_json`.
 
     Args:
         path: the file, for messages.
@@ -85,15 +85,15 @@ def classes_from_json(content: Mapping[str, Any], path: str) -> ClassList:
 
 @dataclasses.dataclass
 class RunState:
-    """What ``reclip.json`` holds.
+    """The content of ``reclip.json``.
 
     Attributes:
         classes: the class list.
         clip: open_clip's name.
         pretrained: tag or file of its weights.
-        weights: what these are: the tag, or the digest of the file's content.
-        settings: for each kind of model the keys that it was made with.
-        results: kind of model and background of the masks that stand there; empty before there are any.
+        weights: identity of the weights: the tag, or the digest of the file's content.
+        settings: keys that each kind of model was made with.
+        results: kind of model and background of the current masks; empty if there are none.
         entries: files and folders of these results.
     """
 
@@ -107,20 +107,20 @@ class RunState:
 
     @classmethod
     def read(cls, file: Path, remedy: str) -> RunState:
-        """The state in a file.
+        """Read the state from a file.
 
         Args:
-            remedy: what to do about a file that cannot be read, for the error.
+            remedy: what to do if the file cannot be read, for the error.
 
         Raises:
-            ReclipError: the file is missing or damaged, or lists other things than results.
+            ReclipError: the file is missing or damaged, or lists files that are not results.
         """
         content: dict[str, Any] = read_json(file, SCHEMA, "run file", remedy)
         del content["format"]
         return cls(classes_from_json(content.pop("classes"), str(file)), **content)
 
     def write(self, file: Path) -> None:
-        """Keep the state."""
+        """Write the state."""
         content = dataclasses.asdict(self)
         content["classes"] = classes_to_json(self.classes)
         with atomic_write(file) as temporary:

@@ -1,13 +1,13 @@
-"""A saved model: a folder of three files, to keep, to share, and to predict with.
+"""A saved model: a folder of four files, for keeping, sharing and predicting.
 
 ::
 
     config.json        classes, CLIP and kind of model
     config.yaml        the keys of the config, without paths
-    model.safetensors  what was trained; CLIP's own weights are not in it. There is none for MaskCLIP
+    model.safetensors  trained weights, without CLIP's own; missing for MaskCLIP
     README.md          the model card
 
-and the architecture of a CLIP that open_clip does not know. Nothing in such a folder executes.
+and, if open_clip does not know the CLIP, its architecture. Nothing in such a folder is executed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _SCHEMA = {
 
 
 class SavedModelFolder(RunFolder):
-    """A saved model in the place of a run's folder, for :class:`~reclip_d2.workspace.trained_model.TrainedModel`."""
+    """A saved model used like a run's folder by :class:`~reclip_d2.workspace.trained_model.TrainedModel`."""
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
@@ -63,24 +63,24 @@ class SavedModelFolder(RunFolder):
 
     @staticmethod
     def is_one(path: Path) -> bool:
-        """Whether a folder looks like a saved model, and not like a run's."""
+        """Whether a folder looks like a saved model, not like a run's folder."""
         return (path / CONFIG_JSON).is_file() and not (path / "reclip.json").exists()
 
     @property
     def kind(self) -> str:
-        """Of the model."""
+        """Kind of the model."""
         return self._content()["kind"]
 
     def config(self, kind: str) -> Path:
-        """Config of its kind of model; of others a path that does not exist."""
+        """Config of its kind of model; for other kinds a path that does not exist."""
         return self.path / (CONFIG_YAML if kind == self.kind else f"no-{kind}.yaml")
 
     def weights(self, kind: str) -> Path:
-        """Weights of its kind of model; of others a path that does not exist."""
+        """Weights of its kind of model; for other kinds a path that does not exist."""
         return self.path / (WEIGHTS if kind == self.kind else f"no-{kind}.safetensors")
 
     def read(self) -> RunState:
-        """Classes and CLIP, as a run's folder remembers them.
+        """Classes and CLIP, in the form of a run folder's state.
 
         Raises:
             ReclipError: ``config.json`` is damaged.
@@ -98,10 +98,10 @@ class SavedModelFolder(RunFolder):
 
 @dataclasses.dataclass(frozen=True)
 class ModelToSave:
-    """A model, and what it belongs to.
+    """A model with its config and state.
 
     Attributes:
-        model: with its weights.
+        model: the model with its weights.
         kind: a key of :data:`~reclip_d2.workspace.options.TITLES`.
         cfg: its config.
         state: its classes and its CLIP.
@@ -113,18 +113,18 @@ class ModelToSave:
     state: RunState
 
     def save(self, folder: Path, *, overwrite: bool = False, portable: bool = False) -> None:
-        """Write the folder, whole or not at all.
+        """Write the folder atomically.
 
         Args:
-            overwrite: replace a saved model that is there.
-            portable: for other machines: of a path of CLIP's weights only the file's name is kept.
+            overwrite: replace an existing saved model.
+            portable: for other machines: a path of CLIP's weights is reduced to the file name.
 
         Raises:
-            ReclipError: the folder holds other files or, without ``overwrite``, a saved model; or the config names a
-                file that the model cannot do without.
+            ReclipError: the folder contains other files or, without ``overwrite``, a saved model; or the config names
+                a file that the model requires.
         """
         if self.cfg.MODEL.CLIP.CLASS_TOKEN:
-            raise ReclipError("a model with MODEL.CLIP.CLASS_TOKEN, a file, cannot be saved: leave the key out")
+            raise ReclipError("a model with MODEL.CLIP.CLASS_TOKEN, a file, cannot be saved: omit the key")
         with _new_folder(folder, overwrite) as new:
             self._write(new, portable)
 
@@ -154,7 +154,7 @@ class ModelToSave:
 
 
 def _without_paths(cfg: CfgNode, clip: str, kind: str) -> CfgNode:
-    """The config of a model alone: nothing of the machine that it was trained on."""
+    """The config of the model only, without anything specific to the machine that trained it."""
     cfg = cfg.clone()
     cfg.defrost()
     pairs = [*neutral_paths(), "MODEL.DEVICE", "cpu", "MODEL.CLIP.NAME", clip]
@@ -172,12 +172,12 @@ def neutral_paths() -> list[str]:
 
 @contextlib.contextmanager
 def _new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A new folder, which takes the place of ``target`` when the block ends without an error."""
+    """A new folder, which replaces ``target`` when the block ends without an error."""
     if target.exists() and any(target.iterdir()):
         if not SavedModelFolder.is_one(target) or not _holds_only_a_model(target):
-            raise ReclipError(f"folder {target} holds other files: name a new or empty one")
+            raise ReclipError(f"folder {target} contains other files: name a new or empty one")
         if not overwrite:
-            raise ReclipError(f"folder {target} holds a saved model: give overwrite=True, or another folder")
+            raise ReclipError(f"folder {target} contains a saved model: give overwrite=True, or another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     new, old = (target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp") for _ in range(2))
     new.mkdir()

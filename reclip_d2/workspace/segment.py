@@ -1,7 +1,7 @@
 """A run: from a folder of unlabelled images and a class list to a trained model and masks.
 
-The stages are hypotheses, rectification, distillation (if a student is wanted) and masks. Each leaves its result in the
-output folder, so an interrupted run resumes when it is repeated.
+The stages are hypotheses, rectification, distillation (if a student is requested) and masks. Each saves its result in
+the output folder, so an interrupted run resumes when it is repeated.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ def segment(
     *,
     progress: ProgressCallback | None = None,
 ) -> RunResult:
-    """Train on images without labels, and write a mask for each; what an earlier run has finished is kept.
+    """Train on unlabelled images and write a mask for each; stages that an earlier run has finished are skipped.
 
     Args:
         images: folders, images, globs or ``.txt`` lists, see :func:`~reclip_d2.data.image_folder.find_images`.
         classes: a class file, or a class list.
-        output: folder of an earlier run with the same inputs, or one that is new or empty.
-        progress: called with each :class:`~reclip_d2.utils.progress.Progress`; ``print`` will do.
+        output: a folder: new, empty, or of an earlier run with the same inputs.
+        progress: called with each :class:`~reclip_d2.utils.progress.Progress`, for example ``print``.
 
     Returns:
-        what was written; images that cannot be used are listed there, and are no error if any others can.
+        The results. Images that cannot be used are listed there; they raise an error only if no image can be used.
 
     Raises:
         ReclipError: an input is wrong, or the folder belongs to a run with other inputs.
@@ -67,13 +67,13 @@ def segment(
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A step before the masks.
+    """A stage before the masks.
 
     Attributes:
-        name: in messages.
+        name: name in messages.
         is_done: whether an earlier run has finished it.
-        run: does what is missing of it.
-        tidy: removes what a run that was killed at the end of it has left.
+        run: does the remaining work.
+        tidy: removes files left by a run that was killed at the end of the stage.
     """
 
     name: str
@@ -83,15 +83,15 @@ class Stage:
 
 
 class SegmentRun:
-    """A run whose inputs are checked: all that can be wrong with them is found before anything is written.
+    """A run with checked inputs: errors in them are found before anything is written.
 
     Attributes:
         folder: the output folder.
         classes: the class list.
         found: the images.
-        kinds: kinds of model that are made, in order; the last one's masks are wanted.
-        configs: the config of each.
-        request: what the masks shall be.
+        kinds: kinds of model to make, in order; the last one predicts the masks.
+        configs: config of each kind.
+        request: the masks to write.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class SegmentRun:
         self.kinds = ["maskclip"] if options.fast else ["rectified", "student"] if options.student else ["rectified"]
         self.options = dataclasses.replace(
             options,
-            clip=resolve_pretrained(options.clip),  # a name, or the file of an architecture
+            clip=resolve_pretrained(options.clip),  # a name, or the path of an architecture file
             pretrained=resolve_pretrained(options.pretrained),
         )
         find_weights(self.options.clip, options.pretrained)
@@ -157,14 +157,14 @@ class SegmentRun:
             )
 
     def train(self, progress: ProgressCallback | None = None) -> dict[str, str]:
-        """All stages but the masks; returns why images cannot be used, by their ids."""
+        """All stages except the masks; returns the reason for each image that cannot be used, by id."""
         with self._begun(progress):
             return self._train(masks=False)
 
     @contextlib.contextmanager
     def _begun(self, progress: ProgressCallback | None) -> Iterator[RunState]:
-        """Hold the folder's lock; logs go to its log file and progress to the callback."""
-        self.folder.is_used()  # a folder of other things is left alone
+        """Hold the folder's lock; send logs to its log file and progress to the callback."""
+        self.folder.is_used()  # raises for a folder with other files
         with self.folder.lock(), report_to(progress):
             if self.options.overwrite:
                 self.folder.clear()
@@ -175,7 +175,7 @@ class SegmentRun:
                 yield state
 
     def _remember(self) -> RunState:
-        """The folder's state with this run in it; refuses a folder of other inputs."""
+        """The folder's state with this run added; raises for a folder with other inputs."""
         wanted = RunState(
             classes=self.classes,
             clip=self.options.clip,
@@ -183,7 +183,7 @@ class SegmentRun:
             weights=file_digest(self.options.pretrained) or self.options.pretrained,
             settings={kind: settings_of(cfg) for kind, cfg in self.configs.items()},
         )
-        known = None if self.options.overwrite else self.folder.read()  # clear() has looked
+        known = None if self.options.overwrite else self.folder.read()  # checked by clear()
         if known is not None:
             known.weights = current_digest(known.weights, self.options.pretrained)
             check_same_inputs(self.folder, known, wanted)
@@ -199,7 +199,7 @@ class SegmentRun:
         return wanted
 
     def _train(self, masks: bool) -> dict[str, str]:
-        """The stages before the masks; returns why images cannot be used, by their ids."""
+        """The stages before the masks; returns the reason for each image that cannot be used, by id."""
         folder = self.folder
         surveyed: list[SurveyedImage] = []
         if self.options.fast:
@@ -257,7 +257,7 @@ class SegmentRun:
             folder.mark_broken(broken)
         trained = [image for image in surveyed if not image.problem and image.file.image_id not in folder.broken]
         if not trained:
-            raise ReclipError(f"no image can be used; the first: {surveyed[0].problem}")
+            raise ReclipError(f"no image can be used; first problem: {surveyed[0].problem}")
         count = training.register_training_images(trained, self.classes)
         if broken:
             say("images", f"{len(broken)} of {len(surveyed)} cannot be used")

@@ -1,4 +1,4 @@
-"""The segmentation of one image, as :class:`~reclip_d2.workspace.segmenter.Segmenter` returns it.
+"""The segmentation of one image, returned by :class:`~reclip_d2.workspace.segmenter.Segmenter`.
 
 Shape letters: C classes of the masks, (H, W) size of the image in pixels.
 """
@@ -27,15 +27,15 @@ from reclip_d2.workspace.masks import MaskClassTable
 ImageLike = StrPath | Image.Image | np.ndarray
 """An image's path, a PIL image, or ``(H, W, 3)`` uint8, RGB."""
 
-# PIL's modes that RGB holds without a loss of brightness; others have deeper samples, whose white is not known.
+# PIL modes that convert to RGB without loss of brightness; others have deeper samples with unknown white.
 _MODES = ("RGB", "L", "1", "P", "RGBA", "LA", "PA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
 
 def pixels_of(image: ImageLike) -> np.ndarray:
-    """An image as ``(H, W, 3)`` uint8, RGB and upright, transparent regions on white.
+    """An image as ``(H, W, 3)`` uint8, RGB and upright, with transparent regions on white.
 
     Raises:
-        ReclipError: it cannot be read, or is none of :data:`ImageLike`.
+        ReclipError: it cannot be read, or is not :data:`ImageLike`.
     """
     if isinstance(image, str | os.PathLike):
         return read_image(image)
@@ -65,12 +65,12 @@ def _pixels_of_pil(image: Image.Image) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What a model sees in an image.
+    """A model's segmentation of an image.
 
     Attributes:
         image: ``(H, W, 3)`` uint8.
-        labels: ``(H, W)`` uint8: places in :attr:`classes`; 255 is ignored.
-        path: of the image's file; None if it came from memory.
+        labels: ``(H, W)`` uint8: indices into :attr:`classes`; 255 is ignored.
+        path: path of the image; None for an image in memory.
     """
 
     image: np.ndarray
@@ -86,23 +86,23 @@ class Segmentation:
 
     @property
     def colors(self) -> np.ndarray:
-        """Their colours in :meth:`overlay`, ``(C, 3)`` uint8."""
+        """Colours of the classes in :meth:`overlay`, ``(C, 3)`` uint8."""
         return np.array(self._table.mask_classes.colors, np.uint8)
 
     def logit_bands(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """The logits in bands of rows, for images whose :meth:`logits` would not fit into memory.
+        """Logits in bands of rows, for images whose :meth:`logits` do not fit into memory.
 
         Yields:
-            a band's rows, and its logits ``(C, rows, W)`` float32.
+            The rows of a band, and its logits ``(C, rows, W)`` float32.
         """
         for band in self._predictor.bands(self.image):
             yield band.rows, self._table.class_logits(band.logits).cpu().numpy()
 
     def logits(self) -> np.ndarray:
-        """Mask logits ``(C, H, W)`` float32 at the image's size, computed by each call.
+        """Mask logits ``(C, H, W)`` float32 at the image's size, computed on each call.
 
-        Their best class is the label, except where that is ignored: there a background name has a higher logit. A kept
-        background has the highest logit of its names.
+        Their argmax is the label, except at ignored pixels, where a background name has a higher logit. A kept
+        background has the maximum over its names.
         """
         result = np.empty((len(self.classes), *self.labels.shape), np.float32)
         for rows, logits in self.logit_bands():
@@ -110,10 +110,10 @@ class Segmentation:
         return result
 
     def overlay(self, opacity: float = 0.5) -> Image.Image:
-        """The image with the classes' colours laid over it; ignored pixels and the background stay as they are.
+        """The image overlaid with the classes' colours; ignored pixels and the background are unchanged.
 
         Args:
-            opacity: of the colours, 0 to 1.
+            opacity: opacity of the colours, 0 to 1.
         """
         return Image.fromarray(blend_colors(self.image, self.labels, self._table.mask_classes, opacity))
 
@@ -121,14 +121,14 @@ class Segmentation:
         """Write the labels as an index PNG, or in other formats.
 
         Args:
-            path: of the PNG; with ``formats`` a folder, which gets a folder for each.
+            path: path of the PNG; with ``formats``, a folder, with one subfolder per format.
             formats: names of :data:`reclip_d2.formats.FORMATS`; None for the PNG.
 
         Returns:
-            the path.
+            The path.
 
-        Raises:
-            ReclipError: it cannot be written, or a format is unknown or cannot hold the classes.
+            Raises:
+                ReclipError: it cannot be written, or a format is unknown or cannot represent the classes.
         """
         if formats is None:
             file = check_output_path(path, "path")
@@ -142,7 +142,7 @@ class Segmentation:
         folder = check_output_folder(path, "path")
         name = PurePosixPath("image.png" if self.path is None else self.path.name)
         with tempfile.TemporaryDirectory(prefix="reclip-") as temporary:
-            # Other formats are made from the index mask and the image's file.
+            # Other formats are made from the index mask and the image file.
             index = folder / "index" if "index" in names else Path(temporary)
             source = self.path or Path(temporary) / "source" / name
             if self.path is None:
@@ -158,5 +158,5 @@ class Segmentation:
         return folder
 
     def _scores(self) -> np.ndarray:
-        """:meth:`logits` as the format ``scores`` has them: ``(C, H, W)`` float16."""
+        """:meth:`logits` for the format ``scores``: ``(C, H, W)`` float16."""
         return self.logits().astype(np.float16)

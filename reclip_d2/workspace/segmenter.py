@@ -1,4 +1,4 @@
-"""The Python API: a segmenter of class names, without labels.
+"""The Python API: segmentation by class names, without labels.
 
 ::
 
@@ -47,14 +47,14 @@ from reclip_d2.workspace.stage_config import ClipChoice, resolve_device
 from reclip_d2.workspace.trained_model import TrainedModel, load_predictor
 
 Classes = StrPath | ClassList | Sequence[str | Sequence[str]]
-"""A class file, or a list: of each class the name, with synonyms after commas or as a list of names."""
+"""A class file, or a list with the name of each class, with synonyms after commas or as a list of names."""
 
-_CLASSES = "classes"  # what stands for the class file's path in messages
+_CLASSES = "classes"  # placeholder for the class file's path in messages
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def _in_arguments(message: str) -> str:
-    """A message of the library or of the command line, with this class's arguments in place of options."""
+    """A message of the library or the command line, with this class's arguments in place of options."""
     message = in_options(message).replace(f"class file {_CLASSES}", "classes").replace("IMAGES", "images")
     message = message.replace("give --overwrite", "give overwrite=True").replace("--model", "folder")
     return re.sub(r"(?<!\S)--([a-z][a-z-]+)", lambda option: option[1].replace("-", "_"), message)
@@ -62,7 +62,7 @@ def _in_arguments(message: str) -> str:
 
 @contextlib.contextmanager
 def _own_words() -> Iterator[None]:
-    """Errors name arguments, and progress of what is not asked for stays unheard."""
+    """Decorator of public methods: errors name arguments, and progress without a listener is discarded."""
     try:
         with report_to(None):
             yield
@@ -82,15 +82,15 @@ def _public(method: _Method) -> _Method:
 class Segmenter:
     """Segments images by class names; :meth:`fit` rectifies CLIP's bias on unlabelled images.
 
-    Make one with :meth:`from_clip`, :meth:`load` or :meth:`from_pretrained`. Nothing is printed; all errors that are a
-    user's to mend are :class:`~reclip_d2.errors.ReclipError` and name the argument.
+    Create one with :meth:`from_clip`, :meth:`load` or :meth:`from_pretrained`. Nothing is printed; a user's mistakes
+    raise :class:`~reclip_d2.errors.ReclipError`, which names the argument.
 
     Attributes:
         classes: names of the classes; ``classes[k]`` has the label ``k``.
         kind: ``maskclip`` (nothing is trained), ``rectified`` or ``student``.
         clip, pretrained: name and weights of the CLIP.
         device: where the networks run.
-        problems: of the images of the last :meth:`fit` that could not be used the reasons, by the images' ids.
+        problems: the reason for each image that the last :meth:`fit` could not use, by image id.
     """
 
     def __init__(
@@ -114,10 +114,10 @@ class Segmenter:
         self._trained = trained
         self._predictor: ImagePredictor | None = None
         self._temporary: tempfile.TemporaryDirectory | None = None
-        self._temporary_of: tuple | None = None  # arguments of the fit in it
+        self._temporary_of: tuple | None = None  # arguments of the fit() in that folder
         self.problems: dict[str, str] = {}
 
-    # ---- making one -------------------------------------------------------------------------------------------
+    # ---- creation ---------------------------------------------------------------------------------------------
 
     @classmethod
     @_public
@@ -132,22 +132,22 @@ class Segmenter:
         device: str = "auto",
         opts: Sequence[str] = (),
     ) -> Segmenter:
-        """A segmenter of these classes by a CLIP as it is (MaskCLIP); weights that are not here are downloaded when
-        they are needed.
+        """A segmenter of these classes with an untrained bias, that is MaskCLIP; weights are downloaded when they are
+        needed.
 
         Args:
-            clip: open_clip's name of the model, the JSON file of an architecture, or ``reclip-embedded``, a toy that
-                ships with the package.
+            clip: open_clip's name of the model, the JSON file of an architecture, or ``reclip-embedded``, a bundled
+                toy model.
             pretrained: its weights: a file, or a tag of open_clip's.
             classes: a class file, or a list such as ``["sky", "road, street", "car"]``, where names after the first are
                 synonyms.
-            background: names of what else may be seen, each told apart by the model: in labels 255 (ignored).
-            keep_background: they are one class instead, the last.
-            device: ``cpu``, ``cuda``, ``cuda:1``, ...; ``auto`` is a GPU if there is one.
+            background: names of other things in the images, each a class for the model; 255 (ignored) in labels.
+            keep_background: give the background names one class in labels, the last, instead of 255.
+            device: ``cpu``, ``cuda``, ``cuda:1``, ...; ``auto`` uses a GPU if there is one.
             opts: ``KEY VALUE`` overrides of configs, see ``reclip_d2/config/keys.py``.
 
         Raises:
-            ReclipError: the CLIP or its weights are not to be had, or a name is none that it takes.
+            ReclipError: the CLIP or its weights are not available, or a class name is invalid.
         """
         class_list = _class_list(classes, background)
         choice = ClipChoice.find(clip, pretrained, device, [str(part) for part in opts])
@@ -168,19 +168,19 @@ class Segmenter:
         device: str = "auto",
         opts: Sequence[str] = (),
     ) -> Segmenter:
-        """The model that :meth:`save` has written, or that ``reclip segment`` has trained.
+        """Load a model saved by :meth:`save`, or trained by ``reclip segment``.
 
         Args:
-            folder: of :meth:`save`, or the output folder of a run.
-            use: of a run's models ``maskclip``, ``rectified`` or ``student``; None for the last that it has trained.
-            pretrained: CLIP's weights, if the file is no longer where it was at the training.
+            folder: folder of :meth:`save`, or the output folder of a run.
+            use: which of a run's models: ``maskclip``, ``rectified`` or ``student``; None for the last one trained.
+            pretrained: CLIP's weights, if the file has moved since the training.
             keep_background, device, opts: see :meth:`from_clip`.
 
         Raises:
-            ReclipError: the folder is neither, the model is not finished, or CLIP's weights are others.
+            ReclipError: the folder is neither, the model is not finished, or CLIP's weights differ from the training's.
         """
         if use is not None and use not in TITLES:
-            raise ReclipError(f"use {use!r} is unknown: take one of {', '.join(TITLES)}")
+            raise ReclipError(f"use {use!r} is unknown: use one of {', '.join(TITLES)}")
         return cls._of(TrainedModel.find(str(folder), use, pretrained), keep_background, device, opts)
 
     @classmethod
@@ -198,14 +198,14 @@ class Segmenter:
         device: str = "auto",
         opts: Sequence[str] = (),
     ) -> Segmenter:
-        """A saved model from the Hugging Face Hub, or from a folder: safetensors alone, nothing in it executes.
+        """Load a saved model from the Hugging Face Hub, or from a folder: safetensors only; no code is executed.
 
         Args:
             name_or_folder: ``USER/NAME`` on the Hub, or a folder of :meth:`save`.
             revision: branch, tag or commit on the Hub; None for the main branch.
-            token: of the user on the Hub; None for the one that ``hf auth login`` has kept.
-            cache_dir: where downloads are kept; None for the Hub's own place.
-            local_files_only: download nothing, as ``HF_HUB_OFFLINE=1`` does.
+            token: the user's token; None for the one saved by ``hf auth login``.
+            cache_dir: cache for downloads; None for the Hub's default.
+            local_files_only: download nothing, like ``HF_HUB_OFFLINE=1``.
             pretrained, keep_background, device, opts: see :meth:`load`.
 
         Raises:
@@ -222,7 +222,7 @@ class Segmenter:
             )
         if not SavedModelFolder.is_one(folder):
             raise ReclipError(
-                f"{os.fspath(name_or_folder)} is no saved model: it has no config.json of reclip_d2"
+                f"{os.fspath(name_or_folder)} is not a saved model: it has no config.json of reclip_d2"
                 " (Segmenter.load reads the output folders of reclip segment)"
             )
         return cls._of(TrainedModel.find(str(folder), None, pretrained), keep_background, device, opts)
@@ -234,7 +234,7 @@ class Segmenter:
         )
         return cls(trained.state.classes, choice, keep_background=keep_background, trained=trained)
 
-    # ---- what it is -------------------------------------------------------------------------------------------
+    # ---- properties -------------------------------------------------------------------------------------------
 
     @property
     def classes(self) -> list[str]:
@@ -268,27 +268,28 @@ class Segmenter:
         overwrite: bool = False,
         opts: Sequence[str] = (),
     ) -> Segmenter:
-        """Rectify CLIP's bias on images without labels, as ``reclip segment`` does.
+        """Rectify CLIP's bias on unlabelled images, like ``reclip segment``.
 
         Args:
-            images: folders, images, globs or ``.txt`` lists; images that cannot be read are left out, see
-                :attr:`problems`.
-            output: folder of the run, as that of ``reclip segment``; None for a temporary one, which goes with this
-                object.
-            progress: called with each :class:`~reclip_d2.utils.progress.Progress`, in this thread; ``print`` will do.
-            iterations: of the rectification; None for the config's.
-            student: distil a student after the rectification, and predict with it.
-            student_iterations: of the distillation; None for the config's.
-            student_weights: initial weights of the student's backbone; None for the config's.
-            tile: cut images with a longer side into tiles of so many pixels; None for the config's.
-            seed: of the training; None for the config's.
-            resume: an interrupted run resumes where ``output`` (or this object) has one with the same arguments, and a
-                finished one is taken as it is; otherwise such a folder is an error.
-            overwrite: remove what an earlier run has left in ``output``.
-            opts: ``KEY VALUE`` overrides in addition to those of the constructor.
+            images: folders, images, globs or ``.txt`` lists; images that cannot be read are skipped, see
+                    :attr:`problems`.
+                output: folder of the run, as for ``reclip segment``; None for a temporary one that is removed with this
+                    object.
+                progress: called with each :class:`~reclip_d2.utils.progress.Progress`, in this thread; for example
+                    ``print``.
+                iterations: iterations of the rectification; None for the config's.
+                student: distil a student after the rectification, and predict with it.
+                student_iterations: iterations of the distillation; None for the config's.
+                student_weights: initial weights of the student's backbone; None for the config's.
+                tile: cut images with a longer side than this into tiles of this size in pixels; None for the config's.
+                seed: random seed of the training; None for the config's.
+                resume: resume an interrupted run with the same arguments in ``output`` (or of this object), or load a
+                    finished one; without it, a folder with a run is an error.
+                overwrite: remove the results of earlier runs in ``output``.
+                opts: ``KEY VALUE`` overrides in addition to those of the constructor.
 
-        Returns:
-            this object, now with the trained model.
+            Returns:
+                This object, now with the trained model.
 
         Raises:
             ReclipError: an argument is wrong, or ``output`` belongs to a run with other inputs.
@@ -309,15 +310,15 @@ class Segmenter:
         folder = self._temporary_folder((repr(images), options), resume) if output is None else os.fspath(output)
         run = SegmentRun(images, _with_lines(self._classes), folder, options)
         if output is not None and not (resume or overwrite) and run.folder.is_used():
-            raise ReclipError(f"--output {folder} holds a run: give resume=True, overwrite=True, or another output")
+            raise ReclipError(f"--output {folder} contains a run: give resume=True, overwrite=True, or another output")
         self.problems = run.train(progress)
         self._trained, self._predictor = TrainedModel.find(folder, run.kinds[-1], None), None
         if output is not None:
-            self._temporary = None  # its files go with it
+            self._temporary = None  # removes its files
         return self
 
     def _temporary_folder(self, arguments: tuple, resume: bool) -> str:
-        """A folder that goes with this object; that of a call with the same arguments, which was interrupted."""
+        """A folder that is removed with this object; reused from an interrupted call with the same arguments."""
         if self._temporary is None or self._temporary_of != arguments or not resume:
             self._temporary = tempfile.TemporaryDirectory(prefix="reclip-")
             self._temporary_of = arguments
@@ -333,19 +334,20 @@ class Segmenter:
                 iterable of them.
 
         Returns:
-            a :class:`~reclip_d2.workspace.segmentation.Segmentation`; a list of them for a list (or tuple); for another
-            iterable an iterator, which segments each image when it is asked for.
+            A :class:`~reclip_d2.workspace.segmentation.Segmentation`; a list of them for a list or tuple; a lazy
+            iterator
+                for any other iterable.
 
-        Raises:
-            ReclipError: an image cannot be read, or is none.
+            Raises:
+                ReclipError: an image cannot be read, or is not an image.
         """
         if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
             return self._segment(images)
         if isinstance(images, list | tuple):
             return [self._segment(image) for image in images]
-        if hasattr(images, "__iter__") and not hasattr(images, "__array__"):  # no tensor
+        if hasattr(images, "__iter__") and not hasattr(images, "__array__"):  # not a tensor
             return map(self._segment, images)
-        return self._segment(images)  # which says what is wrong with it
+        return self._segment(images)  # raises the error
 
     @_public
     def _segment(self, image: ImageLike) -> Segmentation:
@@ -362,33 +364,33 @@ class Segmenter:
         )
 
     def _loaded(self) -> ImagePredictor:
-        """The network, built when it is first needed."""
+        """The network, built on first use."""
         if self._predictor is None:
             weights = None if self._trained is None else self._trained.weights
             self._predictor = load_predictor(self._config(), self.kind, self._classes, weights)
         return self._predictor
 
-    # ---- keeping it -------------------------------------------------------------------------------------------
+    # ---- saving -----------------------------------------------------------------------------------------------
 
     @_public
     def save(self, folder: StrPath, *, overwrite: bool = False) -> Path:
         """Write the model to a folder for :meth:`load`, :meth:`from_pretrained` and ``reclip predict --model``.
 
-        It holds what was trained, the classes, and which CLIP it belongs to, but not the CLIP's own weights.
+        It contains the trained weights, the classes, and the name of the CLIP, but not the CLIP's own weights.
 
         Args:
-            folder: new or empty; it appears whole or not at all.
-            overwrite: replace a saved model that is there.
+            folder: a new or empty folder; it is written atomically.
+            overwrite: replace an existing saved model.
 
         Returns:
-            the folder.
+            The folder.
 
         Raises:
-            ReclipError: it cannot be written, or holds other files.
+            ReclipError: it cannot be written, or contains other files.
         """
         target = check_output_folder(folder, "folder").absolute()
         self._to_save().save(target, overwrite=overwrite)
-        if self._temporary is not None and self._trained is not None:  # the run has served
+        if self._temporary is not None and self._trained is not None:  # the run is no longer needed
             self._trained = TrainedModel.find(str(target), None, self.pretrained)
             self._temporary = self._temporary_of = None
         return target
@@ -404,24 +406,24 @@ class Segmenter:
         commit_message: str = "Upload a reclip_d2 model",
         create_pr: bool = False,
     ) -> str:
-        """Upload the model to the Hugging Face Hub, with a model card; a new repository is made if need be.
+        """Upload the model to the Hugging Face Hub with a model card, creating the repository if necessary.
 
-        The card says what the model is, and claims no licence for CLIP's weights, which are not uploaded. Of a path of
-        these weights only the file's name is uploaded.
+        The card describes the model and claims no licence for CLIP's weights, which are not uploaded. A path of these
+        weights is reduced to the file name.
 
         Args:
             repo_id: ``USER/NAME``.
             revision: branch; None for the main one.
             private: whether a new repository is private; None for the account's default.
-            token: of the user; None for the one that ``hf auth login`` has kept.
-            commit_message: of the commit.
+            token: the user's token; None for the one saved by ``hf auth login``.
+            commit_message: message of the commit.
             create_pr: open a pull request instead.
 
         Returns:
-            the address of the commit.
+            The address of the commit.
 
-        Raises:
-            ReclipError: the Hub refuses it, or cannot be reached.
+            Raises:
+                ReclipError: the Hub rejects it, or cannot be reached.
         """
         with tempfile.TemporaryDirectory(prefix="reclip-") as temporary:
             folder = Path(temporary) / "model"
@@ -446,7 +448,7 @@ class Segmenter:
 
 
 def _class_list(classes: Classes, background: Sequence[str]) -> ClassList:
-    """The class list that arguments name, checked as a class file is: an entry is a line."""
+    """The class list of the arguments, checked like a class file with one entry per line."""
     if isinstance(classes, ClassList):
         return classes
     if isinstance(classes, str | os.PathLike):
@@ -454,19 +456,19 @@ def _class_list(classes: Classes, background: Sequence[str]) -> ClassList:
         if not background:
             return found
         if found.background:
-            raise ReclipError(f"class file {os.fspath(classes)} has a background: line: leave background out")
+            raise ReclipError(f"class file {os.fspath(classes)} has a background: line: omit background")
         classes = found.classes
     entries = [entry if isinstance(entry, str) else ", ".join(entry) for entry in classes]
     names = [background] if isinstance(background, str) else list(background)
     for entry in (*entries, *names):
         if not entry.strip() or len(entry.splitlines()) > 1 or "#" in entry:
-            raise ReclipError(f"classes: {entry!r} is no name: give a class's name, and synonyms after commas")
+            raise ReclipError(f"classes: {entry!r} is not a name: give a class's name, and synonyms after commas")
     lines = [*entries, *([f"background: {', '.join(names)}"] if names else [])]
     return parse_classes("\n".join(lines), _CLASSES)
 
 
 def _with_lines(classes: ClassList) -> ClassList:
-    """A class list whose names have lines, for messages: one that a model's folder remembers has none."""
+    """A class list with line numbers for messages; one from a model's folder has none."""
     if classes.lines:
         return classes
     lines = range(1, len(classes.classes) + 1)

@@ -1,4 +1,4 @@
-"""The config of each kind of model for own images, and what its options mean: devices, weights, sizes."""
+"""The config of each kind of model for a user's images, and its options: devices, weights, sizes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ STAGE_CONFIGS = {
     "rectified": "reclippp_rectify.yaml",
     "student": "reclippp_distill.yaml",
 }
-# Keys that change how a run is done and not what comes out of it.
+# Keys that do not affect a run's results.
 _HARMLESS = (
     "CUDNN_BENCHMARK", "DATALOADER", "DATASETS.CUSTOM", "HYPOTHESIS.BATCH_SIZE", "HYPOTHESIS.FILE", "MODEL.DEVICE",
     "MODEL.CLIP.PRETRAINED", "MODEL.TEACHER.WEIGHTS", "OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "TEST.BAND_MEMORY",
     "VIS_PERIOD",
 )  # fmt: skip
-# Sizes of configs/datasets/custom.yaml that are meant for a CLIP of the usual size.
+# Sizes in configs/datasets/custom.yaml, for a CLIP of the usual input size.
 _SIZES = (
     "INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.CROP.SIZE",
     "INPUT.COPIES.SHORT_SIDE",
@@ -46,24 +46,24 @@ def resolve_device(name: str) -> str:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ReclipError(f"--device {name} is unknown: take cpu or cuda") from error
+        raise ReclipError(f"--device {name} is unknown: use cpu or cuda") from error
     if device.type not in ("cpu", "cuda"):
-        raise ReclipError(f"--device {name} is not supported: take cpu or cuda")
+        raise ReclipError(f"--device {name} is not supported: use cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ReclipError(f"--device {name}: there are {torch.cuda.device_count()} GPUs; see reclip doctor")
     return name
 
 
 def resolve_pretrained(pretrained: str) -> str:
-    """A tag or an address as it is, the path of a file made absolute: the output folder remembers it."""
+    """A tag or URL unchanged, a file's path made absolute, since the output folder records it."""
     path = Path(pretrained).expanduser()
     is_path = path.is_file() or (os.sep in pretrained and "://" not in pretrained)
     return str(path.resolve()) if is_path else pretrained
 
 
 def stage_config(kind: str, clip: str, overrides: Sequence[str]) -> CfgNode:
-    """Config of a kind of model on own images: ``configs/datasets/custom-<clip>.yaml`` where there is one for the CLIP,
-    else ``custom.yaml`` with sizes that fit the CLIP.
+    """Config of a kind of model on a user's images: ``configs/datasets/custom-<clip>.yaml`` if it exists for the CLIP,
+    otherwise ``custom.yaml`` with sizes that fit the CLIP.
 
     Args:
         kind: of :data:`STAGE_CONFIGS`.
@@ -122,11 +122,11 @@ def _fit_sizes(cfg: CfgNode, given: set[str]) -> None:
     """Scale the sizes of ``configs/datasets/custom.yaml`` to a CLIP that was trained on far smaller or larger images.
 
     Args:
-        given: keys that the user has set: they stay.
+        given: keys that the user has set and that are not changed.
     """
     try:
         clip = backbone_class(cfg).summary(cfg)
-    except ReclipError:  # the model's builder says what is wrong with it
+    except ReclipError:  # reported when the model is built
         return
     if suits_resolution(cfg.INPUT.MIN_SIZE_TEST, clip.image_side):
         return
@@ -144,7 +144,7 @@ def _fit_sizes(cfg: CfgNode, given: set[str]) -> None:
 
 
 def settings_of(cfg: CfgNode) -> dict[str, str]:
-    """All keys that results depend on, and their values, for comparison with another run's."""
+    """All keys that results depend on, with their values, to compare with another run's."""
     return {
         key: str(_plain(value))
         for key, value in flatten(cfg).items()

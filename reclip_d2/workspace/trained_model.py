@@ -1,4 +1,4 @@
-"""The trained model in an output folder of ``reclip segment``, or in the folder of a saved model."""
+"""A trained model in an output folder of ``reclip segment``, or in the folder of a saved model."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from reclip_d2.workspace.stage_config import resolve_pretrained, stage_config
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """One of the models that a run has made, or a saved one.
+    """One of a run's models, or a saved one.
 
     Attributes:
-        folder: the run's, or the saved model's.
-        state: the folder's memory.
-        kind: of the model, a key of :data:`~reclip_d2.workspace.options.TITLES`.
+        folder: folder of the run or of the saved model.
+        state: recorded state of the folder.
+        kind: kind of model, a key of :data:`~reclip_d2.workspace.options.TITLES`.
         pretrained: CLIP's weights.
     """
 
@@ -40,22 +40,23 @@ class TrainedModel:
 
     @classmethod
     def find(cls, model: str, use: str | None, pretrained: str | None) -> TrainedModel:
-        """The model that the arguments of a command name.
+        """Find the model that a command's arguments name.
 
         Args:
             model: ``--model``, an output folder, or the folder of a saved model.
-            use: ``--use``, a kind; None for the last that the run has trained.
+            use: ``--use``, a kind; None for the last one trained.
             pretrained: ``--pretrained``, CLIP's weights; None for those of the training.
 
-        Raises:
-            ReclipError: the folder is none of a run, the model is not finished, or CLIP's weights are others.
+            Raises:
+                ReclipError: the folder contains no run, the model is not finished, or CLIP's weights differ from the
+                    training's.
         """
         folder = RunFolder(model)
         if SavedModelFolder.is_one(folder.path):
             folder = SavedModelFolder(folder.path)
         state = folder.read() if folder.marker.is_file() else None
         if state is None:
-            raise ReclipError(f"--model {model} is no output of reclip segment, and no saved model: name its folder")
+            raise ReclipError(f"--model {model} is neither an output folder of reclip segment nor a saved model")
         kind = use or _last(folder)
         if kind != "maskclip" and not folder.weights(kind).exists():
             raise ReclipError(f"--model {model} has no finished model ({kind}): run its reclip segment to the end")
@@ -66,15 +67,16 @@ class TrainedModel:
 
     @property
     def weights(self) -> Path:
-        """Its checkpoint; there is none of MaskCLIP."""
+        """Its checkpoint; MaskCLIP has none."""
         return self.folder.weights(self.kind)
 
     def config(self, overrides: Sequence[str]) -> CfgNode:
         """Its config, with ``KEY VALUE`` overrides."""
         pairs = ["MODEL.CLIP.PRETRAINED", self.pretrained, *overrides]
-        if self.kind == "maskclip" and not self.folder.config(self.kind).exists():  # any run can give CLIP's own masks
+        # Every run can predict with MaskCLIP.
+        if self.kind == "maskclip" and not self.folder.config(self.kind).exists():
             return stage_config(self.kind, self.state.clip, pairs)
-        if isinstance(self.folder, SavedModelFolder):  # may come from anywhere: its config names no files
+        if isinstance(self.folder, SavedModelFolder):  # from anywhere: its config may not name files
             pairs = [*neutral_paths(), "MODEL.CLIP.NAME", self.state.clip, *pairs]
         return load_config(str(self.folder.config(self.kind)), pairs, bases=False)
 
@@ -92,7 +94,7 @@ def _last(folder: RunFolder) -> str:
 
 
 def _check_weights(trained: RunState, pretrained: str, kind: str) -> None:
-    """Raise :class:`ReclipError` if CLIP's weights are not those of the training; a student needs none."""
+    """Raise :class:`ReclipError` if CLIP's weights differ from the training's; a student needs none."""
     if kind == "student":
         return
     digest = file_digest(pretrained)

@@ -1,4 +1,4 @@
-"""The stages that train: hypotheses, rectification, distillation. Each resumes where it was interrupted."""
+"""The training stages: hypotheses, rectification, distillation. Each resumes where it was interrupted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from reclip_d2.utils.progress import count_steps
 
 
 def register_training_images(images: Sequence[SurveyedImage], classes: ClassList) -> int:
-    """Register the images' training files as the data set ``custom``; returns how many there are."""
+    """Register the images' training files as the data set ``custom``; returns their number."""
     records = [
         {
             "file_name": str(path),
@@ -37,9 +37,9 @@ def register_training_images(images: Sequence[SurveyedImage], classes: ClassList
 
 
 class ReportProgress(HookBase):
-    """Reports the iterations, and every 20 of them the median loss, to the listener of :mod:`reclip_d2.utils.progress`.
+    """Reports iterations, and every 20 iterations the median loss, to the listener of :mod:`reclip_d2.utils.progress`.
 
-    A training that fails reports no end: :class:`~detectron2.engine.TrainerBase` calls ``after_train`` all the same.
+    A failed training reports no end, although :class:`~detectron2.engine.TrainerBase` calls ``after_train``.
     """
 
     def __init__(self, stage: str) -> None:
@@ -65,20 +65,20 @@ class ReportProgress(HookBase):
 
 
 def check_student_weights(cfg: CfgNode) -> None:
-    """Raise :class:`ReclipError` if the student's initial weights cannot be had, or do not fit: at the start, not when
-    the rectification is done."""
+    """Raise :class:`ReclipError` if the student's initial weights are not available or do not fit: at the start, not
+    after the rectification."""
     keys = cfg.MODEL.STUDENT
     if keys.WEIGHTS:
         load_backbone_weights(BACKBONE_REGISTRY.get(keys.BACKBONE)(cfg, ShapeSpec(channels=3)), keys.WEIGHTS)
 
 
 def make_hypotheses(cfg: CfgNode) -> None:
-    """Write ``HYPOTHESIS.FILE``; images that are done are kept from an interrupted run."""
+    """Write ``HYPOTHESIS.FILE``; an interrupted run's finished images are kept."""
     build_training_records(cfg)
 
 
 def train(cfg: CfgNode, stage: str) -> None:
-    """Train ``cfg`` to the end, from its last checkpoint if there is one, and leave ``model_final.pth`` alone.
+    """Train ``cfg`` to the end, from its last checkpoint if there is one; only ``model_final.pth`` remains.
 
     Args:
         stage: name of the training in events.

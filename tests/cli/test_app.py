@@ -57,7 +57,7 @@ def test_a_taken_port(reclip):
         (("--port", "0"), "--port 0"),
         (("--port", "70000"), "--port 70000"),
         (("--host", "no.such.host.invalid"), "--host no.such.host.invalid is unknown"),
-        (("--model", "nowhere"), "--model nowhere is no output of reclip segment"),
+        (("--model", "nowhere"), "--model nowhere is neither an output folder of reclip segment"),
         (("--clip", "no-such-clip"), "--clip no-such-clip is not known"),
         (("--device", "tpu"), "--device tpu"),
     ],

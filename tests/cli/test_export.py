@@ -112,14 +112,14 @@ def test_a_student_is_the_last_model_of_its_run(reclip, model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "none"], "--model none is no output of reclip segment"),
-        (["--model", "photos"], "--model photos is no output of reclip segment"),
+        (["--model", "none"], "--model none is neither an output folder of reclip segment"),
+        (["--model", "photos"], "--model photos is neither an output folder of reclip segment"),
         (["--model", "out", "--use", "student"], "no finished model (student)"),
         (["--model", "out", "--size", "12"], "--size 12: give height and width"),
         (["--model", "out", "--size", "0x12"], "--size 0x12: give height and width"),
         (["--model", "out", "--tolerance", "-1"], "tolerance -1.0: give a number above 0"),
         (["--model", "out", "--weights", "x.pth"], "--weights is for --config-file"),
-        (["--model", "out", "--output", "x.pt"], "--output x.pt: a file of the format onnx ends in .onnx"),
+        (["--model", "out", "--output", "x.pt"], "--output x.pt: files of the format onnx end in .onnx"),
         (["--model", "out", "--opts", "NO.KEY", "1"], "there is no key NO.KEY"),
         (["--model", "out", "--tolerance", "1e-12"], "does not compute what the model does, and is not kept"),
         (["--config-file", "none.yaml"], "none.yaml does not exist"),

@@ -83,7 +83,9 @@ def test_module():
         check=False,
     )
     assert result.returncode == 1 and result.stdout == ""
-    assert result.stderr.startswith("error: --model none is no output") and result.stderr.count("\n") == 1
+    assert (
+        result.stderr.startswith("error: --model none is neither an output folder") and result.stderr.count("\n") == 1
+    )
 
 
 def test_keys_become_options():

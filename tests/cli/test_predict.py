@@ -109,9 +109,12 @@ def test_masks_of_two_models_do_not_mix(reclip, segment, model, tmp_path):
 
 def test_wrong_models(reclip, segment, tmp_path):
     for wrong in ("none", "photos", "classes.txt"):
-        assert "is no output of reclip segment" in reclip("predict", "photos", "--model", wrong, "--output", "x").error
+        assert (
+            "is neither an output folder of reclip segment"
+            in reclip("predict", "photos", "--model", wrong, "--output", "x").error
+        )
     assert segment("--fast").status == 0
-    assert "is the model's own folder" in reclip("predict", "photos", "--model", "out", "--output", "out").error
+    assert "is the model's folder" in reclip("predict", "photos", "--model", "out", "--output", "out").error
     assert not (tmp_path / "x").exists()
     assert reclip("predict", "photos", "--model", "out", "--output", "x", "--device", "cpu").status == 0  # MaskCLIP
 
@@ -150,10 +153,10 @@ def test_the_model_s_own_folder_by_another_path(reclip, model, tmp_path):
     before = all_files(model)
     for output in ("out", "./out", "photos/../out", "link", str(model), "link/../out", "far/../../out"):
         call = ("predict", "photos", "--model", "out", "--output", output, "--device", "cpu", "--overwrite")
-        assert "is the model's own folder" in reclip(*call).error, output
+        assert "is the model's folder" in reclip(*call).error, output
     (tmp_path / "reclip.json").write_text((model / "reclip.json").read_text())
     call = ("predict", "photos", "--model", "out", "--output", ".", "--device", "cpu", "--overwrite")
-    assert "holds the model's folder" in reclip(*call).error
+    assert "contains the model's folder" in reclip(*call).error
     assert all_files(model) == before
 
 

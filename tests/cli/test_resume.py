@@ -194,5 +194,5 @@ def test_an_interrupt_says_how_to_go_on(segment, monkeypatch):
 
 def test_two_runs_in_one_folder(model, segment):
     with RunFolder(model).lock():
-        assert "another run works in" in segment().error
+        assert "another run is using" in segment().error
     assert segment().status == 0

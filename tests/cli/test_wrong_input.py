@@ -141,7 +141,7 @@ def test_a_hub_that_cannot_be_reached(reclip, photos, classes, tmp_path, monkeyp
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HOME", str(tmp_path))  # where no weights are
     error = reclip("segment", "photos", "--classes", "classes.txt", "--output", "out").error
-    assert "server cannot be reached: get https://" in error and "name the file with --pretrained FILE" in error
+    assert "server cannot be reached: download https://" in error and "pass the file with --pretrained FILE" in error
     nothing_written(tmp_path)
 
 

@@ -59,9 +59,9 @@ print(json.dumps({"done": True}))
     [
         ("""print('{"progress": {"stage": "x"}}'); print('{"error": "photo.jpg is bad: replace it"}'); exit(1)""",
          "^photo.jpg is bad: replace it$"),
-        ("import os; os.kill(os.getpid(), 9)", "for want of memory"),
+        ("import os; os.kill(os.getpid(), 9)", "out of memory"),
         ("raise ValueError('a bug')", "status 1 .ValueError: a bug."),
-        ("raise SystemExit(3)", "status 3 .it said nothing."),
+        ("raise SystemExit(3)", "status 3 .no output."),
     ],
 )  # fmt: skip
 def test_mistakes_and_bugs(program, words):

@@ -89,7 +89,7 @@ def test_entries_are_names_of_results_alone(folder, canary, tmp_path, entry):
 )
 def test_other_damage_is_refused_by_name(folder, canary, changes):
     tamper(folder, **changes)
-    with pytest.raises(ReclipError, match=r"run file .*reclip.json is damaged \(.*\): give --overwrite to start anew"):
+    with pytest.raises(ReclipError, match=r"run file .*reclip.json is damaged \(.*\): give --overwrite to start over"):
         folder.read()
     folder.clear()
     assert not list(folder.path.iterdir())
@@ -157,7 +157,7 @@ def test_what_a_killed_run_leaves_is_no_other_file(tmp_path):
         assert not temporary.exists()
     for name in (".reclip.json.0a1b2c3d.tmp", ".notes.json.0a1b2c3d.tmp.json", "a.jpg"):
         (folder.path / name).touch()
-        with pytest.raises(ReclipError, match="holds other files"):
+        with pytest.raises(ReclipError, match="contains other files"):
             folder.is_used()
         (folder.path / name).unlink()
 

@@ -196,7 +196,7 @@ def test_images_of_all_kinds(fitted, place, tmp_path):
         (np.zeros((4, 4), np.uint8), r"array \(4, 4\) of uint8"),
         (np.zeros((4, 4, 3)), "of float64"),
         (np.zeros((0, 4, 3), np.uint8), r"\(0, 4, 3\)"),
-        (np.zeros((1, 400, 3), np.uint8), "cut it"),
+        (np.zeros((1, 400, 3), np.uint8), "crop it"),
         (torch.zeros(3, 4, 4), "type Tensor"),
         (Image.new("I;16", (4, 4)), "PIL mode I;16"),
         (7, "type int"),
@@ -263,7 +263,7 @@ def test_an_interrupted_fit_resumes_in_its_temporary_folder(place, tmp_path, mon
 
 def test_the_folder_of_another_run(fitted, place):
     model = untrained()
-    with pytest.raises(ReclipError, match=r"^output .* holds a run: give resume=True, overwrite=True"):
+    with pytest.raises(ReclipError, match=r"^output .* contains a run: give resume=True, overwrite=True"):
         model.fit(place / "photos", output=place / "out", iterations=6, resume=False)
     with pytest.raises(ReclipError, match=r"was made with SOLVER.MAX_ITER|was made with iterations") as error:
         model.fit(place / "photos", output=place / "out", iterations=7)
@@ -332,18 +332,18 @@ def test_saved_whole_or_not_at_all(fitted, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
-    with pytest.raises(ReclipError, match=r"holds a saved model: give overwrite=True"):
+    with pytest.raises(ReclipError, match=r"contains a saved model: give overwrite=True"):
         fitted.save(target)
     fitted.save(target, overwrite=True)
     (target / "notes.txt").write_text("mine")
-    with pytest.raises(ReclipError, match="holds other files"):
+    with pytest.raises(ReclipError, match="contains other files"):
         fitted.save(target, overwrite=True)
     assert (target / "notes.txt").read_text() == "mine" and same(Segmenter.load(target, device="cpu"), fitted)
 
 
 def test_nothing_but_a_saved_model_is_from_pretrained(place, fitted, saved, tmp_path):
     """No pickle is read; what a config from elsewhere says of files has no effect."""
-    with pytest.raises(ReclipError, match="is no saved model.*Segmenter.load"):
+    with pytest.raises(ReclipError, match="is not a saved model.*Segmenter.load"):
         Segmenter.from_pretrained(place / "out")
     folder = tmp_path / "model"
     shutil.copytree(saved, folder)
@@ -434,8 +434,8 @@ def test_to_the_hub_and_back(fitted, fake_hub, place, capfd):
     ("name", "arguments", "words"),
     [
         ("no/such/folder", {}, "neither a folder nor a name on the Hugging Face Hub"),
-        ("someone/unknown", {"local_files_only": True}, "not wholly, in the local cache"),
-        ("someone/unknown", {"local_files_only": True, "revision": "v2"}, "not wholly, in the local cache"),
+        ("someone/unknown", {"local_files_only": True}, "is not completely in the local cache"),
+        ("someone/unknown", {"local_files_only": True, "revision": "v2"}, "is not completely in the local cache"),
     ],
 )
 def test_names_that_the_hub_does_not_have(name, arguments, words, tmp_path):
@@ -465,23 +465,23 @@ def test_what_the_hub_refuses(fake_hub, monkeypatch):
         (lambda place: Segmenter.from_clip("ViT-B-16", "nobody", classes=CLASSES), "^pretrained nobody is neither"),
         (lambda place: untrained(device="tpu"), "^device tpu is unknown"),
         (lambda place: untrained(classes=["sky", "lake,"]), "^classes, line 2: an empty name"),
-        (lambda place: untrained(classes=["sky", ""]), "^classes: '' is no name"),
+        (lambda place: untrained(classes=["sky", ""]), "^classes: '' is not a name"),
         (lambda place: untrained(classes=["sky"], background=()), "^classes names only one class"),
         (lambda place: untrained(classes=["sky", "café", "cafe\u0301"]), "^classes, line 3: CLIP reads the name"),
         (lambda place: untrained(classes=place / "none.txt"), r"class file .*none\.txt"),
-        (lambda place: untrained(classes=place / "classes.txt"), "leave background out"),
+        (lambda place: untrained(classes=place / "classes.txt"), "omit background"),
         (lambda place: untrained(opts=["NO.SUCH.KEY", "1"]), "NO.SUCH.KEY"),
         (lambda place: untrained().fit(place / "none"), "^images .*none does not exist"),
         (lambda place: untrained().fit(place / "photos", iterations=0), "^iterations 0: give a number above 0"),
         (lambda place: untrained().fit(place / "photos", tile=-1), "^tile -1: give a number above 0"),
         (lambda place: untrained().fit(place / "photos", output=""), "^output is empty"),
-        (lambda place: untrained().fit(place / "photos", output=place), "holds other files"),
+        (lambda place: untrained().fit(place / "photos", output=place), "contains other files"),
         (
             lambda place: Segmenter.load(place / "photos"),
-            "^folder .* is no output of .*, and no saved model",
+            "^folder .* is neither an output folder of .* nor a saved model",
         ),
         (lambda place: Segmenter.load(place / "out", use="other"), "^use 'other' is unknown"),
-        (lambda place: untrained().save(place), "^folder .* holds other files"),
+        (lambda place: untrained().save(place), "^folder .* contains other files"),
     ],
 )
 def test_mistakes_name_the_argument(call, words, fitted, place):
