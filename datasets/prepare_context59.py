@@ -31,7 +31,8 @@ SPLITS = ("train", "val")
 
 
 def read_annotations(path: Path) -> dict[str, dict[str, RunLengthLabel]]:
-    """Labels of trainval_merged.json: by split, by image. Masks keep the file's order: the Detail API paints in it."""
+    """Labels of trainval_merged.json by split and image. Masks keep the file's order, in which the Detail API
+    paints."""
     try:
         with open_regular(path) as stream:
             content = json.load(stream)
@@ -43,7 +44,7 @@ def read_annotations(path: Path) -> dict[str, dict[str, RunLengthLabel]]:
             if image["phase"] not in SPLITS:
                 continue
             name = Path(image["file_name"]).stem
-            if not name or name.split() != [name]:  # lists end an id at a space
+            if not name or name.split() != [name]:  # in lists, ids end at a space
                 raise ValueError(f"image {name!r}")
             check_image_id(name, str(path))
             if not all(isinstance(image[side], int) for side in ("height", "width")):
@@ -62,7 +63,7 @@ def read_annotations(path: Path) -> dict[str, dict[str, RunLengthLabel]]:
 
 
 def write_lists(labels: dict[str, dict[str, RunLengthLabel]]) -> None:
-    """Lists of the splits' images, sorted; left alone if they say the same."""
+    """Write the sorted image lists of the splits, unless they are up to date."""
     for split, names in labels.items():
         path = CONTEXT59.root / CONTEXT59.splits[split].image_list
         text = "".join(f"{name}\n" for name in sorted(names))
@@ -75,7 +76,7 @@ def write_lists(labels: dict[str, dict[str, RunLengthLabel]]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__, SPLITS)
     parser.add_argument(
-        "--source", choices=("auto", "json", "png"), default="auto", help=f"auto: {JSON_NAME} if there is one, else png"
+        "--source", choices=("auto", "json", "png"), default="auto", help=f"auto: {JSON_NAME} if it exists, else png"
     )
     parser.add_argument(
         "--png-classes",

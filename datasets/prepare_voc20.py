@@ -22,7 +22,7 @@ from reclip_d2.utils.io import atomic_write
 
 
 def write_trainaug(sbd: Path) -> None:
-    """List of voc20_trainaug: VOC's train and all images of SBD, without VOC's val, in the order of their names."""
+    """Write the list of voc20_trainaug: VOC's train and all images of SBD, without VOC's val, sorted by name."""
     names = set(VOC20.image_ids("train"))
     for name in ("train", "val"):
         path = sbd / f"{name}.txt"

@@ -5,9 +5,9 @@
         --config-file configs/methods/reclippp_rectify.yaml --input photos a.jpg --output pictures \\
         --opts MODEL.WEIGHTS output/embedded/reclippp_rectify/model_final.pth
 
-The model is any that ``train_net.py --eval-only`` takes; MaskCLIP needs no weights. Pictures are Detectron2's own
-(``Visualizer.draw_sem_seg``), with names and colours of the config's data set. No window is opened: without --output
-the pictures go to the folder ``demo`` in the config's OUTPUT_DIR.
+Works with every model of ``train_net.py --eval-only``; MaskCLIP needs no weights. Pictures are drawn by Detectron2
+(``Visualizer.draw_sem_seg``), with the names and colours of the config's data set. No window is opened: without
+--output the pictures go to the folder ``demo`` in the config's OUTPUT_DIR.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Arguments of the program: those of Detectron2's demo, as far as they concern images."""
+    """Arguments of the program: those of Detectron2's demo for images."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_config_file_argument(parser, required=True)
     parser.add_argument(
@@ -53,7 +53,7 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="FOLDER|FILE",
         help="where pictures go; a file for one image (default: demo in the config's OUTPUT_DIR)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace pictures that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing pictures")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides; must come last"
     )
@@ -63,7 +63,7 @@ def argument_parser() -> argparse.ArgumentParser:
 def load(args: argparse.Namespace) -> CfgNode:
     """Config of the command line; its data set is registered."""
     cfg = load_config(args.config_file, args.opts)
-    if not cfg.DATASETS.CUSTOM.IMAGES:  # own images are only looked at here: the class file is what counts
+    if not cfg.DATASETS.CUSTOM.IMAGES:  # the images come from --input; only the class file is used
         cfg.DATASETS.CUSTOM.IMAGES = args.input[0]
     register_custom(cfg)
     check_registered_parts(cfg)
@@ -74,17 +74,17 @@ def load(args: argparse.Namespace) -> CfgNode:
 
 
 def picture_paths(images: Sequence[ImageFile], output: Path, overwrite: bool) -> list[Path]:
-    """The picture of each image: below a folder its own path, as PNG.
+    """The picture file of each image; in a folder, pictures mirror the images' paths.
 
     Raises:
-        ReclipError: ``output`` is one file for several images, or a picture is there already.
+        ReclipError: ``output`` is one file for several images, or a picture exists already.
     """
     if output.suffix.lower() in PICTURES and not output.is_dir():
         if len(images) > 1:
-            raise ReclipError(f"--output {output} is one file, and there are {len(images)} images: name a folder")
+            raise ReclipError(f"--output {output} is one file, but there are {len(images)} images: name a folder")
         paths = [output]
     elif output.is_file():
-        raise ReclipError(f"--output {output} is no picture ({', '.join(PICTURES)}) and no folder: name another")
+        raise ReclipError(f"--output {output} is neither a picture ({', '.join(PICTURES)}) nor a folder: name another")
     else:
         paths = [output / image.name.with_suffix(".png") for image in images]
     if not overwrite and (there := [path for path in paths if path.exists()]):
@@ -93,7 +93,7 @@ def picture_paths(images: Sequence[ImageFile], output: Path, overwrite: bool) ->
 
 
 def visualizer_class() -> type:
-    """Detectron2's Visualizer. It alone needs OpenCV, which Detectron2 does not install.
+    """Detectron2's Visualizer. Only it needs OpenCV, which Detectron2 does not install.
 
     Raises:
         ReclipError: OpenCV is not installed.
@@ -115,7 +115,7 @@ def draw(image: np.ndarray, labels: np.ndarray, metadata: Metadata, path: Path) 
     Args:
         image: ``(H, W, 3)`` uint8, RGB.
         labels: ``(H, W)``.
-        metadata: of the data set: ``stuff_classes`` and ``stuff_colors``.
+        metadata: the data set's metadata, with ``stuff_classes`` and ``stuff_colors``.
     """
     picture = visualizer_class()(image, metadata).draw_sem_seg(labels)
     with atomic_write(path) as temporary:
@@ -124,7 +124,7 @@ def draw(image: np.ndarray, labels: np.ndarray, metadata: Metadata, path: Path) 
 
 @exit_on_error
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Predict and draw; images that cannot be read are listed, and make the exit status 1."""
+    """Predict and draw; images that cannot be read are listed, and the exit status is then 1."""
     args = argument_parser().parse_args(arguments)
     visualizer_class()  # before any work
     cfg = load(args)
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(found.left_out)
     if args.output is None:
         print(f"no --output: the pictures go to {output}")
-    class_names_from_config(cfg)  # refuses data sets of different classes
+    class_names_from_config(cfg)  # raises for data sets with different classes
     metadata = MetadataCatalog.get([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST][0])
     predictor = ImagePredictor.from_config(build_evaluation_model(cfg, resume=False), cfg)
 

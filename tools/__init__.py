@@ -1,4 +1,4 @@
-"""Programs of the source tree, each run by its path; ``python -m tools.gpu_check`` by its name.
+"""Programs of the source tree, run by path, except ``python -m tools.gpu_check``.
 
-A package, not a folder alone: Detectron2's own wheel has a package ``tools``, which would be found before a folder.
+It is a package because Detectron2's wheel has a package ``tools``, which would be found before a plain folder.
 """

@@ -6,8 +6,8 @@
         --weights output/embedded/reclippp_rectify/model_final.pth --output-dir output/bias \\
         --compare extended=$data,$methods/reclippp_ext.yaml:output/embedded/reclippp_ext/model_final.pth
 
-MaskCLIP of the same config is always among the models. Labels are read to measure, and nothing else; without labels all
-is drawn that needs none.
+MaskCLIP with the same config is always included. Labels are used only to measure; without labels, only what needs none
+is drawn.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_config_file_argument(parser, " of the model of interest", required=True)
     parser.add_argument("--weights", default="", help="its checkpoint; by default the config's MODEL.WEIGHTS")
-    parser.add_argument("--name", default="", help="its name in the report; by default the last config file's")
+    parser.add_argument("--name", default="", help="its name in the report; by default that of the last config file")
     parser.add_argument(
         "--compare",
         nargs="+",
@@ -75,12 +75,12 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="NAME=CONFIG[,CONFIG...][:WEIGHTS]",
         help="further models; several config files are merged in order",
     )
-    parser.add_argument("--dataset", default="", help="registered data set; by default the config's first for the test")
+    parser.add_argument("--dataset", default="", help="registered data set; by default the first of DATASETS.TEST")
     parser.add_argument("--output-dir", default="output/bias")
-    parser.add_argument("--overwrite", action="store_true", help="replace a report that is in --output-dir")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing report in --output-dir")
     parser.add_argument("--scenes", type=int, default=4, help="scenes to draw, spread evenly over the data set")
     parser.add_argument(
-        "--preference-images", type=int, default=300, help="images at most for the maps of what CLIP prefers"
+        "--preference-images", type=int, default=300, help="maximum number of images for the maps of CLIP's preferences"
     )
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides, for all models")
     return parser
@@ -96,11 +96,12 @@ def parse_comparison(text: str) -> tuple[str, list[str], str]:
 
 
 def model_config(config_files: list[str], weights: str, dataset: str, opts: list[str]) -> CfgNode:
-    """Config of one model, to be analysed on ``dataset`` (by default its own, for the test or else the training)."""
+    """Config of one model, to be analysed on ``dataset`` (default: its first of DATASETS.TEST, else of
+    DATASETS.TRAIN)."""
     cfg = load_config(config_files, opts)
     own = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     if not (dataset or own):
-        raise ReclipError(f"config file {', '.join(config_files)} names no data set: name one with --dataset")
+        raise ReclipError(f"config file {', '.join(config_files)} names no data set: give one with --dataset")
     cfg.DATASETS.TEST = (dataset or own[0],)
     register_custom(cfg)
     check_registered(cfg.DATASETS.TEST[0])
@@ -114,7 +115,7 @@ def model_config(config_files: list[str], weights: str, dataset: str, opts: list
 
 
 def maskclip_config(cfg: CfgNode) -> CfgNode:
-    """MaskCLIP as it is, without options and controls, with the CLIP and the inputs of another config."""
+    """Plain MaskCLIP, without options and controls, with the CLIP and the inputs of another config."""
     cfg = cfg.clone()
     cfg.MODEL.META_ARCHITECTURE = "MaskCLIP"
     cfg.MODEL.MASKCLIP = load_config("").MODEL.MASKCLIP
@@ -123,7 +124,7 @@ def maskclip_config(cfg: CfgNode) -> CfgNode:
 
 
 def list_models(args: argparse.Namespace) -> list[NamedModel]:
-    """MaskCLIP, those to compare, and last the model of interest."""
+    """MaskCLIP, the models to compare, and last the model of interest."""
     main = model_config(args.config_file, args.weights, args.dataset, args.opts)
     dataset = main.DATASETS.TEST[0]
     maskclip = maskclip_config(main)
@@ -142,7 +143,7 @@ def list_models(args: argparse.Namespace) -> list[NamedModel]:
             raise ReclipError(f"two models are named {name!r}: choose another name (--name, or NAME= in --compare)")
     for model in models:
         if class_names_from_config(model.cfg) != class_names_of(dataset):
-            raise ReclipError(f"{model.name} has another class list than data set {dataset!r}: compare like with like")
+            raise ReclipError(f"{model.name} has another class list than data set {dataset!r}")
     return models
 
 
@@ -178,7 +179,7 @@ def load_scenes(dataset: str, count: int, labelled: bool) -> tuple[list[dict], l
 
 
 def describe_subject(cfg: CfgNode, scenes: list[Scene], labelled: bool) -> ReportSubject:
-    """What the report is about."""
+    """The subject of the report."""
     dataset = cfg.DATASETS.TEST[0]
     metadata = MetadataCatalog.get(dataset)
     names = [names[0] for names in class_names_of(dataset)]
@@ -199,7 +200,7 @@ def describe_subject(cfg: CfgNode, scenes: list[Scene], labelled: bool) -> Repor
 
 
 def analyze(model: NamedModel, bias: CfgNode, records: list[dict], labelled: bool, max_images: int) -> ModelAnalysis:
-    """Everything about one model; the model itself is gone afterwards."""
+    """Measurements of one model, which is freed afterwards."""
     dataset = model.cfg.DATASETS.TEST[0]
     analysis = ModelAnalysis(model.name, model.source)
     network = build_evaluation_model(model.cfg, resume=False)
@@ -229,7 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
         check_no_background(dataset, "this report")
         check_own_labels(dataset)
     else:
-        print(f"{dataset} has no labels: scores, Fig. 1 and IoU by class are left out")
+        print(f"{dataset} has no labels: skipping scores, Fig. 1 and IoU per class")
     records, scenes = load_scenes(dataset, args.scenes, labelled)
     analyses = []
     for model in models:

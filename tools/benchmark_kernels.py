@@ -4,17 +4,17 @@
 
 Shapes: B images, n = h*w patches, D embedding width, C classes, K hypothesis rows.
 
-How it measures:
-- The implementations take turns within every repetition, each on the next of several input sets (more than the caches
-  hold together), so that drifts of the machine meet all of them: a ratio is the median over the repetitions' ratios.
-- "eager" is what one would write in plain PyTorch, with PyTorch's own random numbers and pooling of the hypothesis rows
-  only, image by image; "batched" does it with one product for all images, their rows padded to one number;
-  "compile" and "compile-batched" are torch.compile's of the two. "twin" draws Philox noise in plain PyTorch, as the
-  kernels do, and is no contender in speed.
-- The floor is the bytes that must move (every input read once a pass, every output written once) over the
-  bandwidth of a large copy, measured in the same run.
-- Peak memory is what a pass adds to the memory that holds the inputs: on the CPU the growth of the resident set's
-  high-water mark of a fresh process, on CUDA that of PyTorch's allocator.
+Method:
+- The implementations take turns within every repetition, each on the next of several input sets (together larger than
+  the caches), so that drifts of the machine affect all of them: a ratio is the median of the repetitions' ratios.
+- "eager" is the straightforward version in plain PyTorch, with PyTorch's random numbers, which pools only the
+hypothesis
+  rows, image by image; "batched" uses one product for all images, with padded rows; "compile" and "compile-batched" are
+  the two with torch.compile. "twin" draws Philox noise in plain PyTorch, like the kernels, and is not meant to be fast.
+- The floor is the bytes that must move (every input read once per pass, every output written once) over the bandwidth
+  of a large copy, measured in the same run.
+- Peak memory is what a pass adds to the memory of the inputs: on the CPU the growth of the peak resident set of a fresh
+  process, on CUDA the growth of the allocator's peak.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.output_paths import check_output_path
 from reclip_d2.utils.timing import synchronize, timed
 
-# Vocabulary: its classes and the mean number of classes in an image.
+# Vocabulary: number of classes, and mean number of classes per image.
 VOCABULARIES = {
     "voc20": (20, 1.85),
     "context59": (59, 12.8),
@@ -70,19 +70,19 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name for people."""
+        """Readable name."""
         if self.operator == "upsample_argmax":
             return f"{self.classes} classes, {self.grid}x{self.grid} to {self.height}x{self.width}, batch {self.images}"
         return f"{self.vocabulary}, {self.pixels} px, batch {self.images}"
 
     @property
     def grid(self) -> int:
-        """Patches a side."""
+        """Patches per side."""
         return self.pixels // PATCH
 
 
 class Inputs(NamedTuple):
-    """Tensors of one call of rectify_and_pool, and a gradient for its result."""
+    """Tensors of one call of rectify_and_pool, and a gradient of its result."""
 
     logits: Tensor
     bias: Tensor
@@ -93,7 +93,7 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(case: Case, device: torch.device, dtype: torch.dtype, seed: int) -> Inputs:
-    """Random inputs; logits as a convolution leaves them, and cosine-like in size."""
+    """Random inputs; logits in the layout of a convolution's output, and as large as cosines."""
     generator, on_device = torch.Generator().manual_seed(seed), torch.Generator(device).manual_seed(seed)
     patches, per_image = case.grid**2, VOCABULARIES[case.vocabulary][1]
     counts = [max(1, min(case.classes, round(per_image * (b + 1)) - round(per_image * b))) for b in range(case.images)]
@@ -126,8 +126,8 @@ def eager_rectify_and_pool(
 
 
 def padded_rows(class_ids: Tensor, bounds: list[int]) -> tuple[Tensor, Tensor]:
-    """The hypothesis rows as ``(B, R)`` class ids, padded with class 0 to the most that an image has, and the indices
-    ``(K,)`` of the true ones among all B·R."""
+    """The hypothesis rows as ``(B, R)`` class ids, padded with class 0 to the longest row, and the indices ``(K,)`` of
+    the true ids among all B·R."""
     counts = [stop - start for start, stop in pairwise(bounds)]
     most = max(counts, default=0)
     index = torch.cat([torch.arange(count) + image * most for image, count in enumerate(counts)])
@@ -136,7 +136,7 @@ def padded_rows(class_ids: Tensor, bounds: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def eager_batched(logits: Tensor, bias: Tensor, features: Tensor, padded: Tensor, index: Tensor) -> Tensor:
-    """As :func:`eager_rectify_and_pool`, with one product for all images; see :func:`padded_rows`."""
+    """Like :func:`eager_rectify_and_pool`, with one product for all images; see :func:`padded_rows`."""
     masks = F.gumbel_softmax((logits - bias) / TAU, tau=1.0, hard=True, dim=-1)
     rows = masks.gather(2, padded[:, None, :].expand(-1, masks.shape[1], -1)).transpose(1, 2)
     pooled = torch.bmm(rows.to(features.dtype), features) / rows.sum(2, keepdim=True).clamp(min=1.0)
@@ -191,7 +191,7 @@ def new_inputs(case: Case, device: torch.device, dtype: torch.dtype, seed: int) 
 
 
 def bytes_to_move(case: Case, inputs: Inputs | Tensor) -> int:
-    """Bytes that a perfect implementation moves: each input read once a pass, each output written once."""
+    """Bytes that a perfect implementation moves: each input read once per pass, each output written once."""
     if isinstance(inputs, Tensor):
         return inputs.nbytes + 8 * case.images * case.height * case.width
     read = inputs.logits.nbytes + inputs.bias.nbytes + inputs.features.nbytes
@@ -200,7 +200,7 @@ def bytes_to_move(case: Case, inputs: Inputs | Tensor) -> int:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written together, of a copy that outgrows all caches."""
+    """Bytes per second, read plus written, of a copy larger than all caches."""
     source = torch.ones(2**30 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
@@ -209,7 +209,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def allocator_peak(case: Case, name: str, device: torch.device, dtype: torch.dtype) -> int:
-    """Bytes that a pass adds to PyTorch's CUDA allocations at their peak."""
+    """Bytes that a pass adds to the peak of PyTorch's CUDA allocations."""
     inputs, run = new_inputs(case, device, dtype, 0), method(case, name, device)
     run(inputs)
     synchronize(device)
@@ -221,13 +221,13 @@ def allocator_peak(case: Case, name: str, device: torch.device, dtype: torch.dty
 
 
 def resident_peak_here(case: Case, name: str, dtype: torch.dtype) -> int:
-    """Bytes that a pass adds to this process's resident set at its peak; for a fresh process."""
+    """Bytes that a pass adds to this process's peak resident set; call it in a fresh process."""
     device = torch.device("cpu")
     run = method(case, name, device)
-    run(new_inputs(case, device, dtype, 1))  # compiled code, libraries and thread pools are not the pass's memory
+    run(new_inputs(case, device, dtype, 1))  # so that compiled code, libraries and thread pools are not counted
     gc.collect()
     inputs = new_inputs(case, device, dtype, 0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark becomes the present size
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current size
     before = status_kilobytes("VmHWM")
     run(inputs)
     return (status_kilobytes("VmHWM") - before) * 1024
@@ -243,7 +243,7 @@ def resident_peak(case: Case, name: str, dtype: torch.dtype) -> int:
     """:func:`resident_peak_here` in a separate process."""
     request = json.dumps({"case": case, "method": name, "dtype": str(dtype).removeprefix("torch.")})
     command = [sys.executable, str(Path(__file__).resolve()), "--memory-of", request]
-    # A small allocation threshold: what the pass has freed goes back to the system, as it does with large inputs.
+    # A small mmap threshold: freed memory returns to the system, as with large inputs.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
@@ -252,7 +252,7 @@ def resident_peak(case: Case, name: str, dtype: torch.dtype) -> int:
 
 
 def methods_of(case: Case, methods: list[str]) -> list[str]:
-    """The methods that a case has: label maps have no rows to batch."""
+    """The methods of a case: label maps have no rows to batch."""
     return [name for name in methods if case.operator == "rectify_and_pool" or not name.endswith("batched")]
 
 
@@ -310,7 +310,7 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
 
 
 def machine(device: torch.device) -> dict:
-    """What the figures depend on."""
+    """The machine and settings that the figures depend on."""
     report = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
     if device.type == "cuda":
         return {**report, "processor": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
@@ -348,7 +348,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     result.add_argument("--repeats", type=int, default=15)
     result.add_argument("--threads", type=int, help="CPU threads")
-    result.add_argument("--no-upsample", action="store_true", help="leave upsample_argmax out")
+    result.add_argument("--no-upsample", action="store_true", help="skip upsample_argmax")
     result.add_argument("--memory-of", help=argparse.SUPPRESS)
     return result
 
@@ -385,7 +385,7 @@ def main() -> None:
         print(f"measuring {case.operator}: {case.name}", file=sys.stderr)
         torch.compiler.reset()
         report["results"].append(benchmark(case, arguments, bandwidth))
-        if arguments.json:  # after every case, so that an interrupted run keeps what it has
+        if arguments.json:  # after every case, so that an interrupted run keeps its results
             with atomic_write(arguments.json) as path:
                 path.write_text(json.dumps(report, indent=2) + "\n")
     print(f"{report['processor']}, copy {bandwidth / 1e9:.1f} GB/s, {arguments.dtype}")

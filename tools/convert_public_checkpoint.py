@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Convert a checkpoint of the public code of ReCLIP or ReCLIP++ into one of this project.
+"""Convert a checkpoint of the public ReCLIP or ReCLIP++ code.
 
     python tools/convert_public_checkpoint.py best_weight.pth output/public/voc20.pth --dataset voc20_val \
         --class-token utils/cls_token.pt --reference-names names.txt
 
-The tensors tell which of the two models it is. Writes the checkpoint, its class token
-(``<name>.class_token.safetensors``) and a config (``<name>.yaml``) whose keys reproduce that code: logits agree to 1e-4
-given the same Query features. The public code has its own class list for the Reference prompt; give it by
-``--reference-names`` where it differs from the data set's.
+The model is detected from the tensors. Writes the checkpoint, its class token (``<name>.class_token.safetensors``) and
+a config (``<name>.yaml``) whose keys reproduce that code: logits agree to 1e-4 given the same Query features. The
+public code has a separate class list for the Reference prompt; pass it with ``--reference-names`` if it differs from
+the data set's.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", type=Path, metavar="IN", help="checkpoint of the public code")
     parser.add_argument("output", metavar="OUT", help="checkpoint to write: .pth or .safetensors")
     names = parser.add_mutually_exclusive_group(required=True)
-    names.add_argument("--dataset", help="registered data set that has the model's classes")
-    names.add_argument("--class-names", type=Path, help="the model's classes, one a line")
+    names.add_argument("--dataset", help="registered data set with the model's classes")
+    names.add_argument("--class-names", type=Path, help="the model's classes, one per line")
     parser.add_argument(
-        "--reference-names", type=Path, help="names in the Reference prompt, one a line (default: same)"
+        "--reference-names", type=Path, help="names in the Reference prompt, one per line (default: same)"
     )
     parser.add_argument("--class-token", help="the public code's utils/cls_token.pt; 'clip' for CLIP's own class token")
     parser.add_argument("--clip", default="ViT-B-16-quickgelu", help="MODEL.CLIP.NAME (default: %(default)s)")
@@ -73,8 +73,8 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def read_names(path: Path) -> list[str]:
-    """Class names of a text file, one a line."""
-    text = read_text(path, "class list", limit=MIB, remedy="give a text file with one name a line")
+    """Class names of a text file, one per line."""
+    text = read_text(path, "class list", limit=MIB, remedy="give a text file with one name per line")
     names = [line.strip() for line in text.splitlines()]
     while names and not names[-1]:
         names.pop()
@@ -82,21 +82,21 @@ def read_names(path: Path) -> list[str]:
 
 
 def merge(into: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries as one."""
+    """Flatten nested dictionaries."""
     for key, value in other.items():
         into[key] = merge(into.get(key, {}), value) if isinstance(value, dict) else value
     return into
 
 
 def choose_class_token(args: argparse.Namespace, found: Tensor | None) -> Tensor | None:
-    """The class token of the command line, or else of the checkpoint; None for CLIP's own."""
+    """The class token of the command line, otherwise of the checkpoint; None for CLIP's own."""
     if args.class_token == "clip":
         return None
     if args.class_token:
         return read_public_class_token(args.class_token)
     if found is None:
         raise ReclipError(
-            f"{args.checkpoint} does not hold the class token: give --class-token utils/cls_token.pt of the public"
+            f"{args.checkpoint} does not contain the class token: give --class-token utils/cls_token.pt of the public"
             " code, or --class-token clip for CLIP's own"
         )
     return found

@@ -3,9 +3,9 @@
 
     python tools/demo.py --seed 0 --output-dir output/demo
 
-Trains and evaluates through ``train_net.py``'s own functions and the configs of the embedded data set; prints a table,
-and writes ``report.json`` and ``report.png``. Labels are read by the evaluator, and to judge the hypotheses afterwards;
-training never sees one.
+Trains and evaluates with ``train_net.py``'s functions and the configs of the embedded data set; prints a table, and
+writes ``report.json`` and ``report.png``. Labels are read by the evaluator, and to score the hypotheses afterwards;
+training never reads them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ CONTROLS = (
 
 
 class Demo:
-    """Runs models one after the other and keeps their table rows, scores and weights."""
+    """Runs models sequentially and keeps their table rows, scores and weights."""
 
     def __init__(self, seed: int, output_dir: Path, device: str, dataset: str) -> None:
         self.seed = seed
@@ -75,7 +75,7 @@ class Demo:
         return scores, model
 
     def train(self, title: str, cfg: CfgNode) -> tuple[dict[str, Any], nn.Module]:
-        """Train, then evaluate; add the row. The seconds of training do not count the evaluation."""
+        """Train, then evaluate; add the row. The seconds of training exclude the evaluation."""
         trained = execute.train(cfg)
         scores = {**execute.evaluate(cfg, trained.model).scores, "train_seconds": trained.seconds}
         self.rows.append((title, scores["mIoU"], trained.seconds))
@@ -85,7 +85,7 @@ class Demo:
 def hypothesis_quality(cfg: CfgNode) -> dict[str, float] | None:
     """Precision and recall of the training images' hypotheses against their labels (analysis, after the fact).
 
-    None without the labels, which may be deleted: nothing else needs them.
+    None if the labels were deleted: nothing else needs them.
     """
     labelled = {record["image_id"]: record for record in list_split(embedded_root(EMBEDDED), "train")}
     if not all(os.path.isfile(record["sem_seg_file_name"]) for record in labelled.values()):
@@ -97,7 +97,7 @@ def hypothesis_quality(cfg: CfgNode) -> dict[str, float] | None:
 
 
 def print_table(rows: list[tuple[str, float, float]]) -> None:
-    """One line a model: mIoU in percent and seconds."""
+    """Print one line per model: mIoU in percent and seconds."""
     width = max(len(title) for title, _, _ in rows)
     print(f"\n{'model':<{width}}  mIoU (%)  seconds")
     for title, miou, seconds in rows:

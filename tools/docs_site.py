@@ -1,13 +1,11 @@
-"""MkDocs hook of ``mkdocs.yml``: pages that live elsewhere in the repository, and links from pages to code.
+"""MkDocs hook of ``mkdocs.yml``: pages from elsewhere in the repository, and links from pages to code.
 
-Pages are written so that their links work on GitHub. For the site this module
-
-- takes README.md, CHANGELOG.md and others, and the notebook, as pages (:data:`PAGES`);
-- turns a link to a file outside ``docs/`` into a link to a page that shows this file. If the link's text is the name of
-  a function, class or variable in code font, as in ``[`bias_logits`](../reclip_d2/modeling/bias_head.py)``, it leads to
-  the line that defines it.
-
-A link to a file that is missing, or to a name that the file does not define, stops the build.
+The links in pages work on GitHub. For the site, this module
+- adds README.md, CHANGELOG.md and others, and the notebook, as pages (:data:`PAGES`);
+- turns links to files outside ``docs/`` into links to pages that show these files. If the link's text is the name of
+  a function, class or variable in code font, as in ``[`bias_logits`](../reclip_d2/modeling/bias_head.py)``, the link
+  points to the line that defines it.
+Links to missing files, or to names that a file does not define, stop the build.
 """
 
 from __future__ import annotations
@@ -73,10 +71,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def rewrite_links(markdown: str, page: str) -> str:
-    """The text of a page with its links between files of the repository as links between pages of the site.
+    """The text of a page, with links between files of the repository replaced by links between pages of the site.
 
     Args:
-        page: its path in the site, such as ``training.md``.
+        page: path of the page in the site, such as ``training.md``.
     """
 
     def rewrite(match: re.Match[str]) -> str:
@@ -140,7 +138,7 @@ def _repository_path(target: str, page: str) -> str | None:
     home = posixpath.dirname(PAGES.get(page, f"docs/{page}"))
     path = posixpath.normpath(posixpath.join(home, target))
     if path.startswith("../") or not (ROOT / path).is_file():
-        raise PluginError(f"{PAGES.get(page, f'docs/{page}')} links to {target}, which is no file of the repository")
+        raise PluginError(f"{PAGES.get(page, f'docs/{page}')} links to {target}, which is not a file of the repository")
     return path
 
 
@@ -159,7 +157,7 @@ def _linked_paths(markdown: str, page: str) -> set[str]:
 
 
 def _outside_fences(markdown: str, change: Any) -> str:
-    """``markdown`` with its text outside fenced code changed by a function of a string."""
+    """``markdown`` with a function applied to its text outside fenced code."""
     parts, end = [], 0
     for fence in _FENCE.finditer(markdown):
         parts += [change(markdown[end : fence.start()]), fence[0]]
@@ -185,7 +183,7 @@ def _source_page(path: str) -> str:
 
 
 def _show_source(path: str) -> str:
-    """A page that shows a file, left out of the search."""
+    """A page that shows a file, excluded from the search."""
     text = (ROOT / path).read_text(encoding="utf-8")
     longest = max((len(ticks) for ticks in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)

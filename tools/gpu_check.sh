@@ -1,11 +1,9 @@
 #!/bin/bash
 # Checks the CUDA code on a GPU and times it, in at most 8 minutes and without a network: docs/gpu_check.md.
-#
-#     tools/gpu_check.sh                 # on a GPU; again: continues with what there was no time for
-#     tools/gpu_check.sh --device cpu    # a rehearsal: every step, small
-#
-# PYTHON names the interpreter (python3). Where it lacks packages, those that
-# tools/gpu_check/collect_wheels.sh has collected are used. Where OUT names a folder, JSON, Markdown and logs are copied there.
+#     tools/gpu_check.sh                 # on a GPU; repeat it to resume
+#     tools/gpu_check.sh --device cpu    # a dry run with small steps
+# PYTHON names the interpreter (python3). If it lacks packages, those collected by tools/gpu_check/collect_wheels.sh are
+# used. If OUT names a folder, JSON, Markdown and logs are copied there.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 export PYTHON=${PYTHON:-python3} GPU_CHECK_WHEELS=${GPU_CHECK_WHEELS:-output/gpu_check_wheels}

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Import image-level hypotheses of the public ReCLIP and ReCLIP++ code into a hypothesis file of this project.
+"""Import image-level hypotheses of the public ReCLIP and ReCLIP++ code.
 
     python tools/import_public_hypotheses.py text/voc_pseudo_label_ReCLIPPP.json output/voc20_train.jsonl \
         --dataset voc20_train --list datasets/VOC2012/ImageSets/Segmentation/train.txt
 
-The public files hold one JSON list of class ids a line, in the order of a list of the training images. Give that list
-by ``--list``; without it the order of the registered data set counts. Train with ``HYPOTHESIS.METHOD imported
+The public files have one JSON list of class ids per line, in the order of a list of the training images. Pass that list
+with ``--list``; the default is the order of the registered data set. Train with ``HYPOTHESIS.METHOD imported
 HYPOTHESIS.FILE <OUT>``.
 """
 
@@ -26,19 +26,19 @@ from reclip_d2.utils.files import MIB, read_text
 from reclip_d2.utils.json_files import JsonError, parse_json
 from reclip_d2.utils.output_paths import check_output_path
 
-# Ends of file names that lists leave out (Cityscapes).
+# Suffixes of file names that lists omit (Cityscapes).
 LEFT_OUT = ("_leftImg8bit",)
-# Of lists of COCO's images and more.
+# Enough for lists of COCO's images.
 _MAX_BYTES = 256 * MIB
 
 
 def argument_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("hypotheses", type=Path, metavar="IN", help="public file: one list of class ids a line")
+    parser.add_argument("hypotheses", type=Path, metavar="IN", help="public file: one list of class ids per line")
     parser.add_argument("output", metavar="OUT", help="hypothesis file to write")
     parser.add_argument("--dataset", required=True, help="registered data set of the training images")
-    parser.add_argument("--list", type=Path, help="list file in whose order the lines are (default: the data set's)")
+    parser.add_argument("--list", type=Path, help="list file with the order of the lines (default: the data set's)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     return parser
 
@@ -51,25 +51,25 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def read_public_hypotheses(path: Path, num_classes: int) -> list[list[int]]:
-    """Class ids of each line, ascending and without repeats.
+    """Class ids of each line, sorted, without duplicates.
 
     Raises:
-        ReclipError: a line is no list of ids, is empty, or has an id out of range; the message has its number.
+        ReclipError: a line is not a list of ids, is empty, or has an id out of range; the message gives its number.
     """
     result = []
     for number, line in enumerate(_read_lines(path), start=1):
         try:
             ids = parse_json(line)
         except JsonError as error:
-            raise ReclipError(f"{path} line {number} is no JSON list of class ids: {line[:40]!r}") from error
+            raise ReclipError(f"{path} line {number} is not a JSON list of class ids: {line[:40]!r}") from error
         if not isinstance(ids, list) or not all(isinstance(k, int) and not isinstance(k, bool) for k in ids):
-            raise ReclipError(f"{path} line {number} is no JSON list of class ids: {line[:40]!r}")
+            raise ReclipError(f"{path} line {number} is not a JSON list of class ids: {line[:40]!r}")
         if not ids:
             raise ReclipError(f"{path} line {number} is an empty list: every image needs a class")
         wrong = [k for k in ids if not 0 <= k < num_classes]
         if wrong:
             raise ReclipError(
-                f"{path} line {number} has class id {wrong[0]}; the data set has {num_classes} classes, 0 to"
+                f"{path} line {number} has class id {wrong[0]}, but the data set has {num_classes} classes, 0 to"
                 f" {num_classes - 1}"
             )
         result.append(sorted(set(ids)))
@@ -77,7 +77,7 @@ def read_public_hypotheses(path: Path, num_classes: int) -> list[list[int]]:
 
 
 def _stem(name: str) -> str:
-    """Name of an image without folder, extension and what lists leave out."""
+    """Name of an image without folder, extension and suffixes that lists omit."""
     base = name.replace("\\", "/").rsplit("/", 1)[-1]
     head, dot, extension = base.rpartition(".")
     if dot and extension.lower() in ("jpg", "jpeg", "png"):
@@ -91,7 +91,7 @@ def order_records(records: Sequence[dict[str, Any]], list_file: Path) -> list[di
     """Records in the order of a list file, matched by file name without folder and extension.
 
     Raises:
-        ReclipError: list and data set are not of the same images.
+        ReclipError: list and data set have different images.
     """
     by_stem: dict[str, dict[str, Any]] = {}
     for record in records:
@@ -105,11 +105,11 @@ def order_records(records: Sequence[dict[str, Any]], list_file: Path) -> list[di
         record = by_stem.pop(_stem(words[0]), None) if words else None
         if record is None:
             raise ReclipError(
-                f"{list_file} line {number}: {line.strip()[:60]!r} is no image of the data set, or is listed twice"
+                f"{list_file} line {number}: {line.strip()[:60]!r} is not an image of the data set, or is listed twice"
             )
         ordered.append(record)
     if by_stem:
-        raise ReclipError(f"{list_file} lacks {len(by_stem)} images of the data set, {next(iter(by_stem))} among them")
+        raise ReclipError(f"{list_file} lacks {len(by_stem)} images of the data set, such as {next(iter(by_stem))}")
     return ordered
 
 
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(hypotheses) != len(records):
         raise ReclipError(
             f"{args.hypotheses} has {len(hypotheses)} lines for {len(records)} images of {args.list or args.dataset}:"
-            " it is of another list"
+            " it belongs to another list"
         )
     header = HypothesisHeader(
         dataset=args.dataset,
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ({"image_id": r["image_id"], "classes": ids} for r, ids in zip(records, hypotheses, strict=True)),
     )
     mean = sum(map(len, hypotheses)) / max(1, len(hypotheses))
-    print(f"wrote {args.output}: {len(hypotheses)} images, {mean:.2f} classes an image")
+    print(f"wrote {args.output}: {len(hypotheses)} images, {mean:.2f} classes per image")
 
 
 if __name__ == "__main__":

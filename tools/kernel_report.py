@@ -34,7 +34,7 @@ class Kernel(NamedTuple):
 
 
 def parse_report(log: str) -> list[Kernel]:
-    """Kernels of a build log, in its order; a report without all three lines is left out."""
+    """Kernels of a build log, in order; reports without all three lines are skipped."""
     kernels, entry, frame = [], None, None
     for line in log.splitlines():
         if match := _ENTRY.search(line):
@@ -48,7 +48,7 @@ def parse_report(log: str) -> list[Kernel]:
 
 
 def demangle(names: list[str]) -> list[str]:
-    """C++ names as written; unchanged where c++filt is missing."""
+    """Demangled C++ names; unchanged if c++filt is missing."""
     if not names or shutil.which("c++filt") is None:
         return names
     result = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)

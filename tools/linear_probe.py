@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Linear probing (Table I): train a linear classifier of a model's fixed pixel embeddings, WITH LABELS; evaluate it.
+"""Linear probing (Table I): train a linear classifier on a model's frozen pixel embeddings, WITH LABELS; evaluate it.
 
     data=configs/datasets/embedded.yaml methods=configs/methods
     python tools/linear_probe.py --config-file $data --config-file $methods/maskclip.yaml
     python tools/linear_probe.py --config-file $data --config-file $methods/reclippp_rectify.yaml   # after train_net.py
 
-Probed is the last checkpoint in the config's OUTPUT_DIR, or LINEAR_PROBE.WEIGHTS; its weights stay as they are. The
-classifier learns from the labels of LINEAR_PROBE.DATASETS; all else in this project learns without any. The results
-are kept apart, in OUTPUT_DIR/linear_probe/linear_probe.json, and say so there. --resume, --overwrite, --eval-only,
---num-gpus and KEY VALUE overrides are as for train_net.py; see LINEAR_PROBE in reclip_d2/config/keys.py.
+Probes the last checkpoint in the config's OUTPUT_DIR, or LINEAR_PROBE.WEIGHTS, without changing it. The classifier
+learns from the labels of LINEAR_PROBE.DATASETS; everything else in this project trains without labels. The results are
+written separately, to OUTPUT_DIR/linear_probe/linear_probe.json, and marked as supervised. --resume, --overwrite,
+--eval-only, --num-gpus and KEY VALUE overrides are as for train_net.py; see LINEAR_PROBE in reclip_d2/config/keys.py.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 
 
 class ProbeTrainer(Trainer):
-    """Trains the classifier of a :class:`LinearProbe`; its data loader is the one that reads labels."""
+    """Trains the classifier of a :class:`LinearProbe`, with a data loader that reads labels."""
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> LinearProbe:
@@ -73,17 +73,17 @@ class ProbeTrainer(Trainer):
 
 @exit_on_error
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Train the classifier, evaluate it on ``DATASETS.TEST``, write the results; they are returned by data set."""
+    """Train the classifier, evaluate it on ``DATASETS.TEST``, write the results and return them by data set."""
     overrides = probe_overrides(load_config(args.config_file, args.opts))
     folder = overrides[overrides.index("OUTPUT_DIR") + 1]
     exists = ReclipCheckpointer(None, folder).has_checkpoint()
     if exists and not (args.resume or args.overwrite or args.eval_only):
-        raise ReclipError(f"{folder} holds a linear probe: add --resume, --overwrite, or another OUTPUT_DIR")
+        raise ReclipError(f"{folder} contains a linear probe: add --resume, --overwrite, or another OUTPUT_DIR")
     if args.eval_only and not exists:
-        raise ReclipError(f"{folder} holds no linear probe to evaluate: leave --eval-only out")
+        raise ReclipError(f"{folder} contains no linear probe to evaluate: omit --eval-only")
     args.opts = [*args.opts, *overrides]
     cfg = setup(args)
-    # Without the evaluation at the end: metrics.json must hold no mIoU that passes for an unsupervised one.
+    # Without the evaluation at the end, so that no supervised mIoU is in metrics.json.
     trainer = ProbeTrainer(cfg, evaluate=False)
     trainer.resume_or_load(resume=args.resume or args.eval_only)
     if args.overwrite and not (args.resume or args.eval_only):

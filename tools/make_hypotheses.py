@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Make the hypothesis file of a config's training set (Eq. 6), on one or several GPUs, ahead of the training.
+"""Make the hypothesis file of a config's training set (Eq. 6), on one or several GPUs, before training.
 
     python tools/make_hypotheses.py --num-gpus 1 \\
         --config-file configs/datasets/embedded.yaml --config-file configs/methods/reclippp_rectify.yaml
 
-Training makes a missing file by itself; this program makes it alone. A killed run resumes when you repeat it.
+Training makes a missing file itself; this program makes only the file. A killed run resumes when you repeat it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from reclip_d2.hypothesis.training_records import build_training_records
 
 @exit_on_error
 def main(args: argparse.Namespace) -> None:
-    """Make the file if it is missing; say how often each class is in a hypothesis."""
+    """Make the file if it is missing; print how often each class is in a hypothesis."""
     cfg = setup(args)
     records = build_training_records(cfg)
     if not comm.is_main_process():
@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> None:
     counts = collections.Counter(k for record in records for k in record["hypothesis"])
     names = [names[0] for names in class_names_of(cfg.DATASETS.TRAIN[0])]
     wanted = cfg.HYPOTHESIS.CLASSES_PER_IMAGE
-    rule = f"{wanted:g} classes an image" if wanted else f"t = {cfg.HYPOTHESIS.THRESHOLD}"
+    rule = f"{wanted:g} classes per image" if wanted else f"t = {cfg.HYPOTHESIS.THRESHOLD}"
     print(f"{'class':<{max(map(len, names))}}  images with it in their hypothesis ({rule})")
     for k, name in enumerate(names):
         print(f"{name:<{max(map(len, names))}}  {counts[k]:6d}  {100 * counts[k] / len(records):5.1f} %")

@@ -3,15 +3,14 @@
 
 Two losses on rendered pictures and their captions (the task's scenes are never used):
 
-- image loss: CLIP's, between the global features of compositions and close-ups and their captions, equal
-  captions of a batch counted once;
+- image loss: CLIP's loss between the global features of compositions and close-ups and their captions, with equal
+  captions in a batch counted once;
 - region loss: the mean value-path feature of boxes that show one material, classified among *all* names of
-  the world with the frequencies of the names in captions as target. It makes dense features (captions of
-  whole images alone leave a model of this size at chance), and unlike the image loss it keeps the prior of
-  the names: the class preference that rectification is to remove.
-
-Training has an easy start: close-ups count as regions and both names of a material are equally frequent; then
-only compositions count, and last the rare names become rare.
+  the world, with the names' frequencies in captions as targets. It creates dense features (captions of whole
+  images alone leave a model of this size at chance), and unlike the image loss it keeps the prior of the
+  names: the class-preference bias that rectification removes.
+Training starts easy: close-ups count as regions and both names of a material are equally frequent; later only
+compositions count, and finally the rare names become rare.
 
 Shape letters: B images, n = 144 patches, D = 96 joint width, C = 12 materials, N = 24 names, K kept tokens,
 R regions.
@@ -62,10 +61,10 @@ from reclip_d2.utils.output_paths import check_output_path
 
 COMPOSITIONS_PER_STEP, CLOSE_UPS_PER_STEP = 32, 16
 PEAK_LR, WEIGHT_DECAY, WARMUP_SHARE, GRADIENT_CLIP = 2e-3, 0.05, 0.06, 1.0
-# Shares of all steps: up to the first, close-ups count as regions too; from the second on, rare names are rare.
+# Fractions of all steps: until the first, close-ups count as regions too; from the second, rare names are rare.
 EASY_UNTIL, PRIOR_FROM = 0.3, 0.55
 PROGRAM = "python tools/pretrain_embedded_clip.py"
-EVALUATION_SEED_OFFSET = 7919  # pictures for evaluation come from another seed than those for training
+EVALUATION_SEED_OFFSET = 7919  # pictures for evaluation have another seed than those for training
 
 
 def normalize_images(images: Tensor) -> Tensor:
@@ -75,15 +74,15 @@ def normalize_images(images: Tensor) -> Tensor:
 
 
 def image_features(visual: nn.Module, images: Tensor, dense_count: int) -> tuple[Tensor, Tensor]:
-    """Global and dense features with no more work than they need: the last block's attention has one query.
+    """Global and dense features, computed efficiently: the last block's attention has one query.
 
     Args:
         images: normalised, float32 (B, 3, S, S).
-        dense_count: how many of the images, from the first, get dense features.
+        dense_count: number of images, from the first, that get dense features.
 
-    Returns:
-        global features (B, D), those of ``encode_image``, and dense features Z (dense_count, n, D); rows of
-        length 1.
+        Returns:
+            Global features (B, D), as from ``encode_image``, and dense features Z (dense_count, n, D); rows have unit
+            length.
     """
     inputs, last = last_block_input(visual, images), visual.transformer.resblocks[-1]
     tokens = inputs.tokens
@@ -96,7 +95,7 @@ def image_features(visual: nn.Module, images: Tensor, dense_count: int) -> tuple
 
 
 def image_loss(logits: Tensor, names: Tensor) -> Tensor:
-    """CLIP's symmetric loss with equal captions counted once.
+    """CLIP's symmetric loss, with equal captions counted once.
 
     Args:
         logits: (B, N), image by name.
@@ -180,8 +179,8 @@ def train(
 def evaluate(checkpoint: Path, world: World, seed: int, close_ups: int, scenes: int) -> dict[str, float]:
     """Zero-shot accuracy on unseen close-ups and MaskCLIP's accuracy and mIoU on unseen task scenes.
 
-    All in percent; the mean is over the classes that occur. The query features are the product's:
-    the task's class names in all 85 templates.
+    All in percent; the mean is over the classes that occur. Query features are as in the package: the task's class
+    names in all 85 templates.
     """
     model = build_embedded_clip(checkpoint)
     encoder = TextEncoder(model, open_clip.get_tokenizer(EMBEDDED_MODEL_NAME))
@@ -240,9 +239,9 @@ def main() -> None:
         if getattr(args, key) < 1:
             raise ReclipError(f"--{key.replace('_', '-')} is {getattr(args, key)}; it must be at least 1")
     if args.out.suffix != ".safetensors":
-        raise ReclipError(f"--out {args.out}: the checkpoint is a .safetensors file, give it that ending")
+        raise ReclipError(f"--out {args.out}: the file name must end in .safetensors")
     torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)  # saturated probabilities would slow the CPU many times over
+    torch.set_flush_denormal(True)  # denormals of saturated probabilities slow down the CPU many times
     start = time.time()
     world = WORLDS[args.world]
     model, token_ids, rows = train(world, args.seed, args.steps, args.pool, args.threads)

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""The papers' tables and figures on one data set: all runs, then a report with a verdict on each claimed ordering.
+"""Reproduce the papers' tables and figures on one data set: all runs, then a report that checks each claimed ordering.
 
     python tools/reproduce.py --suite embedded --seeds 0 1 2 --out output/reproduce
     python tools/reproduce.py --suite voc20 --tables II V --out output/reproduce_voc20    # real data and weights
 
-The runs are listed in configs/ablations/paper.yaml, with the papers' numbers. Each is done once and kept in DIR/runs;
-an interrupted suite resumes when you repeat the command. DIR/REPORT.md is written at the end; --report-only writes it
-from the runs that are done.
+The runs are listed in configs/ablations/paper.yaml, with the papers' numbers. Results are kept in DIR/runs; an
+interrupted suite resumes when you repeat the command. DIR/REPORT.md is written at the end; --report-only writes it from
+the finished runs.
 """
 
 from __future__ import annotations
@@ -47,23 +47,22 @@ PRELOAD = ("reclip_d2.experiments.execute", "torch.utils.tensorboard")
 def argument_parser() -> argparse.ArgumentParser:
     """Arguments of the program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", required=True, help="data set: a suite of the suite file, such as embedded or voc20")
+    parser.add_argument("--suite", required=True, help="data set: a suite in the suite file, such as embedded or voc20")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the training runs")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the runs and the report")
     parser.add_argument("--tables", nargs="+", metavar="KEY", help="tables to run and report, such as II IX Fig3")
-    parser.add_argument("--experiments", nargs="+", default=[], metavar="KEY", help="run these only, see --list")
-    parser.add_argument("--dataset", default="", help="where to evaluate; by default the configs' own DATASETS.TEST")
+    parser.add_argument("--experiments", nargs="+", default=[], metavar="KEY", help="run only these, see --list")
+    parser.add_argument("--dataset", default="", help="where to evaluate; by default the configs' DATASETS.TEST")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--jobs",
         type=int,
-        help="runs at a time, each with its part of the CPU's cores; by default on a GPU 1, on a CPU 4"
-        " or as many as it has cores",
+        help="parallel runs, which share the CPU's cores; by default 1 on a GPU, and on a CPU 4 or the number of cores",
     )
-    parser.add_argument("--list", action="store_true", help="list experiments and what is done of them; run nothing")
-    parser.add_argument("--report-only", action="store_true", help="write the report from what is done; run nothing")
+    parser.add_argument("--list", action="store_true", help="list experiments and finished runs; run nothing")
+    parser.add_argument("--report-only", action="store_true", help="write the report of the finished runs; run nothing")
     parser.add_argument("--report", metavar="FILE", help=f"the report; by default DIR/{REPORT}")
-    parser.add_argument("--overwrite", action="store_true", help="run again what was made with another config")
+    parser.add_argument("--overwrite", action="store_true", help="repeat runs that were made with another config")
     parser.add_argument(
         "--drop-checkpoints", action="store_true", help="remove the weights of finished runs that no other run needs"
     )
@@ -73,7 +72,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def probe_program() -> ModuleType:
-    """``tools/linear_probe.py``, the one program that trains with labels."""
+    """``tools/linear_probe.py``, the only program that trains with labels."""
     name = "reclip_d2_linear_probe"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / "linear_probe.py")
@@ -83,7 +82,7 @@ def probe_program() -> ModuleType:
 
 
 def perform_probe(job: Job) -> dict[str, Any]:
-    """Train and evaluate a linear probe, with labels; its own file of results is written too."""
+    """Train and evaluate a linear probe, with labels; also writes its results file."""
     with logging_to(job.folder):
         program = probe_program()
         overrides = program.probe_overrides(load_config(job.config_files, job.options))
@@ -96,9 +95,9 @@ def perform_probe(job: Job) -> dict[str, Any]:
 
 
 def perform_hypotheses(job: Job) -> dict[str, Any]:
-    """Compare the training images' hypotheses with their labels: an analysis, of which no training knows."""
-    # Here and not at the top: every run is a process that loads this file, and those that train load nothing that
-    # reads the training images' labels.
+    """Compare the training images' hypotheses with their labels: an analysis that no training uses."""
+    # Here, not at the top: every run is a process that loads this file, and training processes must not load anything
+    # that reads the training images' labels.
     from reclip_d2.evaluation.hypothesis import hypothesis_precision_recall
     from reclip_d2.evaluation.label_files import DatasetLabels
     from reclip_d2.evaluation.labelled_data import labelled_records, probe_datasets
@@ -121,7 +120,7 @@ def perform(job: Job) -> dict[str, Any]:
 
 
 def print_list(runs: Runs) -> None:
-    """What there is to run, and what is done."""
+    """List the runs, and how many are finished."""
     suite = runs.suite
     tables: dict[str, list[str]] = {}
     for table in suite.tables:
@@ -142,7 +141,7 @@ def print_list(runs: Runs) -> None:
 
 
 def report_command(args: argparse.Namespace) -> list[str]:
-    """The command that makes the runs of a report."""
+    """The command that makes a report's runs."""
     command = ["python", "tools/reproduce.py", "--suite", args.suite, "--seeds", *map(str, args.seeds)]
     command += ["--out", str(args.out)]
     for name in ("tables", "experiments", "opts"):
@@ -166,7 +165,7 @@ def main() -> None:
         raise ReclipError(f"--suite {args.suite!r} is not in {args.suite_file}: choose one of {', '.join(names)}")
     suite = load_suite(args.suite_file, args.suite, args.tables)
     cores = os.cpu_count() or 1
-    # These models are small: two runs with a thread each are much faster than one after the other with two.
+    # These models are small: two parallel runs with one thread each are much faster than two sequential runs with two.
     jobs = (1 if args.device.startswith("cuda") else min(4, cores)) if args.jobs is None else args.jobs
     if jobs < 1:
         raise ReclipError(f"--jobs {jobs}: give 1 or more")
@@ -181,7 +180,7 @@ def main() -> None:
     runs = Runs(suite, settings)
     planned = {planned.run.experiment.key for planned in runs.planned}
     if unknown := [key for key in args.experiments if key not in planned]:
-        raise ReclipError(f"the tables have no experiment {unknown[0]!r}: see --list")
+        raise ReclipError(f"no table has the experiment {unknown[0]!r}: see --list")
     if args.list:
         print_list(runs)
         return
@@ -206,7 +205,7 @@ def main() -> None:
     print(f"Written: {report}" + (f" and {len(pictures)} pictures in {pictures[0].parent}" if pictures else ""))
     if failed:
         count = f"{len(failed)} runs" if len(failed) > 1 else "1 run"
-        raise ReclipError(f"{count} failed; the same command tries again; first {failed[0]}")
+        raise ReclipError(f"{count} failed; repeat the command to retry; first {failed[0]}")
 
 
 if __name__ == "__main__":

@@ -162,9 +162,9 @@ def test_pictures_that_are_there(scene, capsys):
 
 
 def test_wrong_input(scene, capsys):
-    assert "is one file, and there are 2 images" in error(capsys, "--input", "photos", "--output", "a.png")
+    assert "is one file, but there are 2 images" in error(capsys, "--input", "photos", "--output", "a.png")
     (scene / "note").write_text("")
-    assert "is no picture" in error(capsys, "--input", "photos", "--output", "note")
+    assert "is neither a picture" in error(capsys, "--input", "photos", "--output", "note")
     assert "IMAGES nothing does not exist" in error(capsys, "--input", "nothing", "--output", "x")
     keys = ("--opts", "MODEL.META_ARCHITECTURE", "RectifiedCLIP")
     assert "name a checkpoint, MODEL.WEIGHTS FILE" in error(capsys, "--input", "photos", "--output", "x", *keys)

@@ -97,8 +97,8 @@ def test_links_of_a_page_from_another_folder_are_relative_to_its_file():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[x](../reclip_d2/nowhere.py)", "no file of the repository"),
-        ("[x](../../outside.md)", "no file of the repository"),
+        ("[x](../reclip_d2/nowhere.py)", "not a file of the repository"),
+        ("[x](../../outside.md)", "not a file of the repository"),
         ("[`no_such_name`](../reclip_d2/config/keys.py)", "does not define it"),
     ],
 )

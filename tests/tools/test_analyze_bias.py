@@ -126,7 +126,7 @@ def test_without_labels_the_rest_is_drawn(scene, capsys):
         "fig5_predictions.png",
     }
     assert all(not model["results"] for model in numbers["models"])
-    assert "left out" in capsys.readouterr().out
+    assert "skipping scores" in capsys.readouterr().out
 
 
 def test_a_report_is_kept_unless_told(scene, capsys):

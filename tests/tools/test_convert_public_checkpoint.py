@@ -199,7 +199,7 @@ def test_class_lists_that_do_not_fit(tool, capsys, saved, tmp_path):
 def test_class_tokens_that_do_not_fit(tool, capsys, saved, tmp_path):
     source, output, options = saved
     names = options[:2]
-    assert "does not hold the class token" in error_of(tool, capsys, source, output, *names)
+    assert "does not contain the class token" in error_of(tool, capsys, source, output, *names)
     torch.save(torch.zeros(1, 1, 48), tmp_path / "wide.pt")
     message = error_of(tool, capsys, source, output, *names, "--class-token", str(tmp_path / "wide.pt"))
     assert "has 48 values" in message

@@ -244,10 +244,10 @@ def test_summary_of_figures():
     assert "| tests | failed | 9.0 | 1 failed \\| 2 passed |" in text and "E  assert" in text
     row = "| rectify_and_pool: voc20, 512 px, batch 12 | float32, cn | 100.0 | 25% | 50 | 6.0x | 2.5x |"
     assert f"{row} RuntimeError: a \\| b | 10.0x |" in text
-    assert "- 30.0 us `void hard_rows_kernel<float>`" in text and "2 cases were left out" in text
+    assert "- 30.0 us `void hard_rows_kernel<float>`" in text and "2 cases were skipped" in text
     assert "| bfloat16, kernels | 1000.0 | 12.00 | 3.00 | 1024 |" in text
     assert "9000 crops/s, 40% of the bfloat16 peak." in text and "it refuses" in text
-    assert "rehearsal" not in text and "rehearsal" in markdown({**state, "device": "cpu"})
+    assert "dry run" not in text and "dry run" in markdown({**state, "device": "cpu"})
 
 
 def test_operator_calls_reach_what_they_should():
@@ -310,7 +310,7 @@ def test_extension_that_was_brought_along_serves_where_the_build_fails(tmp_path)
     command = ["bash", str(root / "tools" / "gpu_check" / "build.sh")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stdout.endswith("the build failed, and no built extension was brought along\n")
+    assert done.stdout.endswith("the build failed, and there is no prebuilt extension\n")
     (wheels / "_C.cpython-39-x86_64-linux-gnu.so").write_bytes(b"built elsewhere")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

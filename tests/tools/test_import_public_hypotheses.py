@@ -93,14 +93,14 @@ def test_training_records_take_the_imported_sets(tool, source, tmp_path):
     ("line", "expected"),
     [
         ("[]", "line 2 is an empty list"),
-        ("[1, 4]", "line 2 has class id 4; the data set has 4 classes, 0 to 3"),
+        ("[1, 4]", "line 2 has class id 4, but the data set has 4 classes, 0 to 3"),
         ("[-1]", "line 2 has class id -1"),
-        ("[0, 1", "line 2 is no JSON list"),
-        ("3", "line 2 is no JSON list"),
-        ("[1.5]", "line 2 is no JSON list"),
-        ('["sky"]', "line 2 is no JSON list"),
-        ("[true]", "line 2 is no JSON list"),
-        ("", "line 2 is no JSON list"),
+        ("[0, 1", "line 2 is not a JSON list"),
+        ("3", "line 2 is not a JSON list"),
+        ("[1.5]", "line 2 is not a JSON list"),
+        ('["sky"]', "line 2 is not a JSON list"),
+        ("[true]", "line 2 is not a JSON list"),
+        ("", "line 2 is not a JSON list"),
     ],
 )
 def test_bad_lines(tool, capsys, source, line, expected):
@@ -117,10 +117,10 @@ def test_wrong_number_of_lines(tool, capsys, source, count):
 @pytest.mark.parametrize(
     ("entries", "expected"),
     [
-        (["000", "001"], "lacks 1 images of the data set, 002"),
-        (["000", "001", "002", "009"], "line 4: '009' is no image of the data set"),
-        (["000", "001", "000"], "line 3: '000' is no image of the data set, or is listed twice"),
-        (["000", "", "002"], "line 2: '' is no image"),
+        (["000", "001"], "lacks 1 images of the data set, such as 002"),
+        (["000", "001", "002", "009"], "line 4: '009' is not an image of the data set"),
+        (["000", "001", "000"], "line 3: '000' is not an image of the data set, or is listed twice"),
+        (["000", "", "002"], "line 2: '' is not an image"),
     ],
 )
 def test_a_list_of_other_images(tool, capsys, source, entries, expected):

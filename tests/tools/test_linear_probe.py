@@ -127,7 +127,7 @@ def test_an_existing_probe(scene, capfd):
     before, report = classifier_of(scene, "out"), report_of(scene, "out")
     capfd.readouterr()
     line = mistake(capfd, scene, "out", *MASKCLIP, "LINEAR_PROBE.BASE_LR", "0.2")
-    assert f"{scene}/out/linear_probe holds a linear probe: add --resume, --overwrite" in line
+    assert f"{scene}/out/linear_probe contains a linear probe: add --resume, --overwrite" in line
     assert_same(classifier_of(scene, "out"), before)
     probe(scene, "out", "--eval-only", *MASKCLIP)
     assert_same(classifier_of(scene, "out"), before)
@@ -152,10 +152,10 @@ def test_several_data_sets(scene, datasets):
 
 
 def test_mistakes(scene, capfd, datasets):
-    assert "holds no trained model to probe: run train_net.py" in mistake(capfd, scene, "out")
+    assert "contains no trained model to probe: run train_net.py" in mistake(capfd, scene, "out")
     assert not (scene / "out").exists()
     assert "none.pth does not exist" in mistake(capfd, scene, "out", "LINEAR_PROBE.WEIGHTS", str(scene / "none.pth"))
-    assert "holds no linear probe to evaluate" in mistake(capfd, scene, "out", "--eval-only", *MASKCLIP)
+    assert "contains no linear probe to evaluate" in mistake(capfd, scene, "out", "--eval-only", *MASKCLIP)
     unlabelled = [{"file_name": str(scene / "train" / "images" / "000.jpg")}]
     names = ["sky", "tall tree", "water", "brick wall"]
     datasets("reclip_test_bare", unlabelled, names)

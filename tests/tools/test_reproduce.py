@@ -145,7 +145,7 @@ def test_list_and_report_only(scene, reproduce, capsys):
 def test_mistakes(scene, reproduce, capsys):
     assert "--suite 'small' is not in" in mistake(capsys, reproduce, "--suite", "small")
     assert "no table 'III'" in mistake(capsys, reproduce, "--tables", "III")
-    assert "no experiment 'probes': see --list" in mistake(capsys, reproduce, "--experiments", "probes")
+    assert "no table has the experiment 'probes': see --list" in mistake(capsys, reproduce, "--experiments", "probes")
     assert "'nowhere'" in mistake(capsys, reproduce, "--dataset", "nowhere")
     assert "--jobs 0" in mistake(capsys, reproduce, "--jobs", "0")
     assert "experiment maskclip of suite tiny: command line: " in mistake(capsys, reproduce, "--opts", "NO.KEY", "1")

@@ -1,1 +1,1 @@
-"""The check of the CUDA code on a GPU: steps of one command, `tools/gpu_check.sh`; see docs/gpu_check.md."""
+"""The check of the CUDA code on a GPU, run by `tools/gpu_check.sh`; see docs/gpu_check.md."""

@@ -1,4 +1,4 @@
-"""``python -m tools.gpu_check``: run the steps that are not done yet; see docs/gpu_check.md."""
+"""``python -m tools.gpu_check``: run the remaining steps; see docs/gpu_check.md."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tools.gpu_check.steps import ROOT, plan
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(prog="tools/gpu_check.sh", description="check the CUDA code on a GPU, and time it")
-    result.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal, every step small")
-    result.add_argument("--folder", type=Path, help="of the results (default: output/gpu_check-DEVICE)")
-    result.add_argument("--seconds", type=float, default=470.0, help="for all steps together")
-    result.add_argument("--steps", nargs="+", metavar="STEP", help="only these")
-    result.add_argument("--again", nargs="*", metavar="STEP", help="run these again; without names, all")
+    result.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run with small steps")
+    result.add_argument("--folder", type=Path, help="folder of the results (default: output/gpu_check-DEVICE)")
+    result.add_argument("--seconds", type=float, default=470.0, help="time limit for all steps together")
+    result.add_argument("--steps", nargs="+", metavar="STEP", help="run only these steps")
+    result.add_argument("--again", nargs="*", metavar="STEP", help="run these steps again; without names, all")
     return result
 
 

@@ -1,16 +1,16 @@
 #!/bin/bash
-# Builds the extension in place, with all cores; where that fails, takes one that was brought along. Then checks that its
-# operators are there. GPU_CHECK_BUILD=no: only the last.
+# Builds the extension in place, with all cores; falls back to a prebuilt one. Then checks that its operators exist.
+# GPU_CHECK_BUILD=no: only the check.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
 PYTHON=${PYTHON:-python3}
 if [ "${GPU_CHECK_BUILD:-yes}" != no ]; then
   suffix=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
   if ! FORCE_CUDA=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} "$PYTHON" setup.py build_ext --inplace; then
-    # Of any Python: the extension keeps to the stable interface. The version of PyTorch must be the same.
+    # Works with any Python (stable ABI), but only with the same version of PyTorch.
     brought=$(ls "${GPU_CHECK_WHEELS:-output/gpu_check_wheels}"/_C*.so 2>/dev/null | head -1)
-    [ -n "$brought" ] || { echo "the build failed, and no built extension was brought along"; exit 1; }
-    echo "the build failed: taking $brought"
+    [ -n "$brought" ] || { echo "the build failed, and there is no prebuilt extension"; exit 1; }
+    echo "the build failed: using $brought"
     cp "$brought" "reclip_d2/_C$suffix" || exit 1
   fi
 fi

@@ -1,4 +1,4 @@
-"""What the machine is, and its ceilings: bytes per second of a large copy, operations per second of a product."""
+"""The machine and its ceilings: bytes per second of a large copy, operations per second of a matrix product."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tools.gpu_check.figures import write_figures
 
 
 def command_output(*command: str) -> str | None:
-    """What a program prints; None where there is none."""
+    """Output of a program; None if it is not installed."""
     if shutil.which(command[0]) is None:
         return None
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
@@ -22,7 +22,7 @@ def command_output(*command: str) -> str | None:
 
 
 def copy_bytes_per_second(device: torch.device, elements: int) -> float:
-    """Bytes read and bytes written of a float32 copy that outgrows the caches, together; the best of ten."""
+    """Bytes per second, read plus written, of a float32 copy larger than the caches; the best of ten."""
     source = torch.rand(elements, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
@@ -30,7 +30,7 @@ def copy_bytes_per_second(device: torch.device, elements: int) -> float:
 
 
 def product_flops(device: torch.device, size: int, dtype: torch.dtype) -> float:
-    """Operations a second of a square matrix product of random numbers; the best of ten."""
+    """Operations per second of a square matrix product of random numbers; the best of ten."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     a @ b
     return 2 * size**3 / min(timed(lambda: a @ b, device) for _ in range(10))

@@ -1,18 +1,18 @@
 #!/bin/bash
 # Collects what tools/gpu_check.sh needs on a machine without a network that has Python 3.12, PyTorch, torchvision and the
-# usual scientific packages: wheels into output/gpu_check_wheels (git ignores output/), with Detectron2 from this environment.
-# The extension that is built here goes along, for the case that the build fails there.
+# usual scientific packages: wheels in output/gpu_check_wheels (ignored by git), with Detectron2 from this environment, and
+# the extension built here, in case the build fails there.
 #
 #     tools/gpu_check/collect_wheels.sh
 #
-# PYTHON names the interpreter of an environment in which reclip_d2 works (.venv/bin/python). Wheels and tracked files must
-# stay below LIMIT_MIB (64) together; exit status 1 if they do not.
+# PYTHON names the interpreter of an environment in which reclip_d2 works (.venv/bin/python). Exit status 1 if
+# wheels and tracked files together exceed LIMIT_MIB (64).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 PYTHON=${PYTHON:-.venv/bin/python} LIMIT_MIB=${LIMIT_MIB:-64} WHEELS=${GPU_CHECK_WHEELS:-output/gpu_check_wheels}
-# From PyPI, in the versions of this environment: what such a machine lacks.
+# Packages missing on such a machine, from PyPI, in the versions of this environment.
 PACKAGES="open_clip_torch fvcore iopath yacs termcolor ftfy wcwidth omegaconf antlr4-python3-runtime pycocotools"
-# Imported where they are there: some versions of Detectron2 and of this package need them.
+# Optional: some versions of Detectron2 and of this package need them.
 OPTIONAL="hydra-core jsonschema jsonschema-specifications referencing rpds-py"
 rm -rf "$WHEELS"
 mkdir -p "$WHEELS"
@@ -29,11 +29,11 @@ for name in $PACKAGES; do
   fetch "$name" "$found" || { echo "error: no wheel of $name $found for Python 3.12" >&2; exit 1; }
 done
 for name in $OPTIONAL; do
-  if found=$(version "$name"); then fetch "$name" "$found" || echo "no wheel of $name $found for Python 3.12: left out"; fi
+  if found=$(version "$name"); then fetch "$name" "$found" || echo "no wheel of $name $found for Python 3.12: skipped"; fi
 done
 others=$(ls "$WHEELS" | grep '[.]whl$' | grep -v -e '-py[23.]*-none-any' -e '-cp312-' -e '-abi3-' || true)
 [ -z "$others" ] || { echo "error: built for another Python: $others" >&2; exit 1; }
-# Detectron2 as it is here (0.5 needs changes that reclip_d2.install_detectron2 makes): pure Python, packed as a wheel.
+# The installed Detectron2 (0.5 patched by reclip_d2.install_detectron2): pure Python, packed as a wheel.
 "$PYTHON" tools/gpu_check/pack_installed.py detectron2 "$WHEELS"
 for built in reclip_d2/_C*.so; do
   [ ! -e "$built" ] || strip --strip-unneeded -o "$WHEELS/$(basename "$built")" "$built"

@@ -1,4 +1,4 @@
-"""What the timing programs share: where figures go, the time limit, ceilings, and timing by device events."""
+"""Shared by the timing programs: output of figures, time limit, ceilings, and timing with device events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reclip_d2.utils.timing import synchronize, timed
 
 
 def write_figures(figures: dict[str, Any]) -> None:
-    """Write the figures of a step, whole, to the file that the runner names; without a runner, nowhere."""
+    """Write the figures of a step atomically to the file that the runner names; without a runner, do nothing."""
     path = os.environ.get("GPU_CHECK_FIGURES")
     if path:
         temporary = Path(f"{path}.tmp")
@@ -25,7 +25,7 @@ def write_figures(figures: dict[str, Any]) -> None:
 
 
 def read_figures() -> dict[str, Any]:
-    """The figures that an earlier run of the step has written and could not complete; empty if there are none."""
+    """The figures of an earlier, incomplete run of the step; empty if there are none."""
     try:
         return json.loads(Path(os.environ["GPU_CHECK_FIGURES"]).read_text())
     except (KeyError, OSError, ValueError):
@@ -33,19 +33,19 @@ def read_figures() -> dict[str, Any]:
 
 
 def read_ceilings() -> dict[str, float]:
-    """The ceilings that the first step has measured; empty if there are none."""
+    """The ceilings measured by the first step; empty if there are none."""
     try:
         return json.loads(Path(os.environ["GPU_CHECK_CEILINGS"]).read_text())
     except (KeyError, OSError, ValueError):
         return {}
 
 
-# Exit status of a program that had no time for all of its parts: it is run again, and finds its figures.
+# Exit status of a program that ran out of time: it is run again, and resumes from its figures.
 MORE_TO_DO = 75
 
 
 class Clock:
-    """How much of a program's time is left."""
+    """The time left to a program."""
 
     def __init__(self, seconds: float) -> None:
         self.end = time.monotonic() + seconds
@@ -56,7 +56,7 @@ class Clock:
 
 
 def median_seconds(function: Callable[[int], Any], device: torch.device, repeats: int, warmup: int = 2) -> float:
-    """The median of ``repeats`` calls; the function gets the number of the call, to take its inputs in turn."""
+    """Median seconds of ``repeats`` calls; the function gets the number of the call, to rotate its inputs."""
     for call in range(warmup):
         function(call)
     synchronize(device)
@@ -64,7 +64,7 @@ def median_seconds(function: Callable[[int], Any], device: torch.device, repeats
 
 
 def host_seconds(function: Callable[[int], Any], device: torch.device, calls: int) -> float:
-    """Seconds a call for which the host is busy: ``calls`` of them are queued without waiting for the device."""
+    """Host seconds per call: ``calls`` calls are queued without waiting for the device."""
     function(0)
     synchronize(device)
     begin = time.perf_counter()
@@ -76,7 +76,7 @@ def host_seconds(function: Callable[[int], Any], device: torch.device, calls: in
 
 
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> int | None:
-    """What a call adds to PyTorch's allocations on the GPU at their peak; None on the CPU."""
+    """Bytes that a call adds to the peak of PyTorch's GPU allocations; None on the CPU."""
     if device.type != "cuda":
         return None
     synchronize(device)

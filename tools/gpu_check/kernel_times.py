@@ -1,9 +1,9 @@
 """Times of the operators and of each kernel, against the roofline and against plain PyTorch.
 
-For each case: forward and backward of the operator with inputs that take turns, by device events; the same in an eager
-loop over the images, an eager batched product and torch.compile's of that; the time for which the host is busy; and the
-time of each kernel, from PyTorch's profiler. The roofline is the bytes that must move (every input read once a pass,
-every output written once) over the copy bandwidth that the step `ceilings` has measured in the same run.
+For each case: forward and backward of the operator with rotating inputs, timed with device events; the same for an
+eager loop over the images, an eager batched product, and the latter with torch.compile; the host time; and the time of
+each kernel, from PyTorch's profiler. The roofline is the bytes that must move (every input read once per pass, every
+output written once) over the copy bandwidth that the step `ceilings` measured in the same run.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from tools.gpu_check.figures import (
 )
 
 METHODS = ["ours", "eager", "batched", "compile-batched"]
-# In the order of their worth: case, type, layout of the logits ("cn": as a convolution leaves them, "nc": classes
-# together), whether torch.compile takes part (it needs some ten seconds a case).
+# Most important first: case, type, layout of the logits ("cn": as from a convolution, "nc": classes contiguous), and
+# whether to time torch.compile (it needs about ten seconds per case).
 CUDA_CASES = [
     (Case("rectify_and_pool", "voc20", 20, 512, 12), "float32", "cn", True),
     (Case("rectify_and_pool", "ade150", 150, 512, 8), "float32", "cn", False),
@@ -64,7 +64,7 @@ def with_layout(inputs: Inputs | Tensor, layout: str) -> Inputs | Tensor:
 
 
 def pass_seconds(sets: list[Inputs], device: torch.device, repeats: int) -> dict[str, float]:
-    """Seconds of our forward pass, and of our backward pass, each alone."""
+    """Seconds of our forward pass alone, and of our backward pass alone."""
 
     def forward(call: int) -> Tensor:
         return rectify_and_pool(*sets[call % len(sets)][:5], TAU, hard=True)[0]
@@ -82,7 +82,7 @@ def pass_seconds(sets: list[Inputs], device: torch.device, repeats: int) -> dict
 
 
 def kernel_seconds(function: Any, device: torch.device, calls: int) -> dict[str, float]:
-    """Mean seconds a call of each kernel, by name; empty where the profiler sees no kernels (the CPU)."""
+    """Mean seconds per call of each kernel, by name; empty if the profiler sees no kernels (on the CPU)."""
     if device.type != "cuda":
         return {}
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:
@@ -101,7 +101,7 @@ def measure(case: Case, dtype_name: str, layout: str, compiled: bool, device: to
     sets = [with_layout(new_inputs(case, device, dtype, seed), layout) for seed in (0, 1)]
     moved = bytes_to_move(case, sets[0])
     cache = 256 * 2**20 if device.type == "cuda" else 2**20
-    while len(sets) < 8 and len(sets) * moved < cache:  # so that no call finds its inputs in the cache
+    while len(sets) < 8 and len(sets) * moved < cache:  # so that inputs are never in the cache
         sets.append(with_layout(new_inputs(case, device, dtype, len(sets)), layout))
     repeats = 20 if device.type == "cuda" else 3
     result: dict[str, Any] = {
@@ -117,7 +117,7 @@ def measure(case: Case, dtype_name: str, layout: str, compiled: bool, device: to
                 "median_seconds": median_seconds(lambda call, run=run: run(sets[call % len(sets)]), device, repeats),
                 "peak_bytes": peak_bytes(lambda run=run: run(sets[0]), device),
             }
-        except Exception as error:  # a contender that fails, or finds no memory, leaves the others' figures
+        except Exception as error:  # a method that fails or runs out of memory does not affect the others
             if name == "ours":
                 raise
             result["methods"][name] = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
@@ -133,10 +133,10 @@ def measure(case: Case, dtype_name: str, layout: str, compiled: bool, device: to
 
 
 def main() -> int:
-    """Measure the cases for which there is time; the figures are written after each. Those that are there stay."""
+    """Measure as many cases as time allows; figures are written after each. Finished cases are skipped."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--seconds", type=float, default=100.0, help="no case is begun after this")
+    parser.add_argument("--seconds", type=float, default=100.0, help="no case is started after this time")
     options = parser.parse_args()
     device, clock = torch.device(options.device), Clock(options.seconds)
     bandwidth = read_ceilings().get("copy_bytes_per_second") or copy_bandwidth(device)
@@ -157,7 +157,7 @@ def main() -> int:
         print(
             f"{case.operator} {case.name} {dtype} {layout}: {microseconds:.1f} us, {result['roofline']:.0%} of roofline"
         )
-    print(f"{len(figures['cases'])} cases, {figures['left_out']} left out for want of time")
+    print(f"{len(figures['cases'])} cases, {figures['left_out']} skipped for lack of time")
     return MORE_TO_DO if figures["left_out"] else 0
 
 

@@ -1,8 +1,8 @@
-"""Some forty calls of the operators, forward and backward, for compute-sanitizer: every kernel, small.
+"""About forty small calls of the operators, forward and backward, that cover every kernel, for compute-sanitizer.
 
-Both layouts of the logits, hard and soft masks, classes below and above what shared memory holds (504 in float32), all
-types, images without a hypothesis, sizes that fill no tile, areas too small for float32. The values are the tests'
-matter (tests/layers); here a result that should be finite must be, and the driver ends with 1 if one is not.
+Both layouts of the logits, hard and soft masks, numbers of classes below and above the limit of shared memory (504 in
+float32), all types, images without a hypothesis, sizes that do not fill a tile, areas too small for float32. Values are
+tested in tests/layers; here results must only be finite, otherwise the exit status is 1.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Calls:
         return torch.randn(*shape, generator=self.generator).to(self.device, dtype)
 
     def rows(self, counts: list[int], classes: int) -> tuple[Tensor, Tensor]:
-        """class_ids and offsets of a hypothesis with so many classes an image."""
+        """class_ids and offsets of hypotheses with the given numbers of classes per image."""
         ids = [torch.randperm(classes, generator=self.generator)[:count] for count in counts]
         return torch.cat(ids), torch.tensor([0, *counts]).cumsum(0)
 
     def logits(self, images: int, classes: int, patches: int, dtype: torch.dtype, layout: str) -> Tensor:
-        """``cn``: as a convolution leaves them, classes apart; ``nc``: as a matrix product does, classes together."""
+        """``cn``: as from a convolution; ``nc``: as from a matrix product, classes contiguous."""
         if layout == "cn":
             return self.normal(images, classes, patches, dtype=dtype).transpose(1, 2).requires_grad_()
         return self.normal(images, patches, classes, dtype=dtype).requires_grad_()
@@ -117,7 +117,7 @@ class Calls:
             yield self.rectify(1, 1, 1, hard, counts=(1,))
             yield self.rectify(20, 33, 64, hard, counts=(0, 0), bias=False)
             yield self.rectify(150, 65, 64, hard, counts=(94, 33), bias=False)
-            yield self.rectify(20, 33, 8, hard, counts=(2, 0, 1) * 11)  # a block takes several images
+            yield self.rectify(20, 33, 8, hard, counts=(2, 0, 1) * 11)  # several images per block
         yield self.rectify(20, 65, 64, False, lift=-60.0)  # exp(-120): too small for float32
         yield self.rectify(600, 33, 64, False, lift=-60.0)
         for hard in (True, False):
@@ -132,7 +132,7 @@ class Calls:
         yield self.labels(20, (61, 47), F16)
 
     def profile(self) -> Iterator[Call]:
-        """Few calls, of the papers' sizes, for the profiler."""
+        """A few calls with the papers' sizes, for the profiler."""
         yield self.rectify(150, 1024, 512, True, counts=(22,) * 16)
         yield self.rectify(150, 1024, 512, True, "nc", counts=(22,) * 16)
         yield self.labels(150, (512, 683), F32)

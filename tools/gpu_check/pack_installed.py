@@ -14,7 +14,7 @@ def pack(name: str, folder: Path) -> Path:
     """Write the wheel of the installed distribution and return its path.
 
     Raises:
-        SystemExit: it is not installed as plain files, or holds compiled ones.
+        SystemExit: it is not installed as plain files, or contains compiled ones.
     """
     try:
         distribution = importlib.metadata.distribution(name)
@@ -27,7 +27,7 @@ def pack(name: str, folder: Path) -> Path:
         sys.exit(f"error: {name} is an editable install: its files cannot be packed")
     compiled = [str(path) for path in package if path.suffix in (".so", ".pyd")]
     if compiled:
-        sys.exit(f"error: {name} holds compiled files, which serve one Python alone: {compiled[0]}")
+        sys.exit(f"error: {name} contains compiled files, which work with one Python version only: {compiled[0]}")
     contents = {path.as_posix(): Path(path.locate()).read_bytes() for path in package}
     contents[f"{info}/METADATA"] = str(distribution.read_text("METADATA")).encode()
     contents[f"{info}/WHEEL"] = (

@@ -6,18 +6,18 @@ from typing import Any
 
 GOALS = """\
 Goals on an H100 or H200: `rectify_and_pool` forward and backward at least 5 times as fast as the eager loop, 2 times as
-the eager batched product, 1.5 times as torch.compile, and 60 % of the roofline at B = 64, 64 x 64 patches, C = 1,000;
-at most 60 us of host time per call at voc20's size; `upsample_argmax` 10 times as fast as eager in a tenth of the
-memory."""
+fast as the eager batched product, 1.5 times as fast as torch.compile, and at 60 % of the roofline for B = 64, 64 x 64
+patches, C = 1,000; at most 60 us of host time per call at voc20's size; `upsample_argmax` 10 times as fast as eager, in
+a tenth of the memory."""
 
 
 def markdown(state: dict[str, Any]) -> str:
-    """The summary: the steps, then what each has measured."""
+    """The summary: the steps, then their measurements."""
     steps = state["steps"]
     ceilings = steps.get("ceilings", {}).get("figures", {})
     lines = [f"# GPU check: {ceilings.get('device_name', state['device'])}", ""]
     if state["device"] == "cpu":
-        lines += ["**A rehearsal on the CPU.** Every step ran small; no figure says anything of a GPU.", ""]
+        lines += ["***A dry run on the CPU.** Every step was small; the figures say nothing about a GPU.", ""]
     lines += [_ceilings_line(ceilings), ""] if ceilings else []
     if state["runs"]:
         lines += [
@@ -65,7 +65,7 @@ def _kernels(figures: dict[str, Any]) -> list[str]:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     if figures.get("left_out"):
-        lines += ["", f"{figures['left_out']} cases were left out for want of time."]
+        lines += ["", f"{figures['left_out']} cases were skipped for lack of time."]
     for case in figures["cases"]:
         if case.get("kernels"):
             lines += ["", f"{case['operator']}: {case['name']}, {case['dtype']}, {case['layout']}, by kernel:", ""]

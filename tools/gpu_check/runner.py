@@ -1,4 +1,4 @@
-"""Runs the steps, each under its own limit and all under one. What is done is kept: a second run does the rest."""
+"""Runs the steps, with a time limit per step and one for all. A second run resumes with the remaining steps."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tools.gpu_check.report import markdown
 from tools.gpu_check.steps import ROOT, Step
 
 JSON_NAME, MARKDOWN_NAME = "gpu_check.json", "gpu_check.md"
-# States of a step. Those of DONE are not run again: a second run repeats neither a failure nor a step that needs more
-# than its own limit.
+# States of a step. Those in DONE are not run again: a second run repeats neither failures nor steps that exceeded their
+# limit.
 PASSED, FAILED, TIMED_OUT, MISSING = "passed", "failed", "over its own limit", "program not found"
 OUT_OF_TIME, NOT_RUN, BLOCKED = "cut off: no time left", "not run: no time left", "not run: a step before it failed"
 PARTLY = "partly done: no time left"
 DONE = (PASSED, FAILED, TIMED_OUT, MISSING)
-# Those that continue from the figures that they have written.
+# States that resume from the step's figures.
 _CONTINUED = (OUT_OF_TIME, PARTLY)
-_LEAST_SECONDS = 5.0  # with less than this left no step is begun
+_LEAST_SECONDS = 5.0  # with less than this left, no step is started
 _GRACE_SECONDS = 2.0  # between SIGTERM and SIGKILL
 
 
 def sources_digest(root: Path = ROOT) -> str:
-    """A hash of what the steps check: results of other sources do not count."""
+    """A hash of the sources that the steps check: results for other sources are discarded."""
     digest = hashlib.sha256()
     for folder, pattern in (("csrc", "**/*"), ("reclip_d2/layers", "*.py"), ("tests/layers", "*.py")):
         for path in sorted(path for path in (root / folder).glob(pattern) if path.is_file()):
@@ -42,12 +42,12 @@ def sources_digest(root: Path = ROOT) -> str:
 
 
 class Check:
-    """One check in a folder: its JSON state, the Markdown summary, and a log for each step."""
+    """A check in a folder: its JSON state, the Markdown summary, and one log per step."""
 
     def __init__(self, steps: Iterable[Step], device: str, folder: Path, copies: Path | None = None) -> None:
         """
         Args:
-            folder: holds the results; those of an earlier run with the same device and sources are taken up.
+            folder: folder of the results; an earlier run with the same device and sources is resumed.
             copies: a second folder for JSON and Markdown.
         """
         self.steps, self.folder, self.copies = list(steps), folder, copies
@@ -62,7 +62,7 @@ class Check:
         earlier = self._read_earlier()
         if earlier is not None:
             self.state["runs"], self.state["steps"] = earlier["runs"], earlier["steps"]
-            for name, step in earlier["steps"].items():  # the JSON alone may have come along from another machine
+            for name, step in earlier["steps"].items():  # the JSON may come from another machine, without the logs
                 if "figures" in step and not (path := folder / f"{name}.json").exists():
                     path.write_text(json.dumps(step["figures"]))
 
@@ -72,10 +72,10 @@ class Check:
             same = all(earlier[key] == self.state[key] for key in ("device", "sources"))
             return earlier if same and isinstance(earlier["steps"], dict) else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None  # none yet, or half of one: the check begins afresh
+            return None  # missing or damaged: start over
 
     def write(self) -> None:
-        """Write JSON and Markdown, and their copies, each as a whole."""
+        """Write JSON and Markdown, and their copies, atomically."""
         for name, text in ((JSON_NAME, json.dumps(self.state, indent=1)), (MARKDOWN_NAME, markdown(self.state))):
             for folder in filter(None, (self.folder, self.copies)):
                 temporary = folder / f"{name}.tmp"
@@ -83,12 +83,12 @@ class Check:
                 temporary.replace(folder / name)
 
     def forget(self, names: Iterable[str]) -> None:
-        """Have these steps run again."""
+        """Mark these steps to run again."""
         for name in names:
             self.state["steps"].pop(name, None)
 
     def run(self, seconds: float) -> bool:
-        """Run what is not done yet, for at most ``seconds``. Returns whether all steps have passed."""
+        """Run the remaining steps, for at most ``seconds``. Returns whether all steps have passed."""
         begin = time.monotonic()
         end = begin + seconds
         self.state["runs"].append({"began": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), "limit": seconds})
@@ -102,7 +102,7 @@ class Check:
                     self.state["steps"][step.name] = {"status": NOT_RUN}
                 else:
                     running.append(_Process(step, self.folder, end, self.status(step.name) in _CONTINUED))
-            while any([process.poll() for process in running]):  # all of them, each time
+            while any([process.poll() for process in running]):  # a list: poll all of them
                 time.sleep(0.05)
             for process in running:
                 self.state["steps"][process.step.name] = process.result()
@@ -111,12 +111,12 @@ class Check:
         return all(self.status(step.name) == PASSED for step in self.steps)
 
     def status(self, name: str) -> str | None:
-        """The state of a step; None before it was tried."""
+        """The state of a step; None if it was not tried yet."""
         return self.state["steps"].get(name, {}).get("status")
 
 
 class _Process:
-    """A step that runs."""
+    """A running step."""
 
     def __init__(self, step: Step, folder: Path, end: float, continued: bool) -> None:
         self.step, self.begin = step, time.monotonic()
@@ -145,7 +145,7 @@ class _Process:
                 log.write(f"{step.command[0]}: {error.strerror}\n".encode())
 
     def poll(self) -> bool:
-        """Whether the step still runs; ends it when its time is up, with all that it has started."""
+        """Whether the step is still running; stops it and its child processes when its time is up."""
         if self.process is None:
             return False
         now = time.monotonic()
@@ -164,10 +164,10 @@ class _Process:
             os.killpg(self.process.pid, number)
 
     def result(self) -> dict[str, Any]:
-        """What goes into the JSON."""
+        """The step's entry in the JSON."""
         code = None if self.process is None else self.process.returncode
         if self.process is not None:
-            self._signal(signal.SIGKILL)  # what it has left running in its session
+            self._signal(signal.SIGKILL)  # processes that it has left running
         status = self.stopped or {None: MISSING, 0: PASSED, MORE_TO_DO: PARTLY}.get(code, FAILED)
         text = self.log.read_text(errors="replace")
         result: dict[str, Any] = {"status": status, "exit": code, "seconds": round(self.seconds, 1)}

@@ -1,9 +1,8 @@
-"""The steps of the GPU check, in the order of their worth.
+"""The steps of the GPU check, most important first.
 
-Each step is a separate program. It may write its figures as JSON to the file that the environment variable
-``GPU_CHECK_FIGURES`` names, again and again while it runs: what is there when it ends, or is ended, is kept. A program
-that had no time for all of its parts ends with ``figures.MORE_TO_DO``; the next run starts it again, and it finds its
-figures.
+Each step is a separate program. It may write its figures as JSON to the file in the environment variable
+``GPU_CHECK_FIGURES``, repeatedly while it runs: the last state is kept, even if the step is killed. A program that ran
+out of time exits with ``figures.MORE_TO_DO``; the next run starts it again, and it resumes from its figures.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-# Kernels that the profiler counts: the two passes of hard masks at 150 classes, and a label map.
+# Kernels to profile: the two passes of hard masks at 150 classes, and a label map.
 PROFILED = "hard_rows|pool_hard|row_gradient|logit_gradient|upsample_argmax"
 
 
@@ -23,13 +22,13 @@ class Step:
     """One program.
 
     Attributes:
-        name: of letters, digits, '-' and '_': also the name of its log.
-        command: arguments of the program, run in the root of the checkout.
-        seconds: its own limit.
-        needs: names of steps that must have passed; else it is not tried.
-        group: steps of one group, next to each other in the plan, run at the same time.
-        environment: variables on top of the caller's.
-        always: run in every run, also if it has passed: the next run may be on another machine.
+        name: letters, digits, '-' and '_'; also the name of its log.
+        command: the program and its arguments, run in the root of the checkout.
+        seconds: time limit of the step.
+        needs: names of steps that must have passed; otherwise it is not tried.
+        group: consecutive steps with the same group run in parallel.
+        environment: variables in addition to the caller's.
+        always: run even if it has passed, since the next run may be on another machine.
     """
 
     name: str
@@ -46,9 +45,9 @@ def _module(name: str, *arguments: str) -> tuple[str, ...]:
 
 
 def plan(device: str) -> list[Step]:
-    """The steps for ``cuda``; or for ``cpu`` the same ones, small, without what only a GPU has: a rehearsal.
+    """The steps for ``cuda``, or small ones for a dry run on the ``cpu``, without those that need a GPU.
 
-    On ``cuda`` the limits sum up to more than 8 minutes: most steps end long before theirs.
+    On ``cuda`` the limits add up to more than 8 minutes, since most steps end long before theirs.
     """
     if device == "cuda":
         return [
@@ -81,7 +80,7 @@ def _pytest(markers: str, *arguments: str) -> tuple[str, ...]:
 
 
 def _sanitizer(tool: str) -> Step:
-    # Without PyTorch's cache each tensor has its own allocation, so that a step over its end is seen.
+    # Without PyTorch's cache each tensor has a separate allocation, so that out-of-bounds accesses are detected.
     command = (
         "compute-sanitizer",
         "--tool",
@@ -103,7 +102,7 @@ def _sanitizer(tool: str) -> Step:
 
 
 def _profiler() -> tuple[str, ...]:
-    # The clocks stay as they are; no report file, the figures go to the log.
+    # The clocks are not changed; there is no report file, the figures go to the log.
     return (
         "ncu", "--clock-control", "none", "--target-processes", "all", "--launch-count", "12",
         "--kernel-name", f"regex:{PROFILED}",

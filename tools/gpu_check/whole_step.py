@@ -1,8 +1,8 @@
-"""The whole training step, evaluation and hypotheses at the papers' sizes, with a random ViT-B/16: images a second.
+"""Images per second of the whole training step, evaluation and hypotheses at the papers' sizes, with a random ViT-B/16.
 
-The same step is timed with plain PyTorch in the operators' place (an eager batched product, PyTorch's random numbers),
-and with the image features given, which is what is left of a step once a store holds them. The image tower runs in
-float32, or in bfloat16 (MODEL.CLIP.AUTOCAST and SOLVER.AMP). Losses and masks are the model's own.
+The step is also timed with plain PyTorch in place of the operators (an eager batched product, PyTorch's random
+numbers), and with given image features, as from a feature store. The image tower runs in float32, or in bfloat16
+(MODEL.CLIP.AUTOCAST and SOLVER.AMP).
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from tools.gpu_check.figures import (
 from tools.gpu_check.kernel_times import kernel_seconds
 from tools.gpu_check.steps import ROOT
 
-# Mean number of classes in an image by data set; the embedded one is for a rehearsal on the CPU.
+# Mean number of classes per image of each data set; the embedded one is for a dry run on the CPU.
 CLASSES_IN_AN_IMAGE = {
     "voc20": VOCABULARIES["voc20"][1],
     "ade150": VOCABULARIES["ade150"][1],
     "embedded": 2.0,
 }
-CROP_FLOPS = 35.1e9  # of ViT-B/16 on 224 x 224 pixels: two for each of its 17.6e9 multiplications
+CROP_FLOPS = 35.1e9  # of ViT-B/16 on 224 x 224 pixels: two per multiply-add, of which it has 17.6e9
 
 
 def configuration(name: str, device: torch.device, bfloat16: bool) -> CfgNode:
@@ -77,8 +77,8 @@ def training_batch(name: str, images: int, pixels: int, classes: int) -> list[di
 def plain_rectify_and_pool(
     logits: Tensor, bias: Tensor | None, features: Tensor, class_ids: Tensor, offsets: Tensor, tau: float, hard: bool
 ) -> tuple[Tensor, Tensor]:
-    """``rectify_and_pool`` as one would write it in PyTorch: see ``eager_batched``. The areas play no part in the loss
-    but for rows of area 0; here they are 1."""
+    """``rectify_and_pool`` in plain PyTorch: see ``eager_batched``. Areas affect the loss only for rows of area 0; here
+    they are 1."""
     padded, index = (rows.to(logits.device) for rows in padded_rows(class_ids, offsets.tolist()))
     zero = logits.new_zeros(()) if bias is None else bias
     pooled = eager_batched(logits, zero, features, padded, index)
@@ -86,15 +86,15 @@ def plain_rectify_and_pool(
 
 
 class GivenFeatures(nn.Module):
-    """Stands in for the image tower: the features of a batch that it has seen."""
+    """Replaces the image tower: returns stored features of a batch."""
 
     def __init__(self, backbone: nn.Module, features: Tensor) -> None:
         super().__init__()
-        self.tower = [backbone]  # in a list: its parameters stay the model's
+        self.tower = [backbone]  # in a list, so that its parameters are not registered here
         self.features = features
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """The features, whatever the images."""
+        """The features, for any images."""
         return {"dense": self.features}
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
@@ -106,7 +106,7 @@ class GivenFeatures(nn.Module):
 
 @contextlib.contextmanager
 def variant(model: nn.Module, batch: list[dict[str, Any]], plain: bool, given: bool) -> Iterator[None]:
-    """The model as the variant has it."""
+    """The model for a variant."""
     pool = mock.patch.object(pooling, "rectify_and_pool", plain_rectify_and_pool)
     backbone = model.backbone
     with pool if plain else contextlib.nullcontext():
@@ -121,7 +121,7 @@ def variant(model: nn.Module, batch: list[dict[str, Any]], plain: bool, given: b
 
 
 def training(name: str, device: torch.device, images: int, pixels: int, clock: Clock, repeats: int) -> dict[str, Any]:
-    """The step in its variants; those that an earlier run has measured stay as they are."""
+    """Time the variants of the step; those measured by an earlier run are skipped."""
     done = read_figures().get(f"training {name}", {}).get("variants", {})
     result: dict[str, Any] = {"images": images, "pixels": pixels, "variants": done, "left_out": 0}
     for bfloat16 in (True, False):
@@ -181,7 +181,7 @@ def evaluation(name: str, device: torch.device, height: int, width: int, repeats
 
 
 def hypotheses(name: str, device: torch.device, side: int, images: int, repeats: int) -> dict[str, Any]:
-    """Crops a second, and their part of the peak of bfloat16 products."""
+    """Crops per second, and the fraction of the peak of bfloat16 products."""
     cfg = configuration(name, device, True)
     model = build_model(cfg).eval()
     generator = HypothesisGenerator(model.backbone, model.query_features, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
@@ -201,7 +201,7 @@ def hypotheses(name: str, device: torch.device, side: int, images: int, repeats:
 
 
 def graph_capture(device: torch.device) -> str:
-    """What comes of capturing the operator in a CUDA graph: today it refuses, as seed and rows are read on the host."""
+    """The result of capturing the operator in a CUDA graph: an error today, since the host reads seed and rows."""
     if device.type != "cuda":
         return "needs a GPU"
     logits, features = torch.randn(1, 4, 3, device=device), torch.randn(1, 4, 5, device=device)
@@ -215,10 +215,10 @@ def graph_capture(device: torch.device) -> str:
 
 
 def main() -> int:
-    """Measure what there is time for; the figures are written after each part. Parts that are there stay."""
+    """Measure as many parts as time allows; figures are written after each. Finished parts are skipped."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--seconds", type=float, default=80.0, help="no part is begun after this")
+    parser.add_argument("--seconds", type=float, default=80.0, help="no part is started after this time")
     options = parser.parse_args()
     device, clock = torch.device(options.device), Clock(options.seconds)
     figures = read_figures()
