@@ -170,7 +170,7 @@ def probe_overrides(cfg: CfgNode) -> list[str]:
         trained = ReclipCheckpointer(None, cfg.OUTPUT_DIR)
         if not trained.has_checkpoint():
             raise ReclipError(
-                f"{cfg.OUTPUT_DIR} contains no trained model to probe: run train_net.py, or give LINEAR_PROBE.WEIGHTS FILE"
+                f"{cfg.OUTPUT_DIR} contains no trained model to probe: run train_net.py, or set LINEAR_PROBE.WEIGHTS"
             )
         weights = trained.get_checkpoint_file()
     overrides = {
