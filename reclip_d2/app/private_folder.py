@@ -52,14 +52,14 @@ def remove_leftovers(parent: Path, prefix: str) -> list[Path]:
     """
     removed = []
     for folder in sorted(parent.glob(f"{prefix}*")):
-        if not _is_ours(folder):
+        if not _is_leftover(folder):
             continue
         try:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(exclusive(folder / _LOCK, f"{folder} is in use"))
                 for run in folder.glob("**/training-*/out"):  # a training may briefly outlive its page
                     stack.enter_context(RunFolder(run).lock())
-                if not _is_ours(folder):  # removed by someone else in the meantime
+                if not _is_leftover(folder):  # removed by someone else in the meantime
                     continue
                 shutil.rmtree(folder, ignore_errors=True)
                 removed.append(folder)
@@ -68,7 +68,7 @@ def remove_leftovers(parent: Path, prefix: str) -> list[Path]:
     return removed
 
 
-def _is_ours(folder: Path) -> bool:
+def _is_leftover(folder: Path) -> bool:
     marker = folder / MARKER
     try:
         status, marker_status = folder.lstat(), marker.lstat()

@@ -153,9 +153,9 @@ class Session:
         self._learning_lock = threading.Lock()
 
     def own_folder(self) -> Path:
-        """Folder of this session alone, made when it is first asked for; uploads, examples and masks go there.
+        """This session's private folder for uploads, examples and masks, created by the first call.
 
-        Not ``folder`` itself, which may hold files of the user's, or of another session.
+        It is below ``folder``, which may hold files of the user or of other sessions.
         """
         with self._folder_lock:
             if self._own_folder is None:

@@ -1,8 +1,8 @@
-"""The command ``reclip``: own images and class names in, masks and models out."""
+"""The command ``reclip``: from images and class names to masks and models."""
 
 import os
 import sys
 
-# Read by tqdm when it is imported: in a file, as opposed to a terminal, a progress bar is a line every half minute.
+# tqdm reads this when it is imported: if the output is not a terminal, print progress every half minute.
 if sys.stderr is not None and not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "30")

@@ -1,4 +1,4 @@
-"""``reclip doctor``: what is installed, what is missing, and where CLIP's weights go."""
+"""``reclip doctor``: list what is installed, what is missing, and where CLIP's weights go."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from reclip_d2.layers import kernels_available
 from reclip_d2.utils.io import atomic_write, cache_dir
 from reclip_d2.workspace.clip_weights import find_weights
 
-# Optional packages: what needs them, and the extra that brings them.
+# Optional packages: what they are for, and the extra that installs them.
 _OPTIONAL = {
     "gradio": ("reclip app", "app"),
     "pillow_heif": ("reading HEIC images", "heif"),
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         for number, line in enumerate(lines):
             print(f"{title if number == 0 else '':<11}{line}")
     if problems:
-        raise ReclipError(f"reclip segment cannot run yet: see {', '.join(problems)} above")
+        raise ReclipError(f"reclip segment cannot run: see {', '.join(problems)} above")
     print("ready      reclip segment IMAGES --classes FILE --output FOLDER")
     return 0
 
@@ -89,7 +89,7 @@ def _optional() -> Iterator[str]:
         try:
             yield f"{name} {importlib.metadata.version(name)}"
         except importlib.metadata.PackageNotFoundError:
-            yield f'no {name}: {command} needs it (pip install "reclip_d2[{extra}]")'
+            yield f'{name} is missing, for {command}: pip install "reclip_d2[{extra}]"'
 
 
 def _detectron2() -> Iterator[str]:
@@ -100,11 +100,10 @@ def _detectron2() -> Iterator[str]:
         raise missing_package(error) from error
     except ImportError as error:
         raise ReclipError(
-            f"it cannot be imported ({error}): build it again for this torch, or uninstall it and run"
-            f" {INSTALL_DETECTRON2}"
+            f"it cannot be imported ({error}): rebuild it for this torch, or uninstall it and run {INSTALL_DETECTRON2}"
         ) from error
     path = Path(module.__file__).resolve().parent
-    kind = "changed for this project by reclip_d2.install_detectron2" if compiled.endswith(".py") else "as it was built"
+    kind = "patched by reclip_d2.install_detectron2" if compiled.endswith(".py") else "unchanged"
     yield f"{module.__version__}, {kind}, {path}"
 
 
@@ -115,14 +114,14 @@ def _extension() -> Iterator[str]:
         yield f"kernels for {' and '.join(served)}"
     if served != devices:
         lacking = " and ".join(device for device in devices if device not in served)
-        yield f"none for {lacking}: plain PyTorch serves, slower (pip install -e . --no-build-isolation builds them)"
+        yield f"none for {lacking}: plain PyTorch is used, slower (build them: pip install -e . --no-build-isolation)"
 
 
 def _devices() -> Iterator[str]:
-    yield f"cpu: {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    yield f"cpu: {torch.get_num_threads()} threads, {os.cpu_count()} cores"
     if not torch.cuda.is_available():
-        why = "this torch is a build without CUDA" if torch.version.cuda is None else "no GPU, or no driver for it"
-        yield f"cuda: none ({why}); training with a real CLIP takes hours to days on a CPU, --fast does not"
+        why = "this torch was built without CUDA" if torch.version.cuda is None else "no GPU or no driver"
+        yield f"cuda: none ({why}); training with a real CLIP takes hours to days on a CPU; --fast needs none"
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         yield f"cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
@@ -136,20 +135,20 @@ def _cache() -> Iterator[str]:
         (folder / ".probe").unlink()
     except (OSError, ReclipError) as error:
         why = getattr(error, "strerror", None) or getattr(error.__cause__, "strerror", None) or error
-        raise ReclipError(f"{folder} cannot be written ({why}): set RECLIP_CACHE to another") from error
-    yield f"{folder} (text features; RECLIP_CACHE sets another folder)"
+        raise ReclipError(f"{folder} cannot be written ({why}): set RECLIP_CACHE to another folder") from error
+    yield f"{folder} (text features; set RECLIP_CACHE to use another folder)"
 
 
 def _clip(name: str, pretrained: str) -> Iterator[str]:
-    """The weights, read as a run would read them; those that are not here must be to be had."""
+    """Load the weights as a run would, or check that they can be downloaded."""
     if name == EMBEDDED_MODEL_NAME:
         build_clip(name, pretrained)
-        yield f"{name}: ships with the package; a toy that knows 12 materials"
+        yield f"{name}: ships with the package; a toy model for 12 materials"
         return
     found = find_weights(name, pretrained)
     if isinstance(found, Path):
         build_clip(name, str(found))
         yield f"{name}: {found.resolve()}"
     else:
-        yield f"{name}, weights {pretrained}: not here yet; the first run fetches {found}"
-        yield "without a network: get that file elsewhere, and name it with --pretrained FILE"
+        yield f"{name}, weights {pretrained}: not on this machine; the first run downloads {found}"
+        yield "without network access, copy that file here and give --pretrained FILE"

@@ -1,10 +1,11 @@
-"""``reclip export``: a trained model as one file that runs without this package."""
+"""``reclip export``: write a trained model to one file that runs without this package."""
 
 from __future__ import annotations
 
 import argparse
 import re
 
+from reclip_d2.cli.output import print_field
 from reclip_d2.errors import ReclipError
 from reclip_d2.export.export import ExportOptions
 from reclip_d2.workspace.export import Export, ExportSource
@@ -23,36 +24,41 @@ def run(args: argparse.Namespace) -> int:
     options.check()
     source = _source(args)
     export = Export(source, options, args.output, overwrite=args.overwrite)
-    shape = "any size" if options.size is None else f"{options.size[0]} x {options.size[1]}"
-    print(f"model     {TITLES[source.kind]}{f', {source.weights}' if source.weights else ''}")
-    print(f"format    {args.format}, {shape}, {args.input_type} in, {'labels' if args.labels else 'logits'} out")
-    classes = export.write(report=lambda line: print(f"check     {line}"))
-    print(f"file      {export.path} ({export.path.stat().st_size / 2**20:.1f} MiB)")
-    print(f"classes   {classes}")
+    _announce(source, options)
+    classes = export.write(report=lambda line: print_field("check", line))
+    print_field("file", f"{export.path} ({export.path.stat().st_size / 2**20:.1f} MiB)")
+    print_field("classes", classes)
     return 0
 
 
+def _announce(source: ExportSource, options: ExportOptions) -> None:
+    size = "any size" if options.size is None else f"{options.size[0]} x {options.size[1]}"
+    output = "labels" if options.labels else "logits"
+    print_field("model", f"{TITLES[source.kind]}{f', {source.weights}' if source.weights else ''}")
+    print_field("format", f"{options.format}, {size}, {options.input_type} in, {output} out")
+
+
 def _source(args: argparse.Namespace) -> ExportSource:
-    """The model that the arguments name."""
+    """The model of the arguments."""
     keep, opts = args.background == "keep", args.opts
     if args.model is not None:
         if args.weights is not None:
-            raise ReclipError("--weights is for --config-file: a --model folder has its own")
+            raise ReclipError("--weights is for --config-file: a --model folder has its own weights")
         return ExportSource.of_run(
             args.model, use=args.use, pretrained=args.pretrained, keep_background=keep, opts=opts
         )
     if args.use is not None:
-        raise ReclipError("--use is for --model: a --config-file names its model")
+        raise ReclipError("--use is for --model: a --config-file has only one model")
     return ExportSource.of_config(
         args.config_file, weights=args.weights, pretrained=args.pretrained, keep_background=keep, opts=opts
     )
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """(H, W) of ``HxW``.
+    """Parse ``HxW`` to (H, W).
 
     Raises:
-        ReclipError: the text is something else.
+        ReclipError: the text has another form.
     """
     found = re.fullmatch(r"(\d+)[xX](\d+)", text)
     if found is None or 0 in (size := (int(found[1]), int(found[2]))):

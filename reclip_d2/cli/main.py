@@ -11,40 +11,38 @@ from types import ModuleType
 from reclip_d2.errors import ReclipError, exit_on_error
 from reclip_d2.workspace.options import in_options
 
-# Subcommand: its line in the help. Arguments are in reclip_d2.cli.arguments.COMMAND; the implementation is run(args)
-# of reclip_d2.cli.COMMAND or of IMPLEMENTATIONS[COMMAND], imported once the arguments are known to be right.
+# Subcommands and their help. Arguments are in reclip_d2.cli.arguments.COMMAND. The implementation is run(args) in
+# reclip_d2.cli.COMMAND or IMPLEMENTATIONS[COMMAND], which is imported after the arguments have been parsed.
 COMMANDS: dict[str, str] = {
-    "segment": "train on a folder of your images, and write their masks",
-    "predict": "write the masks of further images, with a model that segment has trained",
+    "segment": "train on your images, without labels, and write their masks",
+    "predict": "write masks of more images with a model trained by segment",
     "export": "write a trained model to an ONNX or TorchScript file",
-    "app": "serve a page for the browser: try class names on images, see the bias and the masks",
-    "doctor": "say what is installed, what is missing, and where CLIP's weights go",
+    "app": "serve a browser page to try class names on images, and to see masks and bias",
+    "doctor": "list what is installed, what is missing, and where CLIP's weights go",
 }
 IMPLEMENTATIONS = {"app": "reclip_d2.app.command"}
 
-# PyPI has no release of Detectron2 under its own name.
+# PyPI has no official release of Detectron2.
 INSTALL_DETECTRON2 = "python -m reclip_d2.install_detectron2"
 
 
 def missing_package(error: ModuleNotFoundError) -> ReclipError:
-    """The line for an import that failed since a package is not installed; an error of our own modules is a bug."""
+    """The error for a package that is not installed; failed imports of the project's modules are bugs, and raised."""
     package = (error.name or "").partition(".")[0]
     if package in ("", "reclip_d2"):
         raise error
     if package == "detectron2":
         missing = error.name if error.name == "detectron2._C" else package
-        return ReclipError(f"{missing} is not installed: {INSTALL_DETECTRON2} installs it")
-    return ReclipError(
-        f"the Python module {package} is not installed: install reclip_d2 again with pip, which brings it"
-    )
+        return ReclipError(f"{missing} is not installed: run {INSTALL_DETECTRON2}")
+    return ReclipError(f"the Python module {package} is not installed: reinstall reclip_d2 with pip")
 
 
 def build_parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser; only ``command`` has its arguments."""
+    """The parser, with the arguments of ``command`` only."""
     parser = argparse.ArgumentParser(
         prog="reclip",
         description="Semantic segmentation of your own images from class names alone, without labels.",
-        epilog="reclip COMMAND --help says more about a command.",
+        epilog="Run reclip COMMAND --help for the arguments of a command.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, line in COMMANDS.items():
@@ -69,9 +67,9 @@ def _run(arguments: Sequence[str]) -> int:
     return _implementation(args.command).run(args)
 
 
-@exit_on_error(interrupted="interrupted: the same command goes on from here", words=in_options)
+@exit_on_error(interrupted="interrupted: repeat the command to resume", words=in_options)
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; its exit status is 0, 1 after an error that is no bug, or 130 when interrupted."""
+    """Run the command. Exits with 0, 1 or 2 after a user's error, or 130 when interrupted."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     sys.exit(_run(sys.argv[1:] if arguments is None else arguments))

@@ -1,4 +1,4 @@
-"""What the commands say: the images, the progress, and what came out."""
+"""Output of the commands: images, progress, results."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from reclip_d2.utils.progress import Progress, ProgressBars
 from reclip_d2.workspace.options import TITLES
 from reclip_d2.workspace.results import RunResult
 
-# Seconds from which on a shorter way is pointed out.
+# Trainings longer than this, in seconds, get a hint at faster ones.
 _LONG = 4 * 3600
 
 
 class TerminalProgress(ProgressBars):
-    """Progress bars on standard error, and a line on standard output for each stage and each message."""
+    """Progress bars on standard error; stages and messages on standard output."""
 
     def __call__(self, event: Progress) -> None:
         super().__call__(event)
@@ -21,19 +21,24 @@ class TerminalProgress(ProgressBars):
             return
         print(event, flush=True)
         if event.stage == "estimate" and (event.seconds_left or 0) > _LONG and "rectification" in event.message:
-            print("  --fast gives masks without a training; a lower --iterations shortens it", flush=True)
+            print("  --fast writes masks without training; lower --iterations to train for less time", flush=True)
+
+
+def print_field(name: str, text: object) -> None:
+    """Print a line of a command's summary; without a name, it continues the one before."""
+    print(f"{name:<9} {text}", flush=True)
 
 
 def print_images(found: FoundImages) -> None:
-    """Print how many images there are, and which files are left out."""
-    print(f"images    {len(found.images):,}")
+    """Print the number of images, and which files are left out."""
+    print_field("images", f"{len(found.images):,}")
     if found.left_out:
-        print(f"          {found.left_out}")
+        print_field("", found.left_out)
 
 
 def print_result(result: RunResult) -> None:
-    """Print the classes' shares, the images without a mask, and where everything is."""
-    print(f"\n{result.masks:,} masks by {TITLES[result.kind]}, {result.made:,} of them made now")
+    """Print the classes' shares, the images without masks, and where the results are."""
+    print(f"\n{result.masks:,} masks by {TITLES[result.kind]} ({result.made:,} new)")
     width = max(len(share.name) for share in result.classes)
     print(f"  {'class':<{width}}   of all pixels   in images")
     for share in result.classes:
@@ -44,14 +49,14 @@ def print_result(result: RunResult) -> None:
         print(f"  never predicted: {', '.join(unseen)}")
     for key, problem in result.problems.items():
         print(f"  no mask of {key}: {problem}")
-    print(f"masks     {result.folder.masks} (index PNGs; classes.json there says what the ids mean)")
+    print_field("masks", f"{result.folder.masks} (index PNGs; classes.json lists their ids)")
     for name in result.formats:
-        print(f"{name:<9} {result.folder.path / name}")
-    print(f"summary   {result.folder.summary}")
+        print_field(name, result.folder.path / name)
+    print_field("summary", result.folder.summary)
 
 
 def check_problems(result: RunResult, skip_broken: bool) -> None:
-    """Raise :class:`ReclipError` if images have no mask, unless that is no error."""
+    """Raise :class:`ReclipError` if images have no mask, unless ``skip_broken``."""
     if result.problems and not skip_broken:
         raise ReclipError(
             f"{len(result.problems)} of {result.images} images have no mask (listed above): replace or remove them, or"

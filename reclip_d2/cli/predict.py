@@ -1,10 +1,10 @@
-"""``reclip predict``: masks of further images, with a model that ``reclip segment`` has trained."""
+"""``reclip predict``: write masks of more images with a model trained by ``reclip segment``."""
 
 from __future__ import annotations
 
 import argparse
 
-from reclip_d2.cli.output import TerminalProgress, check_problems, print_images, print_result
+from reclip_d2.cli.output import TerminalProgress, check_problems, print_field, print_images, print_result
 from reclip_d2.workspace.options import TITLES, PredictOptions
 from reclip_d2.workspace.predict import PredictRun
 
@@ -21,11 +21,15 @@ def run(args: argparse.Namespace) -> int:
         pretrained=args.pretrained,
     )
     prediction = PredictRun(args.images, args.model, args.output, options)
-    print_images(prediction.found)
-    print(f"model     {TITLES[prediction.model.kind]}, {prediction.model.folder.path}")
-    print(f"device    {prediction.cfg.MODEL.DEVICE}")
-    print(f"output    {prediction.folder.path}", flush=True)
+    _announce(prediction)
     result = prediction.predict(TerminalProgress())
     print_result(result)
     check_problems(result, args.skip_broken)
     return 0
+
+
+def _announce(run: PredictRun) -> None:
+    print_images(run.found)
+    print_field("model", f"{TITLES[run.model.kind]}, {run.model.folder.path}")
+    print_field("device", run.cfg.MODEL.DEVICE)
+    print_field("output", run.folder.path)

@@ -1,11 +1,11 @@
-"""``reclip segment``: from a folder of unlabelled images and a class file to masks and a trained model."""
+"""``reclip segment``: from unlabelled images and a class file to masks and a trained model."""
 
 from __future__ import annotations
 
 import argparse
 
 from reclip_d2.backbones import EMBEDDED_MODEL_NAME
-from reclip_d2.cli.output import TerminalProgress, check_problems, print_images, print_result
+from reclip_d2.cli.output import TerminalProgress, check_problems, print_field, print_images, print_result
 from reclip_d2.workspace.options import SegmentOptions
 from reclip_d2.workspace.segment import SegmentRun
 
@@ -40,23 +40,22 @@ def run(args: argparse.Namespace) -> int:
     check_problems(result, args.skip_broken)
     if not args.fast:
         folder = result.folder.path
-        print(f"model     {folder}: reclip predict IMAGES --model {folder} --output FOLDER")
+        print_field("model", f"{folder}: reclip predict IMAGES --model {folder} --output FOLDER")
     return 0
 
 
 def _announce(run: SegmentRun) -> None:
-    """Say what will be done."""
     options, classes = run.options, run.classes
     print_images(run.found)
-    print(f"classes   {len(classes.classes)}: {_shorten(', '.join(run.request.table.mask_classes.names))}")
+    print_field("classes", f"{len(classes.classes)}: {_shorten(', '.join(run.request.table.mask_classes.names))}")
     if classes.background:
-        word = "a class of its own" if options.background == "keep" else "ignored"
-        print(f"          {word}: {_shorten(', '.join(classes.background))}")
+        word = "one class" if options.background == "keep" else "ignored"
+        print_field("", f"{word}: {_shorten(', '.join(classes.background))}")
     weights = "" if options.clip == EMBEDDED_MODEL_NAME else f", weights {options.pretrained}"
-    print(f"CLIP      {options.clip}{weights}")
-    print(f"device    {run.configs[run.kinds[0]].MODEL.DEVICE}")
-    print(f"steps     {STEPS[run.request.kind]}")
-    print(f"output    {run.folder.path}", flush=True)
+    print_field("CLIP", f"{options.clip}{weights}")
+    print_field("device", run.configs[run.kinds[0]].MODEL.DEVICE)
+    print_field("steps", STEPS[run.request.kind])
+    print_field("output", run.folder.path)
 
 
 def _shorten(text: str, length: int = 90) -> str:

@@ -53,7 +53,7 @@ def test_folders_of_earlier_versions(reclip, segment, model, photos, tmp_path):
     survey.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
     again = segment()
-    assert again.status == 0 and "rectification: done before" in again.out and "0 of them made now" in again.out
+    assert again.status == 0 and "rectification: done before" in again.out and "(0 new)" in again.out
     assert len(survey.read_text().split()) == sum(len(json.dumps(line).split()) for line in lines)  # nobody looked
     more = reclip(*call)
     assert more.status == 0 and "masks: done before" in more.out, more.err

@@ -44,7 +44,7 @@ def test_without_detectron2(isolated_cache):
     """It is what the user runs to learn what is missing."""
     outcome = without_detectron2("doctor", "--clip", "reclip-embedded")
     assert outcome.returncode == 1 and "Traceback" not in outcome.stderr
-    assert "detectron2 PROBLEM: detectron2 is not installed: python -m reclip_d2.install_detectron2" in outcome.stdout
+    assert "detectron2 PROBLEM: detectron2 is not installed: run python -m reclip_d2.install_detectron2" in outcome.stdout
     assert "ships with the package" in outcome.stdout and "see detectron2 above" in outcome.stderr
 
 
@@ -59,7 +59,7 @@ def test_without_detectron2(isolated_cache):
 def test_other_commands_without_detectron2(arguments):
     outcome = without_detectron2(*arguments)
     assert outcome.returncode == 1 and outcome.stderr.count("\n") == 1
-    assert outcome.stderr.startswith("error: detectron2 is not installed: python -m reclip_d2.install_detectron2")
+    assert outcome.stderr.startswith("error: detectron2 is not installed: run python -m reclip_d2.install_detectron2")
 
 
 def test_a_detectron2_that_is_broken(monkeypatch):
@@ -67,7 +67,7 @@ def test_a_detectron2_that_is_broken(monkeypatch):
         raise ImportError("undefined symbol")
 
     monkeypatch.setattr(doctor.importlib, "import_module", fail)
-    with pytest.raises(ReclipError, match=r"cannot be imported \(undefined symbol\): build it again"):
+    with pytest.raises(ReclipError, match=r"cannot be imported \(undefined symbol\): rebuild it"):
         list(doctor._detectron2())
 
 
@@ -82,7 +82,7 @@ def test_weights_that_can_be_fetched(reclip, monkeypatch):
     monkeypatch.setattr(clip_weights, "is_reachable", lambda address: asked.append(address) or True)
     outcome = reclip("doctor")
     assert outcome.status == 0
-    assert asked[0].startswith("https://") and asked[0] in outcome.out and "the first run fetches" in outcome.out
+    assert asked[0].startswith("https://") and asked[0] in outcome.out and "the first run downloads" in outcome.out
 
 
 def test_weights_in_a_file(reclip, tmp_path):
@@ -126,7 +126,7 @@ def test_a_cache_that_cannot_be_written(reclip, monkeypatch, tmp_path):
 def test_a_machine_without_kernels(reclip, monkeypatch):
     monkeypatch.setattr(doctor, "kernels_available", lambda device: False)
     outcome = reclip("doctor", "--clip", "reclip-embedded")
-    assert outcome.status == 0 and "none for cpu: plain PyTorch serves" in outcome.out
+    assert outcome.status == 0 and "none for cpu: plain PyTorch is used" in outcome.out
 
 
 def test_a_missing_package(reclip, monkeypatch):
@@ -140,4 +140,4 @@ def test_optional_packages(reclip, monkeypatch):
     outcome = reclip("doctor", "--clip", "reclip-embedded")
     assert outcome.status == 0  # segment runs without them
     assert f"optional   torch {torch.__version__.split('+')[0]}" in outcome.out
-    assert 'no no-such-package: reclip app needs it (pip install "reclip_d2[app]")' in outcome.out
+    assert 'no-such-package is missing, for reclip app: pip install "reclip_d2[app]"' in outcome.out

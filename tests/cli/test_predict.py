@@ -30,7 +30,7 @@ def test_predict(reclip, model, photos, tmp_path):
     assert (tmp_path / "more" / "palette" / "a.png").exists()
     Image.fromarray(picture(31)).save(more / "b.bmp")
     grown = reclip(*call)
-    assert grown.status == 0 and "2 masks" in grown.out and "1 of them made now" in grown.out
+    assert grown.status == 0 and "2 masks" in grown.out and "(1 new)" in grown.out
 
     # An image that was changed is noticed.
     Image.fromarray(picture(32)).save(more / "a.webp")
@@ -60,7 +60,7 @@ def test_student(reclip, segment, model, tmp_path):
         assert words in result.out
     assert all_files(model / "previous-rectified-ignore" / "masks") == rectified
     again = segment("--student", "--student-iterations", "3")
-    assert "distillation: done before" in again.out and "0 of them made now" in again.out
+    assert "distillation: done before" in again.out and "(0 new)" in again.out
     # The last model is the student; it needs neither CLIP nor teacher.
     (model / "run" / "rectified" / "model_final.pth").unlink()
     more = reclip("predict", "photos", "--model", "out", "--output", "more", "--device", "cpu")

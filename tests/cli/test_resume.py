@@ -188,7 +188,7 @@ def test_an_interrupt_says_how_to_go_on(segment, monkeypatch):
 
     monkeypatch.setattr(SeedIteration, "before_step", interrupt)
     outcome = segment()
-    assert outcome.status == 130 and "the same command goes on from here" in outcome.err
+    assert outcome.status == 130 and "repeat the command to resume" in outcome.err
     assert "Traceback" not in outcome.err
 
 

@@ -33,7 +33,7 @@ def test_a_whole_run(segment, tmp_path):
     # What it says: what it will do, how long that takes, what came out, and where.
     for words in (
         "images    6", "classes   3: sky, wood, fire", "ignored: road, snow", "reclip-embedded",
-        "steps     hypotheses, rectification (ReCLIP++), masks", "estimate: about", "6 of them made now",
+        "steps     hypotheses, rectification (ReCLIP++), masks", "estimate: about", "(6 new)",
         str(out / "masks"), str(out / "overlay"), "reclip predict IMAGES --model",
     ):  # fmt: skip
         assert words in first.out
@@ -62,13 +62,13 @@ def test_a_whole_run(segment, tmp_path):
     assert second.status == 0
     for stage in ("hypotheses", "rectification", "masks"):
         assert f"{stage}: done before" in second.out
-    assert "estimate" not in second.out and "0 of them made now" in second.out
+    assert "estimate" not in second.out and "(0 new)" in second.out
     assert all_files(out / "masks") == before
 
     # A lost mask is made again, with no training.
     (out / "masks" / "in" / "4.png").unlink()
     third = segment()
-    assert "rectification: done before" in third.out and "1 of them made now" in third.out
+    assert "rectification: done before" in third.out and "(1 new)" in third.out
     assert all_files(out / "masks") == before
 
 
@@ -100,7 +100,7 @@ def test_background_kept(segment, tmp_path):
     assert ignored.status == 0
     before = {name: read_mask(tmp_path / "out" / "masks" / f"{name}.png") for name in MASKS}
     kept = segment("--fast", "--background", "keep")
-    assert kept.status == 0 and "a class of its own: road, snow" in kept.out
+    assert kept.status == 0 and "one class: road, snow" in kept.out
     for name, labels in before.items():
         assert (read_mask(tmp_path / "out" / "masks" / f"{name}.png") == np.where(labels == 255, 3, labels)).all()
     ids = json.loads((tmp_path / "out" / "masks" / "classes.json").read_text())
@@ -171,7 +171,7 @@ def test_broken_images(segment, photos, tmp_path, training):
     Image.fromarray(picture(8)).save(photos / "bad.jpg")
     mended = segment(*flags)
     assert mended.status == 0, mended.err
-    assert "1 of them made now" in mended.out
+    assert "(1 new)" in mended.out
     after = all_files(tmp_path / "out" / "masks")
     assert after.keys() - before.keys() == {"bad.png"} and before.items() <= after.items()
 
@@ -195,7 +195,7 @@ def test_an_image_without_a_mask_was_trained_on_all_the_same(model, segment, pho
     Image.fromarray(picture(20)).save(photos / "2.jpg")
     assert "1 changed, such as '2'" in segment().error
     (photos / "2.jpg").write_bytes(content)
-    assert "1 of them made now" in segment().out
+    assert "(1 new)" in segment().out
 
 
 def test_only_broken_images(segment, photos):

@@ -1,5 +1,5 @@
-"""Descriptions and arguments of the commands, a module each: DESCRIPTION, and add_arguments(parser).
+"""Descriptions and arguments of the commands. Each module has ``DESCRIPTION`` and ``add_arguments(parser)``.
 
-Nothing here imports torch, NumPy or Detectron2, or a module that does: help and a mistake in the arguments must not
-wait for them. What the arguments offer by name is in ``names.py``; a test compares it with what the names stand for.
+These modules do not import torch, NumPy or Detectron2, directly or indirectly, so that help and argument errors come
+without delay. Choices and defaults of slow modules are repeated here; a test compares them.
 """

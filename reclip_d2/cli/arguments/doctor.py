@@ -7,8 +7,8 @@ import argparse
 from reclip_d2.cli.arguments.shared import add_clip_arguments
 
 DESCRIPTION = """\
-Say what is installed and what is missing. The exit status is 0 if `reclip segment`
-can run with this --clip and these --pretrained weights, and 1 if it cannot."""
+List what is installed and what is missing. The exit status is 0 if `reclip segment`
+can run with this --clip and --pretrained, and 1 otherwise."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,5 +17,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--install-detectron2",
         action="store_true",
-        help="first install Detectron2 0.5 if none is there (python -m reclip_d2.install_detectron2 says more)",
+        help="first install Detectron2 0.5 if it is missing; see python -m reclip_d2.install_detectron2 --help",
     )

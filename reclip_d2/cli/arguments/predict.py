@@ -13,22 +13,22 @@ from reclip_d2.cli.arguments.shared import (
 from reclip_d2.workspace.options import TITLES
 
 DESCRIPTION = """\
-Write the masks of images with a model that `reclip segment` has trained.
+Write masks of images with a model trained by `reclip segment`.
 
-Masks and formats are as there, below FOLDER. Masks that are already there are
-kept, so the same command goes on after a stop, and serves a growing folder."""
+Masks and other formats are written below FOLDER, as by `reclip segment`. Existing
+masks are kept: repeat the command to resume, or after adding images."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     add_image_arguments(parser)
-    parser.add_argument("--model", required=True, metavar="FOLDER", help="--output of the run of reclip segment")
-    add_output_arguments(parser)
     parser.add_argument(
-        "--use", choices=list(TITLES), help="which of its models (default: the last that it has trained)"
+        "--model", required=True, metavar="FOLDER", help="output folder of reclip segment, or a saved model"
     )
+    add_output_arguments(parser)
+    parser.add_argument("--use", choices=list(TITLES), help="model to use (default: the last trained one)")
     add_background_argument(parser)
     parser.add_argument(
-        "--pretrained", metavar="FILE|TAG", help="CLIP's weights, if the file is no longer where it was at the training"
+        "--pretrained", metavar="FILE|TAG", help="CLIP's weights, if they have moved since the training"
     )
     add_device_arguments(parser)
