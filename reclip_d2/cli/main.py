@@ -6,21 +6,10 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 
+from reclip_d2.cli.arguments import COMMANDS
 from reclip_d2.errors import ReclipError, exit_on_error
 from reclip_d2.workspace.options import in_options
-
-# Subcommands and their help. Arguments are in reclip_d2.cli.arguments.COMMAND. The implementation is run(args) in
-# reclip_d2.cli.COMMAND or IMPLEMENTATIONS[COMMAND], which is imported after the arguments have been parsed.
-COMMANDS: dict[str, str] = {
-    "segment": "train on your images, without labels, and write their masks",
-    "predict": "write masks of more images with a model trained by segment",
-    "export": "write a trained model to an ONNX or TorchScript file",
-    "app": "serve a browser page to try class names on images, and to see masks and bias",
-    "doctor": "list what is installed, what is missing, and where CLIP's weights go",
-}
-IMPLEMENTATIONS = {"app": "reclip_d2.app.command"}
 
 # PyPI has no official release of Detectron2.
 INSTALL_DETECTRON2 = "python -m reclip_d2.install_detectron2"
@@ -37,34 +26,32 @@ def missing_package(error: ModuleNotFoundError) -> ReclipError:
     return ReclipError(f"the Python module {package} is not installed: reinstall reclip_d2 with pip")
 
 
-def build_parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser, with the arguments of ``command`` only."""
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all subcommands."""
     parser = argparse.ArgumentParser(
         prog="reclip",
-        description="Semantic segmentation of your own images from class names alone, without labels.",
+        description="Semantic segmentation of your own images from class names, without labels.",
         epilog="Run reclip COMMAND --help for the arguments of a command.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, line in COMMANDS.items():
-        sub = commands.add_parser(name, help=line, formatter_class=argparse.RawDescriptionHelpFormatter)
-        if name == command:
-            arguments = importlib.import_module(f"reclip_d2.cli.arguments.{name}")
-            sub.description = arguments.DESCRIPTION
-            arguments.add_arguments(sub)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=command.help,
+            description=command.description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(sub)
     return parser
 
 
-def _implementation(command: str) -> ModuleType:
+def _run(arguments: Sequence[str]) -> int:
+    args = build_parser().parse_args(arguments)
     try:
-        return importlib.import_module(IMPLEMENTATIONS.get(command, f"reclip_d2.cli.{command}"))
+        implementation = importlib.import_module(COMMANDS[args.command].implementation)
     except ModuleNotFoundError as error:
         raise missing_package(error) from error
-
-
-def _run(arguments: Sequence[str]) -> int:
-    command = next((argument for argument in arguments if not argument.startswith("-")), None)
-    args = build_parser(command).parse_args(arguments)
-    return _implementation(args.command).run(args)
+    return implementation.run(args)
 
 
 @exit_on_error(interrupted="interrupted: repeat the command to resume", words=in_options)

@@ -68,7 +68,7 @@ def test_wrong_arguments(reclip, arguments, words):
 
 def test_a_model_brings_its_clip(reclip, model):
     def choose(*arguments):
-        return choose_models(build_parser("app").parse_args(["app", *arguments]))
+        return choose_models(build_parser().parse_args(["app", *arguments]))
 
     clip, trained = choose("--model", "out", "--device", "cpu", "--opts", "SEED", "3")
     assert (clip.name, clip.device, clip.opts) == ("reclip-embedded", "cpu", ("SEED", "3"))

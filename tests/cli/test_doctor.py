@@ -44,7 +44,9 @@ def test_without_detectron2(isolated_cache):
     """It is what the user runs to learn what is missing."""
     outcome = without_detectron2("doctor", "--clip", "reclip-embedded")
     assert outcome.returncode == 1 and "Traceback" not in outcome.stderr
-    assert "detectron2 PROBLEM: detectron2 is not installed: run python -m reclip_d2.install_detectron2" in outcome.stdout
+    assert (
+        "detectron2 PROBLEM: detectron2 is not installed: run python -m reclip_d2.install_detectron2" in outcome.stdout
+    )
     assert "ships with the package" in outcome.stdout and "see detectron2 above" in outcome.stderr
 
 

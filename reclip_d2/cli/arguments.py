@@ -1,0 +1,291 @@
+"""Descriptions and arguments of the commands.
+
+This module does not import torch, NumPy or Detectron2, directly or indirectly, so that help and argument errors come
+without delay. Choices and defaults of slow modules are repeated here; a test compares them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+
+from reclip_d2.backbones import EMBEDDED_MODEL_NAME
+from reclip_d2.formats.registry import FORMATS
+from reclip_d2.workspace.options import DEFAULT_CLIP, DEFAULT_PRETRAINED, TITLES
+
+# FORMATS and INPUT_TYPES of reclip_d2.export.export, and the default of its ExportOptions.tolerance. That module takes
+# seconds to import. A test compares them.
+EXPORT_FORMATS = ("onnx", "torchscript")
+EXPORT_INPUT_TYPES = ("uint8", "float32")
+EXPORT_TOLERANCE = 1e-3
+# Limits for images: the defaults of reclip_d2.app.guard.Limits, which takes seconds to import. A test compares them.
+APP_MEGAPIXELS, APP_MEGABYTES = 50, 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A subcommand of ``reclip``.
+
+    Attributes:
+        help: its line in the help of ``reclip``.
+        description: the beginning of its own help.
+        add_arguments: adds its arguments to a parser.
+        implementation: module with ``run(args) -> int``, imported after the arguments have been parsed.
+    """
+
+    help: str
+    description: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    implementation: str
+
+
+# ---- shared by several commands --------------------------------------------------------------------------------
+
+
+def _add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """Images, and whether broken ones are an error."""
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGES",
+        help="folders (searched recursively), images, globs, or .txt lists of these",
+    )
+    parser.add_argument("--skip-broken", action="store_true", help="do not fail because of broken images")
+
+
+def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Output folder and formats."""
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="output folder")
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        default=[],
+        metavar="FORMAT",
+        help=f"additional formats: {', '.join(name for name in FORMATS if name != 'index')}",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="remove the results of earlier runs, and start over")
+
+
+def _add_background_argument(parser: argparse.ArgumentParser) -> None:
+    """How masks treat background names."""
+    parser.add_argument(
+        "--background",
+        choices=["ignore", "keep"],
+        default="ignore",
+        help="ignore the names of the background: line in masks (default), or keep them as one class",
+    )
+
+
+def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Device and config overrides."""
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
+        help="config overrides, see reclip_d2/config/keys.py; must come last",
+    )  # fmt: skip
+
+
+def _add_clip_arguments(parser: argparse.ArgumentParser, given_by: str | None = None) -> None:
+    """CLIP and its weights.
+
+    Args:
+        given_by: another option that chooses the CLIP. The defaults are then None, so that the command can tell whether
+            the user gave these arguments.
+    """
+    unless = "" if given_by is None else f", or that of {given_by}"
+    parser.add_argument(
+        "--clip",
+        default=DEFAULT_CLIP if given_by is None else None,
+        metavar="NAME",
+        help=f"open_clip's name of the model, or a JSON file of its architecture (default: {DEFAULT_CLIP}{unless});"
+        f" {EMBEDDED_MODEL_NAME} is a toy model for 12 materials that ships with the package",
+    )
+    parser.add_argument(
+        "--pretrained",
+        default=DEFAULT_PRETRAINED if given_by is None else None,
+        metavar="FILE|TAG",
+        help=f"its weights: a local file, or an open_clip tag to download (default: {DEFAULT_PRETRAINED}{unless})",
+    )
+
+
+# ---- commands ---------------------------------------------------------------------------------------------------
+
+
+def _add_segment_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_image_arguments(parser)
+    parser.add_argument("--classes", required=True, metavar="FILE", help="class file")
+    _add_output_arguments(parser)
+    depth = parser.add_mutually_exclusive_group()
+    depth.add_argument("--fast", action="store_true", help="write CLIP's own masks (MaskCLIP), without training")
+    depth.add_argument("--student", action="store_true", help="distil a student, and predict with it")
+    _add_background_argument(parser)
+    _add_clip_arguments(parser)
+    parser.add_argument(
+        "--iterations", type=int, metavar="N", help="iterations of the rectification (default: the config's)"
+    )
+    parser.add_argument(
+        "--student-iterations", type=int, metavar="N", help="iterations of the distillation (default: the config's)"
+    )
+    parser.add_argument(
+        "--student-weights",
+        metavar="FILE|NAME",
+        help="initial weights of the student's backbone (default: the config's)",
+    )
+    parser.add_argument(
+        "--tile", type=int, metavar="PIXELS", help="cut images with a longer side into tiles of this size"
+    )
+    _add_device_arguments(parser)
+
+
+def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_image_arguments(parser)
+    parser.add_argument(
+        "--model", required=True, metavar="FOLDER", help="output folder of reclip segment, or a saved model"
+    )
+    _add_output_arguments(parser)
+    parser.add_argument("--use", choices=list(TITLES), help="model to use (default: the last trained one)")
+    _add_background_argument(parser)
+    parser.add_argument(
+        "--pretrained", metavar="FILE|TAG", help="CLIP's weights, if they have moved since the training"
+    )
+    _add_device_arguments(parser)
+
+
+def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", metavar="FOLDER", help="output folder of reclip segment, or a saved model")
+    source.add_argument(
+        "--config-file",
+        action="append",
+        metavar="FILE",
+        help="config file of a model trained by train_net.py; repeat it as for train_net.py",
+    )
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint for --config-file (default: MODEL.WEIGHTS)")
+    parser.add_argument(
+        "--use", choices=list(TITLES), help="model to export from --model (default: the last trained one)"
+    )
+    parser.add_argument("--format", required=True, choices=list(EXPORT_FORMATS))
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--size", metavar="HxW", help="fixed image size, such as 512x683; avoids a bicubic resize")
+    shape.add_argument("--dynamic", action="store_true", help="images of any size (default)")
+    parser.add_argument("--labels", action="store_true", help="return labels (1, height, width) instead of logits")
+    _add_background_argument(parser)
+    parser.add_argument(
+        "--input-type",
+        choices=list(EXPORT_INPUT_TYPES),
+        default="uint8",
+        help="type of the input image (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output", metavar="FILE|FOLDER", help="where to write it (default: a folder export next to the checkpoint)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=EXPORT_TOLERANCE,
+        metavar="X",
+        help="maximum difference from the model's logits, relative to their range (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pretrained", metavar="FILE|TAG", help="CLIP's weights, if they have moved since the training"
+    )
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides; must come last"
+    )
+
+
+def _add_app_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="output folder of reclip segment: use its model, classes and CLIP"
+    )
+    _add_clip_arguments(parser, given_by="--model")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="keep models learnt on the page here (default: a temporary folder)"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME",
+        help="another host name of the page, such as a proxy's; can be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-megapixels", type=int, default=APP_MEGAPIXELS, metavar="N",
+        help="reject images with more pixels, in millions (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-megabytes", type=int, default=APP_MEGABYTES, metavar="N",
+        help="reject larger image files, in MiB (default: %(default)s)",
+    )  # fmt: skip
+    _add_device_arguments(parser)
+
+
+def _add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_clip_arguments(parser)
+    parser.add_argument(
+        "--install-detectron2",
+        action="store_true",
+        help="first install Detectron2 0.5 if it is missing; see python -m reclip_d2.install_detectron2 --help",
+    )
+
+
+COMMANDS: dict[str, Command] = {
+    "segment": Command(
+        "train on your images, without labels, and write their masks",
+        """\
+Train on your own images, without labels, and write a mask for each.
+
+The class file has one class per line. Names after the first, separated by commas,
+are synonyms; # starts a comment. A line `background: sky, wall` lists what else may
+be in the images: masks ignore it (255), or have it as one class with --background
+keep.
+
+Masks are index PNGs below FOLDER/masks, in the same subfolders as the images: 0 is
+the first class of the file, 255 is ignored. Interrupted runs resume when you repeat
+the command.""",
+        _add_segment_arguments,
+        "reclip_d2.cli.segment",
+    ),
+    "predict": Command(
+        "write masks of more images with a model trained by segment",
+        """\
+Write masks of images with a model trained by `reclip segment`.
+
+Masks and other formats are written below FOLDER, as by `reclip segment`. Existing
+masks are kept: repeat the command to resume, or after adding images.""",
+        _add_predict_arguments,
+        "reclip_d2.cli.predict",
+    ),
+    "export": Command(
+        "write a trained model to an ONNX or TorchScript file",
+        """\
+Write a trained model to one file that runs without this package: ONNX or TorchScript.
+
+The exported model takes an RGB image (1, 3, height, width) with values from 0 to
+255, of any size or of --size, and returns logits or labels at the image's size. The
+command runs the file and compares it with the model before it keeps it. classes.json
+in the same folder describes input and output.""",
+        _add_export_arguments,
+        "reclip_d2.cli.export",
+    ),
+    "app": Command(
+        "serve a browser page to try class names on images, and to see masks and bias",
+        """\
+Serve a browser page: drop images, type class names, see CLIP's own masks; learn the
+bias from the images, see it, and compare the masks before and after.
+
+Only this machine can reach the page unless --host is given; the page loads nothing
+from other hosts. Press Ctrl-C to stop. Needs gradio: pip install "reclip_d2[app]".""",
+        _add_app_arguments,
+        "reclip_d2.app.command",
+    ),
+    "doctor": Command(
+        "list what is installed, what is missing, and where CLIP's weights go",
+        """\
+List what is installed and what is missing. The exit status is 0 if `reclip segment`
+can run with this --clip and --pretrained, and 1 otherwise.""",
+        _add_doctor_arguments,
+        "reclip_d2.cli.doctor",
+    ),
+}
