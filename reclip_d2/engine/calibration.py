@@ -40,7 +40,7 @@ def calibrate(
     with count_steps("calibration", len(images)) as steps:
         for record in images:
             image = model.preprocess_image([mapper(record)])
-            logits = query_logits(model.backbone(image.tensor)["dense"], model.query_features)
+            logits = query_logits(model.backbone.dense(image.tensor, image.image_sizes), model.query_features)
             rows, columns = (_patches(side, model.backbone.patch_size) for side in image.image_sizes[0])
             logits = logits[..., :rows, :columns]  # padding has no say
             if model.calibration == "position_class":

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.labelled_data import probe_datasets
 from reclip_d2.modeling.checkpoint import ReclipCheckpointer
-from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
+from reclip_d2.modeling.meta_arch.base import ImageSizes, LanguageSegmentor
 from reclip_d2.utils.io import atomic_write
 
 SUPERVISION = "labels (linear probe)"
@@ -49,8 +49,8 @@ class LinearProbe(LanguageSegmentor):
     def __init__(self, model: LanguageSegmentor, *, batch_norm: bool = True) -> None:
         """
         Args:
-            model: has ``pixel_embedding(images) -> (B, F, h, w)`` of normalised, padded images. It gets no gradient,
-                stays in eval mode, and always runs in its own precision, never under a trainer's autocast.
+            model: has ``pixel_embedding(images, image_sizes) -> (B, F, h, w)`` of normalised, padded images. It gets no
+                gradient, stays in eval mode, and always runs in its own precision, never under a trainer's autocast.
             batch_norm: standardise the embeddings.
         """
         super().__init__(
@@ -97,27 +97,28 @@ class LinearProbe(LanguageSegmentor):
         return self.model.normalize(image)
 
     @torch.no_grad()
-    def pixel_embedding(self, images: Tensor) -> Tensor:
-        """Fixed pixel embeddings ``(B, F, h, w)`` of normalised, padded images ``(B, 3, H, W)``."""
+    def pixel_embedding(self, images: Tensor, image_sizes: ImageSizes | None = None) -> Tensor:
+        """Fixed pixel embeddings ``(B, F, h, w)``. Arguments: see :meth:`mask_logits`."""
         with torch.autocast(images.device.type, enabled=False):
-            return self.model.pixel_embedding(images)
+            return self.model.pixel_embedding(images, image_sizes)
 
-    def mask_logits(self, images: Tensor) -> Tensor:
-        """The classifier's logits ``(B, C, h, w)``."""
+    def mask_logits(self, images: Tensor, image_sizes: ImageSizes | None = None) -> Tensor:
+        """The classifier's logits ``(B, C, h, w)``. Arguments: see :meth:`LanguageSegmentor.mask_logits`."""
         with torch.autocast(images.device.type, enabled=False):
-            return self.classifier(self.norm(self.pixel_embedding(images)))
+            return self.classifier(self.norm(self.pixel_embedding(images, image_sizes)))
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]] | dict[str, Tensor]:
         """Training: the loss of inputs with ``sem_seg`` ``(H, W)`` int64 next to the image, -1 where there is no label.
         Inference: as every model's."""
         if not self.training:
             return super().forward(batched_inputs)
-        images = self.preprocess_image(batched_inputs).tensor
+        batch = self.preprocess_image(batched_inputs)
+        images = batch.tensor
         labels = torch.full((len(images), *images.shape[-2:]), UNLABELLED, dtype=torch.int64, device=images.device)
         for target, record in zip(labels, batched_inputs, strict=True):
             height, width = record["sem_seg"].shape
             target[:height, :width] = record["sem_seg"]
-        return {"loss_linear_probe": probe_loss(self.mask_logits(images), labels)}
+        return {"loss_linear_probe": probe_loss(self.mask_logits(images, batch.image_sizes), labels)}
 
 
 def probe_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def logit_parts(model: nn.Module, mapper: Mapper, record: dict[str, Any]) -> Log
         record: with ``file_name``.
     """
     image = model.preprocess_image([mapper(record)])
-    features, mask = model.segment(image.tensor)
+    features, mask = model.segment(image.tensor, image.image_sizes)
     query = query_logits(features, model.query_features)
     rectified = rectified_logits(query, model.bias_to_rectify(features), model.rectification)
     padded_size, image_size = tuple(image.tensor.shape[-2:]), tuple(image.image_sizes[0])

@@ -80,7 +80,7 @@ def mean_probability(model: nn.Module, mapper: Mapper, records: Sequence[dict[st
 
     def probabilities(record: dict[str, Any]) -> Tensor:
         image = model.preprocess_image([mapper(record)])
-        logits = model.mask_logits(image.tensor) * model.backbone.logit_scale
+        logits = model.mask_logits(image.tensor, image.image_sizes) * model.backbone.logit_scale
         return crop_to_image(logits.softmax(1), tuple(image.tensor.shape[-2:]), tuple(image.image_sizes[0]))
 
     return preference_of_probabilities(_mean_map(map(probabilities, records)), len(records))

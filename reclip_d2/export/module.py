@@ -25,6 +25,10 @@ class ExportModule(nn.Module):
 
     Made to be traced: its operators are in ONNX opset 17, the sizes are computed in the graph, and nothing in it names
     a device. It shares the model's parameters.
+
+    Padding is part of the image: the graph gives dense attentions no mask of it (``AttentionInput.valid`` is None). For
+    an attention that mixes patches, its logits therefore differ from :class:`~reclip_d2.inference.ImagePredictor`'s
+    unless the sides of the image are multiples of the patch size. ``value`` does not mix patches.
     """
 
     def __init__(

@@ -67,7 +67,10 @@ def check_image(seed: int, size: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def reference_logits(model: LanguageSegmentor, image: Tensor) -> Tensor:
-    """The model's logits ``(C, H, W)`` of an image ``(3, H, W)``, at its size, without the compiled kernels."""
+    """The model's logits ``(C, H, W)`` of an image ``(3, H, W)``, at its size, without the compiled kernels.
+
+    Padding is part of the image, as in :class:`~reclip_d2.export.module.ExportModule`.
+    """
     batch = model.preprocess_image([{"image": image}])
     padded_size, size = tuple(batch.tensor.shape[-2:]), tuple(image.shape[-2:])
     with use_kernels(False):

@@ -118,12 +118,12 @@ class ImagePredictor:
 
     def grid_logits(self, pixels: Tensor, size: tuple[int, int], turn: Turn = contextlib.nullcontext) -> GridLogits:
         """One forward pass: mask logits of a normalised image or window ``(3, H', W')``, with output size ``size``."""
-        padded = ImageList.from_tensors([pixels], self.model.size_divisibility).tensor
+        image = ImageList.from_tensors([pixels], self.model.size_divisibility)
         with turn(), use_kernels(self.model.kernels):
-            logits = self.model.mask_logits(padded)[0].float()
+            logits = self.model.mask_logits(image.tensor, image.image_sizes)[0].float()
         if self.class_ids is not None:
             logits = logits[self.class_ids]
-        (padded_height, padded_width), (height, width) = padded.shape[-2:], pixels.shape[-2:]
+        (padded_height, padded_width), (height, width) = image.tensor.shape[-2:], pixels.shape[-2:]
         return GridLogits(logits, (padded_height, padded_width), (height, width), size)
 
     def network_logits(

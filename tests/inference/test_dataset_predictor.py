@@ -51,7 +51,7 @@ def test_an_evaluation_leaves_the_model_in_its_mode(training):
     model = make_distillation().train(training)
     seen = []
     inner = model.student.mask_logits
-    model.student.mask_logits = lambda images: seen.append(model.student.training) or inner(images)
+    model.student.mask_logits = lambda *inputs: seen.append(model.student.training) or inner(*inputs)
     inference_on_dataset(
         DatasetPredictor.from_config(model, load_config("", KEYS)), [[{"image": random_image(0)}]], Collect()
     )

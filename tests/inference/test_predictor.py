@@ -193,7 +193,7 @@ def test_scores_that_are_not_finite():
 def test_a_turn_is_one_forward_pass():
     turns, passes = [], []
     model = make_maskclip()
-    model.mask_logits = lambda images, inner=model.mask_logits: passes.append(turns[-1]) or inner(images)
+    model.mask_logits = lambda *inputs, inner=model.mask_logits: passes.append(turns[-1]) or inner(*inputs)
 
     @contextlib.contextmanager
     def turn():

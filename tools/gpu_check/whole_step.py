@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -93,9 +93,9 @@ class GivenFeatures(nn.Module):
         self.tower = [backbone]  # in a list, so that its parameters are not registered here
         self.features = features
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def dense(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:
         """The features, for any images."""
-        return {"dense": self.features}
+        return self.features
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         try:
@@ -112,7 +112,8 @@ def variant(model: nn.Module, batch: list[dict[str, Any]], plain: bool, given: b
     with pool if plain else contextlib.nullcontext():
         if given:
             with torch.no_grad():
-                features = backbone(model.preprocess_image(batch).tensor)["dense"]
+                images = model.preprocess_image(batch)
+                features = backbone.dense(images.tensor, images.image_sizes)
             model.backbone = GivenFeatures(backbone, features)
         try:
             yield

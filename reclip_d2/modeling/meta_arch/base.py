@@ -5,6 +5,7 @@ Shape letters: B images, C classes, (h, w) grid of the features, (H, W) size in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 from reclip_d2.layers import use_kernels
 from reclip_d2.modeling.postprocessing import upsample_logits
+
+ImageSizes = Sequence[tuple[int, int]]
+"""(H, W) of each image of a batch, without padding."""
 
 
 class LanguageSegmentor(nn.Module):
@@ -76,8 +80,12 @@ class LanguageSegmentor(nn.Module):
         images = [self.normalize(x["image"]) for x in batched_inputs]
         return ImageList.from_tensors(images, divisibility or self.size_divisibility)
 
-    def mask_logits(self, images: Tensor) -> Tensor:
-        """Mask logits M_o ``(B, C, h, w)`` of normalised, padded images ``(B, 3, H, W)``; labels are their argmax."""
+    def mask_logits(self, images: Tensor, image_sizes: ImageSizes | None = None) -> Tensor:
+        """Mask logits M_o ``(B, C, h, w)`` of normalised, padded images ``(B, 3, H, W)``; labels are their argmax.
+
+        Args:
+            image_sizes: (H, W) of each image without padding; None to treat padding as part of the image.
+        """
         raise NotImplementedError
 
     @torch.no_grad()
@@ -99,7 +107,7 @@ class LanguageSegmentor(nn.Module):
         image = self.preprocess_image([record])
         padded_size, size = tuple(image.tensor.shape[-2:]), tuple(image.image_sizes[0])
         output_size = (record.get("height", size[0]), record.get("width", size[1]))
-        return upsample_logits(self.mask_logits(image.tensor), padded_size, size, output_size)[0]
+        return upsample_logits(self.mask_logits(image.tensor, image.image_sizes), padded_size, size, output_size)[0]
 
 
 def inference_arguments(cfg: CfgNode) -> dict[str, Any]:

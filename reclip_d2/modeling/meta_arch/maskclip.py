@@ -19,6 +19,7 @@ from torch import Tensor
 from reclip_d2.backbones.query import check_class_names, get_templates
 from reclip_d2.errors import ReclipError
 from reclip_d2.modeling.bias_head import query_logits
+from reclip_d2.modeling.meta_arch.base import ImageSizes
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.modeling.view_batch import ViewBatch
 
@@ -91,7 +92,7 @@ class MaskCLIP(CLIPSegmentor):
             raise ReclipError("MaskCLIP has nothing to train: add --eval-only")
         return super().forward(batched_inputs)
 
-    def segment(self, images: Tensor, image_sizes: list[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:
+    def segment(self, images: Tensor, image_sizes: ImageSizes | None = None) -> tuple[Tensor, Tensor]:
         features, keys = self.backbone.dense_and_keys(images, image_sizes, keys=self.key_smoothing > 0)
         return features, self._options(features, keys)
 

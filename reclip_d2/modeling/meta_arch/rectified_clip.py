@@ -24,6 +24,7 @@ from reclip_d2.modeling.losses import (
     outside_hypothesis_penalty,
 )
 from reclip_d2.modeling.mask_decoder import MaskDecoder
+from reclip_d2.modeling.meta_arch.base import ImageSizes
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.modeling.numerics import check_finite
 from reclip_d2.modeling.pooling import MaskLogits, pack_hypotheses, pool_hypotheses
@@ -251,7 +252,7 @@ class RectifiedCLIP(CLIPSegmentor):
             self._decoded_bias_cache[size] = decoder.fold_bias(bias, size)
         return MaskLogits(decoder.decode_folded(features, self._decoder_cache), self._decoded_bias_cache[size])
 
-    def segment(self, images: Tensor, image_sizes: list[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:
+    def segment(self, images: Tensor, image_sizes: ImageSizes | None = None) -> tuple[Tensor, Tensor]:
         features = self.backbone(images, image_sizes)["dense"]
         return features, self.decode(features, self.query_features, self.bias_to_rectify(features)).tensor()
 
@@ -259,10 +260,10 @@ class RectifiedCLIP(CLIPSegmentor):
         bias = self.bias_to_rectify(batch.features, batch.grids)
         return self.decode(batch.features, self.query_features, bias).tensor()
 
-    def pixel_embedding(self, images: Tensor) -> Tensor:
+    def pixel_embedding(self, images: Tensor, image_sizes: ImageSizes | None = None) -> Tensor:
         """Input of a linear probe: Z and M_o, ``(B, D + C, h, w)``. Z is the frozen CLIP's, as in MaskCLIP; M_o shows
         what this model has learned."""
-        return torch.cat(self.segment(images), dim=1)
+        return torch.cat(self.segment(images, image_sizes), dim=1)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]] | dict[str, Tensor]:
         """Training: a dict of losses; inference: see :meth:`CLIPSegmentor.forward`.

@@ -17,7 +17,7 @@ from reclip_d2.backbones.query import check_class_names, get_templates
 from reclip_d2.config.keys import KEYS
 from reclip_d2.data.classes import class_names_from_config
 from reclip_d2.modeling.build import build_clip_backbone
-from reclip_d2.modeling.meta_arch.base import LanguageSegmentor, inference_arguments
+from reclip_d2.modeling.meta_arch.base import ImageSizes, LanguageSegmentor, inference_arguments
 from reclip_d2.modeling.view_batch import ViewBatch, batch_views, has_fixed_views, round_features
 
 
@@ -77,7 +77,7 @@ class CLIPSegmentor(LanguageSegmentor):
         """Query text features W_q ``(C, D)``, the segmentation head: fixed, from the templates."""
         return self.template_query_features
 
-    def segment(self, images: Tensor, image_sizes: list[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:
+    def segment(self, images: Tensor, image_sizes: ImageSizes | None = None) -> tuple[Tensor, Tensor]:
         """Image features Z ``(B, D, h, w)`` and mask logits M_o ``(B, C, h, w)`` of normalised, padded images.
 
         Args:
@@ -124,12 +124,12 @@ class CLIPSegmentor(LanguageSegmentor):
         """How features of smaller views are padded to a batch's grid: see :func:`pad_grid`."""
         return "replicate"
 
-    def mask_logits(self, images: Tensor) -> Tensor:
-        return self.segment(images)[1]
+    def mask_logits(self, images: Tensor, image_sizes: ImageSizes | None = None) -> Tensor:
+        return self.segment(images, image_sizes)[1]
 
-    def pixel_embedding(self, images: Tensor) -> Tensor:
-        """Input of a linear probe for normalised, padded images: the image features Z ``(B, D, h, w)``."""
-        return self.segment(images)[0]
+    def pixel_embedding(self, images: Tensor, image_sizes: ImageSizes | None = None) -> Tensor:
+        """Input of a linear probe: the image features Z ``(B, D, h, w)``. Arguments: see :meth:`segment`."""
+        return self.segment(images, image_sizes)[0]
 
     def identity(self) -> dict[str, Any]:
         return checkpoint_identity(

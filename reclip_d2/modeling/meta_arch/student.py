@@ -22,7 +22,7 @@ from reclip_d2.errors import ReclipError
 from reclip_d2.modeling.bias_head import BIAS_HEAD_REGISTRY
 from reclip_d2.modeling.build import backbone_class
 from reclip_d2.modeling.mask_decoder import MaskDecoder
-from reclip_d2.modeling.meta_arch.base import LanguageSegmentor, inference_arguments
+from reclip_d2.modeling.meta_arch.base import ImageSizes, LanguageSegmentor, inference_arguments
 from reclip_d2.modeling.student.inherited import InheritedHead
 from reclip_d2.modeling.student.network import DeepLabV2Head
 
@@ -140,19 +140,23 @@ class Student(LanguageSegmentor):
         """Features Z^ ``(B, D, h, w)``, each of length 1, of normalised, padded images."""
         return F.normalize(self._raw_features(images), dim=1)
 
-    def segment(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Z^ ``(B, D, h, w)`` and mask logits M^D ``(B, C, h, w)`` of normalised, padded images ``(B, 3, H, W)``."""
+    def segment(self, images: Tensor, image_sizes: ImageSizes | None = None) -> tuple[Tensor, Tensor]:
+        """Z^ ``(B, D, h, w)`` and mask logits M^D ``(B, C, h, w)`` of normalised, padded images ``(B, 3, H, W)``.
+
+        Args:
+            image_sizes: not used: padding is part of the image for convolutions.
+        """
         raw = self._raw_features(images)
         with torch.autocast(raw.device.type, enabled=False):
             features = F.normalize(raw, dim=1)
             return features, self.inherited(features if self.inherited.classifier is None else raw)
 
-    def mask_logits(self, images: Tensor) -> Tensor:
-        return self.segment(images)[1]
+    def mask_logits(self, images: Tensor, image_sizes: ImageSizes | None = None) -> Tensor:
+        return self.segment(images, image_sizes)[1]
 
-    def pixel_embedding(self, images: Tensor) -> Tensor:
+    def pixel_embedding(self, images: Tensor, image_sizes: ImageSizes | None = None) -> Tensor:
         """Input of a linear probe, as in :class:`RectifiedCLIP`: concat(Z^, M^D) ``(B, D + C, h, w)``."""
-        return torch.cat(self.segment(images), dim=1)
+        return torch.cat(self.segment(images, image_sizes), dim=1)
 
 
 def _changed_settings(cfg: CfgNode) -> dict[str, Any]:
