@@ -142,8 +142,8 @@ class Session:
         self.limits = limits or Limits()
         self.visitors = Visitors()
         self.models = Models(clip)
-        self.default_iterations = clip.config("rectified").SOLVER.MAX_ITER
-        self._batch = clip.config("rectified").SOLVER.IMS_PER_BATCH
+        solver = clip.config("rectified").SOLVER
+        self.default_iterations, self._batch = solver.MAX_ITER, solver.IMS_PER_BATCH
         self._own_folder: Path | None = None
         self._at_end = contextlib.ExitStack()
         self._results: deque[Path] = deque()
