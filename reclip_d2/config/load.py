@@ -43,6 +43,9 @@ def load_config(config_files: str | Sequence[str] = (), opts: Sequence[Any] = ()
     files = ConfigFiles([name for name in names if name], bases=bases)
     for key, (value, source) in files.values.items():
         _set(cfg, key, value, source)
+    for key in map(str, opts[::2]):
+        if key.startswith("-"):
+            raise ReclipError(f"{key} comes after KEY VALUE pairs: put all options before the first pair")
     if len(opts) % 2:
         raise ReclipError(f"overrides are KEY VALUE pairs; {opts[-1]!r} has no value")
     for key, value in zip(opts[::2], opts[1::2], strict=True):

@@ -172,6 +172,19 @@ def training_resolution(cfg: CfgNode) -> str:
     return f"short side {short_sides} px{crop}"
 
 
+# What sets the fields of an identity that are not named by a key.
+_SET_BY = {
+    "class_names": "class list",
+    "clip": "MODEL.CLIP.NAME",
+    "fingerprint": "MODEL.CLIP.PRETRAINED",
+    "templates": "MODEL.CLIP.TEMPLATES",
+    "reference": "MODEL.BIAS_HEAD keys",
+    "rectification": "MODEL.BIAS_HEAD.RECTIFICATION",
+    "student_head": "MODEL.STUDENT.HEAD",
+    "bias_grid": "INPUT keys",
+}
+
+
 def check_identity(
     found: str | None, expected: dict[str, Any], path: str, former: Mapping[str, Any] | None = None
 ) -> None:
@@ -200,11 +213,12 @@ def check_identity(
         value, other = expected.get(key), identity.get(key)
         if other == value:
             continue
+        remedy = f"use the {_SET_BY.get(key, key)} that it was trained with, or another checkpoint"
         if key == "class_names":
-            raise ReclipError(f"checkpoint {path} is of another class list: {_difference(other, value)}")
+            raise ReclipError(f"checkpoint {path} is of another class list: {_difference(other, value)}; {remedy}")
         usual = KEYS[key].default if key in KEYS else None  # keys with their defaults are not recorded
         words = [shorten(usual if entry is None else entry, 24) for entry in (other, value)]
-        raise ReclipError(f"checkpoint {path} is of another {key}: {words[0]} instead of {words[1]}")
+        raise ReclipError(f"checkpoint {path} is of another {key}: {words[0]} instead of {words[1]}; {remedy}")
 
 
 def _difference(theirs: Any, ours: list[list[str]]) -> str:

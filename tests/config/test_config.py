@@ -278,6 +278,8 @@ def test_missing_file(tmp_path):
     [
         (["SEED"], "'SEED' has no value"),
         (["SEED", "1", "OUTPUT_DIR"], "'OUTPUT_DIR' has no value"),
+        (["SEED", "1", "--eval-only"], "--eval-only comes after KEY VALUE pairs: put all options before"),
+        (["SEED", "1", "--num-gpus", "2"], "--num-gpus comes after KEY VALUE pairs"),
         (["FOO", "1"], "FOO"),
         (["MODEL.CLIP.NAM", "x"], "MODEL.CLIP.NAM"),
         (["SEED", "abc"], "SEED"),

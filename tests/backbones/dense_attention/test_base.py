@@ -230,10 +230,11 @@ def test_checkpoints_record_it_and_are_refused_by_another(cfg, tmp_path):
     assert model.identity()["MODEL.CLIP.DENSE_ATTENTION"] == "dummy"
     assert "MODEL.CLIP.DENSE_ATTENTION" not in usual.identity()  # checkpoints of before are the value path's
     assert not any(key.startswith("backbone.") for key in model.state_dict())
+    remedy = "use the MODEL.CLIP.DENSE_ATTENTION that it was trained with, or another checkpoint"
     for saves, loads, words in ((model, usual, "dummy instead of value"), (usual, model, "value instead of dummy")):
         ReclipCheckpointer(saves, str(tmp_path)).save("model")
         ReclipCheckpointer(saves).load(str(tmp_path / "model.pth"))
-        with pytest.raises(ReclipError, match=f"of another MODEL.CLIP.DENSE_ATTENTION: {words}"):
+        with pytest.raises(ReclipError, match=f"of another MODEL.CLIP.DENSE_ATTENTION: {words}; {remedy}"):
             ReclipCheckpointer(loads).load(str(tmp_path / "model.pth"))
 
 
