@@ -283,7 +283,7 @@ def test_resume_with_other_images_is_refused(scene, capfd, datasets):
     run(scene, "out", "SOLVER.MAX_ITER", "3")
     unregister_dataset("reclip_test_train")
     register_dataset("reclip_test_train", write_scenes(scene / "others", 5), NAMES)
-    assert "was trained on 6 images, and those of DATASETS.TRAIN (5) are others" in mistake(capfd, scene, "--resume")
+    assert "was trained on 6 images, but DATASETS.TRAIN now has others (5)" in mistake(capfd, scene, "--resume")
 
 
 def test_a_training_may_be_made_longer_but_not_shorter(scene, capfd):
@@ -292,7 +292,7 @@ def test_a_training_may_be_made_longer_but_not_shorter(scene, capfd):
     run(scene, "out", "--resume", "SOLVER.MAX_ITER", "5", *free)
     assert metrics(scene, "out")["iteration"] == 4
     log = (scene / "out" / "log.txt").read_text()
-    assert "SOLVER.MAX_ITER is 5 and was 3: from here on the learning rate follows the new schedule" in log
+    assert "SOLVER.MAX_ITER is 5 and was 3: from now on the learning rate follows the new schedule" in log
     line = mistake(capfd, scene, "--resume", "SOLVER.MAX_ITER", "2")
     assert "is of iteration 5, after SOLVER.MAX_ITER 2" in line
 
@@ -306,13 +306,13 @@ def test_resume_of_a_run_that_does_not_say_its_settings(scene, capfd):
         assert "training.json is damaged" in mistake(capfd, scene, "--resume")
     record.unlink()
     run(scene, "out", "--resume", "SEED", "3")
-    assert "what the training was begun with is not compared" in capfd.readouterr().out
+    assert "cannot check the settings that the training started with" in capfd.readouterr().out
     assert json.loads(record.read_text())["settings"]["SEED"] == 3
 
 
 def test_two_trainings_in_one_folder(scene, capfd):
     with program.run_lock(str(scene / "out")):
-        assert f"another training works in {scene}/out" in mistake(capfd, scene, "SEED", "3")
+        assert f"another training is running in {scene}/out" in mistake(capfd, scene, "SEED", "3")
         assert [path.name for path in (scene / "out").iterdir()] == [".lock"]
         run(scene, "out", *EVALUATE)  # an evaluation may look at it
     run(scene, "out", "SOLVER.MAX_ITER", "1")
@@ -522,7 +522,7 @@ def test_missing_inputs_are_found_before_anything_is_built_or_written(scene, cap
     line = mistake(capfd, scene, *flags, "MODEL.WEIGHTS", str(scene / "none.pth"))
     assert f"{scene}/none.pth does not exist: check MODEL.WEIGHTS" in line
     if flags:
-        assert "nothing to evaluate: name a checkpoint" in mistake(capfd, scene, *flags)
+        assert "nothing to evaluate: set MODEL.WEIGHTS" in mistake(capfd, scene, *flags)
     folder, weights = "val" if flags else "train", scene / "there.pth"
     weights.touch()
     shutil.rmtree(scene / folder / "images")

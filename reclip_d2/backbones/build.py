@@ -66,7 +66,7 @@ def check_supported(name: str) -> None:
     for applies, reason in reasons:
         if applies:
             raise ReclipError(
-                f"MODEL.CLIP.NAME {name!r} is not supported: {reason}; take a ViT such as ViT-B-16-quickgelu"
+                f"MODEL.CLIP.NAME {name!r} is not supported: {reason}; use a ViT such as ViT-B-16-quickgelu"
             )
 
 
@@ -121,7 +121,7 @@ def _check_architecture(name: str, settings: WeightSettings) -> None:
     for key in sorted(theirs.keys() & ours.keys() - {"quick_gelu"}):  # the activation has a separate message
         if theirs[key] != ours[key]:
             raise ReclipError(
-                f"{settings.origin} says {key} {theirs[key]}, and MODEL.CLIP.NAME {name} has {ours[key]}: set"
+                f"{settings.origin} says {key} {theirs[key]}, but MODEL.CLIP.NAME {name} has {ours[key]}: set"
                 " MODEL.CLIP.NAME to the model of these weights"
             )
 

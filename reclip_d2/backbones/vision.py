@@ -36,7 +36,7 @@ def check_image_tower(visual: nn.Module, name: str) -> None:
     elif visual.transformer.resblocks[-1].attn.in_proj_weight is None:
         reason = "its attention has no packed query-key-value projection"
     if reason:
-        raise ReclipError(f"MODEL.CLIP.NAME {name!r} is not supported: {reason}; take a ViT such as ViT-B-16-quickgelu")
+        raise ReclipError(f"MODEL.CLIP.NAME {name!r} is not supported: {reason}; use a ViT such as ViT-B-16-quickgelu")
 
 
 def resize_positional_embedding(positional_embedding: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:

@@ -1,1 +1,1 @@
-"""Training: the trainer, its loop, hooks and solver, and the program around it."""
+"""Training: the trainer, its loop, hooks and solver, and the program ``train_net.py``."""

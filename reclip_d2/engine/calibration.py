@@ -1,4 +1,4 @@
-"""Fit the mean-probability calibration of MaskCLIP on unlabelled images (a control, not part of the papers)."""
+"""Fit the mean-probability calibration of MaskCLIP on unlabelled images (a control, not in the papers)."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ logger = logging.getLogger(__name__)
 def calibrate(
     model: MaskCLIP, records: Sequence[dict[str, Any]], mapper: UnlabelledDatasetMapper, max_images: int = 2000
 ) -> None:
-    """Set ``model.calibration_offset`` so that the mean soft-max over unlabelled images is uniform.
+    """Set ``model.calibration_offset`` so that the mean softmax over unlabelled images is uniform.
 
-    With ``class`` the mean is over all patches of all images, and the offset is ``(C, 1, 1)``. With
-    ``position_class`` it is over the images at each patch, ``(C, h, w)``, where the grid is that of the first image
-    and other images' logits are resized to it.
+    With ``class``, the mean is over all patches of all images, and the offset is ``(C, 1, 1)``. With
+    ``position_class``, the mean at each patch is over the images, and the offset is ``(C, h, w)`` on the grid of the
+    first image, to which the logits of other images are resized.
 
     Args:
+        model: a MaskCLIP with ``calibration`` other than ``none``.
         records: unlabelled records with ``file_name``.
-        mapper: the test mapper, so that images are seen at the resolution of the test.
-        max_images: images used at most, spread evenly over the records.
+        mapper: the test mapper, so that images have the test resolution.
+        max_images: maximum number of images, spread evenly over the records.
     """
     step = max(1, -(-len(records) // max_images))
     images = records[::step]
@@ -42,7 +43,7 @@ def calibrate(
             image = model.preprocess_image([mapper(record)])
             logits = query_logits(model.backbone.dense(image.tensor, image.image_sizes), model.query_features)
             rows, columns = (_patches(side, model.backbone.patch_size) for side in image.image_sizes[0])
-            logits = logits[..., :rows, :columns]  # padding has no say
+            logits = logits[..., :rows, :columns]  # without padding
             if model.calibration == "position_class":
                 size = size or logits.shape[-2:]
                 if logits.shape[-2:] != size:
@@ -58,5 +59,5 @@ def calibrate(
 
 
 def _patches(side: int, patch: int) -> int:
-    """Patches along a side whose centre lies in the image, at least one."""
+    """Number of patches along a side whose centre is in the image, at least one."""
     return max(1, math.ceil(side / patch - 0.5))

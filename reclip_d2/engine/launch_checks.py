@@ -1,4 +1,4 @@
-"""Check what a training is started with before its processes are: machines, GPUs, and the keys that depend on them."""
+"""Checks before the processes of a training start: machines, GPUs, and the keys that depend on them."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from reclip_d2.utils.output_paths import check_output_folder, check_output_path
 
 
 def check_processes(args: argparse.Namespace) -> int:
-    """How many processes there will be on all machines.
+    """Number of processes on all machines.
 
     Args:
-        args: of Detectron2's parser: ``num_gpus``, ``num_machines``, ``machine_rank`` and ``dist_url``.
+        args: Detectron2's arguments ``num_gpus``, ``num_machines``, ``machine_rank`` and ``dist_url``.
 
     Raises:
-        ReclipError: there are not so many GPUs, or the machines' numbers do not fit.
+        ReclipError: there are not enough GPUs, or the arguments contradict each other.
     """
     gpus = torch.cuda.device_count()
     if args.num_gpus < 0:
         raise ReclipError(f"--num-gpus {args.num_gpus}: give a number of at least 0")
     if args.num_gpus > max(1, gpus):
-        raise ReclipError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
+        raise ReclipError(f"--num-gpus {args.num_gpus}: this machine has {gpus} GPUs")
     if args.num_machines < 1:
         raise ReclipError(f"--num-machines {args.num_machines}: give a number of at least 1")
     if args.num_machines > 1 and (gpus == 0 or args.num_gpus == 0):
         raise ReclipError(f"--num-machines {args.num_machines}: training on several machines needs GPUs on each")
     if not 0 <= args.machine_rank < args.num_machines:
         raise ReclipError(
-            f"--machine-rank {args.machine_rank}: give one from 0 to {args.num_machines - 1}, below --num-machines"
+            f"--machine-rank {args.machine_rank}: give a rank from 0 to {args.num_machines - 1}, below --num-machines"
         )
     processes = max(1, args.num_gpus) * args.num_machines
     if processes > 1 and not re.match(r"auto$|tcp://[^/]+:\d+$|file://|env://", args.dist_url):
@@ -48,8 +48,8 @@ def check_config_for(cfg: CfgNode, processes: int) -> None:
     """Check the keys that depend on the machine and on the number of processes.
 
     Raises:
-        ReclipError: nothing can be written to ``OUTPUT_DIR`` or ``HYPOTHESIS.FILE``, there is no such GPU, or the batch
-            cannot be divided.
+        ReclipError: ``OUTPUT_DIR`` or ``HYPOTHESIS.FILE`` is not writable, there is no such GPU, or the batch cannot be
+            divided among the processes.
     """
     check_output_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     if cfg.HYPOTHESIS.FILE and not os.path.isfile(cfg.HYPOTHESIS.FILE):
@@ -60,16 +60,16 @@ def check_config_for(cfg: CfgNode, processes: int) -> None:
     scaled = DefaultTrainer.auto_scale_workers(cfg, processes)
     batch = scaled.SOLVER.IMS_PER_BATCH
     if batch % processes:
-        raise ReclipError(f"SOLVER.IMS_PER_BATCH {batch} is no multiple of {processes} processes: change it")
+        raise ReclipError(f"SOLVER.IMS_PER_BATCH {batch} is not a multiple of {processes} processes: change it")
     if cfg.SOLVER.ACCUMULATE_STEPS > batch // processes:
         raise ReclipError(
-            f"SOLVER.ACCUMULATE_STEPS {cfg.SOLVER.ACCUMULATE_STEPS} is more than the {batch // processes} images that a"
-            " process has in an iteration: lower it, or raise SOLVER.IMS_PER_BATCH"
+            f"SOLVER.ACCUMULATE_STEPS {cfg.SOLVER.ACCUMULATE_STEPS} exceeds the {batch // processes} images per process"
+            " and iteration: lower it, or raise SOLVER.IMS_PER_BATCH"
         )
 
 
 def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
-    """Detectron2's ``auto_scale_workers``, which may round a period or the number of iterations down to 0."""
+    """Detectron2's ``auto_scale_workers``, but without rounding periods or the number of iterations down to 0."""
     scaled = DefaultTrainer.auto_scale_workers(cfg, processes)
     if scaled is not cfg:
         frozen = scaled.is_frozen()

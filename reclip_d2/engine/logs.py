@@ -1,4 +1,4 @@
-"""Where logs, losses, learning rates and pictures go."""
+"""Logging, and the writers of losses, learning rates and images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOGGERS = ("detectron2", "fvcore", "reclip_d2", "py.warnings", "huggingface_hub
 
 
 class PlainFormatter(logging.Formatter):
-    """Messages without the terminal colours that libraries put into them: for files."""
+    """Removes the terminal colours that libraries put into messages: for files."""
 
     _COLORS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -31,14 +31,14 @@ class PlainFormatter(logging.Formatter):
 
 
 class UserErrorFilter(logging.Filter):
-    """Keep the traceback of an error that is no bug out of Detectron2's log; its one line is printed at the end."""
+    """Drop log records with the traceback of an error that is not a bug; its line is printed at the end."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not (record.exc_info and error_line(record.exc_info[1]) is not None)
 
 
 def quiet_logging(output_dir: Path) -> None:
-    """For programs that print a summary of their own: all logs go to ``log.txt`` in ``output_dir`` instead."""
+    """Send all logs to ``log.txt`` in ``output_dir``, for programs that print their own summary."""
     output_dir.mkdir(parents=True, exist_ok=True)
     check_output_file(output_dir / "log.txt", "log")
     handler = logging.FileHandler(output_dir / "log.txt", mode="w")
@@ -52,7 +52,7 @@ def quiet_logging(output_dir: Path) -> None:
 
 @contextlib.contextmanager
 def logging_to(folder: Path) -> Iterator[None]:
-    """Logs and warnings go to the end of ``log.txt`` in ``folder``, and nowhere else: the terminal has the progress."""
+    """Append logs and warnings to ``log.txt`` in ``folder`` only, since the terminal shows progress."""
     folder.mkdir(parents=True, exist_ok=True)
     check_output_file(folder / "log.txt", "log")
     handler = logging.FileHandler(folder / "log.txt", encoding="utf-8", errors="backslashreplace")
@@ -81,7 +81,7 @@ def logging_to(folder: Path) -> Iterator[None]:
 
 
 class _NamedErrors(EventWriter):
-    """A writer whose errors name where it writes."""
+    """A writer whose errors name the file or folder that it writes."""
 
     def __init__(self, writer: EventWriter, place: str) -> None:
         self.writer = writer

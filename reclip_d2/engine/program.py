@@ -48,7 +48,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def run_config(args: argparse.Namespace) -> CfgNode:
-    """Config of the command line, checked, its data sets registered; nothing is written."""
+    """Checked config of the command line, with its data sets registered; writes nothing."""
     cfg = load_config(args.config_file, args.opts)
     register_custom(cfg)
     check_registered_parts(cfg)
@@ -56,7 +56,7 @@ def run_config(args: argparse.Namespace) -> CfgNode:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Config of the command line, frozen; logging and seeds set up."""
+    """Frozen config of the command line; sets up logging and seeds."""
     cfg = run_config(args)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logging.getLogger("reclip_d2").warning(
@@ -91,10 +91,10 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def trainable_config(args: argparse.Namespace) -> CfgNode:
-    """Config of the command line, for a training.
+    """Config of the command line, for training.
 
     Raises:
-        ReclipError: there is nothing to train, or what it starts from is missing.
+        ReclipError: there is nothing to train, or an input is missing.
     """
     cfg = run_config(args)
     check_config_for(cfg, comm.get_world_size())
@@ -107,11 +107,11 @@ def trainable_config(args: argparse.Namespace) -> CfgNode:
 
 
 def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Find missing images and checkpoints while nothing is built or written.
+    """Find missing images and checkpoints before anything is built or written.
 
     Raises:
-        ReclipError: the data sets' class lists differ, one has no images, its first image is missing, or so is
-            ``MODEL.WEIGHTS``.
+        ReclipError: the data sets' class lists differ, a data set has no images, or its first image or
+            ``MODEL.WEIGHTS`` is missing.
     """
     class_names_from_config(cfg)
     maskclip = cfg.MODEL.META_ARCHITECTURE == "MaskCLIP"
@@ -130,14 +130,15 @@ def check_images(dataset: str) -> None:
     if not records:
         raise ReclipError(f"data set {dataset!r} has no images: check its folder")
     if not Path(records[0]["file_name"]).exists():
-        read_image(records[0]["file_name"])  # for its message
+        read_image(records[0]["file_name"])  # raises the error
 
 
 def check_weights(path: str, needed: bool) -> None:
-    """Raise :class:`ReclipError` for a ``MODEL.WEIGHTS`` that is missing.
+    """Raise :class:`ReclipError` if ``MODEL.WEIGHTS`` does not exist.
 
     Args:
-        needed: an empty one is missing, too.
+        path: value of the key.
+        needed: also raise if it is empty.
     """
     if needed and not path:
         raise ReclipError(NOTHING_TO_EVALUATE)
@@ -146,22 +147,22 @@ def check_weights(path: str, needed: bool) -> None:
 
 
 def check_run(cfg: CfgNode, args: argparse.Namespace) -> bool:
-    """Whether the training resumes a run in ``OUTPUT_DIR``; nothing is written.
+    """Whether the training resumes a run in ``OUTPUT_DIR``; writes nothing.
 
     Raises:
-        ReclipError: a run is in the way, or it was started with other settings.
+        ReclipError: the folder holds a run that would be overwritten, or that was started with other settings.
     """
-    begun = ReclipCheckpointer(None, cfg.OUTPUT_DIR).has_checkpoint()
-    if begun and not (args.resume or args.overwrite):
+    has_run = ReclipCheckpointer(None, cfg.OUTPUT_DIR).has_checkpoint()
+    if has_run and not (args.resume or args.overwrite):
         raise ReclipError(f"{cfg.OUTPUT_DIR} holds a trained run: add --resume, --overwrite, or another OUTPUT_DIR")
-    if begun and args.resume:
+    if has_run and args.resume:
         TrainingSettings(cfg).check()
-    return begun and args.resume
+    return has_run and args.resume
 
 
 @exit_on_error(interrupted=INTERRUPTED)  # each process that it starts prints its own line
 def run_program(main: Callable[[argparse.Namespace], Any]) -> None:
-    """Call ``main`` with the command line's arguments, in as many processes as they ask for."""
+    """Call ``main`` with the command line's arguments, in the requested number of processes."""
     args = argument_parser().parse_args()
     check_config_for(load_config(args.config_file, args.opts), check_processes(args))
     launch(

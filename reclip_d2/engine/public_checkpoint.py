@@ -1,6 +1,6 @@
-"""Checkpoints of the public code of ReCLIP and ReCLIP++, as checkpoints of this project.
+"""Convert checkpoints of the public code of ReCLIP and ReCLIP++ to checkpoints of this project.
 
-That code saves the whole state dict, the frozen CLIP's tensors included; only the trained ones are taken.
+That code saves the whole state dict, including the frozen CLIP; only trained tensors are converted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _norm(theirs: str, ours: str) -> dict[str, str]:
     return {f"{theirs}.{part}": f"{ours}.{part}" for part in parts}
 
 
-# Trained tensors of each model: the public code's name, ours.
+# Trained tensors of each model: the public code's names to ours.
 _NAMES: dict[str, dict[str, str]] = {
     "ReCLIP++": {
         "text_encoder.prompt_token": _PROMPT,
@@ -40,7 +40,7 @@ _NAMES: dict[str, dict[str, str]] = {
             for i in range(3)
             for part in ("weight", "bias")
         },
-        # A ReLU stands after each norm; it has no weights, but a number.
+        # Convolution, norm and ReLU are numbered in turn.
         **{
             theirs: ours
             for i in range(3)
@@ -48,19 +48,19 @@ _NAMES: dict[str, dict[str, str]] = {
         },
     },
 }
-# The classes' axis comes first in these.
+# Tensors whose first dimension is the classes.
 _CLASSES = {"ReCLIP++": "mask_decoder.conv.bias", "ReCLIP": "bias_head.space_projection.convs.2.bias"}
 _CLASS_TOKEN = "vit.cls_token"
 
 
 @dataclasses.dataclass(frozen=True)
 class PublicCheckpoint:
-    """What a public checkpoint holds.
+    """Content of a public checkpoint.
 
     Attributes:
         model: ``ReCLIP++``, or ``ReCLIP`` (the conference model).
         state: the trained tensors by our names, float32.
-        class_token: ``(E,)`` class token of its image tower, if the file has it.
+        class_token: ``(E,)`` class token of its image tower, if the file has one.
     """
 
     model: str
@@ -76,7 +76,7 @@ class PublicCheckpoint:
         return len(self.state[_PROMPT])
 
     def model_keys(self) -> dict[str, Any]:
-        """Keys below ``MODEL`` that say which model it is, and how wide its layers are."""
+        """Keys below ``MODEL`` for the kind of model and the widths of its layers."""
         if self.model == "ReCLIP":
             hidden = [len(self.state[f"bias_head.space_projection.convs.{i}.weight"]) for i in (0, 1)]
             return {
@@ -95,10 +95,10 @@ class PublicCheckpoint:
 
 
 def read_public_checkpoint(path: str | Path) -> PublicCheckpoint:
-    """Read a checkpoint of the public code of ReCLIP++ or ReCLIP; its tensors tell which.
+    """Read a checkpoint of the public code of ReCLIP++ or ReCLIP, which its tensors distinguish.
 
     Raises:
-        ReclipError: the file is damaged or holds code, or it is a checkpoint of something else.
+        ReclipError: the file is damaged, contains code, or is not such a checkpoint.
     """
     what = f"checkpoint {path}"
     state = state_dict_of(read_tensor_file(path, "checkpoint").content, what)
@@ -107,7 +107,7 @@ def read_public_checkpoint(path: str | Path) -> PublicCheckpoint:
     missing = [name for name in names if name not in state and not name.endswith("num_batches_tracked")]
     if missing:
         raise ReclipError(f"{path} is not a checkpoint of the public {model} code: it lacks {missing[0]}")
-    # Files of old PyTorch have no num_batches_tracked.
+    # Files written by old PyTorch versions have no num_batches_tracked.
     converted = {ours: state.get(theirs, torch.tensor(0)) for theirs, ours in names.items()}
     check_tensors(converted, what)
     prompt, classes = converted[_PROMPT], converted[_CLASSES[model]]
@@ -135,21 +135,21 @@ def read_public_class_token(path: str | Path) -> Tensor:
 def compatibility_keys(
     checkpoint: PublicCheckpoint, class_token: str, reference_names: list[str], activation: str = "own"
 ) -> dict[str, Any]:
-    """Config keys under which our model computes what the public model does, as a nested dictionary.
+    """Config keys with which our model computes the same as the public model, as a nested dictionary.
 
-    They are the keys of prediction. What training needs besides (hypotheses, temperatures, solver) is in no checkpoint.
+    They cover prediction only: checkpoints do not contain training settings (hypotheses, temperatures, solver).
 
     Args:
-        class_token: for ``MODEL.CLIP.CLASS_TOKEN``.
-        reference_names: for ``MODEL.BIAS_HEAD.REFERENCE_NAMES``.
-        activation: for ``MODEL.CLIP.IMAGE_ACTIVATION``.
+        class_token: value of ``MODEL.CLIP.CLASS_TOKEN``.
+        reference_names: value of ``MODEL.BIAS_HEAD.REFERENCE_NAMES``.
+        activation: value of ``MODEL.CLIP.IMAGE_ACTIVATION``.
     """
     own = checkpoint.model_keys()
     return {
         "MODEL": {
             "META_ARCHITECTURE": "RectifiedCLIP",
             "BACKBONE": {"NAME": "DenseCLIP"},
-            # That code normalises images by ImageNet's statistics.
+            # The public code normalises images with ImageNet's statistics.
             "PIXEL_MEAN": [123.675, 116.28, 103.53],
             "PIXEL_STD": [58.395, 57.12, 57.375],
             "CLIP": {
@@ -168,13 +168,13 @@ def compatibility_keys(
             },
             "MASK_DECODER": own["MASK_DECODER"],
         },
-        # Its test images: the short side 512 pixels, the long one at most 2048.
+        # Test images of the public code: short side 512 pixels, long side at most 2048.
         "INPUT": {"MIN_SIZE_TEST": 512, "MAX_SIZE_TEST": 2048},
     }
 
 
 def check_fits(checkpoint: PublicCheckpoint, modules: nn.ModuleDict, path: str | Path) -> None:
-    """Raise :class:`ReclipError` unless the tensors have the shapes of our modules' (by our names)."""
+    """Raise :class:`ReclipError` unless the tensors have the same shapes as those of our modules."""
     own = modules.state_dict()
     for name, tensor in checkpoint.state.items():
         if tensor.shape != own[name].shape:

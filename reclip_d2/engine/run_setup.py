@@ -1,7 +1,7 @@
-"""Set a run up: where its logs go, its seeds, its config on disk.
+"""Set up a run: logging, seeds, config on disk.
 
-In the place of Detectron2's ``default_setup`` and ``setup_logger``, which print the whole config and the model at every
-start and write terminal colours into files.
+Replaces Detectron2's ``default_setup`` and ``setup_logger``, which print the whole config and model at every start and
+write terminal colours into files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from reclip_d2.utils.io import atomic_write
 
 logger = logging.getLogger(__name__)
 
-# A level's name, such as DEBUG: then the config and the model are logged too.
+# Name of a log level; at DEBUG, the config and the model are logged too.
 LEVEL_VARIABLE = "RECLIP_LOG_LEVEL"
 LOG_FILE = "log.txt"
 _LOGGERS = ("detectron2", "fvcore", "reclip_d2")
@@ -35,7 +35,7 @@ _PLAIN = ("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S")
 
 
 class TerminalFormatter(logging.Formatter):
-    """For people who watch: the time and logger in green, and the level where it matters."""
+    """For terminals: time and logger in green, and the level of warnings and errors in red."""
 
     def __init__(self) -> None:
         super().__init__("\x1b[32m[%(asctime)s %(name)s]:\x1b[0m %(message)s", datefmt="%m/%d %H:%M:%S")
@@ -46,13 +46,14 @@ class TerminalFormatter(logging.Formatter):
 
 
 def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Make ``OUTPUT_DIR``, begin its log, write its ``config.yaml`` and seed the random generators.
+    """Create ``OUTPUT_DIR``, start its log, write ``config.yaml`` and seed the random generators.
 
     Args:
-        args: of the command line, for the log; ``eval_only`` is read.
+        cfg: the config of the run.
+        args: arguments of the command line, for the log; with ``eval_only``, cuDNN's benchmark mode is not set.
 
     Raises:
-        ReclipError: the log level is none.
+        ReclipError: the log level is unknown.
     """
     rank = comm.get_rank()
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
@@ -74,11 +75,15 @@ def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def log_to(folder: Path, rank: int = 0) -> None:
-    """Log to ``log.txt`` in ``folder`` and, of the first process, to the standard output. What an earlier call in this
-    process has set up ends.
+    """Log to ``log.txt`` in ``folder`` and, in the first process, to standard output. Replaces the handlers of earlier
+    calls in this process.
 
     Args:
-        rank: of the process; each has a file of its own.
+        folder: folder of the log.
+        rank: rank of the process; each process has a separate file.
+
+    Raises:
+        ReclipError: the log level is unknown, or the log cannot be written.
     """
     level = os.environ.get(LEVEL_VARIABLE, "INFO").upper()
     if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
@@ -109,7 +114,7 @@ def log_to(folder: Path, rank: int = 0) -> None:
 
 
 def describe_model(model: nn.Module) -> nn.Module:
-    """Log what is built: its kind and size, and at the debug level every module. Returns the model."""
+    """Log the model's class and size, and all modules at debug level. Returns the model."""
     count = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("Model: %s, %.2f M of %.2f M weights train", type(model).__name__, trained / 1e6, count / 1e6)

@@ -1,4 +1,4 @@
-"""The optimizer, the papers' SGD or AdamW, and the poly learning-rate schedule with Detectron2's warm-up."""
+"""The optimizer (the papers' SGD, or AdamW) and the poly learning-rate schedule with Detectron2's warm-up."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import nn
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """``SOLVER.OPTIMIZER`` over the parameters that need a gradient, with Detectron2's other ``SOLVER`` keys.
+    """Build ``SOLVER.OPTIMIZER`` for the parameters that need a gradient, with Detectron2's other ``SOLVER`` keys.
 
-    For AdamW ``MOMENTUM`` does not apply, and gradient clipping is Detectron2's (``SOLVER.CLIP_GRADIENTS``).
+    AdamW ignores ``MOMENTUM``; gradient clipping is Detectron2's (``SOLVER.CLIP_GRADIENTS``) for both.
     """
     if cfg.SOLVER.OPTIMIZER == "SGD":
         return build_sgd(cfg, model)
@@ -29,8 +29,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
-    """``WarmupPolyLR``: ``lr = BASE_LR * (1 - iter / MAX_ITER) ** POLY_POWER`` after an optional warm-up; any other
-    name is Detectron2's."""
+    """Build ``SOLVER.LR_SCHEDULER_NAME``: one of Detectron2's, or ``WarmupPolyLR``, which is
+    ``lr = BASE_LR * (1 - iter / MAX_ITER) ** POLY_POWER`` after an optional warm-up."""
     if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupPolyLR":
         return build_d2_lr_scheduler(cfg, optimizer)
     scheduler = PolynomialDecayParamScheduler(base_value=1.0, power=cfg.SOLVER.POLY_POWER)

@@ -1,4 +1,4 @@
-"""Synchronised batch norm where PyTorch has none, and one process's statistics for all."""
+"""Synchronised batch norm on the CPU, and broadcasting of running statistics."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ logger = logging.getLogger(__name__)
 
 
 def synchronize_on_cpu(model: nn.Module) -> nn.Module:
-    """Let the ``SyncBN`` layers of a CPU model work in several processes; all else is left as it is.
+    """Replace the ``SyncBN`` layers of a CPU model so that they work with several processes.
 
-    PyTorch's ``SyncBatchNorm`` refuses CPU input as soon as processes are connected; Detectron2's
-    ``NaiveSyncBatchNorm`` takes it, and has the same parameters and buffers. Its statistics are those of the whole
-    batch when all processes have equally many images of one size; its running variance is the biased one. In a single
-    process PyTorch's layer is plain batch norm, on every device, and stays.
+    PyTorch's ``SyncBatchNorm`` rejects CPU input in distributed training; Detectron2's ``NaiveSyncBatchNorm`` accepts
+    it, and has the same parameters and buffers. Its statistics are those of the whole batch if all processes have the
+    same number of images of the same size; its running variance is the biased one. In a single process nothing is
+    replaced: PyTorch's layer is then plain batch norm on every device.
 
     Args:
         model: changed in place.
+
+    Returns:
+        the model.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return model
@@ -31,15 +34,15 @@ def synchronize_on_cpu(model: nn.Module) -> nn.Module:
                 setattr(parent, name, _naive(layer))
                 replaced += 1
     if replaced:
-        logger.info("SyncBN on the CPU: Detectron2's naiveSyncBN serves in %d layers", replaced)
+        logger.info("SyncBN on the CPU: replaced %d layers by Detectron2's naiveSyncBN", replaced)
     return model
 
 
 def broadcast_statistics(model: nn.Module) -> None:
-    """Give all processes the running statistics of the main process's batch norms, those that a checkpoint holds.
+    """Copy the running statistics of all batch norms from the main process, which are those of checkpoints.
 
-    Each process gathers its own from its share of the images; a test that is shared by the processes is of one model
-    only if they agree. Alone there is nothing to do.
+    Each process has collected its own from its share of the images; without this, a distributed evaluation would
+    evaluate different models. Does nothing in a single process.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return

@@ -1,4 +1,4 @@
-"""The training loop: one optimizer step an iteration, with mixed precision, gradient accumulation and its own seed."""
+"""The training loop, with mixed precision, gradient accumulation and a seed for each iteration."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Batch = list[dict[str, Any]]
 class TrainLoop(SimpleTrainer):
     """Detectron2's ``SimpleTrainer`` with ``SOLVER.AMP`` on any device and ``SOLVER.ACCUMULATE_STEPS``.
 
-    An iteration draws one batch and makes one optimizer step, however many parts the batch is split into; so learning
-    rate, checkpoints and sampling know nothing of the parts. The gradient is the sum of the parts' gradients, each
-    weighted by its share of the images: that of the whole batch where the loss is a mean over the images (or over their
-    pixels, if all images are of one size) and there is no batch norm, whose statistics are a part's own.
+    An iteration draws one batch and makes one optimizer step, however many parts the batch is split into, so learning
+    rate, checkpoints and sampling do not depend on the parts. The gradient is the sum of the parts' gradients, weighted
+    by their shares of the images. It equals the whole batch's if the loss is a mean over the images (or over their
+    pixels, if all images have the same size) and there is no batch norm, whose statistics are per part.
     """
 
     def __init__(
@@ -45,11 +45,12 @@ class TrainLoop(SimpleTrainer):
         """
         Args:
             model: maps a list of inputs to a dict of losses, in training mode.
-            data_loader: endless, of lists of inputs.
-            accumulate_steps: parts of a batch that go through the model one after the other.
-            amp_dtype: run the forward pass under autocast with this dtype; the gradients of float16 are scaled.
+            data_loader: infinite, yields lists of inputs.
+            optimizer: of the model's parameters.
+            accumulate_steps: number of parts of a batch, processed one after the other.
+            amp_dtype: autocast dtype of the forward pass; for float16, gradients are scaled.
         """
-        # Without the loader: older versions of Detectron2 would start its workers here, before a resume replaces it.
+        # Without the loader: older Detectron2 versions would start its workers here, before a resume replaces it.
         super().__init__(model, (), optimizer)
         self.data_loader = data_loader
         self.accumulate_steps = accumulate_steps
@@ -59,7 +60,7 @@ class TrainLoop(SimpleTrainer):
         self._batches: Iterator[Batch] | None = None
 
     def reset_data_loader(self, data_loader_builder: Callable[[], DataLoader]) -> None:
-        """Go on with the loader that the function makes."""
+        """Replace the data loader by a new one."""
         self.data_loader = data_loader_builder()
         self._batches = None
 
@@ -68,7 +69,7 @@ class TrainLoop(SimpleTrainer):
         assert self.model.training, "the model was changed to eval mode"
         start = time.perf_counter()
         if self._batches is None:
-            # A loader draws its workers' seed: not from the numbers that this iteration's noise is made of.
+            # Fork the generator, since the loader draws a seed for its workers: this iteration's noise must not change.
             with torch.random.fork_rng(devices=[]):
                 self._batches = iter(self.data_loader)
         batch = next(self._batches)
@@ -91,7 +92,7 @@ class TrainLoop(SimpleTrainer):
         self.grad_scaler.update()
 
     def _exchange_gradients(self, last: bool) -> contextlib.AbstractContextManager:
-        """Several processes average their gradients once an iteration: with the last part."""
+        """Average gradients over the processes once per iteration, with the last part."""
         if last or not isinstance(self.model, DistributedDataParallel):
             return contextlib.nullcontext()
         return self.model.no_sync()
@@ -100,7 +101,7 @@ class TrainLoop(SimpleTrainer):
 class SeedIteration(HookBase):
     """Seed PyTorch's generators before every iteration by (seed, process, iteration).
 
-    The Gumbel noise of an iteration is then the same whether the run was stopped before it or not.
+    A resumed run then draws the same Gumbel noise as an uninterrupted one.
     """
 
     def __init__(self, seed: int) -> None:
@@ -116,25 +117,25 @@ class SeedIteration(HookBase):
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
-    """Split a list into consecutive parts whose lengths differ by one at most.
+    """Split a batch into consecutive parts whose lengths differ by at most one.
 
     Raises:
         ReclipError: there are fewer images than parts.
     """
     if parts > len(batch):
         raise ReclipError(
-            f"SOLVER.ACCUMULATE_STEPS {parts} is more than the {len(batch)} images that a process has in an iteration:"
-            " lower it, or raise SOLVER.IMS_PER_BATCH"
+            f"SOLVER.ACCUMULATE_STEPS {parts} exceeds the {len(batch)} images per process and iteration: lower it, or"
+            " raise SOLVER.IMS_PER_BATCH"
         )
     bounds = [len(batch) * number // parts for number in range(parts + 1)]
     return [batch[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
 
 
 def amp_dtype_of(cfg: CfgNode) -> torch.dtype | None:
-    """Autocast dtype of ``SOLVER.AMP``; None if it is off. On the CPU float16 gives way to bfloat16."""
+    """Autocast dtype of ``SOLVER.AMP``; None if it is off. On the CPU, bfloat16 replaces float16."""
     if not cfg.SOLVER.AMP.ENABLED:
         return None
     if cfg.MODEL.DEVICE.startswith("cpu") and cfg.SOLVER.AMP.DTYPE == "float16":
-        logger.info("SOLVER.AMP.DTYPE is bfloat16 instead of float16: that is what CPUs are made for")
+        logger.info("SOLVER.AMP.DTYPE: using bfloat16 instead of float16, which is slow on CPUs")
         return torch.bfloat16
     return {"float16": torch.float16, "bfloat16": torch.bfloat16}[cfg.SOLVER.AMP.DTYPE]

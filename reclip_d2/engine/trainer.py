@@ -1,4 +1,4 @@
-"""The trainer, and the model that a config evaluates."""
+"""The trainer, and building a model for evaluation."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from reclip_d2.inference import DatasetPredictor
 from reclip_d2.modeling import MaskCLIP
 from reclip_d2.modeling.checkpoint import FINAL_CHECKPOINT, ReclipCheckpointer, training_resolution
 
-NOTHING_TO_EVALUATE = "nothing to evaluate: name a checkpoint, MODEL.WEIGHTS FILE, or give --resume after training"
+NOTHING_TO_EVALUATE = "nothing to evaluate: set MODEL.WEIGHTS to a checkpoint, or give --resume after training"
 
 
 class Trainer(DefaultTrainer):
@@ -61,9 +61,9 @@ class Trainer(DefaultTrainer):
         Args:
             extra_hooks: called after all others, in this order.
             evaluate: evaluate on ``DATASETS.TEST`` every ``TEST.EVAL_PERIOD`` iterations and at the end.
-            keep_checkpoints: keep only this many intermediate checkpoints, the last ones; None keeps all.
+            keep_checkpoints: number of intermediate checkpoints to keep, the last ones; None keeps all.
         """
-        # DefaultTrainer.__init__ is skipped, since it cannot take another train loop; this does what it does.
+        # Replaces DefaultTrainer.__init__, which does not accept another train loop.
         super(DefaultTrainer, self).__init__()
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
@@ -101,16 +101,16 @@ class Trainer(DefaultTrainer):
 
         Args:
             start_iter: iterations already done.
-            model: that is trained; it makes the features of ``FEATURE_STORE.VIEWS``.
+            model: the model to train, whose frozen CLIP computes the features of ``FEATURE_STORE.VIEWS``.
         """
         watch_workers()
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         records, workers = build_training_records(cfg), cfg.DATALOADER.NUM_WORKERS
         if cfg.FEATURE_STORE.VIEWS:
             if model is None:
-                raise ValueError("FEATURE_STORE.VIEWS needs the model, whose frozen CLIP makes the features")
+                raise ValueError("FEATURE_STORE.VIEWS needs the model, whose frozen CLIP computes the features")
             dataset = fixed_views(cfg, model, records)
-            workers = workers if dataset.reads_pixels else 0  # features are mapped: there is nothing to do ahead
+            workers = workers if dataset.reads_pixels else 0  # memory-mapped features need no workers
         else:
             dataset = NumberedDataset(records, UnlabelledDatasetMapper(cfg, is_train=True), seed)
         return build_train_loader(
@@ -161,28 +161,28 @@ class Trainer(DefaultTrainer):
         return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     def train(self) -> Any:
-        """Train; for a run that was interrupted between its last iteration and its end, only write what is missing."""
+        """Train. If a run was interrupted after its last iteration, only write what is missing."""
         if self.start_iter > self.max_iter:
             raise ReclipError(
                 f"the last checkpoint in {self.cfg.OUTPUT_DIR} is of iteration {self.start_iter}, after SOLVER.MAX_ITER"
-                f" {self.max_iter}: raise that, or give --overwrite"
+                f" {self.max_iter}: raise SOLVER.MAX_ITER, or give --overwrite"
             )
         if self.start_iter == self.max_iter and not Path(self.cfg.OUTPUT_DIR, FINAL_CHECKPOINT).is_file():
-            # PeriodicCheckpointer writes it after an iteration, and here none is left.
+            # PeriodicCheckpointer writes it after the last iteration, which was before the interruption.
             self.checkpointer.save(Path(FINAL_CHECKPOINT).stem, iteration=self.iter)
         return super().train()
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
-        if self.start_iter > 0:  # continue with the images that an uninterrupted run would draw next
+        if self.start_iter > 0:  # draw the same images as an uninterrupted run
             model = self.checkpointer.model
             self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg, self.start_iter, model))
 
 
 def build_evaluation_model(cfg: CfgNode, resume: bool) -> nn.Module:
-    """The model in eval mode with the last checkpoint (``resume``) or ``MODEL.WEIGHTS``; MaskCLIP needs neither.
+    """The model in eval mode, with the last checkpoint (``resume``) or ``MODEL.WEIGHTS``; MaskCLIP needs neither.
 
-    For ``Distillation`` only the student is built, since its checkpoint is complete.
+    For ``Distillation``, only the student is built, since its checkpoint is self-contained.
 
     Raises:
         ReclipError: there is no checkpoint, or it does not fit the config.

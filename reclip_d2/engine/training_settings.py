@@ -1,7 +1,7 @@
-"""What a training was begun with, and whether ``--resume`` goes on with the same.
+"""The settings that a training started with, for ``--resume`` to check.
 
-``training.json`` in ``OUTPUT_DIR`` keeps all config values that the weights depend on, and which images there were.
-``config.yaml`` cannot serve: every program that uses the folder writes it, an evaluation, too.
+``training.json`` in ``OUTPUT_DIR`` records all config values that the weights depend on, and the training images.
+``config.yaml`` cannot be used for this: every program that uses the folder overwrites it, even an evaluation.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 FILE = "training.json"
 FORMAT = "reclip_d2 training 1"
 
-# Keys (with all below them) that may change on the way, for the weights do not depend on them: where things are, when
-# checkpoints and pictures are written, how the work is done, and what is tested. A checkpoint knows by itself to which
-# CLIP and classes it belongs; the images are compared by their ids.
-_FREE = (
+# Keys (with all keys below them) that may change on resume, since the weights do not depend on them: paths, periods of
+# checkpoints and images, how the work is done, and evaluation. Checkpoints themselves record their CLIP and classes;
+# images are compared by their ids.
+_MAY_CHANGE = (
     "CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS", "DATASETS.CUSTOM", "DATASETS.TEST", "HYPOTHESIS.BATCH_SIZE",
     "HYPOTHESIS.FILE", "INPUT.MAX_SIZE_TEST", "INPUT.MIN_SIZE_TEST", "LINEAR_PROBE", "MODEL.CLIP.PRETRAINED",
     "MODEL.DEVICE", "MODEL.MASKCLIP", "MODEL.STUDENT.WEIGHTS", "MODEL.TEACHER.WEIGHTS", "MODEL.USE_KERNELS",
@@ -39,7 +39,7 @@ _FREE = (
 )  # fmt: skip
 # Keys that name a file whose content matters.
 _FILES = ("MODEL.TEACHER.WEIGHTS", "HYPOTHESIS.FILE")
-# A training may be made longer: said, since the learning rate of what is left follows the new schedule.
+# May change on resume, with a warning, since the remaining iterations follow the new learning-rate schedule.
 _LENGTH = "SOLVER.MAX_ITER"
 
 _SCHEMA = {
@@ -57,38 +57,38 @@ _SCHEMA = {
 
 
 class TrainingSettings:
-    """What the training of a config depends on, apart from the images, which are known later.
+    """What the training of a config depends on, except the images, which are passed later.
 
     Attributes:
-        settings: config values by their key.
-        files: digests of the files that keys name; "" for a file that is missing.
+        settings: config values by key.
+        files: digests of the files that keys name; "" for missing files.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         """
         Args:
-            cfg: of the command line.
+            cfg: config of the command line.
         """
         self._file = Path(cfg.OUTPUT_DIR, FILE)
         values = json.loads(json.dumps(flatten(cfg)))  # tuples become lists, as in the file
-        self.settings = {key: value for key, value in values.items() if not _is_free(key)}
+        self.settings = {key: value for key, value in values.items() if not _may_change(key)}
         named = {key: values[key] for key in _FILES if values[key]}
-        if cfg.HYPOTHESIS.METHOD != "imported":  # then the file is made by the training, or says what it was made with
+        if cfg.HYPOTHESIS.METHOD != "imported":  # otherwise the file's header is checked when it is read
             named.pop("HYPOTHESIS.FILE", None)
         self.files = {key: file_digest(path) for key, path in named.items()}
 
     def check(self) -> None:
-        """Compare with what the training in ``OUTPUT_DIR`` was begun with, before a resume.
+        """Before a resume, compare with the settings that the training in ``OUTPUT_DIR`` started with.
 
         Raises:
-            ReclipError: a key differs on which the weights depend, or ``training.json`` is damaged.
+            ReclipError: a key that the weights depend on differs, or ``training.json`` is damaged.
         """
-        begun = self._read()
-        if begun is None:
-            logger.warning("%s is missing: what the training was begun with is not compared", self._file)
+        recorded = self._read()
+        if recorded is None:
+            logger.warning("%s is missing: cannot check the settings that the training started with", self._file)
             return
-        then = begun["settings"]
-        if missing := self.settings.keys() - then.keys():  # keys that the package has got since then
+        then = recorded["settings"]
+        if missing := self.settings.keys() - then.keys():  # keys added to the package since then
             defaults = json.loads(json.dumps(flatten(load_config(""))))
             then = {**then, **{key: defaults.get(key) for key in missing}}
         changed = [
@@ -97,7 +97,9 @@ class TrainingSettings:
             if key != _LENGTH and then[key] != value
         ]
         changed += [
-            f"another file as {key}" for key, digest in self.files.items() if begun["files"].get(key, digest) != digest
+            f"another file as {key}"
+            for key, digest in self.files.items()
+            if recorded["files"].get(key, digest) != digest
         ]
         if changed:
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
@@ -107,31 +109,31 @@ class TrainingSettings:
             )
         if then[_LENGTH] != self.settings[_LENGTH]:
             logger.warning(
-                "%s is %s and was %s: from here on the learning rate follows the new schedule",
+                "%s is %s and was %s: from now on the learning rate follows the new schedule",
                 _LENGTH, self.settings[_LENGTH], then[_LENGTH],
             )  # fmt: skip
-        if begun["processes"] != comm.get_world_size():
+        if recorded["processes"] != comm.get_world_size():
             logger.warning(
-                "the training was begun by %d processes and goes on with %d: the noise of the masks is another",
-                begun["processes"], comm.get_world_size(),
+                "the training started with %d processes and resumes with %d: the masks are sampled with other noise",
+                recorded["processes"], comm.get_world_size(),
             )  # fmt: skip
 
     def check_images(self, image_ids: Sequence[str]) -> None:
         """Compare the training images, as :meth:`check` does the config.
 
         Raises:
-            ReclipError: there are other images, or they are in another order.
+            ReclipError: the images or their order have changed.
         """
-        begun = self._read()
-        if begun is not None and begun["images"] != _images(image_ids):
+        recorded = self._read()
+        if recorded is not None and recorded["images"] != _images(image_ids):
             raise ReclipError(
-                f"{self._file.parent} was trained on {begun['images'].partition(' ')[0]} images, and those of"
-                f" DATASETS.TRAIN ({len(image_ids)}) are others: resume with the same, or give --overwrite or another"
+                f"{self._file.parent} was trained on {recorded['images'].partition(' ')[0]} images, but DATASETS.TRAIN now"
+                f" has others ({len(image_ids)}): resume with the same images, or give --overwrite or another"
                 " OUTPUT_DIR"
             )
 
     def write(self, image_ids: Sequence[str]) -> None:
-        """Remember this training; called by all processes, the main one writes."""
+        """Write ``training.json``; called by all processes, written by the main process."""
         if not comm.is_main_process():
             return
         content = {
@@ -145,18 +147,18 @@ class TrainingSettings:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def _read(self) -> dict[str, Any] | None:
-        remedy = "give --overwrite, or remove it if you know that nothing was changed"
+        remedy = "give --overwrite, or remove it if you are sure that nothing has changed"
         try:
             return read_json(self._file, _SCHEMA, "training record", remedy)
-        except MissingFileError:  # of an earlier version
+        except MissingFileError:  # as in runs of earlier versions
             return None
 
 
-def _is_free(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in _FREE)
+def _may_change(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in _MAY_CHANGE)
 
 
 def _images(image_ids: Sequence[str]) -> str:
-    """Number and hash of the images' ids, in order: the draws of a training are by their number."""
+    """Number and hash of the image ids, in order, since training draws images by their index."""
     digest = hashlib.sha256(json.dumps(list(image_ids)).encode()).hexdigest()
     return f"{len(image_ids)} {digest}"

@@ -1,7 +1,7 @@
-"""End data-loading processes that are stopped: the training would wait for them for ever.
+"""Kill data-loading processes that are stopped, for which training would wait forever.
 
-A process that is killed is noticed by PyTorch. One that is stopped (SIGSTOP, by a job manager or by hand) is alive, and
-its queue stays empty without an error.
+PyTorch notices killed processes. A stopped process (SIGSTOP, by a job manager or by hand) is alive, and its queue stays
+empty without an error.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 SECONDS = 30.0
-"""How long a process may be stopped: whoever stops the whole program (Ctrl-Z) stops this watch, too."""
+"""How long a process may be stopped. Stopping the whole program (Ctrl-Z) stops this watch, too."""
 _INTERVAL = 1.0
 
 
 class WorkerWatch:
-    """Looks at this process's data-loading processes, and kills those that stay stopped; PyTorch then says so."""
+    """Polls this process's data-loading processes, and kills those that stay stopped; PyTorch then raises an error."""
 
     def __init__(self, seconds: float = SECONDS) -> None:
         """
@@ -32,13 +32,13 @@ class WorkerWatch:
         self._interval = min(_INTERVAL, seconds / 4)
 
     def start(self) -> None:
-        """Watch in a thread of its own, which ends with the program."""
+        """Watch in a daemon thread."""
         threading.Thread(target=self._run, name="worker watch", daemon=True).start()
 
     def look(self) -> None:
-        """Count each process that is stopped now; kill it when it has been so at all looks for long enough.
+        """Poll once: kill processes that have been stopped in enough consecutive polls.
 
-        Looks are counted, not seconds: while this program is stopped itself, there are none.
+        Polls are counted, not seconds, since there are none while this program itself is stopped.
         """
         workers = {p.pid: p for p in multiprocessing.active_children() if p.daemon and p.pid is not None}
         self._looks = {pid: self._looks.get(pid, 0) + 1 for pid in workers if is_stopped(pid)}
@@ -54,19 +54,19 @@ class WorkerWatch:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process is stopped by a signal; False where the system does not tell."""
+    """Whether a process is stopped by a signal; False if unknown."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return False
-    return text.rpartition(")")[2].split()[0] == "T"  # behind the name, which may hold anything
+    return text.rpartition(")")[2].split()[0] == "T"  # after the process name, which may contain anything
 
 
 _started = threading.Event()
 
 
 def watch_workers() -> None:
-    """Watch from now on; once a process."""
+    """Start the watch, once per process."""
     if not _started.is_set():
         _started.set()
         WorkerWatch().start()

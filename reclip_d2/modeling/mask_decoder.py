@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from reclip_d2.modeling.build import build_norm
-from reclip_d2.modeling.numerics import full_precision
+from reclip_d2.modeling.numerics import at_least_float32, full_precision
 from reclip_d2.modeling.pooling import MaskLogits
 
 INITS = ("default", "identity")
@@ -82,7 +82,7 @@ class MaskDecoder(nn.Module):
         ``(B, D, h, w)``."""
         weight_z, weight_m = self._weights()
         out = self._conv(features, weight_z, self.conv.bias) + self._conv(logits, weight_m, None)
-        return self.norm(_full(out))
+        return self.norm(at_least_float32(out))
 
     # ---- Eqs. (3) and (4) folded --------------------------------------------------------------------------------
 
@@ -140,7 +140,7 @@ class MaskDecoder(nn.Module):
 
     def decode_folded(self, features: Tensor, weight: Tensor) -> Tensor:
         """Convolution ``(B, C, h, w)`` of Z ``(B, D, h, w)`` with a folded weight, float32 or wider."""
-        return _full(self._conv(features, weight, None))
+        return at_least_float32(self._conv(features, weight, None))
 
     def _weights(self) -> tuple[Tensor, Tensor]:
         """W_z ``(C, D, k, k)`` and W_m ``(C, C, k, k)``."""
@@ -173,11 +173,6 @@ class MaskDecoder(nn.Module):
         if self.padding_mode == "zeros":
             return F.conv2d(x, weight, bias, padding=self.padding)
         return F.conv2d(F.pad(x, [self.padding] * 4, mode=self.padding_mode), weight, bias)
-
-
-def _full(x: Tensor) -> Tensor:
-    """Widen to float32, even under autocast: for batch statistics and M_o."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _per_class(values: Tensor) -> Tensor:

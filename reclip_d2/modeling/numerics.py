@@ -30,6 +30,11 @@ def full_precision(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return wrapper
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor in float32, or unchanged if it is float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _tensors(value: Any) -> list[Tensor]:
     return [x for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, Tensor)]
 

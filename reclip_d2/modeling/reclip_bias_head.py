@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from reclip_d2.backbones.interface import VisionLanguageBackbone
 from reclip_d2.backbones.reference import ReferencePrompt
 from reclip_d2.modeling.bias_head import BIAS_HEAD_REGISTRY, BiasHead, build_reference_prompt
 from reclip_d2.modeling.build import build_norm
+from reclip_d2.modeling.numerics import at_least_float32
 
 
 class SpaceProjection(nn.Module):
@@ -69,7 +69,7 @@ class SpaceProjection(nn.Module):
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = conv(x)
             # Statistics and P in float32, even under autocast.
-            x = F.relu(norm(x.to(torch.promote_types(x.dtype, torch.float32))))
+            x = F.relu(norm(at_least_float32(x)))
         return x.flatten(2)[0].T
 
 

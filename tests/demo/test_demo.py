@@ -167,7 +167,7 @@ def test_wrong_input(scene, capsys):
     assert "is neither a picture" in error(capsys, "--input", "photos", "--output", "note")
     assert "IMAGES nothing does not exist" in error(capsys, "--input", "nothing", "--output", "x")
     keys = ("--opts", "MODEL.META_ARCHITECTURE", "RectifiedCLIP")
-    assert "name a checkpoint, MODEL.WEIGHTS FILE" in error(capsys, "--input", "photos", "--output", "x", *keys)
+    assert "set MODEL.WEIGHTS to a checkpoint" in error(capsys, "--input", "photos", "--output", "x", *keys)
     assert not (scene / "x").exists()
 
 

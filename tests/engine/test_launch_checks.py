@@ -34,7 +34,7 @@ def gpus(monkeypatch):
         (2, ("--num-machines", "2", "--num-gpus", "0"), "--num-machines 2: training on several machines needs GPUs"),
         (2, ("--num-machines", "2", "--dist-url", "auto"), "--dist-url auto"),
         (2, ("--num-machines", "2", "--dist-url", "nonsense"), "--dist-url nonsense"),
-        (2, ("--num-machines", "2", "--machine-rank", "2"), "--machine-rank 2: give one from 0 to 1"),
+        (2, ("--num-machines", "2", "--machine-rank", "2"), "--machine-rank 2: give a rank from 0 to 1"),
         (0, ("--machine-rank", "-1"), "--machine-rank -1"),
         (0, ("--machine-rank", "1"), "--machine-rank 1"),
     ],
@@ -64,8 +64,8 @@ def test_processes(gpus, count, words, processes):
 @pytest.mark.parametrize(
     ("processes", "keys", "expected"),
     [
-        (5, ("SOLVER.IMS_PER_BATCH", "12"), "SOLVER.IMS_PER_BATCH 12 is no multiple of 5 processes"),
-        (4, ("SOLVER.IMS_PER_BATCH", "8", "SOLVER.ACCUMULATE_STEPS", "3"), "SOLVER.ACCUMULATE_STEPS 3 is more than"),
+        (5, ("SOLVER.IMS_PER_BATCH", "12"), "SOLVER.IMS_PER_BATCH 12 is not a multiple of 5 processes"),
+        (4, ("SOLVER.IMS_PER_BATCH", "8", "SOLVER.ACCUMULATE_STEPS", "3"), "SOLVER.ACCUMULATE_STEPS 3 exceeds"),
         (1, ("OUTPUT_DIR", "/proc/x"), "OUTPUT_DIR /proc/x: cannot write to"),
         (1, ("OUTPUT_DIR", "/dev/null"), "OUTPUT_DIR /dev/null"),
         (1, ("HYPOTHESIS.FILE", "s3://bucket/h.jsonl"), "HYPOTHESIS.FILE s3://bucket/h.jsonl is a URL"),

@@ -117,7 +117,7 @@ def test_split(size, parts, lengths):
 
 
 def test_fewer_images_than_parts():
-    with pytest.raises(ReclipError, match=r"SOLVER.ACCUMULATE_STEPS 4 is more than the 3 images .*IMS_PER_BATCH"):
+    with pytest.raises(ReclipError, match=r"SOLVER.ACCUMULATE_STEPS 4 exceeds the 3 images .*IMS_PER_BATCH"):
         split_batch([1, 2, 3], 4)
 
 
