@@ -126,10 +126,10 @@ class TrainingSettings:
         """
         recorded = self._read()
         if recorded is not None and recorded["images"] != _images(image_ids):
+            count = recorded["images"].partition(" ")[0]
             raise ReclipError(
-                f"{self._file.parent} was trained on {recorded['images'].partition(' ')[0]} images, but DATASETS.TRAIN now"
-                f" has others ({len(image_ids)}): resume with the same images, or give --overwrite or another"
-                " OUTPUT_DIR"
+                f"{self._file.parent} was trained on {count} images, but DATASETS.TRAIN now has others"
+                f" ({len(image_ids)}): resume with the same images, or give --overwrite or another OUTPUT_DIR"
             )
 
     def write(self, image_ids: Sequence[str]) -> None:

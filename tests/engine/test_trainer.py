@@ -88,7 +88,9 @@ def test_mixed_precision_trains_otherwise_and_evaluates_in_float32(scene):
 
 
 def test_more_parts_than_images(scene, capfd):
-    assert "SOLVER.ACCUMULATE_STEPS 3 exceeds the 2 images" in mistake(capfd, scene, "SOLVER.ACCUMULATE_STEPS", "3")
+    assert "SOLVER.ACCUMULATE_STEPS 3 is more than the 2 images" in mistake(
+        capfd, scene, "SOLVER.ACCUMULATE_STEPS", "3"
+    )
 
 
 def test_synchronised_batch_norm_in_one_process_is_batch_norm(scene):
