@@ -1,4 +1,4 @@
-"""The evaluators of the two biases, as the config asks for them."""
+"""The evaluators of the two biases, from the config."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reclip_d2.evaluation.space_preference import SpacePreferenceEvaluator
 
 
 def build_bias_evaluators(cfg: CfgNode, dataset_name: str) -> list[LabelEvaluator]:
-    """Class-preference and space-preference evaluator with ``TEST.BIAS.ENABLED``, else none.
+    """Class-preference and space-preference evaluators if ``TEST.BIAS.ENABLED``, otherwise none.
 
     Matrix and curve are written to ``OUTPUT_DIR/inference``.
     """

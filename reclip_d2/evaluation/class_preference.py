@@ -1,4 +1,4 @@
-"""Class-preference bias, measured (ReCLIP++, section IV-D and Table VII).
+"""Measuring class-preference bias (ReCLIP++, section IV-D and Table VII).
 
 Shape letters: C classes, (H, W) size in pixels.
 """
@@ -14,7 +14,7 @@ from reclip_d2.evaluation.label_evaluator import LabelEvaluator
 
 
 def confusion_matrix(prediction: np.ndarray, labels: np.ndarray, num_classes: int, ignore_label: int) -> np.ndarray:
-    """Pixels by their label (row) and prediction (column).
+    """Confusion matrix: pixels by label (row) and prediction (column).
 
     Args:
         prediction: class ids 0 to C - 1, any shape.
@@ -35,7 +35,8 @@ def confusion_matrix(prediction: np.ndarray, labels: np.ndarray, num_classes: in
 
 
 def row_normalized(confusion: np.ndarray) -> np.ndarray:
-    """Confusion matrix ``(C, C)`` with each row divided by its sum: what becomes of a class's pixels.
+    """Confusion matrix ``(C, C)`` with each row divided by its sum: the distribution of a class's pixels over
+    predictions.
 
     Returns:
         ``(C, C)`` float64; the row of a class without pixels is NaN.
@@ -57,14 +58,14 @@ def class_preference_scores(normalized: np.ndarray) -> np.ndarray:
     """
     others = normalized.copy()
     np.fill_diagonal(others, -np.inf)
-    # initial: with one class there is no other entry, and none is taken for 0
+    # initial: with one class there is no other entry, and the maximum is 0
     return normalized.diagonal() - others.max(axis=1, initial=0)
 
 
 def class_preference_score(normalized: np.ndarray) -> float:
     """Mean of :func:`class_preference_scores` over the classes that have pixels (Table VII); NaN if none has.
 
-    The higher, the less other classes are preferred. The unit is that of the matrix: parts of a class's pixels.
+    The higher, the less other classes are preferred. The unit is the matrix's: fractions of a class's pixels.
     """
     scores = class_preference_scores(normalized)
     return float(scores[~np.isnan(scores)].mean()) if not np.isnan(scores).all() else float("nan")
@@ -77,7 +78,7 @@ class ClassPreferenceEvaluator(LabelEvaluator):
     """
 
     def reset(self) -> None:
-        """Forget all counts."""
+        """Reset all counts."""
         self.confusion = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
 
     def count(self, prediction: np.ndarray, labels: np.ndarray, record: dict[str, Any]) -> None:

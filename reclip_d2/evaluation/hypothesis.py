@@ -1,4 +1,4 @@
-"""Quality of hypotheses against labels: an analysis after the fact, never an input of training."""
+"""Quality of hypotheses against labels: an analysis only, never an input of training."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from reclip_d2.evaluation.label_files import DatasetLabels
 def hypothesis_precision_recall(
     hypotheses: Mapping[str, Sequence[int]], records: Mapping[str, dict[str, Any]], labels: DatasetLabels
 ) -> dict[str, float]:
-    """Micro-averaged precision and recall of the classes of each image; ignored pixels are of no class.
+    """Micro-averaged precision and recall of each image's classes; ignored pixels have no class.
 
     Args:
         hypotheses: class ids by image id.
         records: labelled record (``file_name``, ``sem_seg_file_name``) by image id.
-        labels: of the records' data set.
+        labels: labels of the records' data set.
 
     Returns:
         ``{"precision", "recall", "classes_per_image", "classes_in_hypothesis"}``.
 
     Raises:
-        ReclipError: a label is no map of the data set's class ids, see :func:`read_label_file`.
+        ReclipError: a label is not a map of the data set's class ids, see :func:`read_label_file`.
     """
     hits = proposed = present = 0
     for image_id, hypothesis in hypotheses.items():

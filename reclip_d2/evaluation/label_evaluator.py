@@ -1,4 +1,4 @@
-"""What the evaluators of the two biases share: labels by image, predictions as label maps, gathering.
+"""Shared by the evaluators of the two biases: labels by image, predictions as label maps, gathering.
 
 Shape letters: C classes, (H, W) size in pixels.
 """
@@ -22,16 +22,16 @@ from reclip_d2.utils.io import atomic_write
 class LabelEvaluator(DatasetEvaluator):
     """Base of evaluators that compare a predicted label map with a label file, image by image.
 
-    It takes what ``LabelMapEvaluator`` takes, so the two serve side by side in ``DatasetEvaluators``, in one pass.
+    It has the same inputs as ``LabelMapEvaluator``, so both can run in one pass in ``DatasetEvaluators``.
     Subclasses define :meth:`reset`, :meth:`count` and :meth:`evaluate`.
     """
 
     def __init__(self, dataset_name: str, distributed: bool = True, output_dir: str | None = None) -> None:
         """
         Args:
-            dataset_name: registered, its records labelled (``sem_seg_file_name``).
-            distributed: gather the counts of all processes; the main process alone then has results.
-            output_dir: where :meth:`write` puts the result's details; None for nowhere.
+            dataset_name: registered data set with labels (``sem_seg_file_name``).
+            distributed: gather the counts of all processes; then only the main process has results.
+            output_dir: folder in which :meth:`write` saves details; None to save nothing.
         """
         self.dataset_name = dataset_name
         self.distributed = distributed
@@ -47,8 +47,8 @@ class LabelEvaluator(DatasetEvaluator):
         """Count one image.
 
         Args:
-            prediction, labels: ``(H, W)`` int64 class ids; labels may hold ``ignore_label``.
-            record: of the data set.
+            prediction, labels: ``(H, W)`` int64 class ids; labels may contain ``ignore_label``.
+            record: record of the data set.
         """
         raise NotImplementedError
 
@@ -82,7 +82,7 @@ class LabelEvaluator(DatasetEvaluator):
 
 
 def plain_json(value: Any) -> Any:  # noqa: ANN401
-    """Arrays as lists and NaN as None, which JSON has no word for, at any depth."""
+    """Convert arrays to lists and NaN to None (JSON has no NaN), at any depth."""
     if isinstance(value, dict):
         return {str(key): plain_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Label files of registered data sets, as evaluation reads them."""
+"""Label files of registered data sets, for evaluation."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def read_label_file(
     palette: Palette = PLAIN,
     orientation: int = 1,
 ) -> np.ndarray:
-    """Label map ``(H, W)`` of class ids, in the file's own integer type.
+    """Label map ``(H, W)`` of class ids, in the file's integer type.
 
     Args:
         path: PNG.
         num_classes: ids are 0 to num_classes - 1, or ignore_label.
         size: (H, W) of the prediction.
         palette: what the colours of palette PNGs mean.
-        orientation: EXIF orientation of the stored label; 1 for an upright one.
+        orientation: EXIF orientation of the stored label; 1 if it is upright.
 
     Raises:
         ReclipError: the file is no single-channel index PNG of that size with ids in range, or has a palette in an
@@ -45,8 +45,8 @@ def read_label_file(
     wrong = found[((found >= num_classes) | (found < 0)) & (found != ignore_label)]
     if len(wrong):
         remedy = "prepare the data set again"
-        if wrong.tolist() == [num_classes]:  # ids from 1 on, and perhaps 0 for background
-            remedy = f"if its ids begin at 1, take 1 off them and write {ignore_label} for background"
+        if wrong.tolist() == [num_classes]:  # ids from 1, and perhaps 0 for background
+            remedy = f"if its ids begin at 1, subtract 1 and write {ignore_label} for background"
         raise ReclipError(
             f"label {path} has id {wrong[0]}, but the classes are 0 to {num_classes - 1} and {ignore_label} is"
             f" ignored: {remedy}"
@@ -57,7 +57,7 @@ def read_label_file(
 def label_palette(metadata: Metadata) -> Palette:
     """What the colours of a data set's palette labels mean: ``reclip_label_palette`` of its metadata.
 
-    Without it ``stuff_colors`` can confirm that indices are ids, and no more: nobody has promised that labels use them.
+    Without it, ``stuff_colors`` can only confirm that indices are ids, since labels need not use these colours.
     """
     colors = {k: tuple(map(int, color)) for k, color in enumerate(metadata.get("stuff_colors") or ())}
     return metadata.get("reclip_label_palette") or Palette(colors, ignore_label=metadata.get("ignore_label", 255))
@@ -67,12 +67,12 @@ def check_no_background(dataset_name: str, user: str) -> None:
     """Raise :class:`ReclipError` if label ids are not the model's classes, as with background names that share one id.
 
     Args:
-        user: what needs a label id for each class, for the error.
+        user: name of what needs a label id for each class, for the error.
     """
     if DatasetLabels(dataset_name).class_names != list(MetadataCatalog.get(dataset_name).stuff_classes):
         raise ReclipError(
-            f"{user} needs a label id for each class, but the background names of {dataset_name} share one: take the"
-            " background: line out of the class file"
+            f"{user} needs a label id for each class, but the background names of {dataset_name} share one: remove the"
+            " background: line from the class file"
         )
 
 
@@ -80,8 +80,8 @@ class DatasetLabels:
     """The labels of a registered data set.
 
     Attributes:
-        class_names: of the label ids. As the model's classes, but where the metadata has ``reclip_label_ids`` (the
-            label id of each of the model's classes) several of them may be one.
+        class_names: names of the label ids: the model's classes, unless the metadata has ``reclip_label_ids`` (the
+            label id of each of the model's classes), which may merge some.
         ignore_label: id of pixels that do not count.
     """
 
@@ -96,14 +96,14 @@ class DatasetLabels:
 
     @property
     def num_classes(self) -> int:
-        """Label ids besides the ignored one."""
+        """Number of label ids, without the ignored one."""
         return len(self.class_names)
 
     def read(self, record: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
         """Label map ``(H, W)`` of a record, upright; see :func:`read_label_file`.
 
         Args:
-            record: with ``sem_seg_file_name``, and ``sem_seg_orientation`` (EXIF) where the label is not upright.
+            record: with ``sem_seg_file_name``, and ``sem_seg_orientation`` (EXIF) if the label is not upright.
             size: (H, W) of the upright image.
         """
         return read_label_file(

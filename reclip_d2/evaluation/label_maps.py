@@ -1,4 +1,4 @@
-"""Detectron2's ``SemSegEvaluator`` on label maps, with label files that are checked and read by us."""
+"""Detectron2's ``SemSegEvaluator`` on label maps, with our own checked reading of label files."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _SILENT = logging.Logger("silent", level=logging.CRITICAL + 1)
 class LabelMapEvaluator(SemSegEvaluator):
     """``SemSegEvaluator`` that takes ``{"sem_seg": (H, W) int64 labels}`` as well as ``(C, H, W)`` logits.
 
-    The numbers are Detectron2's, the mean apart (see :meth:`evaluate`). Label files are read by :class:`DatasetLabels`:
-    an RGB label or an id out of range would end in a traceback, and binary masks or palettes in another order
-    would be counted without a word.
+    The numbers are Detectron2's, except the mean (see :meth:`evaluate`). Label files are read by
+    :class:`DatasetLabels`: otherwise an RGB label or an id out of range would raise a traceback, and binary masks or
+    palettes in another order would be counted silently.
     """
 
     def __init__(self, dataset_name: str, distributed: bool = True, output_dir: str | None = None) -> None:
@@ -34,7 +34,7 @@ class LabelMapEvaluator(SemSegEvaluator):
         self._records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
 
     def reset(self) -> None:
-        """Forget all counts."""
+        """Reset all counts."""
         super().reset()
         self._label_ids: set[int] = set()
 
@@ -48,7 +48,7 @@ class LabelMapEvaluator(SemSegEvaluator):
             self._label_ids |= set(np.unique(ids).tolist())
             truth = np.where(ids == self._ignore_label, self._num_classes, ids)
             self._conf_matrix += self._confusion(prediction, truth)
-            if getattr(self, "_compute_boundary_iou", False):  # Detectron2 0.6 on
+            if getattr(self, "_compute_boundary_iou", False):  # since Detectron2 0.6
                 borders = [self._mask_to_boundary(labels.astype(np.uint8)) for labels in (prediction, truth)]
                 self._b_conf_matrix += self._confusion(*(labels.astype(np.int64) for labels in borders))
             if self._output_dir:
@@ -66,37 +66,38 @@ class LabelMapEvaluator(SemSegEvaluator):
         are only predicted, as if their IoU were 0; later versions do not.
 
         Raises:
-            ReclipError: no label holds any class; or all hold 0 and 255 alone and no preparation program has seen them.
+            ReclipError: no label contains any class; or all contain only 0 and 255, and no preparation program has
+                checked them.
         """
         ids = set().union(*comm.all_gather(self._label_ids)) if self._distributed else self._label_ids
         check_label_ids(ids, self._labels)
-        self._logger = _SILENT  # Detectron2 would log its own mean
+        self._logger = _SILENT  # so that Detectron2 does not log its own mean
         results = super().evaluate()
         if results is not None:
             scores = results["sem_seg"]
             by_class = {key.removeprefix("IoU-"): value for key, value in scores.items() if key.startswith("IoU-")}
             scores["mIoU"] = float(np.nanmean(list(by_class.values())))
             words = ", ".join(f"{name} {value:.2f}" for name, value in by_class.items())
-            logger.info("%s: IoU by class: %s", self._dataset_name, words)
+            logger.info("%s: IoU per class: %s", self._dataset_name, words)
         return results
 
 
 def check_label_ids(ids: set[int], labels: DatasetLabels) -> None:
-    """Look at the ids that all labels of a data set hold together.
+    """Check the ids that occur in all labels of a data set.
 
-    Labels of 0 and 255 alone are of one class and ignored pixels, or binary masks; nothing in them tells which. Those
-    that a preparation program has written (``reclip_protocol`` and no ``reclip_own_labels`` in the metadata) are what
-    they say: one line in the log. Of any others it is an error.
+    Labels with only 0 and 255 show one class and ignored pixels, or are binary masks; the labels do not tell which. If
+    a preparation program has written them (``reclip_protocol`` and no ``reclip_own_labels`` in the metadata), they are
+    trusted, with one line in the log; otherwise they raise an error.
 
     Raises:
-        ReclipError: see above; or there is no id but the ignored one.
+        ReclipError: see above; or there is only the ignored id.
     """
     name = labels.dataset_name
     if ids == {labels.ignore_label}:
-        raise ReclipError(f"the labels of {name} hold no class, only ignored pixels")
+        raise ReclipError(f"the labels of {name} contain no class, only ignored pixels")
     if labels.num_classes < 2 or ids != {0, 255} or labels.ignore_label != 255:
         return
-    only = f"the labels of {name} hold 0 and 255 only: the class {labels.class_names[0]} and ignored pixels"
+    only = f"the labels of {name} contain only 0 and 255: the class {labels.class_names[0]} and ignored pixels"
     metadata = MetadataCatalog.get(name)
     if hasattr(metadata, "reclip_protocol") and not metadata.get("reclip_own_labels", False):
         logger.warning("%s; the mean IoU is that of this one class", only)
@@ -107,10 +108,10 @@ def check_label_ids(ids: set[int], labels: DatasetLabels) -> None:
 def check_own_labels(dataset_name: str) -> None:
     """Read all labels that no preparation program has checked (``reclip_own_labels`` in the metadata).
 
-    So a wrong label is found before hours of prediction. The classes that occur are logged.
+    Wrong labels are thus found before hours of prediction. The classes that occur are logged.
 
     Raises:
-        ReclipError: a label is no map of class ids of its image's size, see
+        ReclipError: a label is not a map of class ids with its image's size, see
             :func:`~reclip_d2.evaluation.label_files.read_label_file`; or all of them look like binary masks.
     """
     if not MetadataCatalog.get(dataset_name).get("reclip_own_labels", False):

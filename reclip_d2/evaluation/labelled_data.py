@@ -1,4 +1,4 @@
-"""Training data with labels, for linear probing and for nothing else: the unsupervised path never imports this."""
+"""Training data with labels, only for linear probing: the unsupervised path never imports this."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class LabelledDatasetMapper:
         """See the class.
 
         Raises:
-            ReclipError: image or label cannot be read, or the label is no map of class ids of the image's size.
+            ReclipError: image or label cannot be read, or the label is not a map of class ids with the image's size.
         """
         image = read_image(record["file_name"])
         ids = read_label_file(
@@ -86,10 +86,10 @@ def labelled_records(datasets: Sequence[str], class_names: list[list[str]]) -> l
     """Records of registered data sets with their labels, to train a probe with.
 
     Args:
-        class_names: those of the model.
+        class_names: the model's classes.
 
     Raises:
-        ReclipError: a data set is unknown, empty, without labels or of another class list.
+        ReclipError: a data set is unknown, empty, without labels, or has another class list.
     """
     records = []
     for name in datasets:
@@ -107,5 +107,5 @@ def labelled_records(datasets: Sequence[str], class_names: list[list[str]]) -> l
 
 
 def probe_datasets(cfg: CfgNode) -> tuple[str, ...]:
-    """``LINEAR_PROBE.DATASETS``, by default the labelled twins of ``DATASETS.TRAIN``: ``voc20_train_labelled``."""
+    """``LINEAR_PROBE.DATASETS``; by default the labelled versions of ``DATASETS.TRAIN``: ``voc20_train_labelled``."""
     return tuple(cfg.LINEAR_PROBE.DATASETS) or tuple(f"{name}_labelled" for name in cfg.DATASETS.TRAIN)

@@ -1,14 +1,13 @@
-"""Linear probing (Table I): how much of the classes a linear map finds in a model's fixed pixel embeddings.
+"""Linear probing (Table I): how well a linear classifier of a model's frozen pixel embeddings separates the classes.
 
-**Labels train the classifier**, and nothing else but the embedded data set's stand-in CLIP. It learns from the labels
-of a training split, so its mIoU is not a result of unsupervised segmentation, and must be labelled where it is
-listed with one.
-Nothing of the unsupervised path imports this module; ``tools/linear_probe.py`` does, and the probes of
-``tools/reproduce.py`` through it.
+**The classifier is trained with labels**, unlike everything else except the embedded data set's tiny CLIP. Its mIoU is
+therefore not a result of unsupervised segmentation, and must be marked when it is listed with such results.
+The unsupervised path never imports this module; only ``tools/linear_probe.py`` does, and ``tools/reproduce.py`` through
+it.
 
-What is probed is ``pixel_embedding`` of a model: MaskCLIP's image features Z; a rectified CLIP's Z and mask logits M_o,
-concatenated, since its Z is the same frozen CLIP's and what rectification has learnt is in M_o; a student's
-Z^ and M^D likewise.
+The probe uses a model's ``pixel_embedding``: for MaskCLIP the image features Z; for a rectified CLIP Z and the mask
+logits M_o, concatenated, since its Z comes from the same frozen CLIP and only M_o shows the rectification; for a
+student likewise Z^ and M^D.
 
 Shape letters: B images, F width of the embedding, C classes, (h, w) grid of the embedding, (H, W) size in pixels.
 """
@@ -34,23 +33,23 @@ from reclip_d2.utils.io import atomic_write
 
 SUPERVISION = "labels (linear probe)"
 FOLDER, RESULTS = "linear_probe", "linear_probe.json"
-"""The folder of a probe below the probed model's, and its results file."""
-UNLABELLED = -1  # in the targets, whatever the data set's own ignore label
+"""The folder of a probe below the probed model's folder, and its results file."""
+UNLABELLED = -1  # in the targets, for any ignore label of the data set
 
 
 class LinearProbe(LanguageSegmentor):
     """A frozen model and a linear classifier of its pixel embeddings, trained with cross-entropy on labels.
 
-    The embeddings are standardised first, by a batch norm without weights: at test time that is a part of the linear
-    map. Logits are resized bilinearly to the pixels, in training as in the test. The state holds the norm and the
-    classifier; :meth:`identity` names the model that they belong to.
+    The embeddings are first standardised by a batch norm without weights, which is part of the linear map at test time.
+    Logits are resized bilinearly to the pixels, in training and test. The state contains the norm and the classifier;
+    :meth:`identity` names the model that they belong to.
     """
 
     def __init__(self, model: LanguageSegmentor, *, batch_norm: bool = True) -> None:
         """
         Args:
-            model: has ``pixel_embedding(images, image_sizes) -> (B, F, h, w)`` of normalised, padded images. It gets no
-                gradient, stays in eval mode, and always runs in its own precision, never under a trainer's autocast.
+            model: has ``pixel_embedding(images, image_sizes) -> (B, F, h, w)`` of normalised, padded images. It is
+                frozen, in eval mode, and always runs in its own precision, never under a trainer's autocast.
             batch_norm: standardise the embeddings.
         """
         super().__init__(
@@ -64,11 +63,11 @@ class LinearProbe(LanguageSegmentor):
         self.model_digest = weights_digest(model)
         side = 4 * model.size_divisibility
         width = self.pixel_embedding(torch.zeros(1, 3, side, side, device=model.device)).shape[1]
-        # The embeddings do not change: the mean over all batches serves better than one over the last few.
+        # The embeddings do not change, so a mean over all batches is better than one over the last few.
         norm = nn.BatchNorm2d(width, affine=False, momentum=None)
         self.norm = norm.to(model.device) if batch_norm else nn.Identity()
         self.classifier = nn.Conv2d(width, model.num_classes, kernel_size=1, device=model.device)
-        nn.init.zeros_(self.classifier.weight)  # the problem is convex: no luck is needed
+        nn.init.zeros_(self.classifier.weight)  # the problem is convex: no random initialisation needed
         nn.init.zeros_(self.classifier.bias)
         self.register_state_dict_post_hook(_leave_out_model)
         self.register_load_state_dict_post_hook(_expect_no_model)
@@ -98,7 +97,7 @@ class LinearProbe(LanguageSegmentor):
 
     @torch.no_grad()
     def pixel_embedding(self, images: Tensor, image_sizes: ImageSizes | None = None) -> Tensor:
-        """Fixed pixel embeddings ``(B, F, h, w)``. Arguments: see :meth:`mask_logits`."""
+        """Frozen pixel embeddings ``(B, F, h, w)``. Arguments: see :meth:`mask_logits`."""
         with torch.autocast(images.device.type, enabled=False):
             return self.model.pixel_embedding(images, image_sizes)
 
@@ -109,7 +108,7 @@ class LinearProbe(LanguageSegmentor):
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]] | dict[str, Tensor]:
         """Training: the loss of inputs with ``sem_seg`` ``(H, W)`` int64 next to the image, -1 where there is no label.
-        Inference: as every model's."""
+        Inference: as for every model."""
         if not self.training:
             return super().forward(batched_inputs)
         batch = self.preprocess_image(batched_inputs)
@@ -134,7 +133,7 @@ def probe_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Hash of a model's state: two models of one identity give different embeddings if their weights differ."""
+    """Hash of a model's state, to tell apart models of the same identity with different weights."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -143,7 +142,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def _leave_out_model(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any]) -> None:
-    """State-dict hook: the probed model has its own checkpoint."""
+    """State-dict hook: omit the probed model, which has its own checkpoint."""
     for key in [key for key in state if key.startswith(f"{prefix}model.")]:
         del state[key]
 
@@ -158,7 +157,7 @@ def _expect_no_model(module: nn.Module, incompatible_keys: Any) -> None:
 
 
 def probe_overrides(cfg: CfgNode) -> list[str]:
-    """``KEY VALUE`` overrides that make a model's config that of its probe.
+    """``KEY VALUE`` overrides that turn a model's config into its probe's.
 
     Raises:
         ReclipError: there is no checkpoint to probe.
@@ -185,7 +184,7 @@ def probe_overrides(cfg: CfgNode) -> list[str]:
         "SOLVER.OPTIMIZER": "SGD",
         "SOLVER.LR_SCHEDULER_NAME": "WarmupPolyLR",
         "SOLVER.WARMUP_ITERS": 0,
-        "SOLVER.AMP.ENABLED": False,  # the embeddings are those of the test
+        "SOLVER.AMP.ENABLED": False,  # the same embeddings as in the test
         "VIS_PERIOD": 0,
     }
     return [str(part) for item in overrides.items() for part in item]
@@ -195,7 +194,7 @@ def write_results(cfg: CfgNode, model: LinearProbe, results: dict[str, Any]) -> 
     """Write ``linear_probe.json``.
 
     Args:
-        results: of ``Trainer.test``, by data set.
+        results: results of ``Trainer.test``, by data set.
     """
     scores = {}
     for name, result in results.items():

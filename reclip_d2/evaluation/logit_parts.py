@@ -1,4 +1,4 @@
-"""The logits of one image, taken apart: Query logits, bias logits, rectified logits, mask logits (Fig. 4 of ReCLIP++).
+"""The parts of one image's logits: Query, bias, rectified and mask logits (Fig. 4 of ReCLIP++).
 
 Shape letters: C classes, D width of the joint embedding, (h, w) patch grid, (H, W) size in pixels.
 """
@@ -25,27 +25,28 @@ class LogitParts(NamedTuple):
     query: Tensor
     """M_q ``(C, h, w)``."""
     bias: Tensor
-    """What is taken off M_q: M_q - M ``(C, h, w)``, M_b where it is subtracted and -M_b where it is added."""
+    """M_q - M ``(C, h, w)``: M_b if it is subtracted, -M_b if it is added."""
     rectified: Tensor
     """M ``(C, h, w)``, Eq. (3)."""
     mask: Tensor
-    """M_o ``(C, h, w)``: behind the mask decoder, or M without one."""
+    """M_o ``(C, h, w)``: the output of the mask decoder, or M without one."""
     padded_size: tuple[int, int]
     """(H, W) of the padded network input."""
     image_size: tuple[int, int]
     """(H, W) of the image in it."""
 
     def at_pixels(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits ``(c, h, w)`` of one of the parts, or of some classes, at an image's pixels, ``(c, *size)``."""
+        """Upsample logits ``(c, h, w)`` of one of the parts, or of some classes, to an image's pixels, ``(c,
+        *size)``."""
         return upsample_logits(logits[None], self.padded_size, self.image_size, size)[0]
 
     def labels(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """Label map ``size`` of one of the parts ``(C, h, w)``."""
+        """Label map of shape ``size`` of one of the parts ``(C, h, w)``."""
         return upsample_labels(logits[None], self.padded_size, self.image_size, size)[0]
 
 
 def has_bias(model: nn.Module) -> bool:
-    """Whether a model rectifies CLIP's logits by a bias, so that :func:`logit_parts` can take them apart."""
+    """Whether a model rectifies CLIP's logits with a bias, as :func:`logit_parts` requires."""
     return hasattr(model, "bias_to_rectify") and getattr(model, "rectification", "none") != "none"
 
 
@@ -54,8 +55,8 @@ def logit_parts(model: nn.Module, mapper: Mapper, record: dict[str, Any]) -> Log
     """The logits of one image.
 
     Args:
-        model: of the rectification stage, in eval mode; see :func:`has_bias`.
-        mapper: at the resolution of the test.
+        model: model of the rectification stage, in eval mode; see :func:`has_bias`.
+        mapper: mapper with the test resolution.
         record: with ``file_name``.
     """
     image = model.preprocess_image([mapper(record)])
@@ -68,7 +69,7 @@ def logit_parts(model: nn.Module, mapper: Mapper, record: dict[str, Any]) -> Log
 
 
 def crop_to_image(logits: Tensor, padded_size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
-    """Logits ``(..., h, w)`` of the grid without the cells whose centre lies in the padding."""
+    """Logits ``(..., h, w)`` without the cells whose centre is in the padding."""
     rows, columns = (
         max(1, math.ceil(cells * image / padded - 0.5))
         for cells, image, padded in zip(logits.shape[-2:], image_size, padded_size, strict=True)

@@ -1,4 +1,4 @@
-"""All that a bias report says of one model, collected so that the model itself can go.
+"""The data of one model for a bias report, so that the model itself can be freed.
 
 Shape letters: C classes, (h, w) patch grid, (H, W) size in pixels.
 """
@@ -27,36 +27,36 @@ from reclip_d2.inference import DatasetPredictor, ImagePredictor
 
 @dataclass
 class ModelAnalysis:
-    """What was found out about one model."""
+    """The analysis of one model."""
 
     name: str
     source: str
     """Config file and checkpoint, for the reader."""
     results: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Of the evaluators: ``sem_seg``, ``class_preference``, ``space_preference``; empty without labels."""
+    """Results of the evaluators ``sem_seg``, ``class_preference``, ``space_preference``; empty without labels."""
     confusion: np.ndarray | None = None
     """``(C, C)`` pixels by label and prediction."""
     curve: DistanceCurve | None = None
     distances: np.ndarray | None = None
-    """``(N,)`` of all objects, in pixels."""
+    """``(N,)`` distances of all objects, in pixels."""
     ious: np.ndarray | None = None
-    """``(N,)`` of the same objects, 0 to 1."""
+    """``(N,)`` IoUs of the same objects, 0 to 1."""
     half_diagonal: float = float("nan")
-    """Of the images, in pixels."""
+    """Half the images' diagonal, in pixels."""
     preference: Preference | None = None
-    """By the mean soft-max (MaskCLIP) or the bias logits; None for a model that has neither."""
+    """From the mean soft-max (MaskCLIP) or the bias logits; None for models without either."""
     predictions: list[np.ndarray] = field(default_factory=list)
-    """Label maps ``(H, W)`` of the drawn scenes, in their order."""
+    """Label maps ``(H, W)`` of the drawn scenes, in order."""
     parts: list[LogitParts] = field(default_factory=list)
-    """Of the drawn scenes; empty for a model without bias logits."""
+    """Logit parts of the drawn scenes; empty for models without bias logits."""
 
     def class_ious(self, class_names: Sequence[str]) -> np.ndarray:
-        """``(C,)`` in percent; NaN for a class that the labels do not have."""
+        """``(C,)`` IoU per class in percent; NaN for classes without labels."""
         return np.array([self.results["sem_seg"][f"IoU-{name}"] for name in class_names])
 
 
 def is_labelled(dataset: str) -> bool:
-    """Whether all records of a registered data set name a label file."""
+    """Whether all records of a registered data set have a label file."""
     return all("sem_seg_file_name" in record for record in DatasetCatalog.get(dataset))
 
 
@@ -64,7 +64,7 @@ def evaluate_bias(cfg: CfgNode, model: nn.Module, dataset: str, bias: CfgNode, a
     """mIoU and the two bias scores, in one pass over a labelled data set; fills ``analysis``.
 
     Args:
-        cfg: of the model: its test resolution.
+        cfg: the model's config, for the test resolution.
         bias: ``TEST.BIAS``, the same for all models of a report.
     """
     classes = ClassPreferenceEvaluator(dataset)
@@ -84,7 +84,7 @@ def evaluate_bias(cfg: CfgNode, model: nn.Module, dataset: str, bias: CfgNode, a
 def find_preference(
     cfg: CfgNode, model: nn.Module, records: Sequence[dict[str, Any]], max_images: int
 ) -> Preference | None:
-    """Preference of a rectified model by its bias logits, of MaskCLIP by its mean soft-max; None for other models."""
+    """Preference from a rectified model's bias logits, or from MaskCLIP's mean soft-max; None for other models."""
     mapper = UnlabelledDatasetMapper(cfg, is_train=False)
     if has_bias(model):
         return mean_bias(model, mapper, spread_records(records, max_images))
@@ -95,7 +95,7 @@ def find_preference(
 
 
 def look_at_scenes(cfg: CfgNode, model: nn.Module, scenes: Sequence[dict[str, Any]], analysis: ModelAnalysis) -> None:
-    """Predictions, and logits taken apart, of the scenes that are drawn; fills ``analysis``."""
+    """Predictions and logit parts of the scenes to draw; fills ``analysis``."""
     predictor = ImagePredictor.from_config(model, cfg)
     analysis.predictions = [predictor.labels(read_image(record["file_name"])).astype(np.int64) for record in scenes]
     if has_bias(model):

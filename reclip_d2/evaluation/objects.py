@@ -1,4 +1,4 @@
-"""Objects of a label map, their places, and an IoU for each (supplement of ReCLIP, section 6.2).
+"""Objects of a label map, with their places and IoUs (supplement of ReCLIP, section 6.2).
 
 Shape letters: (H, W) size in pixels, N objects of an image.
 """
@@ -19,19 +19,19 @@ class Objects(NamedTuple):
     regions: np.ndarray
     """``(H, W)`` int64: 1 to N where a pixel belongs to an object, 0 elsewhere."""
     class_ids: np.ndarray
-    """``(N,)`` int64, of objects 1 to N."""
+    """``(N,)`` int64, classes of objects 1 to N."""
 
 
 def find_objects(labels: np.ndarray, ignore_label: int, instances: np.ndarray | None = None) -> Objects:
     """Objects of a label map: the connected regions of each class, or the instances of the data set.
 
-    Pixels of a class that touch along a side or at a corner (8-connectivity) are connected. Two touching things of one
-    class are therefore one object, and a thing that another cuts in two is two, unless there are instances.
+    Pixels of a class that touch along a side or at a corner (8-connectivity) are connected. Without instances,
+    two touching things of one class are therefore one object, and a thing that another cuts in two is two objects.
 
     Args:
         labels: ``(H, W)`` class ids, or ``ignore_label`` for pixels that belong to no object.
-        instances: ``(H, W)`` instance ids where the data set has them: pixels of one class and one id above 0 are one
-            object, connected or not. Pixels of id 0 (classes without instances) fall into connected regions.
+        instances: ``(H, W)`` instance ids, if the data set has them: pixels with the same class and id above 0 are one
+            object, connected or not. Pixels with id 0 (classes without instances) form connected regions.
     """
     regions = np.zeros(labels.shape, dtype=np.int64)
     class_ids: list[int] = []
@@ -55,15 +55,15 @@ def object_areas(objects: Objects) -> np.ndarray:
 
 
 def object_ious(objects: Objects, prediction: np.ndarray, labels: np.ndarray, ignore_label: int) -> np.ndarray:
-    """IoU of each object, from a semantic prediction, which knows no objects.
+    """IoU of each object, from a semantic prediction.
 
     For an object O of class c, with P_c the pixels predicted as c and G_c all pixels labelled c, the prediction of the
-    object is P_c without G_c \\ O: what lies on other objects of the class is theirs. So::
+    object is P_c without G_c \\ O, since pixels on other objects of the class belong to those::
 
         IoU(O) = |O ∩ P_c| / (|O| + |P_c \\ G_c|)
 
-    Pixels that are wrongly predicted as c count against every object of c in the image, wherever they are. With one
-    object of a class in the image it is the class's IoU there. Ignored pixels do not count.
+    Pixels that are wrongly predicted as c count against every object of c in the image, wherever they are. If
+    the class has one object in the image, this is the class's IoU there. Ignored pixels do not count.
 
     Args:
         prediction, labels: ``(H, W)`` class ids.

@@ -1,10 +1,10 @@
-"""What a CLIP prefers, class by class and place by place, from images without labels; and the same in words.
+"""CLIP's preference for each class and place, from unlabelled images; and the same in words.
 
 Two sources, on one scale (logits inside CLIP's soft-max, 0 for no preference):
 
-- the *mean soft-max* of MaskCLIP over many images. It holds what the images show as well as what CLIP prefers: on
-  images where all classes are equally frequent at all places it is the bias alone.
-- the *bias logits* M_b of a rectified model: what the model itself takes for bias.
+- the *mean soft-max* of MaskCLIP over many images. It reflects the content of the images as well as CLIP's preferences:
+  only if all classes are equally frequent at all places, it is the bias alone.
+- the *bias logits* M_b of a rectified model: what the model considers as bias.
 
 Shape letters: C classes, (h, w) patch grid.
 """
@@ -33,17 +33,17 @@ class Preference(NamedTuple):
     """Preference of each class at each place."""
 
     maps: np.ndarray
-    """``(C, h, w)`` float64: above 0 where the class is preferred to the others."""
+    """``(C, h, w)`` float64: positive where the class is preferred to the others."""
     strengths: np.ndarray
-    """``(C,)`` float64: the same of the class as a whole."""
+    """``(C,)`` float64: the preference for the class overall."""
     source: str
     """``mean soft-max`` or ``bias logits``."""
     images: int
-    """How many images it is the mean of."""
+    """Number of images that it is averaged over."""
 
     @property
     def place_maps(self) -> np.ndarray:
-        """``(C, h, w)``: where a class is preferred, its preference as a whole taken off."""
+        """``(C, h, w)``: where a class is preferred, minus its overall preference."""
         return self.maps - self.strengths[:, None, None]
 
 
@@ -56,26 +56,27 @@ def preference_of_probabilities(mean: np.ndarray, images: int) -> Preference:
 
 
 def preference_of_bias(bias: np.ndarray, logit_scale: float, images: int) -> Preference:
-    """Bias logits ``(C, h, w)`` times CLIP's logit scale, minus their mean over the classes, which no argmax sees."""
+    """Bias logits ``(C, h, w)`` times CLIP's logit scale, minus their mean over the classes, which does not affect the
+    argmax."""
     maps = (bias - bias.mean(0, keepdims=True)) * logit_scale
     return Preference(maps, maps.mean((1, 2)), "bias logits", images)
 
 
 def spread_records(records: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """At most ``count`` records, spread evenly over all."""
+    """At most ``count`` records, evenly spaced."""
     chosen = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
     return [records[i] for i in chosen]
 
 
 @torch.no_grad()
 def mean_probability(model: nn.Module, mapper: Mapper, records: Sequence[dict[str, Any]]) -> Preference:
-    """Preference by the mean soft-max of a model's mask logits, CLIP's logit scale inside.
+    """Preference from the mean soft-max of a model's mask logits, times CLIP's logit scale.
 
     The grid is the first image's; others are resized to it.
 
     Args:
-        model: whose mask logits are cosine similarities (MaskCLIP), in eval mode.
-        records: no label is read.
+        model: a model whose mask logits are cosine similarities (MaskCLIP), in eval mode.
+        records: records of images; labels are not read.
     """
 
     def probabilities(record: dict[str, Any]) -> Tensor:
@@ -88,11 +89,11 @@ def mean_probability(model: nn.Module, mapper: Mapper, records: Sequence[dict[st
 
 @torch.no_grad()
 def mean_bias(model: nn.Module, mapper: Mapper, records: Sequence[dict[str, Any]]) -> Preference:
-    """Preference by the bias logits of a rectified model; the mean over the images if the bias depends on them.
+    """Preference from the bias logits of a rectified model, averaged over the images if the bias depends on them.
 
     Args:
         model: see :func:`~reclip_d2.evaluation.logit_parts.has_bias`.
-        records: no label is read.
+        records: records of images; labels are not read.
     """
     if not getattr(model.bias_head, "image_dependent", True):
         records = records[:1]
@@ -120,7 +121,7 @@ def _mean_map(maps: Any) -> np.ndarray:  # noqa: ANN401
 def place_means(maps: np.ndarray) -> np.ndarray:
     """Mean of maps ``(C, h, w)`` in the nine places of :data:`PLACES`, ``(C, 3, 3)``.
 
-    Thirds of the height and width; a cell that lies in two thirds counts in both.
+    The places are thirds of the height and width; a cell in two thirds counts in both.
     """
     rows, columns = (_thirds(length) for length in maps.shape[1:])
     return np.stack([np.stack([maps[:, r, c].mean((1, 2)) for c in columns], -1) for r in rows], 1)
@@ -137,13 +138,13 @@ class ClassPlaces(NamedTuple):
     strength: float
     best_place: str
     best: float
-    """Strength at the best place, the class's own taken off."""
+    """Strength at the best place, minus the class's overall strength."""
     worst_place: str
     worst: float
 
 
 def preferred_places(preference: Preference, class_names: Sequence[str]) -> list[ClassPlaces]:
-    """Classes from the most preferred to the least, each with the places where it is preferred most and least."""
+    """Classes from the most to the least preferred, with the places where each is preferred most and least."""
     means = place_means(preference.place_maps).reshape(len(class_names), 9)
     places = [place for row in PLACES for place in row]
     lines = []
@@ -165,7 +166,7 @@ def preferred_places(preference: Preference, class_names: Sequence[str]) -> list
 def agreement(first: Preference, second: Preference) -> tuple[float, float]:
     """Pearson correlation of two preferences: of the classes' strengths, and of the place maps.
 
-    Says whether M_b holds what CLIP was seen to prefer. NaN where one of them does not vary.
+    Shows whether M_b agrees with CLIP's observed preference. NaN if one of them is constant.
     """
     ours, theirs = first.place_maps, torch.from_numpy(second.place_maps)[None]
     if theirs.shape[-2:] != ours.shape[-2:]:

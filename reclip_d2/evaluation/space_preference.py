@@ -1,22 +1,22 @@
-"""Space-preference bias, measured (supplement of ReCLIP, section 6.2; ReCLIP++, section IV-D, Fig. 1(a), Table VII).
+"""Measuring space-preference bias (supplement of ReCLIP, section 6.2; ReCLIP++, section IV-D, Fig. 1(a), Table VII).
 
 The papers average the IoU of objects over bins of their distance from the image's centre, and the slopes of that curve
-between neighbouring bins. What they leave open is decided here:
+between neighbouring bins. Decisions that they leave open:
 
 - *objects*: connected regions of a class, or instances; see :func:`~reclip_d2.evaluation.objects.find_objects`;
 - *IoU of an object*: see :func:`~reclip_d2.evaluation.objects.object_ious`;
 - *unit of the slope*. Table VII has -0.50 for MaskCLIP on VOC and names none. VOC's images are about 500 x 375 px, and
-  centroids lie up to 200 px from the centre. In IoU per pixel, or in percent per pixel, -0.50 would take 100 points
-  or more off within that range, which is more than there is; in percent per bin of 40 px it would take off 2.5. In IoU
-  (0 to 1) per half image diagonal (312 px) it takes off 32 points: this is the unit of the score, and it compares data
-  sets of different resolution. It is an inference, not a statement of the paper. The slope in percent per pixel is
-  reported with it.
+  centroids lie up to 200 px from the centre. In IoU per pixel, or in percent per pixel, -0.50 would mean a
+    drop of 100 points or more within that range, which is impossible; in percent per bin of 40 px, a drop of 2.5. In
+    IoU (0 to 1) per half image diagonal (312 px) it is a drop of 32 points: this is the unit of the score, since it
+    also compares data sets of different resolution. This is our inference; the paper does not state it. The slope in
+    percent per pixel is reported too.
 
-Between bins of one width without a gap the mean slope is that of the line through the first and the last bin: their
-few objects decide it. So bins of few objects stay out of the score (not out of the curve), the score comes with a
-standard error, and a straight line fitted to all objects (not in the paper) is drawn with it. Small and cut-off objects
-lie further out, and are harder for any model: compare models by the score, on one data set; a score below 0 alone
-proves no bias.
+For bins of equal width without gaps, the mean slope is the slope of the line through the first and the last bin, so
+their few objects determine it. Bins with few objects are therefore excluded from the score (not from the curve), the
+score has a standard error, and a line fitted to all objects (not in the paper) is drawn too. Small and truncated
+objects are further out and harder for any model: use the score to compare models on one data set; a negative score
+alone does not prove a bias.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from reclip_d2.evaluation.objects import centroid_distances, find_objects, objec
 
 
 class DistanceCurve(NamedTuple):
-    """IoU of objects by the distance of their centroid from the image's: one entry a bin, empty bins included."""
+    """IoU of objects by the distance of their centroid from the image's: one entry per bin, including empty bins."""
 
     edges: np.ndarray
     """``(bins + 1,)``, in pixels: bin b holds ``edges[b] <= distance < edges[b + 1]``."""
     counts: np.ndarray
-    """``(bins,)`` int64: objects in the bin."""
+    """``(bins,)`` int64: number of objects in the bin."""
     ious: np.ndarray
     """``(bins,)``: mean IoU of the objects, 0 to 1; NaN in an empty bin."""
     standard_errors: np.ndarray
-    """``(bins,)``: of the mean, objects taken as independent; NaN below two objects."""
+    """``(bins,)``: standard error of the mean, for independent objects; NaN below two objects."""
 
     @property
     def centres(self) -> np.ndarray:
@@ -69,18 +69,18 @@ def distance_curve(distances: np.ndarray, ious: np.ndarray, bin_width: float) ->
 
 
 def mean_slope(curve: DistanceCurve, min_objects: int = 1) -> tuple[float, float]:
-    """Mean of the slopes between neighbouring bins (section IV-D); a bin of too few objects is stepped over.
+    """Mean of the slopes between neighbouring bins (section IV-D); bins with too few objects are skipped.
 
     Args:
-        min_objects: a bin with fewer is left out; 1 leaves out empty bins only.
+        min_objects: bins with fewer are skipped; 1 skips only empty bins.
 
-    Returns:
-        slope in IoU (0 to 1) a pixel, and its standard error; NaN with fewer than two bins.
+        Returns:
+            Slope in IoU (0 to 1) per pixel, and its standard error; NaN with fewer than two bins.
     """
     used = curve.counts >= max(min_objects, 1)
     if used.sum() < 2:
         return math.nan, math.nan
-    # The mean slope is linear in the bins' means: gather each one's weight, for the error's sake.
+    # The mean slope is linear in the bins' means: collect their weights, for the standard error.
     steps = 1 / np.diff(curve.centres[used]) / (used.sum() - 1)
     weights = np.append(0, steps) - np.append(steps, 0)
     error = np.sqrt(((weights * curve.standard_errors[used]) ** 2).sum())
@@ -88,14 +88,14 @@ def mean_slope(curve: DistanceCurve, min_objects: int = 1) -> tuple[float, float
 
 
 def fitted_slope(distances: np.ndarray, ious: np.ndarray) -> tuple[float, float]:
-    """Slope of the least-squares line through all objects, and its standard error; NaN where there is no such line.
+    """Slope of the least-squares line through all objects, and its standard error; NaN if there is no such line.
 
     Args:
         distances: ``(N,)`` in pixels.
         ious: ``(N,)`` in [0, 1].
 
     Returns:
-        both in IoU (0 to 1) a pixel.
+        Both in IoU (0 to 1) per pixel.
     """
     if len(distances) < 3 or np.ptp(distances) == 0:
         return math.nan, math.nan
@@ -110,8 +110,8 @@ def compare_slopes(
 ) -> tuple[float, float]:
     """Difference of two models' mean slopes on the same objects, ``after - before``, and its standard error.
 
-    The slope is linear in the objects' IoUs: the difference is the slope of the differences, and since most of what an
-    object's IoU depends on is common to both models, its error is smaller than those of the two slopes.
+    The slope is linear in the objects' IoUs, so the difference is the slope of the differences. Since the IoUs of both
+    models are strongly correlated, its error is smaller than those of the two slopes.
 
     Args:
         distances, before, after: ``(N,)`` of the same objects in the same order.
@@ -122,9 +122,9 @@ def compare_slopes(
 class SpacePreferenceEvaluator(LabelEvaluator):
     """Space-preference score of a model's predictions: see the module.
 
-    A record with ``instance_file_name`` (PNG of instance ids, 0 for none, of the label's size) has instances for
-    objects. After :meth:`evaluate`, on the main process, ``curve`` holds the :class:`DistanceCurve`, ``distances`` and
-    ``ious`` ``(N,)`` all objects, and ``half_diagonal`` the mean over the images, in pixels.
+    If a record has ``instance_file_name`` (PNG of instance ids, 0 for none, of the label's size), its objects are
+    instances. After :meth:`evaluate`, on the main process, ``curve`` holds the :class:`DistanceCurve`, ``distances``
+    and ``ious`` ``(N,)`` all objects, and ``half_diagonal`` the mean over the images, in pixels.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class SpacePreferenceEvaluator(LabelEvaluator):
             dataset_name, distributed, output_dir: see :class:`LabelEvaluator`.
             bin_width: in pixels of the label files.
             min_object_area: in pixels; smaller objects do not count.
-            min_bin_objects: a bin with fewer objects is not in the score.
+            min_bin_objects: bins with fewer objects are not in the score.
         """
         super().__init__(dataset_name, distributed, output_dir)
         self.bin_width = bin_width
@@ -150,7 +150,7 @@ class SpacePreferenceEvaluator(LabelEvaluator):
         self.min_bin_objects = min_bin_objects
 
     def reset(self) -> None:
-        """Forget all objects."""
+        """Reset all objects."""
         self.curve: DistanceCurve | None = None
         self.distances = self.ious = np.zeros(0)
         self.half_diagonal = math.nan
@@ -215,8 +215,8 @@ def read_instance_file(path: str, size: tuple[int, int]) -> np.ndarray:
     """Instance ids ``(H, W)`` int64; 255 is no instance in an 8-bit file (VOC's border).
 
     Raises:
-        ReclipError: the file is missing, no single-channel index PNG, not of the label's size, or has a palette in an
-            another order.
+        ReclipError: the file is missing, not a single-channel index PNG, not of the label's size, or has a palette in
+            an another order.
     """
     instances = read_index_image(
         path,

@@ -3,9 +3,9 @@
 ::
 
     LanguageSegmentor -> ExportModule (module.py: a graph from RGB pixels to logits or labels)
-        -> onnx_file.py or torchscript_file.py (write, and run what was written)
-        -> parity.py (is it what the model computes?)
-        -> description.py (classes.json next to the file: what goes in, and what comes out)
+        -> onnx_file.py or torchscript_file.py (write the file, and run it)
+        -> parity.py (compare it with the model)
+        -> description.py (classes.json next to the file: inputs and outputs)
 """
 
 from reclip_d2.export.description import DescribedFile

@@ -1,6 +1,6 @@
-"""What a user of an exported file must know: ``classes.json`` next to it, and inside it.
+"""The description of an exported file: ``classes.json`` next to it and inside it.
 
-The file is that of index masks (:mod:`reclip_d2.formats.classes`) with one more key, ``files``::
+It is the file of index masks (:mod:`reclip_d2.formats.classes`) with one more key, ``files``::
 
     {"ignore_label": 255, "background": null, "classes": [{"id": 0, "name": "sky", "color": [..]}, ...],
      "files": {"student.onnx": {"format": "onnx", "model": "student", "input": {...}, "output": {...}}}}
@@ -34,17 +34,17 @@ _SCHEMA = {
 
 @dataclasses.dataclass(frozen=True)
 class DescribedFile:
-    """An exported file and what ``classes.json`` says of it.
+    """An exported file and its entry in ``classes.json``.
 
     Attributes:
-        path: of the exported file.
-        classes: what the ids in labels mean.
-        channels: the id of each channel of the logits (of each class of the model); classes that are ignored have the
-            ignore label, and background names may share an id.
+        path: path of the exported file.
+        classes: classes of the label ids.
+        channels: label id of each channel of the logits (each class of the model); ignored classes have the ignore
+            label, and background names may share an id.
         model: kind of model.
-        options: how it is exported.
-        short_side, long_side: in pixels, to which the model's own prediction resizes an image before it goes in: the
-            short side, and what the long side is at most then; 0 for images as they are.
+        options: export options.
+        short_side, long_side: size in pixels to which the model's own prediction resizes images: the short side, and
+            the maximum of the long side; 0 for no resize.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class DescribedFile:
     long_side: int = 0
 
     def content(self) -> dict[str, Any]:
-        """``classes.json`` for this file alone."""
+        """``classes.json`` for this file only."""
         options = self.options
         sides: list[Any] = ["height", "width"] if options.size is None else list(options.size)
         ids = {"channels": list(self.channels)}
@@ -86,7 +86,7 @@ class DescribedFile:
         return json.dumps(self.content(), indent=1, ensure_ascii=False) + "\n"
 
     def check(self, overwrite: bool) -> None:
-        """Raise :class:`ReclipError` if the file or ``classes.json`` must not be written where they would go."""
+        """Raise :class:`ReclipError` if the file or ``classes.json`` must not be written at their paths."""
         if self.path.is_dir():
             raise ReclipError(f"{self.path} is a folder: name a file, or another folder")
         if self.path.exists() and not overwrite:
@@ -94,7 +94,7 @@ class DescribedFile:
         self._others(overwrite)
 
     def write(self, overwrite: bool) -> Path:
-        """Write ``classes.json``, or add this file to one of the same classes that is there; returns its path."""
+        """Write ``classes.json``, or add this file to an existing one with the same classes; returns its path."""
         others = self._others(overwrite)
         content = self.content()
         content["files"] = {**others, **content["files"]}
@@ -104,9 +104,9 @@ class DescribedFile:
         return path
 
     def _others(self, overwrite: bool) -> dict[str, Any]:
-        """Other exported files that ``classes.json`` describes; refuses one of other classes.
+        """Other exported files that ``classes.json`` describes; raises if it has other classes.
 
-        Only that of an export whose files are all replaced may be of other classes: masks would lose their meaning.
+        Other classes are allowed only if all described files are replaced: otherwise masks would lose their meaning.
         """
         path = self.path.parent / CLASSES_FILE
         if not path.exists():
@@ -117,5 +117,5 @@ class DescribedFile:
         if content == json.loads(self.classes.to_json()):
             return others
         if not overwrite or files is None or others:
-            raise ReclipError(f"{path} is of other classes: give an --output in another folder")
+            raise ReclipError(f"{path} has other classes: give an --output in another folder")
         return {}

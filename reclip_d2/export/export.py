@@ -1,4 +1,4 @@
-"""Export a model: trace it, write the file, check the file, and only then give it its name."""
+"""Export a model: trace it, write the file, check it, and only then rename it to its final name."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ INPUT_TYPES = {"uint8": torch.uint8, "float32": torch.float32}
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
-    """How a model is exported.
+    """Options of an export.
 
     Attributes:
         format: a key of :data:`FORMATS`.
         size: (H, W) of all images; None for any.
-        labels: give labels instead of logits.
-        label_ids: the id of each class in the labels; by default 0 to C - 1.
-        input_type: a key of :data:`INPUT_TYPES`: of the image that the file takes. TorchScript takes either.
-        tolerance: the largest difference of logits, as part of their span.
+        labels: output labels instead of logits.
+        label_ids: label id of each class; by default 0 to C - 1.
+        input_type: type of the input image, a key of :data:`INPUT_TYPES`. TorchScript accepts both.
+        tolerance: largest difference of logits, as a fraction of their span.
     """
 
     format: str = "onnx"
@@ -44,7 +44,7 @@ class ExportOptions:
     tolerance: float = 1e-3
 
     def check(self) -> None:
-        """Raise :class:`ReclipError` for a format that needs other packages, or values that make no sense."""
+        """Raise :class:`ReclipError` for a format that needs other packages, or for invalid values."""
         if missing := FORMATS[self.format].missing_packages():
             raise ReclipError(f"{self.format} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
         if self.size is not None and min(self.size) < 1:
@@ -62,14 +62,14 @@ def export_model(
 ) -> list[Agreement]:
     """Write a model to a file that runs without this package.
 
-    The file takes an image ``(1, 3, H, W)``, RGB in [0, 255], and gives what :meth:`ExportModule.forward` says. It is
-    checked against the model on two images, for any size on two sizes that the trace has not seen.
+    The file takes an image ``(1, 3, H, W)``, RGB in [0, 255], and returns the output of :meth:`ExportModule.forward`.
+    It is compared with the model on two images; if exported for any size, with two sizes other than the trace's.
 
     Args:
-        model: on the CPU, in eval mode and float32.
-        path: is written whole or not at all; an existing file is replaced.
-        description: text to keep in the file.
-        report: called with each comparison, as it comes.
+        model: the model, on the CPU, in eval mode and float32.
+        path: the file, which is written atomically; an existing file is replaced.
+        description: text to embed in the file.
+        report: called with each comparison.
 
     Raises:
         ReclipError: a package is missing, or the file does not compute what the model does.
@@ -78,7 +78,7 @@ def export_model(
     path = Path(path)
     target = FORMATS[options.format]
     sizes = check_sizes(model) if options.size is None else [options.size] * 2
-    # Before anything is traced: the model as it is.
+    # Before tracing, with the unchanged model.
     images = [check_image(seed, size).to(INPUT_TYPES[options.input_type]) for seed, size in enumerate(sizes)]
     references = [reference_logits(model, image) for image in images]
     example = torch.zeros(1, 3, *(options.size or trace_size(model)), dtype=INPUT_TYPES[options.input_type])
@@ -93,7 +93,7 @@ def export_model(
             report(results[-1])
         if wrong := [result for result in results if not result.within(options.tolerance)]:
             raise ReclipError(
-                f"the {options.format} file does not compute what the model does, and is not kept ({wrong[0]}):"
+                f"the {options.format} file does not compute what the model does, and was removed ({wrong[0]}):"
                 f" the tolerance is {options.tolerance:g} of the span"
             )
     return results
@@ -101,8 +101,8 @@ def export_model(
 
 @contextlib.contextmanager
 def _public_operators() -> Iterator[None]:
-    """Inside, neither our kernels nor the fast path of PyTorch's attention are used: that is a private operator, which
-    ONNX does not know, and another PyTorch may not."""
+    """Context without our kernels and without the fast path of PyTorch's attention, a private operator that ONNX and
+    other versions of PyTorch may not support."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
@@ -120,5 +120,5 @@ def _run(run: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     except Exception as error:  # runtimes have their own errors
         cause = " ".join(str(error).split())[:200]
         raise ReclipError(
-            f"the file cannot be run on an image of {image.shape[-2]} x {image.shape[-1]}, and is not kept ({cause})"
+            f"the file cannot be run on an image of {image.shape[-2]} x {image.shape[-1]}, and was removed ({cause})"
         ) from error

@@ -1,4 +1,4 @@
-"""What is exported: one graph from the pixels of an image to its logits or labels.
+"""The exported module: one graph from an image's pixels to its logits or labels.
 
 Shape letters: C classes, (H, W) size of the image in pixels, (h, w) grid of the features, n = h*w.
 """
@@ -21,10 +21,10 @@ from reclip_d2.modeling.meta_arch.student import Student
 
 
 class ExportModule(nn.Module):
-    """Normalisation, padding, the model, upsampling to the image's size and, if wanted, the labels.
+    """Normalisation, padding, the model, upsampling to the image's size and, optionally, the argmax.
 
-    Made to be traced: its operators are in ONNX opset 17, the sizes are computed in the graph, and nothing in it names
-    a device. It shares the model's parameters.
+    Made for tracing: its operators are in ONNX opset 17, sizes are computed in the graph, and it contains no device. It
+    shares the model's parameters.
 
     Padding is part of the image: the graph gives dense attentions no mask of it (``AttentionInput.valid`` is None). For
     an attention that mixes patches, its logits therefore differ from :class:`~reclip_d2.inference.ImagePredictor`'s
@@ -41,10 +41,10 @@ class ExportModule(nn.Module):
     ) -> None:
         """
         Args:
-            model: in eval mode. Its kernels have no part in the graph.
-            size: (H, W) of all images; None for any. Trace the module inside :func:`maps_on_grid` for a size.
-            labels: give labels instead of logits.
-            label_ids: the id of each class in the labels, each below 65536; by default 0 to C - 1.
+            model: the model, in eval mode. Our kernels are not part of the graph.
+            size: (H, W) of all images; None for any. For a fixed size, trace the module inside :func:`maps_on_grid`.
+            labels: output labels instead of logits.
+            label_ids: label id of each class, below 65536; by default 0 to C - 1.
         """
         super().__init__()
         self.mask_logits = _RectifiedLogits(model) if isinstance(model, RectifiedCLIP) else _MaskLogits(model)
@@ -55,7 +55,7 @@ class ExportModule(nn.Module):
         self.size = size
         self.labels = labels
         ids = list(range(model.num_classes)) if label_ids is None else list(label_ids)
-        dtype = torch.uint8 if max(ids) <= 255 else torch.int32  # few runtimes know uint16
+        dtype = torch.uint8 if max(ids) <= 255 else torch.int32  # few runtimes support uint16
         self.register_buffer("label_ids", torch.tensor(ids, dtype=dtype))
         self.own_ids = ids == list(range(model.num_classes))
 
@@ -65,12 +65,12 @@ class ExportModule(nn.Module):
             image: ``(1, 3, H, W)``, RGB in [0, 255], uint8 or floating point.
 
         Returns:
-            mask logits ``(1, C, H, W)`` float32, or labels ``(1, H, W)`` uint8 (int32 if an id is above 255).
+            Mask logits ``(1, C, H, W)`` float32, or labels ``(1, H, W)`` uint8 (int32 if an id is above 255).
         """
         pixels = image.to(torch.float32)
         pixels = pixels.flip(1) if self.bgr else pixels
         pixels = (pixels - self.pixel_mean) / self.pixel_std
-        # In a trace the sizes of a tensor are values of the graph; those given here are constants.
+        # In a trace, a tensor's sizes are values of the graph; a given size is constant.
         height, width = (image.shape[-2], image.shape[-1]) if self.size is None else self.size
         below, right = -height % self.divisibility, -width % self.divisibility
         padded_size = (height + below, width + right)
@@ -98,7 +98,7 @@ class _MaskLogits(nn.Module):
 
 
 class _RectifiedLogits(nn.Module):
-    """:meth:`RectifiedCLIP.segment` without the text encoder, and without what that keeps for each size."""
+    """:meth:`RectifiedCLIP.segment` without the text encoder and its caches per size."""
 
     def __init__(self, model: RectifiedCLIP) -> None:
         super().__init__()
@@ -121,8 +121,8 @@ class _RectifiedLogits(nn.Module):
 
 
 def map_grids(model: LanguageSegmentor) -> list[tuple[int, int]]:
-    """Grids (h, w) of the maps that the model keeps, and resizes to the grid of an image: the positional embedding of a
-    CLIP, the bias map of a student, the offset of a calibrated MaskCLIP."""
+    """Grids (h, w) of the model's maps that are resized to an image's grid: the positional embedding of a CLIP, the
+    bias map of a student, the offset of a calibrated MaskCLIP."""
     shapes = []
     if isinstance(model, CLIPSegmentor) and model.backbone.positional_grid is not None:
         shapes.append(model.backbone.positional_grid)
@@ -134,10 +134,10 @@ def map_grids(model: LanguageSegmentor) -> list[tuple[int, int]]:
 
 
 def trace_size(model: LanguageSegmentor) -> tuple[int, int]:
-    """(H, W) of an image to trace a graph for any size with.
+    """(H, W) of an example image for tracing a graph for any size.
 
-    Where the grid of an image is that of a map, the model leaves the map as it is. A trace sees one of the two ways
-    only: it must see the resize, which is right for all grids (to its own size it changes nothing).
+    If an image's grid equals a map's, the model does not resize the map. A trace records only one branch: it must
+    record the resize, which is correct for all grids (resizing to the same size changes nothing).
     """
     grids = map_grids(model) or [(8, 8)]
     step = model.size_divisibility
@@ -147,8 +147,8 @@ def trace_size(model: LanguageSegmentor) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def maps_on_grid(model: LanguageSegmentor, size: tuple[int, int] | None) -> Iterator[None]:
-    """Inside, the maps of :func:`map_grids` lie on the grid of images of ``size`` (H, W): a graph that is traced there
-    has no bicubic resize, which some runtimes lack. For ``None`` nothing is done."""
+    """Context in which the maps of :func:`map_grids` have the grid of images of ``size`` (H, W), so that the traced
+    graph has no bicubic resize, which some runtimes lack. Does nothing for ``None``."""
     if size is None:
         yield
         return

@@ -35,7 +35,7 @@ def write(module: ExportModule, example: Tensor, path: Path, description: str) -
     """Export ``module`` with ``example`` and write the file.
 
     Args:
-        description: kept in the file's metadata as ``classes.json``.
+        description: stored in the file's metadata as ``classes.json``.
 
     Raises:
         ReclipError: the model has an operator that ONNX lacks, or is larger than the 2 GiB that one file can hold.
@@ -50,7 +50,7 @@ def write(module: ExportModule, example: Tensor, path: Path, description: str) -
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # see torchscript_file.write
             # The exporter by tracing: the newer one (dynamo=True) gives the same graphs, but takes twenty times as
-            # long, wants two more packages, and ties their versions to PyTorch's.
+            # long, needs two more packages, and ties their versions to PyTorch's.
             torch.onnx.export(
                 module,
                 (example,),
@@ -63,11 +63,13 @@ def write(module: ExportModule, example: Tensor, path: Path, description: str) -
             )
     except torch.onnx.errors.UnsupportedOperatorError as error:
         operator = " ".join(str(error).split())[:120]
-        raise ReclipError(f"{path.name}: the model has no form in ONNX ({operator}): take torchscript") from error
+        raise ReclipError(
+            f"{path.name}: the model cannot be expressed in ONNX ({operator}): use torchscript"
+        ) from error
     except RuntimeError as error:
         if "2GiB" not in str(error) and "2GB" not in str(error):
             raise
-        raise ReclipError(f"{path.name}: the model is too large for an ONNX file (2 GiB): take torchscript") from error
+        raise ReclipError(f"{path.name}: the model is too large for an ONNX file (2 GiB): use torchscript") from error
     model = onnx.load_model_from_string(buffer.getvalue())
     _name_sizes(model.graph.output[0], module)
     onnx.helper.set_model_props(model, {DESCRIPTION: description})
@@ -76,7 +78,7 @@ def write(module: ExportModule, example: Tensor, path: Path, description: str) -
 
 
 def _name_sizes(output: object, module: ExportModule) -> None:
-    """Write the output's sizes that are known into the graph: the exporter leaves those behind a slice open."""
+    """Set the output's known sizes in the graph: the exporter leaves them open after a slice."""
     classes = [] if module.labels else [len(module.label_ids)]
     sides = ["height", "width"] if module.size is None else list(module.size)
     for dimension, size in zip(output.type.tensor_type.shape.dim, [1, *classes, *sides], strict=True):

@@ -1,4 +1,4 @@
-"""Whether an exported file computes what the model computes.
+"""Compare the outputs of an exported file and the model.
 
 Shape letters: C classes, (H, W) size of the image in pixels.
 """
@@ -20,15 +20,15 @@ from reclip_d2.modeling.postprocessing import upsample_logits
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How far an exported file agrees with the model, on one image.
+    """Agreement of an exported file with the model, on one image.
 
     Attributes:
         size: (H, W).
-        difference: the largest difference of logits. Of a file that gives labels: the largest amount by which the
-            model's logit of a label stays below the model's largest logit at that pixel.
-        span: the model's largest logit minus its smallest, the scale on which a difference counts.
-        equal: share of pixels with the label that the model gives.
-        of_labels: the file gives labels.
+        difference: largest difference of logits. For a file that outputs labels: the largest amount by which the
+            model's logit of a label is below the model's maximum at that pixel.
+        span: the model's largest logit minus its smallest, the scale of the difference.
+        equal: fraction of pixels with the model's label.
+        of_labels: whether the file outputs labels.
     """
 
     size: tuple[int, int]
@@ -38,7 +38,7 @@ class Agreement:
     of_labels: bool = False
 
     def within(self, tolerance: float) -> bool:
-        """Whether the difference is at most ``tolerance`` times the span; NaN is not."""
+        """Whether the difference is at most ``tolerance`` times the span; False for NaN."""
         return self.difference <= tolerance * self.span
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class Agreement:
 
 
 def check_sizes(model: LanguageSegmentor) -> list[tuple[int, int]]:
-    """Two sizes (H, W) to check a graph for any size with: one at which the model resizes none of its maps, and an odd
+    """Two sizes (H, W) for checking a graph for any size: one at which the model resizes none of its maps, and an odd
     one. Neither is the size of the trace."""
     height, width = (map_grids(model) or [(8, 9)])[0]
     step = model.size_divisibility
@@ -58,7 +58,7 @@ def check_sizes(model: LanguageSegmentor) -> list[tuple[int, int]]:
 
 
 def check_image(seed: int, size: tuple[int, int]) -> Tensor:
-    """An image ``(3, H, W)`` uint8 of soft patches of colour with some noise, for want of a photograph."""
+    """An image ``(3, H, W)`` uint8 of soft colour patches with some noise, in place of a photograph."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, -(-size[0] // 24) + 1, -(-size[1] // 24) + 1, generator=generator)
     pixels = 255 * F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)[0]
@@ -83,7 +83,7 @@ def agreement(reference: Tensor, output: Tensor, label_ids: Sequence[int] | None
     Args:
         reference: the model's logits ``(C, H, W)``.
         output: the file's logits ``(C, H, W)`` or, if they are integers, labels ``(H, W)``.
-        label_ids: the id of each class in labels; by default 0 to C - 1.
+        label_ids: label id of each class; by default 0 to C - 1.
     """
     size = (reference.shape[-2], reference.shape[-1])
     span = (reference.max() - reference.min()).item()
@@ -94,7 +94,7 @@ def agreement(reference: Tensor, output: Tensor, label_ids: Sequence[int] | None
         equal = output.argmax(0) == reference.argmax(0)
         return Agreement(size, (output - reference).abs().max().item(), span, equal.float().mean().item())
     ids = torch.arange(len(reference)) if label_ids is None else torch.tensor(list(label_ids))
-    logit = torch.full(size, float("-inf"), dtype=reference.dtype)  # of the file's label; none for an unknown one
+    logit = torch.full(size, float("-inf"), dtype=reference.dtype)  # of the file's label; -inf for an unknown label
     for label in ids.unique().tolist():  # classes may share an id
         logit = torch.where(output.long() == label, reference[ids == label].amax(0), logit)
     equal = output.long() == ids[reference.argmax(0)]

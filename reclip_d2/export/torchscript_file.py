@@ -1,4 +1,4 @@
-"""TorchScript files: written by tracing, frozen, so that a file holds what the graph reads and no more."""
+"""TorchScript files: traced and frozen, so that a file contains only what the graph uses."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def write(module: ExportModule, example: Tensor, path: Path, description: str) -
     """Trace ``module`` with ``example`` and write the file.
 
     Args:
-        description: kept in the file as ``classes.json``: ``torch.jit.load(path, _extra_files={"classes.json": ""})``
+        description: stored in the file as ``classes.json``: ``torch.jit.load(path, _extra_files={"classes.json": ""})``
             reads it.
     """
     with warnings.catch_warnings():
-        # The tracer warns of each Python condition on a size, most of them in Detectron2's layers. Whether one of them
-        # matters is what the check on other sizes says.
+        # The tracer warns about each Python condition on a size, most of them in Detectron2's layers. The check on
+        # other sizes shows whether one of them matters.
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(module, example, check_trace=False)
         # Freezing drops what is not read (CLIP's text tower), and folds batch norms into convolutions.
         frozen = torch.jit.freeze(traced.eval())
-        # By way of memory: where the disk is full, torch's own writing to a path aborts the process.
+        # Via memory: on a full disk, torch's writing to a path aborts the process.
         with open(path, "wb") as file:
             torch.jit.save(frozen, file, _extra_files={DESCRIPTION: description})
 

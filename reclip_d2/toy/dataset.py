@@ -6,7 +6,7 @@ Layout below the data set's folder, that of the other data sets of the project::
     annotations_detectron2/{train,dev,val}/00000.png    material of each pixel, 0..11, mode L
     dataset.json                                        version, seed, counts, class names
 
-``dev`` is for choosing (hyper-parameters, world, CLIP); ``val`` is for reporting and decides nothing.
+``dev`` is for model selection (hyper-parameters, world, CLIP); ``val`` is for reporting only.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ from reclip_d2.utils.json_files import read_json
 from reclip_d2.utils.locks import lock_path, waiting
 
 DATASET_VERSION = 2
-"""Raise it whenever the generator changes what it draws: folders of another version are rendered again."""
+"""Increase it whenever the generator's output changes: folders of another version are rendered again."""
 
 IMAGES, LABELS, DESCRIPTION = "images", "annotations_detectron2", "dataset.json"
-# Scenes of a split are numbered from here, so that the splits share none and growing one leaves the others
-# alone.
+# First scene number of each split, so that splits share no scenes and enlarging one does not change the others.
 _FIRST_INDEX = {"train": 0, "dev": 100_000, "val": 200_000}
 
 
@@ -59,9 +58,9 @@ def _nonempty_files(folder: Path) -> set[str]:
 
 
 def _is_complete(root: Path, world: World) -> bool:
-    """Whether ``root`` holds this version's data set.
+    """Whether ``root`` contains this version's data set.
 
-    Labels of ``train`` are not asked for: training never opens them, and a user may delete them to see that.
+    Labels of ``train`` are not required: training never opens them, and a user may delete them to verify that.
     """
     try:
         if read_json(root / DESCRIPTION, {"type": "object"}, "description", "remove it") != _description(world):
@@ -78,7 +77,7 @@ def _is_complete(root: Path, world: World) -> bool:
 
 
 def _check_replaceable(root: Path) -> None:
-    """Raise unless ``root`` is absent or holds only what this module writes: no file of a user is lost."""
+    """Raise unless ``root`` is missing or contains only our files, so that no file of a user is lost."""
     if not root.exists():
         return
     foreign = [] if root.is_dir() else [root.name]
@@ -86,7 +85,7 @@ def _check_replaceable(root: Path) -> None:
         foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in (IMAGES, LABELS, DESCRIPTION))
     if foreign:
         raise ReclipError(
-            f"{root}: holds {foreign[0]!r}, which is not part of the embedded data set; "
+            f"{root}: contains {foreign[0]!r}, which is not part of the embedded data set; "
             "move it away or choose another folder"
         )
     if not (root / DESCRIPTION).is_file() and any(root.iterdir()):
@@ -97,7 +96,7 @@ def _check_replaceable(root: Path) -> None:
 
 
 def _remove_leftovers(root: Path) -> None:
-    """Remove the temporary folders of processes that were killed here; the lock says that no other is at work."""
+    """Remove temporary folders of killed processes; the lock guarantees that no other process is using them."""
     for folder in root.parent.glob(f".{root.name}.*.tmp"):
         if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"fresh", "replaced"}:
             shutil.rmtree(folder, ignore_errors=True)
@@ -117,27 +116,26 @@ def _write(root: Path, world: World) -> None:
 
 
 def ensure_dataset(root: str | os.PathLike[str], world: World = EMBEDDED) -> Path:
-    """Make the data set of a world in the folder ``root`` unless it is there; takes seconds, on first use only.
+    """Make the data set of a world in the folder ``root`` unless it exists; takes seconds, only on first use.
 
-    The data set is rendered into a temporary folder next to ``root`` and renamed, so that a reader never sees
-    half of it; of several processes one makes it and the others wait. A folder that is incomplete or of
-    another version is replaced.
+    The data set is rendered into a temporary folder next to ``root`` and renamed, so readers never see a partial
+    one; of several processes, one makes it and the others wait. Incomplete folders and other versions are replaced.
 
     Args:
-        root: the data set's own folder, such as ``datasets/embedded``.
+        root: the data set's folder, such as ``datasets/embedded``.
 
     Returns:
         ``root`` as an absolute path.
 
     Raises:
-        ReclipError: ``root`` holds something else, or cannot be written.
+        ReclipError: ``root`` contains something else, or cannot be written.
     """
     root = Path(root).absolute()
     if _is_complete(root, world):
         return root
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        with waiting(lock_path(root), f"another process, which makes {root}"):
+        with waiting(lock_path(root), f"another process to make {root}"):
             if _is_complete(root, world):
                 return root
             _check_replaceable(root)
@@ -149,7 +147,7 @@ def ensure_dataset(root: str | os.PathLike[str], world: World = EMBEDDED) -> Pat
                     root.rename(Path(scratch) / "replaced")
                 fresh.rename(root)
     except OSError as error:
-        if _is_complete(root, world):  # another process was first, where there are no locks
+        if _is_complete(root, world):  # another process was first, on a file system without locks
             return root
         raise ReclipError(f"{root}: cannot make the embedded data set: {error.strerror or error}") from error
     return root
@@ -159,11 +157,11 @@ def list_split(root: str | os.PathLike[str], split: str, world: World = EMBEDDED
     """The pictures of a split, in order.
 
     Args:
-        root: the data set's folder, as given to :func:`ensure_dataset`.
+        root: the data set's folder, see :func:`ensure_dataset`.
         split: ``train``, ``dev`` or ``val``.
 
     Returns:
-        one dictionary a picture: ``file_name`` (JPEG) and ``sem_seg_file_name`` (index PNG) as strings,
+        One dictionary per picture: ``file_name`` (JPEG) and ``sem_seg_file_name`` (index PNG) as strings,
         ``height`` and ``width`` in pixels, ``image_id``. Nothing is opened: the label files need not exist.
     """
     if split not in world.split_counts:

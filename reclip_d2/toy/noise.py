@@ -62,14 +62,14 @@ def fractal_noise(rng: np.random.Generator, cells_y: int, cells_x: int, octaves:
 
 
 def scattered_stamps(rng: np.random.Generator, cell: float, stretch: float) -> dict[str, np.ndarray]:
-    """Scatter ellipses over a jittered grid and say, for each pixel, which one lies on top.
+    """Scatter ellipses over a jittered grid; returns the top one at each pixel.
 
     Args:
         cell: distance between neighbouring stamps, in pixels.
         stretch: length over width of a stamp.
 
     Returns:
-        ``u``, ``v``: the pixel in the winning stamp's own frame, along and across its axis, in units of
+        ``u``, ``v``: the pixel in the top stamp's frame, along and across its axis, in units of
         ``cell``; ``tone``: that stamp's random number in [0, 1); ``depth``: its order, 0 (bottom) to 1 (top), and -1
         where no stamp covers the pixel. All float32 (S, S).
     """
@@ -77,7 +77,7 @@ def scattered_stamps(rng: np.random.Generator, cell: float, stretch: float) -> d
     position = (np.arange(SIZE, dtype=np.float32) / np.float32(cell)) + 1.5
     home = position.astype(np.int64)
     jitter_y, jitter_x, angle, tone, depth = rng.random((5, count, count), dtype=np.float32)
-    # Per stamp: position, axis, tone, depth. Each pixel looks at the stamps of the 3 x 3 cells round it.
+    # Per stamp: position, axis, tone, depth. Each pixel checks the stamps of the surrounding 3 x 3 cells.
     number = np.arange(count, dtype=np.float32)
     angle = angle * np.float32(np.pi)
     stamps = np.stack([number[:, None] + jitter_y, number + jitter_x, np.cos(angle), np.sin(angle), tone, depth])
@@ -109,7 +109,7 @@ def cell_distances(rng: np.random.Generator, cell: float, aspect: float = 1.0) -
     col = np.arange(SIZE, dtype=np.float32) / np.float32(width) + 1.5
     row0, col0 = row.astype(np.int64), col.astype(np.int64)
     draws = rng.random((3, rows, cols), dtype=np.float32)
-    # Jitter stays in the middle 80 % of the cell: no slivers, and 3 x 3 cells nearly always hold the nearest
+    # Jitter stays in the middle 80 % of the cell: no slivers, and 3 x 3 cells nearly always contain the nearest
     # point.
     draws[0] = 0.1 + 0.8 * draws[0] + np.arange(rows, dtype=np.float32)[:, None]
     draws[1] = 0.1 + 0.8 * draws[1] + np.arange(cols, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What the tiny CLIP is pretrained on: batches of pictures, caption tokens and labelled boxes.
+"""Pretraining data of the tiny CLIP: batches of pictures, caption tokens and labelled boxes.
 
 Shape letters: B images, h x w patches, n = h*w, C = 12 materials, N = 24 names, T = 77 tokens of a text,
 K kept tokens, R regions.
@@ -19,9 +19,9 @@ from reclip_d2.toy.scenes import Scene, render_close_up, render_composition
 from reclip_d2.toy.worlds import NUM_MATERIALS, World, name_vocabulary
 
 BOXES_PER_IMAGE, BOX_PURITY = 3, 0.7
-# The material a caption speaks of is drawn this often when a picture is rendered; a batch takes one draw.
+# Number of draws of the material that a caption mentions, made when a picture is rendered; a batch uses one draw.
 SALIENCE_DRAWS = 8
-# Pictures are rendered in jobs of this many, so that they do not depend on the number of processes.
+# Pictures per rendering job; fixed, so that pictures do not depend on the number of processes.
 JOB_SIZE = 250
 
 
@@ -32,7 +32,7 @@ def name_frequencies(rare_share: float) -> np.ndarray:
         rare_share: share of the rare name, in [0, 1].
 
     Returns:
-        float32 (C, N); row c is not zero at the two names of material c only, and sums to 1.
+        float32 (C, N); row c is non-zero only at the two names of material c, and sums to 1.
     """
     table = np.zeros((NUM_MATERIALS, 2 * NUM_MATERIALS), dtype=np.float32)
     materials = np.arange(NUM_MATERIALS)
@@ -42,7 +42,7 @@ def name_frequencies(rare_share: float) -> np.ndarray:
 
 
 def salient_material(rng: np.random.Generator, scene: Scene) -> int:
-    """The material an image-level caption speaks of: drawn by area, weighted towards the centre."""
+    """The material that an image-level caption mentions: drawn by area, weighted towards the centre."""
     y, x = pixel_grid()
     radius = np.hypot(y - (SIZE - 1) / 2, x - (SIZE - 1) / 2) / (SIZE / 2)
     salience = np.bincount(scene.labels.ravel(), weights=np.exp(-2 * radius**2).ravel(), minlength=NUM_MATERIALS)
@@ -50,11 +50,10 @@ def salient_material(rng: np.random.Generator, scene: Scene) -> int:
 
 
 def long_prefix(rng: np.random.Generator, clauses: Sequence[Sequence[int]], limit: int) -> list[int]:
-    """Tokens of random clauses, one after another, to put before a name: at most ``limit`` of them.
+    """Concatenated tokens of random clauses to put before a name, at most ``limit``.
 
-    Captions of one clause leave most text positions untrained, and whatever is read from such positions later
-    (a learned prompt of many vectors, for one) has no meaning. Long captions that end in the name train them
-    all.
+    Captions of one clause leave most text positions untrained, and what uses such positions later (such as a learned
+    prompt of many vectors) is meaningless. Long captions that end in the name train all positions.
 
     Args:
         clauses: token ids of clauses, without start and end.
@@ -74,7 +73,7 @@ class Pictures:
     Attributes:
         images: uint8 (B, 3, S, S).
         fractions: float32 (B, h, w, C), how much of each patch each material covers.
-        salient: int64 (B, draws), materials that captions of the image speak of.
+        salient: int64 (B, draws), materials that captions of the image mention.
     """
 
     images: Tensor
@@ -100,7 +99,7 @@ def _render_compositions(
 def _render_close_ups(
     world: World, seed: int, start: int, stop: int, patch: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Close-ups show every material equally often in every world: they teach the names, not the shares."""
+    """Close-ups show every material equally often in every world: they teach names, not frequencies."""
     pictures = [render_close_up(seed, index) for index in range(start, stop)]
     grid = pictures[0][0].shape[0] // patch
     materials = np.array([material for _, material in pictures])
@@ -113,7 +112,8 @@ def _render_close_ups(
 
 
 def render_pictures(world: World, seed: int, count: int, close_ups: bool, patch: int, threads: int) -> Pictures:
-    """Render ``count`` compositions or close-ups in ``threads`` processes; their number changes nothing."""
+    """Render ``count`` compositions or close-ups in ``threads`` processes; the result does not depend on their
+    number."""
     render = _render_close_ups if close_ups else _render_compositions
     bounds = list(range(0, count, JOB_SIZE)) + [count]
     with ProcessPoolExecutor(threads) as pool:
@@ -147,7 +147,7 @@ class CaptionTokens:
         self.bodies = [[row[1 : int(row.argmax())].tolist() for row in rows] for rows in compact]
 
     def draw(self, rng: np.random.Generator, long: bool) -> Tensor:
-        """One caption a name, int64 (N, T): the same template for all, after other clauses if ``long``."""
+        """One caption per name, int64 (N, T): the same template for all, after other clauses if ``long``."""
         template = self.bodies[int(rng.integers(len(self.bodies)))]
         prefix: list[int] = []
         if long:
@@ -161,7 +161,7 @@ class CaptionTokens:
 
 
 def draw_regions(rng: np.random.Generator, fractions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw boxes of 2-4 patches a side that show one material, up to ``BOXES_PER_IMAGE`` an image.
+    """Draw boxes of 2-4 patches per side that show one material, up to ``BOXES_PER_IMAGE`` per image.
 
     One material covers at least ``BOX_PURITY`` of each box.
 
@@ -169,7 +169,7 @@ def draw_regions(rng: np.random.Generator, fractions: np.ndarray) -> tuple[Tenso
         fractions: (B, h, w, C).
 
     Returns:
-        image of each region int64 (R,), its mean over patches as a weight matrix float32 (R, n), its material
+        Image of each region int64 (R,), its mean over patches as a weight matrix float32 (R, n), its material
         int64 (R,).
     """
     grid = fractions.shape[1]

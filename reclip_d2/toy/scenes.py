@@ -1,8 +1,8 @@
 """Scenes of the embedded world: curved regions, each of one material that is blended with its partner.
 
-A *task scene* is what the data set holds; a *composition* is what the tiny CLIP is pretrained on; both put materials
-where and as often as their world says. A *close-up* shows one material. Each is a function of its
-seed and index alone: rendering one does not depend on what was rendered before.
+*Task scenes* are the pictures of the data set, *compositions* those of the tiny CLIP's pretraining; the world defines
+where and how often they show materials. A *close-up* shows one material. Each picture depends only on its seed and
+index.
 
 Shape letters: S image side in pixels (96), R regions of a scene, C = 12 materials.
 """
@@ -24,16 +24,16 @@ TEXTURES: tuple[Callable[[np.random.Generator], np.ndarray], ...] = tuple(getatt
 REGION_COUNTS = (2, 3, 4, 5)
 REGION_COUNT_SHARES = (0.25, 0.35, 0.25, 0.15)
 CENTRAL_REGION_SHARE = 0.7
-"""Share of scenes that have a region in the middle with the others round it."""
+"""Share of scenes with a region in the middle, surrounded by the others."""
 BLEND_RANGE = (0.15, 0.42)
 """Share of the partner in a region. The ambiguity is the region's, so smoothing cannot resolve it."""
 PRETRAINING_BLEND_RANGE = (0.10, 0.65)
 """The same in compositions, with a density that falls to 0 at the upper end: some captions name the lesser material.
 
-So the look of a region says less there about its name, and place and frequency of names say more: the tiny CLIP
-learns to lean on them, as a CLIP does that has read captions from the web."""
+The look of a region then says less about its name, and the place and frequency of names say more, so the tiny CLIP
+learns to rely on them, like a CLIP trained on captions from the web."""
 
-# Streams keep the random numbers of different kinds of pictures apart.
+# Streams separate the random numbers of different kinds of pictures.
 TASK_STREAM, COMPOSITION_STREAM, CLOSE_UP_STREAM = 0, 1, 2
 
 
@@ -43,7 +43,7 @@ class Scene:
 
     Attributes:
         image: uint8 RGB (S, S, 3).
-        labels: uint8 (S, S), the material of each pixel, 0..C-1; no pixel is without one.
+        labels: uint8 (S, S), the material of each pixel, 0..C-1; every pixel has one.
         materials: materials of the regions, distinct, int64 (R,).
         blends: share of the partner in each region, float64 (R,).
     """
@@ -55,7 +55,7 @@ class Scene:
 
 
 def place_preference(y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """How much each material likes each place, in [-1, 1].
+    """How much each material prefers each place, in [-1, 1].
 
     Args:
         y, x: positions in the image, 0 (top, left) to 1 (bottom, right), same shape (...).
@@ -64,8 +64,8 @@ def place_preference(y: np.ndarray, x: np.ndarray) -> np.ndarray:
         float64 (..., C); the two materials of a pair always have opposite signs.
     """
     down = 2 * np.asarray(y) - 1
-    # The middle between the centres of central regions and those of the regions round them.
-    # Half as strong, because nearly every region is central or not, while few are quite up or quite down.
+    # Halfway between the centres of central regions and those of the surrounding ones.
+    # Half as strong, since nearly every region is clearly central or not, but few are clearly up or down.
     border = 0.5 * np.clip((np.hypot(np.asarray(y) - 0.5, np.asarray(x) - 0.5) - 0.24) / 0.12, -1, 1)
     likes = {"up": -down, "down": down, "border": border, "centre": -border}
     return np.stack([likes[m.place] for m in MATERIALS], axis=-1)
@@ -79,7 +79,7 @@ def _region_weights(rng: np.random.Generator, count: int) -> tuple[np.ndarray, n
     anti-aliasing that pictures of this size need.
     """
     y, x = pixel_grid()
-    # Best of several draws: centres that keep their distance give regions that are all worth a name.
+    # Best of several draws: distant centres give regions of sufficient size.
     draws = rng.uniform(0.08, 0.92, (8, count, 2))
     if rng.random() < CENTRAL_REGION_SHARE:
         draws[:, 0] = rng.uniform(0.42, 0.58, (8, 2))
@@ -134,7 +134,7 @@ def render_scene(seed: int, index: int, world: World = EMBEDDED) -> Scene:
 
 
 def render_composition(seed: int, index: int, world: World = EMBEDDED) -> Scene:
-    """Pretraining composition: materials tend to be in their preferred places, and to mix more than in the task."""
+    """Pretraining composition: materials tend to be in their preferred places, and mix more than in the task."""
     rng = np.random.default_rng([seed, COMPOSITION_STREAM, index])
     low, high = PRETRAINING_BLEND_RANGE
     chances = _chances(world.pretraining_weights, world.pretraining_place_strength)

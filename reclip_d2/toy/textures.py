@@ -1,8 +1,8 @@
-"""Procedural textures of the 12 materials: natural ones first, then built ones and fire; each named by its material.
+"""Procedural textures of the 12 materials: natural ones first, then built ones and fire; each named after its material.
 
 Every function draws one texture: NumPy ``Generator`` in, float32 RGB (S, S, 3) out, about 0..1 (the caller
-clips). Colours and scales vary from draw to draw, and those of a pair overlap, so that telling the two apart
-takes the texture too.
+clips). Colours and scales vary from draw to draw and overlap within a pair, so that telling the two apart
+requires the texture too.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def sand(rng: np.random.Generator) -> np.ndarray:
     warp = 5.0 * value_noise(rng, 2, 2) + 1.2 * value_noise(rng, 6, 6)
     angle = rng.uniform(-0.5, 0.5)
     phase = (y * math.cos(angle) + x * math.sin(angle) + warp) * (2 * np.pi / rng.uniform(6.5, 10.0))
-    # A sine pushed to one side: the windward slope is long, the lee side short.
+    # A skewed sine: the windward slope is long, the lee side short.
     ripple = np.sin(phase + 0.6 * np.sin(phase))
     dune = value_noise(rng, 2, 2)
     image = mix(shadow, lit, 0.58 + 0.22 * ripple + 0.13 * dune)

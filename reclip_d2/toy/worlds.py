@@ -8,7 +8,7 @@ Two biases are built into the *pretraining* of the tiny CLIP:
   ``EMBEDDED`` the task's scenes put them anywhere.
 
 In its task, one class of each pair is twice as frequent as the other, in three pairs the one with the rare name:
-as in real data, a calibration that takes all classes for equally frequent is wrong about that.
+as in real data, a calibration that assumes equally frequent classes is wrong.
 
 Shape letters: C = 12 materials.
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-# The two ends of a pair prefer opposite places, so where a region lies tells the tiny CLIP which of the two
+# The two materials of a pair prefer opposite places, so the place of a region tells the tiny CLIP which of the two
 # it "should" be.
 PLACES = ("up", "down", "border", "centre")
 
@@ -29,12 +29,12 @@ class Material:
     """One material of the world.
 
     Attributes:
-        key: the material itself, whatever it is called; the name of its texture function.
+        key: the material, independent of its names; also the name of its texture function.
         common_name: its usual name in pretraining captions.
         rare_name: its rare name in pretraining captions.
         task_name: the name the task's class list uses, one of the two above.
         place: preferred place in pretraining compositions, one of ``PLACES``.
-        task_weight: relative chance to be drawn for a region of a task scene.
+        task_weight: relative probability of being drawn for a region of a task scene.
         color: RGB colour for drawing label maps, each 0-255.
     """
 
@@ -86,9 +86,9 @@ class World:
     """How often and where materials occur, in the task's scenes and in the pictures of pretraining.
 
     Attributes:
-        name: of the data set.
-        dataset_seed: of the data set's scenes.
-        split_counts: scenes of each split.
+        name: name of the data set.
+        dataset_seed: seed of the data set's scenes.
+        split_counts: number of scenes of each split.
         task_weights: relative chance of each material to be drawn for a region of a task scene, (C,).
         pretraining_weights: the same for compositions, (C,).
         task_place_strength: log-odds per unit of ``place_preference`` in task scenes; 0 puts materials anywhere.
@@ -109,7 +109,7 @@ LONGTAIL_ORDER = (
     "sky", "grass", "road", "brick", "leaves", "water", "wood", "stone", "sand", "snow", "flowers", "fire",
 )  # fmt: skip
 LONGTAIL_EXPONENT = 2.0
-"""Weights fall with the rank to this power: about 31 % of all pixels are of the first material, 0.9 % of the last."""
+"""Weights fall with the rank to this power: the first material has about 31 % of all pixels, the last 0.9 %."""
 
 
 def _longtail_weights() -> tuple[float, ...]:
@@ -123,19 +123,19 @@ EMBEDDED = World(
     split_counts={"train": 400, "dev": 150, "val": 300},
     task_weights=tuple(m.task_weight for m in MATERIALS),
 )
-"""Class shares within a factor of two, and no places in the task: frequencies and places that the CLIP has learnt are
-biases here, and nothing else."""
+"""Class shares within a factor of two, and no preferred places in the task: frequencies and places that the CLIP has
+learned are pure biases here."""
 
 EMBEDDED_LONGTAIL = World(
     name="embedded_longtail",
     dataset_seed=2025,
-    # More scenes to measure on: the rarest material is in one of fifty.
+    # More scenes for evaluation: the rarest material is in one of fifty.
     split_counts={"train": 400, "dev": 300, "val": 600},
     task_weights=_longtail_weights(),
     pretraining_weights=_longtail_weights(),
     task_place_strength=4.0,
 )
-"""Class shares of a power law and natural places, in the task as in pretraining: what the CLIP has learnt of them is
-knowledge, and only its preference for usual names is a bias."""
+"""Class shares of a power law and natural places, in the task as in pretraining: what the CLIP has learned about them
+is knowledge, and only its preference for common names is a bias."""
 
 WORLDS: dict[str, World] = {world.name: world for world in (EMBEDDED, EMBEDDED_LONGTAIL)}

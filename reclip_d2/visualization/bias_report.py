@@ -46,7 +46,7 @@ _SCHEMA = {
     "properties": {"pictures": {"type": "array"}},
 }
 WORDS = 12
-"""Classes that are put in words, from either end, if there are more than twice as many."""
+"""Number of classes from either end to describe in words, if there are more than twice as many."""
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Scene:
 
 @dataclass
 class ReportSubject:
-    """What the report is about, besides the models."""
+    """The subject of the report, without the models."""
 
     dataset: str
     protocol: str
@@ -87,7 +87,7 @@ class Picture(NamedTuple):
 
 
 class BiasReport:
-    """Draws and writes the report; the page comes last, so that a folder with a page is complete."""
+    """Draws and writes the report; the page comes last, so a folder with a page is complete."""
 
     def __init__(self, folder: Path, subject: ReportSubject, models: Sequence[ModelAnalysis]) -> None:
         """
@@ -125,7 +125,7 @@ class BiasReport:
             temporary.write_text(page, encoding="utf-8")
         return self.folder / PAGE
 
-    # ---- sections: what the template shows -----------------------------------------------------------------
+    # ---- sections: values for the template -----------------------------------------------------------------
 
     def _scores(self) -> dict[str, Any]:
         rows = []
@@ -165,7 +165,7 @@ class BiasReport:
         curves = [model.curve for model in self.models]
         scores = [model.results["space_preference"]["score"] for model in self.models]
         figure = distance_figure(self.names, curves, scores, self.subject.min_bin_objects)
-        caption = "Space preference, after Fig. 1(a) of ReCLIP++. Below: how many objects each bin has."
+        caption = "Space preference, as in Fig. 1(a) of ReCLIP++. Below: the number of objects per bin."
         return self._draw("fig1a_distance", figure, caption)
 
     def _bins(self) -> list[tuple[str, ...]]:
@@ -179,9 +179,9 @@ class BiasReport:
     def _confusion(self) -> Picture:
         class_names = self.subject.class_names
         chosen = most_confused_classes(self.models[0].confusion)
-        caption = "Class preference, after Fig. 1(b) of ReCLIP++: what becomes of the pixels of each class."
+        caption = "Class preference, as in Fig. 1(b) of ReCLIP++: the predictions for each class's pixels."
         if len(chosen) < len(class_names):
-            caption += f" Of {len(class_names)} classes those that {self.names[0]} confuses most."
+            caption += f" Of {len(class_names)} classes, the ones that {self.names[0]} confuses most."
         confusions = [model.confusion for model in self.models]
         return self._draw("fig1b_confusion", confusion_figure(self.names, confusions, chosen, class_names), caption)
 
@@ -212,7 +212,7 @@ class BiasReport:
                 continue
             what = preference.source + (f" of {preference.images} images" if preference.images > 1 else "")
             figure = preference_figure(f"{model.name}: {what}", preference, self.subject.class_names)
-            caption = f"{model.name}: preference of each class at each place ({what}); after its name, of the class."
+            caption = f"{model.name}: preference for each class at each place ({what}), and its overall value."
             picture = self._draw(f"preference_{file_part(model.name)}", figure, caption)
             lines = preferred_places(preference, self.subject.class_names)
             left_out = max(len(lines) - 2 * WORDS, 0)
@@ -255,7 +255,7 @@ class BiasReport:
             subject.ignore_label,
         )
         outlined = "model's prediction" if scene.truth is None else "ground truth"
-        caption = f"{model.name}, image {scene.image_id}. Outlined: the class in the {outlined}."
+        caption = f"{model.name}, image {scene.image_id}. Outline: the class in the {outlined}."
         return self._draw(f"fig4_{file_part(model.name)}_{file_part(scene.image_id)}", figure, caption, dpi=80)
 
     def _scenes(self) -> Picture | None:
@@ -270,15 +270,15 @@ class BiasReport:
             self.subject.colors,
             self.subject.ignore_label,
         )
-        caption = "After Fig. 5 of ReCLIP++. The scenes are spread evenly over the data set."
+        caption = "As in Fig. 5 of ReCLIP++. The scenes are evenly spaced over the data set."
         return self._draw("fig5_predictions", figure, caption)
 
     # ---- files ---------------------------------------------------------------------------------------------
 
     def _draw(self, name: str, figure: Figure, caption: str, dpi: int = 110) -> Picture:
-        """Save a figure, and give it to the page."""
+        """Save a figure, and add it to the page."""
         stem, count = name, 1
-        while f"{name}.png" in self.pictures:  # two names that are one as a file name
+        while f"{name}.png" in self.pictures:  # two names with the same file name
             count += 1
             name = f"{stem}_{count}"
         self.pictures.append(f"{name}.png")
@@ -325,7 +325,7 @@ def _with_error(value: float | None, error: float | None, sign: bool = False) ->
 
 
 def preference_sentences(preference: Preference, lines: Sequence[ClassPlaces], left_out: int = 0) -> list[str]:
-    """A preference in words, a sentence a class.
+    """A preference in words, one sentence per class.
 
     Args:
         lines: from the most preferred class to the least.
@@ -340,7 +340,7 @@ def preference_sentences(preference: Preference, lines: Sequence[ClassPlaces], l
     for index, line in enumerate(lines):
         if left_out and index == len(lines) // 2:
             sentences.append(f"({left_out} classes between them)")
-        whole = f"{amount(line.strength)} the uniform share" if by_share else f"{amount(line.strength)} as a whole"
+        whole = f"{amount(line.strength)} the uniform share" if by_share else f"{amount(line.strength)} overall"
         sentences.append(
             f"{line.name}: {whole}; most at the {line.best_place} ({amount(line.best)}),"
             f" least at the {line.worst_place} ({amount(line.worst)})"
@@ -352,7 +352,7 @@ def preference_sentences(preference: Preference, lines: Sequence[ClassPlaces], l
 
 
 def check_output_dir(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds a report, unless ``overwrite``.
+    """Raise for a folder with a report, unless ``overwrite``.
 
     Raises:
         ReclipError: there is a report, and ``overwrite`` is off; or the folder is a file.
@@ -360,13 +360,13 @@ def check_output_dir(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ReclipError(f"{folder} is a file: choose another --output-dir")
     if not overwrite and any((folder / name).exists() for name in (PAGE, NUMBERS)):
-        raise ReclipError(f"{folder} holds a bias report: add --overwrite, or choose another --output-dir")
+        raise ReclipError(f"{folder} contains a bias report: add --overwrite, or choose another --output-dir")
 
 
 def remove_report(folder: Path) -> None:
-    """Remove the report of a folder: only the files that it lists as its own."""
+    """Remove the report of a folder: only the files that it lists."""
     page, numbers = folder / PAGE, folder / NUMBERS
-    with contextlib.suppress(ReclipError):  # no report of ours, or a damaged one: its pictures are not known
+    with contextlib.suppress(ReclipError):  # not our report, or damaged: its pictures are unknown
         for name in read_json(numbers, _SCHEMA, "report", "")["pictures"]:
             if isinstance(name, str) and re.fullmatch(r"[\w.+-]+\.png", name):
                 (folder / name).unlink(missing_ok=True)

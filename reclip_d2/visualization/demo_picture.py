@@ -30,14 +30,14 @@ def predicted_labels(model: torch.nn.Module, image: np.ndarray) -> np.ndarray:
 
 
 def bias_of_prediction(model: RectifiedCLIP, labels: np.ndarray) -> np.ndarray:
-    """How much the bias favours what CLIP predicts: M_b of the predicted class, minus the mean over the classes.
+    """How much the bias favours CLIP's prediction: M_b of the predicted class, minus the mean over the classes.
 
     Args:
-        model: whose bias logits are read; in eval mode.
+        model: a model with bias logits, in eval mode.
         labels: MaskCLIP's prediction ``(H, W)``.
 
     Returns:
-        ``(h, w)`` float: positive where the model takes the prediction for a matter of preference.
+        ``(h, w)`` float: positive where the model considers the prediction biased.
     """
     patch = model.backbone.patch_size
     height, width = labels.shape[0] // patch, labels.shape[1] // patch
@@ -59,8 +59,8 @@ def draw_demo(
     """Write the picture (PNG).
 
     Args:
-        records: a few labelled records, one a row.
-        dataset: theirs, registered.
+        records: a few labelled records, one per row.
+        dataset: their registered data set.
     """
     metadata, labels_of = MetadataCatalog.get(dataset), DatasetLabels(dataset)
     colors = np.array(metadata.stuff_colors, dtype=np.uint8)

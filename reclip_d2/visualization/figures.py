@@ -1,4 +1,4 @@
-"""What the figures of the bias report share: colours, class legends, saving.
+"""Shared by the figures of the bias report: colours, class legends, saving.
 
 Shape letters: C classes.
 """
@@ -22,12 +22,12 @@ from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.text import shorten
 
 MODEL_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C564B", "#000000")
-"""Okabe and Ito's colours, told apart with any colour vision; more models reuse them from the first."""
+"""Okabe and Ito's colours, distinct for any colour vision; further models reuse them."""
 MODEL_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def model_style(index: int) -> dict[str, str]:
-    """Colour and marker of a model by its place in the report: the same in all figures."""
+    """Colour and marker of a model by its index in the report, the same in all figures."""
     return {
         "color": MODEL_COLORS[index % len(MODEL_COLORS)],
         "marker": MODEL_MARKERS[(index + index // len(MODEL_MARKERS)) % len(MODEL_MARKERS)],
@@ -41,7 +41,7 @@ def fold(name: str, width: int) -> str:
 
 
 def hide_ticks(axes: Axes) -> None:
-    """No ticks and no frame's numbers: a picture."""
+    """Show axes as a picture, without ticks."""
     axes.set_xticks([])
     axes.set_yticks([])
 
@@ -50,7 +50,7 @@ def legend_shape(labels: Sequence[str], width: float) -> tuple[int, int]:
     """Columns and rows of a legend below a figure.
 
     Args:
-        width: of the figure, in inches.
+        width: width of the figure in inches.
     """
     longest = max((len(label) for label in labels), default=1)
     columns = max(1, min(len(labels), int(width * 72 / (5.2 * longest + 38))))
@@ -63,7 +63,7 @@ def legend_height(labels: Sequence[str], width: float) -> float:
 
 
 def add_legend(figure: Figure, colors: Sequence[Any], labels: Sequence[str]) -> Legend:
-    """Legend below the figure: a patch of each colour with its label."""
+    """Legend below the figure: one patch per colour, with its label."""
     handles = [
         Patch(facecolor=color, edgecolor="0.4", label=label) for color, label in zip(colors, labels, strict=True)
     ]
@@ -86,8 +86,8 @@ def class_legend_entries(
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 120) -> Path:
-    """Write a PNG, whole or not at all."""
-    # The constrained layout takes a second look: only then it knows the legend's height.
+    """Write a PNG atomically."""
+    # Run the constrained layout twice: only the second run knows the legend's height.
     figure.draw_without_rendering()
     with atomic_write(path) as temporary, matplotlib.rc_context({"savefig.format": "png"}):
         figure.savefig(temporary, dpi=dpi, pil_kwargs={"optimize": True})

@@ -1,4 +1,4 @@
-"""Figures of scenes: logits taken apart (Fig. 4 of ReCLIP++) and predictions of several models (Fig. 5).
+"""Figures of scenes: logit parts (Fig. 4 of ReCLIP++) and predictions of several models (Fig. 5).
 
 Shape letters: C classes, (h, w) patch grid, (H, W) size in pixels.
 """
@@ -18,17 +18,17 @@ from reclip_d2.utils.text import shorten
 from reclip_d2.visualization.figures import add_legend, class_legend_entries, fold, hide_ticks, legend_height
 
 MAX_LEGEND = 40
-"""Most classes of a legend: the rarest of the drawn pictures are left out of it."""
+"""Maximum number of classes in a legend; the rarest are omitted."""
 
 
 def pixels_right(prediction: np.ndarray, truth: np.ndarray, ignore_label: int) -> float:
-    """Part of the labelled pixels that are right, in percent; NaN without labelled pixels."""
+    """Percentage of labelled pixels that are right; NaN without labelled pixels."""
     known = truth != ignore_label
     return 100 * float((prediction == truth)[known].mean()) if known.any() else float("nan")
 
 
 def frequent_classes(maps: Sequence[np.ndarray], num_classes: int, count: int = MAX_LEGEND) -> list[int]:
-    """Classes that the label maps show, by their ids; the ``count`` most frequent if there are more."""
+    """Classes that occur in label maps, by id; the ``count`` most frequent if there are more."""
     pixels = np.zeros(num_classes, dtype=np.int64)
     for labels in maps:
         pixels += np.bincount(labels[labels < num_classes].astype(np.int64), minlength=num_classes)[:num_classes]
@@ -44,11 +44,11 @@ def scene_figure(
     colors: np.ndarray,
     ignore_label: int = 255,
 ) -> Figure:
-    """Fig. 5: a row a scene; image, ground truth (if there is any), and the predictions of each model.
+    """Fig. 5: one row per scene; image, ground truth (if available), and the predictions of each model.
 
     Args:
         images: ``(H, W, 3)`` uint8.
-        truths: label maps ``(H, W)``; None for a scene without.
+        truths: label maps ``(H, W)``; None without ground truth.
         predictions: for each model label maps ``(H, W)`` of the scenes.
         colors: ``(C, 3)`` uint8.
     """
@@ -78,11 +78,11 @@ def scene_figure(
 
 
 def telling_classes(before: np.ndarray, after: np.ndarray, num_classes: int, count: int = 4) -> list[int]:
-    """Classes that tell most about a scene: those whose pixels differ most between two label maps, then the largest.
+    """Most informative classes of a scene: those whose pixels differ most between two label maps, then the largest.
 
     Args:
         before: MaskCLIP's prediction.
-        after: the ground truth, or without one the rectified prediction; ids from C on (ignored) do not count.
+        after: the ground truth or, without it, the rectified prediction; ids of C or more (ignored) do not count.
     """
     valid = after < num_classes
     before, after = before[valid], after[valid]
@@ -105,18 +105,18 @@ def logit_figure(
     model_name: str,
     ignore_label: int = 255,
 ) -> Figure:
-    """Fig. 4: the masks of one scene, and below, a row a class, Query, bias, rectified and mask logits.
+    """Fig. 4: the masks of one scene and, below, one row per class of Query, bias, rectified and mask logits.
 
-    All logits are drawn minus their mean over the classes at the same place, which no argmax sees: red is where a class
-    is favoured. A column has one scale, so that its classes can be compared. Outlined is the class in the ground truth,
-    or without one in the mask of M_o.
+    All logits are drawn minus their mean over the classes at the same place, which does not affect the argmax: red
+    is where a class is favoured. Each column has one scale, so that classes can be compared. Outlined is the class in
+    the ground truth or, without it, in the mask of M_o.
 
     Args:
         image: ``(H, W, 3)`` uint8.
         truth: ``(H, W)``, or None.
         class_ids: the rows.
         colors: ``(C, 3)`` uint8.
-        model_name: of the rectified model.
+        model_name: name of the rectified model.
     """
     size = image.shape[:2]
     columns = (
@@ -166,7 +166,7 @@ def logit_figure(
 
 
 def _outline(axes: Axes, mask: np.ndarray) -> None:
-    """The outline of a mask ``(H, W)``, black on white, seen on any ground."""
+    """The outline of a mask ``(H, W)``, black on white, visible on any background."""
     if mask.any() and not mask.all():
         for color, width in (("white", 2.4), ("black", 1.1)):
             axes.contour(mask, levels=[0.5], colors=color, linewidths=width)

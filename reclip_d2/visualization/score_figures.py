@@ -1,4 +1,4 @@
-"""Figures of the measured biases: Fig. 1 of ReCLIP++ for several models, and IoU by class.
+"""Figures of the measured biases: Fig. 1 of ReCLIP++ for several models, and IoU per class.
 
 Shape letters: C classes.
 """
@@ -18,21 +18,21 @@ from reclip_d2.utils.text import shorten
 from reclip_d2.visualization.figures import add_legend, fold, hide_ticks, legend_height, model_style
 
 MAX_CLASSES = 12
-"""Most classes of a drawn confusion matrix: more could not be read."""
+"""Maximum number of classes in a confusion matrix, for legibility."""
 MAX_BARS = 30
-"""Most classes of the IoU figure."""
+"""Maximum number of classes in the IoU figure."""
 
 
 def distance_figure(
     names: Sequence[str], curves: Sequence[DistanceCurve], scores: Sequence[float], min_objects: int
 ) -> Figure:
-    """Fig. 1(a): IoU of objects against their distance from the image's centre, and how many objects there are.
+    """Fig. 1(a): IoU of objects against their distance from the image's centre, and the number of objects.
 
     Args:
-        names: of the models.
-        curves: of the models, on the same objects.
+        names: names of the models.
+        curves: curves of the models, on the same objects.
         scores: space-preference scores, for the legend.
-        min_objects: bins of fewer objects are drawn hollow: they are not in the score.
+        min_objects: bins with fewer objects are drawn hollow, since they are not in the score.
     """
     figure = Figure(figsize=(7.6, 5.4), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -41,7 +41,7 @@ def distance_figure(
         filled = curve.counts >= max(min_objects, 1)
         shown = curve.counts > 0
         label = f"{name} (score {score:.2f})" if math.isfinite(score) else f"{name} (no score)"
-        # The models' points side by side, or their error bars would hide each other.
+        # Shift the models' points, so that their error bars do not overlap.
         shift = (index - (len(names) - 1) / 2) * 0.012 * (curve.edges[-1] - curve.edges[0])
         x, y, error = curve.centres + shift, 100 * curve.ious, 100 * np.nan_to_num(curve.standard_errors)
         top.plot(x[shown], y[shown], color=style["color"], linewidth=1, linestyle=":")
@@ -71,9 +71,9 @@ def distance_figure(
 
 
 def most_confused_classes(confusion: np.ndarray, count: int = MAX_CLASSES) -> list[int]:
-    """Classes of the largest off-diagonal entries of the row-normalised matrix ``(C, C)``, in the order of their ids.
+    """Classes of the largest off-diagonal entries of the row-normalised matrix ``(C, C)``, sorted by id.
 
-    Pairs are taken from the largest entry down, until ``count`` classes are together; classes without pixels never.
+    Pairs are added from the largest entry down, until there are ``count`` classes; classes without pixels are excluded.
     """
     normalized = row_normalized(confusion)
     present = np.flatnonzero(~np.isnan(normalized.diagonal()))
@@ -139,13 +139,13 @@ def confusion_figure(
 
 
 def class_iou_figure(names: Sequence[str], ious: Sequence[np.ndarray], class_names: Sequence[str]) -> Figure:
-    """IoU of each class, before (the first model) and after (the others), the largest gain of the last model first.
+    """IoU of each class before (first model) and after (other models), sorted by the last model's gain.
 
-    Of more than :data:`MAX_BARS` classes those are drawn that change most; classes without labels are not.
+    Shows at most the :data:`MAX_BARS` classes that change most, and no classes without labels.
 
     Args:
         names: of the models.
-        ious: ``(C,)`` in percent for each model; NaN for a class that the labels do not have.
+        ious: ``(C,)`` in percent for each model; NaN for classes without labels.
     """
     table = np.stack(ious)
     present = np.flatnonzero(~np.isnan(table[0]))
@@ -169,20 +169,20 @@ def class_iou_figure(names: Sequence[str], ious: Sequence[np.ndarray], class_nam
     axes.set_axisbelow(True)
     titles = [f"IoU of each class, the largest gain of {names[-1]} first" if len(names) > 1 else "IoU of each class"]
     if len(order) < len(present):
-        titles.append(f"({len(order)} of {len(present)} classes: those that change most)")
+        titles.append(f"({len(order)} of {len(present)} classes, with the largest changes)")
     axes.set_title("\n".join(titles), fontsize=11)
     add_legend(figure, [model_style(index)["color"] for index in range(len(names))], labels)
     return figure
 
 
 MAX_MAPS = 48
-"""Most classes that are drawn: half of them the most preferred, half the least."""
+"""Maximum number of classes to draw: half the most preferred, half the least preferred."""
 
 
 def preference_figure(title: str, preference: Preference, class_names: Sequence[str]) -> Figure:
-    """A map a class, the most preferred class first; red is preferred, blue avoided, on one scale.
+    """One map per class, the most preferred class first; red is preferred, blue avoided, on one scale.
 
-    The number after a name is the strength of the class as a whole.
+    The number after a name is the class's overall strength.
     """
     order = np.argsort(-preference.strengths, kind="stable")
     if len(order) > MAX_MAPS:
@@ -192,7 +192,7 @@ def preference_figure(title: str, preference: Preference, class_names: Sequence[
     aspect = preference.maps.shape[1] / preference.maps.shape[2]
     figure = Figure(figsize=(1.55 * columns + 1.3, rows * (1.45 * aspect + 0.3) + 0.6), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
-    # Of many values a few are extreme: they may saturate, the rest should be seen.
+    # Let a few extreme values saturate, so that the others remain visible.
     limit = max(float(np.quantile(np.abs(preference.maps[order]), 0.99)), 1e-6)
     picture = None
     for axes, k in zip(grid.flat, order, strict=False):
