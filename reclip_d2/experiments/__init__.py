@@ -3,8 +3,8 @@
 In reading order:
 
 - ``suite``: experiments, tables and claims, read from a YAML file (``configs/ablations/paper.yaml``);
-- ``plan``: the config of each run, its folder, what is done and what is left;
-- ``runner``: do what is left, each run after those it depends on; ``process`` calls each in a process for itself;
+- ``plan``: the config of each run, its folder, finished and pending runs;
+- ``runner``: do the pending runs, each after those it depends on; ``process`` calls each in a separate process;
 - ``execute``: one run, trained and evaluated in this process;
 - ``measurements``: scores by seed, paired differences with confidence intervals, verdicts on the claims;
 - ``report``: the Markdown page (its text is ``report.md.jinja``), with the pictures of ``charts``.

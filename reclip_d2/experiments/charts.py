@@ -61,10 +61,10 @@ def table_chart(measurements: Measurements, table: Table) -> Figure | None:
 
 
 def curve_chart(measurements: Measurements, table: Table, values: Mapping[str, Sequence[float]]) -> Figure | None:
-    """mIoU against config keys, one panel a curve (Fig. 3), with the line of what it is compared to.
+    """mIoU against config keys, one panel a curve (Fig. 3), with a line for the reference.
 
     Args:
-        values: of each curve's key, at its points.
+        values: values of each curve's key at its points.
 
     Returns:
         None if no point was run.
@@ -132,7 +132,7 @@ def claim_chart(measurements: Measurements) -> Figure | None:
     axes.axvline(0, color="0.2", linewidth=1)
     axes.set_yticks(range(len(shown)), labels, fontsize=8)
     axes.set_ylim(len(shown) - 0.4, -0.6)
-    # An interval over two seeds may be as wide as it likes: the scale is that of the means.
+    # Intervals over two seeds may be very wide, so the scale is set by the means.
     limit = 1.5 * max(1.0, *(abs(item.verdict.difference.mean) for item in shown))
     low, high = axes.get_xlim()
     axes.set_xlim(max(low, -limit), min(high, limit))

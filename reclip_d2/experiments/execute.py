@@ -1,6 +1,6 @@
 """Train and evaluate in this process, with the trainer of ``train_net.py``.
 
-Training reads no label here; linear probing, which does, is in ``tools``.
+Training reads no labels here; linear probing, which does, is in ``tools``.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ BIAS_SCORES = ("class_preference", "space_preference")
 
 
 class Evaluated(NamedTuple):
-    """A model that needed no training, or was trained before."""
+    """A model without training, or trained before."""
 
     scores: dict[str, Any]
-    """``{"mIoU": ..., "IoU": {class: ...}}`` in percent, and of the biases what their evaluators give."""
+    """``{"mIoU": ..., "IoU": {class: ...}}`` in percent, and the results of the bias evaluators."""
     model: nn.Module
     seconds: float
 
@@ -49,9 +49,9 @@ class Trained(NamedTuple):
 
     model: nn.Module
     seconds: float
-    """Of the iterations alone, from where they began."""
+    """Seconds of the iterations only, since the start or resume."""
     first_iteration: int
-    """0, or where an interrupted run resumed."""
+    """0, or the iteration at which an interrupted run resumed."""
 
 
 def scores_of(results: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def evaluate(cfg: CfgNode, model: nn.Module | None = None) -> Evaluated:
     """Evaluate on the data set of ``DATASETS.TEST``.
 
     Args:
-        model: in eval mode; None for MaskCLIP, or for the checkpoint of ``MODEL.WEIGHTS``.
+        model: the model in eval mode; None for MaskCLIP, or for the checkpoint of ``MODEL.WEIGHTS``.
     """
     start = time.perf_counter()
     model = build_evaluation_model(cfg, resume=False) if model is None else model
@@ -77,7 +77,7 @@ def evaluate(cfg: CfgNode, model: nn.Module | None = None) -> Evaluated:
 
 
 def train(cfg: CfgNode, resume: bool = False, trainer_class: type[Trainer] = Trainer) -> Trained:
-    """Train to the end without evaluating; of the intermediate checkpoints the last one is kept.
+    """Train to the end without evaluating; keeps only the last intermediate checkpoint.
 
     Args:
         resume: continue from the last checkpoint in ``OUTPUT_DIR`` if there is one.
@@ -95,7 +95,7 @@ def perform(job: Job) -> dict[str, Any]:
     """Train and evaluate, or finish an interrupted run; logs go to ``log.txt`` in the run's folder.
 
     Returns:
-        see :func:`result_of`.
+        See :func:`result_of`.
     """
     with logging_to(job.folder):
         cfg = load_config(job.config_files, job.options)
@@ -109,12 +109,12 @@ def perform(job: Job) -> dict[str, Any]:
 def result_of(
     cfg: CfgNode, scores: dict[str, Any], training: dict[str, Any] | None, supervision: str = "none"
 ) -> dict[str, Any]:
-    """The result of a run, fit for JSON; the config is written to its folder.
+    """The result of a run, JSON-serialisable; also writes the config to the run's folder.
 
     Args:
         scores: see :class:`Evaluated`.
-        training: see :func:`training_of`; None where nothing trains.
-        supervision: what it was trained with besides images and class names.
+        training: see :func:`training_of`; None without training.
+        supervision: what it was trained with in addition to images and class names.
 
     Returns:
         ``metrics``, ``training``, ``dataset``, ``protocol``, ``supervision``, ``versions``, ``machine``.
@@ -136,12 +136,12 @@ def result_of(
 
 
 def training_of(cfg: CfgNode, trained: Trained) -> dict[str, Any]:
-    """What is kept of a training; the loss is the last that its log has, a median over 20 iterations."""
+    """Summary of a training; the loss is the last in its log, a median over 20 iterations."""
     losses = [math.nan]
     metrics = Path(cfg.OUTPUT_DIR) / "metrics.json"
     if metrics.exists():
         for line in metrics.read_text(errors="replace").splitlines():
-            # A killed run may leave half a line, to which the next one appends.
+            # A killed run may leave a truncated line, to which the next run appends.
             with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 losses.append(json.loads(line)["total_loss"])
     return {
@@ -165,7 +165,7 @@ def versions() -> dict[str, str]:
 
 
 def machine(device: str) -> str:
-    """The machine in words; with a GPU for ``device`` that, too."""
+    """Description of the machine, with the GPU if ``device`` is one."""
     words = f"{os.cpu_count()} CPU cores ({_cpu_name()})"
     return f"{words}, {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else words
 

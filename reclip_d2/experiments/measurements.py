@@ -1,4 +1,4 @@
-"""What the finished runs of a suite say: scores by seed, paired differences, verdicts on the claimed orderings."""
+"""Measurements from a suite's finished runs: scores by seed, paired differences, verdicts on the claimed orderings."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ CONFIDENCE = 0.95
 HOLDS, FAILS, NOISE, UNKNOWN = "holds", "does not hold", "within noise", "not run"
 
 Scores = Mapping[int | None, float]
-"""A row's scores by seed; ``{None: score}`` of a row that depends on no seed."""
+"""A row's scores by seed; ``{None: score}`` for a row that does not depend on the seed."""
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """``mean ± sample standard deviation``; the mean alone where all seeds agree (no training, no seed)."""
+    """``mean ± sample standard deviation``; only the mean if all seeds agree (no training, no seed)."""
     mean = statistics.mean(values)
     if len(values) < 2 or max(values) == min(values):
         return f"{mean:.{digits}f}"
@@ -29,24 +29,24 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 class Difference(NamedTuple):
-    """Paired difference of two rows over the seeds that both were run with."""
+    """Paired difference of two rows over their common seeds."""
 
     mean: float
     half_width: float
     """Half the confidence interval of the mean; 0 for two rows without seeds, infinite for a single seed."""
     seeds: int
-    """How many; 0 for two rows without seeds."""
+    """Number of seeds; 0 for two rows without seeds."""
 
 
 class Verdict(NamedTuple):
-    """What the measurements say about a claimed ordering."""
+    """The verdict on a claimed ordering."""
 
     word: str
     difference: Difference | None
 
 
 def paired_difference(better: Scores, worse: Scores) -> Difference | None:
-    """``better - worse`` seed by seed. A row without seeds meets every seed of the other with its one score.
+    """``better - worse`` per seed. A row without seeds is compared with every seed of the other.
 
     Returns:
         None if no seed was run with both.
@@ -68,9 +68,9 @@ def paired_difference(better: Scores, worse: Scores) -> Difference | None:
 def judge(better: Scores, worse: Scores) -> Verdict:
     """Whether ``better`` is above ``worse``.
 
-    It holds, or does not, where the 95 % confidence interval of the mean paired difference (Student's t, a degree of
-    freedom fewer than seeds) leaves 0 out; else the difference is within noise. Two rows without seeds are judged by
-    the sign. A single seed says nothing about noise: within noise.
+    It holds, or does not, if the 95 % confidence interval of the mean paired difference (Student's t, one degree of
+    freedom fewer than seeds) excludes 0; otherwise the difference is within noise. Two rows without seeds are judged by
+    the sign. A single seed gives no estimate of the noise: within noise.
     """
     difference = paired_difference(better, worse)
     if difference is None:
@@ -94,7 +94,7 @@ class Judged(NamedTuple):
     explanation: str
     """"" where the claim holds, or has none."""
     paper: dict[str, float]
-    """The paper's own difference by data set."""
+    """The paper's difference by data set."""
 
 
 class Measurements:
@@ -103,8 +103,8 @@ class Measurements:
     def __init__(self, suite: Suite, results: Mapping[str, Mapping[int | None, dict[str, Any]]], seeds: Sequence[int]):
         """
         Args:
-            results: of each experiment by seed (None: it has none); missing where a run is not done.
-            seeds: the ones asked for.
+            results: results of each experiment by seed (None without seeds); missing if a run is not done.
+            seeds: the requested seeds.
         """
         self.suite = suite
         self.results = results
@@ -112,11 +112,11 @@ class Measurements:
         self.failed: set[str] = set()
         """Experiments that failed for some seed."""
         self.stale: list[str] = []
-        """Runs that were made with another config than the suite's, which do not count."""
+        """Runs that were made with another config than the suite's; they do not count."""
 
     @classmethod
     def of(cls, runs: Runs) -> Measurements:
-        """What is done in the runs' folder, for the seeds that were asked for."""
+        """Read the finished runs in a folder, for the requested seeds."""
         results: dict[str, dict[int | None, dict[str, Any]]] = {key: {} for key in runs.suite.experiments}
         measurements = cls(runs.suite, results, runs.settings.seeds)
         for planned in runs.planned:
@@ -132,7 +132,7 @@ class Measurements:
     # ---- numbers --------------------------------------------------------------------------------------------
 
     def scores(self, key: str, metric: str = "mIoU") -> Scores:
-        """Scores of an experiment by seed; those that were not measured are left out."""
+        """Scores of an experiment by seed; those that were not measured are omitted."""
         values = {seed: _value(result, metric) for seed, result in self.results[key].items()}
         return {seed: value for seed, value in values.items() if value is not None}
 
@@ -151,7 +151,7 @@ class Measurements:
         return f"{text} ({len(scores)} of {len(self.seeds)} seeds)" if missing else text
 
     def training_seconds(self, key: str) -> str:
-        """Mean seconds of the training, of runs that were not stopped; ``none`` where nothing trains."""
+        """Mean seconds of the training, over runs that were not interrupted; ``none`` without training."""
         trainings = [result["training"] for result in self.results[key].values()]
         if not trainings:
             return ""
@@ -165,7 +165,7 @@ class Measurements:
     # ---- claims ---------------------------------------------------------------------------------------------
 
     def judge(self, claim: Claim, table: Table) -> Judged:
-        """Verdict on a claim, with the explanation where it does not hold."""
+        """Verdict on a claim, with the explanation if it does not hold."""
         verdict = judge(self.scores(claim.better, claim.metric), self.scores(claim.worse, claim.metric))
         explain = verdict.difference is not None and verdict.word != HOLDS
         explanation = self.fill_in(claim.explanation) if explain else ""
@@ -176,7 +176,7 @@ class Measurements:
         return [self.judge(claim, table) for table in self.suite.tables for claim in table.claims]
 
     def _paper_difference(self, claim: Claim, table: Table) -> dict[str, float]:
-        """By data set, from the numbers in the claim's own table, or else in the first that has both."""
+        """By data set, from the numbers in the claim's table, or else in the first table that has both."""
         for candidate in (table, *self.suite.tables):
             numbers = {row.experiment: row.paper.get(claim.metric, {}) for row in candidate.rows}
             better, worse = numbers.get(claim.better, {}), numbers.get(claim.worse, {})
@@ -215,7 +215,7 @@ class Measurements:
 
 
 def difference_text(difference: Difference, metric: str) -> str:
-    """``+4.1 [+3.2, +5.0]``: mean and its confidence interval; the mean alone without seeds, or with a single one."""
+    """``+4.1 [+3.2, +5.0]``: mean and its confidence interval; only the mean without seeds, or with a single one."""
     digits = DIGITS[metric]
     text = f"{difference.mean:+.{digits}f}"
     if difference.seeds < 2:
@@ -225,7 +225,7 @@ def difference_text(difference: Difference, metric: str) -> str:
 
 
 def _value(result: dict[str, Any], metric: str) -> float | None:
-    """A result's number; None if it was not measured, or is no number."""
+    """A result's number; None if it was not measured, or is not a number."""
     if metric == "total_loss":
         value = (result["training"] or {}).get("total_loss")
     elif metric in SCORES:

@@ -1,13 +1,13 @@
-"""From a suite to its runs in a folder: the config of each, what is done and what is left to do.
+"""The runs of a suite in a folder: their configs, and which are finished or pending.
 
-Each run is done once, in a folder that records the settings it was begun with; it does not resume under others.
+Each run is done once, in a folder that records its settings; it does not resume with other settings.
 
 ::
 
     DIR/runs/<experiment>[-seedN]/
-        settings.json   all that the result depends on, written before the run begins
+        settings.json   everything that the result depends on, written before the run begins
         result.json     written when it is done: metrics, overrides, durations, versions
-        failure.txt     why it failed, until it is tried again
+        failure.txt     why it failed, until the next attempt
         log.txt, output.txt, metrics.json, model_final.pth, ...
 """
 
@@ -44,7 +44,8 @@ MADE_WITH = "teacher"
 
 
 def experiment_options(suite: Suite, experiment: Experiment) -> dict[str, Any]:
-    """``{KEY: value}`` overrides of an experiment: the suite's, those taken from other configs, its own."""
+    """``{KEY: value}`` overrides of an experiment: the suite's, those taken from other configs, and the
+    experiment's."""
     options = dict(suite.common)
     for name, keys in experiment.take.items():
         cfg = load_config(suite.config_files(name))
@@ -56,7 +57,7 @@ def resolve(suite: Suite, experiment: Experiment, options: Sequence[Any] = ()) -
     """Config of an experiment.
 
     Args:
-        options: further ``KEY value`` pairs, which win.
+        options: further ``KEY value`` pairs, which override the others.
 
     Raises:
         ReclipError: a config file or key is wrong; the message names the experiment.
@@ -69,11 +70,11 @@ def resolve(suite: Suite, experiment: Experiment, options: Sequence[Any] = ()) -
 
 
 def run_settings(cfg: CfgNode, kind: str, teacher_fingerprint: str) -> dict[str, Any]:
-    """All that a run's result depends on, flat and fit for JSON: config values by key, the kind, the teacher's run.
+    """Everything that a run's result depends on, flat and JSON-serialisable: config values by key, kind, teacher's run.
 
     Args:
-        teacher_fingerprint: of the run whose checkpoint this one uses, in the place of the checkpoint's path; "" for
-            none.
+        teacher_fingerprint: fingerprint of the run whose checkpoint this one uses, in place of the checkpoint's path;
+            "" for none.
     """
     left_out = ("OUTPUT_DIR", *(_CHECKPOINTS if teacher_fingerprint else ()))
     flat = {key: value for key, value in flatten(cfg).items() if key not in left_out}
@@ -86,7 +87,7 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between the settings that a run was made with and those that it would be made with now.
+    """Differences between the settings that a run was made with and the current ones.
 
     Keys added to the project since then count as unchanged at their defaults; keys removed since then are ignored.
     """
@@ -116,7 +117,7 @@ class Run:
 
     experiment: Experiment
     seed: int | None
-    """None: the result depends on no seed."""
+    """None if the result does not depend on the seed."""
 
     @property
     def name(self) -> str:
@@ -138,8 +139,8 @@ def teacher_of(suite: Suite, run: Run, seed: int) -> Run | None:
 def plan_runs(suite: Suite, seeds: Sequence[int]) -> list[Run]:
     """Runs of the suite's tables, each after the one that it depends on.
 
-    First the main table, seed by seed, then all other tables, seed by seed: what was stopped half-way has a whole main
-    table.
+    First the main table, seed by seed, then all other tables, seed by seed, so that an interrupted suite has a complete
+    main table.
     """
     found: dict[Run, None] = {}
     main = [table for table in suite.tables if table.main]
@@ -155,7 +156,7 @@ PROBE_FOLDER = "linear_probe"
 
 
 class ExperimentFolder:
-    """Paths and memory of one run."""
+    """Paths and recorded state of one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -166,7 +167,7 @@ class ExperimentFolder:
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """What the run was begun with; None before that."""
+        """The settings that the run was started with; None before that."""
         return self._read(self._settings)
 
     @property
@@ -183,51 +184,51 @@ class ExperimentFolder:
             return ""
 
     def changes(self, settings: Mapping[str, Any]) -> list[str]:
-        """What differs between the settings that the run was begun with and ``settings``."""
+        """Differences between the run's recorded settings and ``settings``."""
         begun = self.settings
         return [] if begun is None else differences(begun, settings)
 
     def fingerprint(self, settings: Mapping[str, Any]) -> str:
-        """Hash of the settings; of those that it was begun with where these amount to the same."""
+        """Hash of the settings, or of the recorded ones if they are equivalent."""
         begun = self.settings
         return fingerprint(settings if begun is None or differences(begun, settings) else begun)
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Remember what the run is made with, and forget an earlier failure.
+        """Record the run's settings, and clear an earlier failure.
 
         Raises:
-            ReclipError: there are checkpoints, and nothing says what they were made with.
+            ReclipError: there are checkpoints of unknown settings.
         """
         if self.settings is None:
             if self.checkpoint.exists() or any(self.path.glob("*.pth")):
                 raise ReclipError(
-                    f"{self.path} holds checkpoints of unknown origin: remove them, or name another --out"
+                    f"{self.path} contains checkpoints of unknown origin: remove them, or name another --out"
                 )
             self._write(self._settings, settings)
         self.failure_file.unlink(missing_ok=True)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Keep the result; checkpoints from before the end are removed."""
+        """Write the result, and remove intermediate checkpoints."""
         self._write(self._result, result)
         for folder in (self.path, self.path / PROBE_FOLDER):
             remove_intermediate_checkpoints(folder)
 
     def fail(self, message: str) -> None:
-        """Keep why the run failed."""
+        """Record why the run failed."""
         self.path.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.failure_file) as temporary:
             temporary.write_text(message + "\n", encoding="utf-8")
 
     def clear(self) -> None:
-        """Remove the run. It is renamed first: nothing half removed is taken for a run."""
+        """Remove the run. It is renamed first, so that a partly removed folder does not count as a run."""
         if self.path.exists():
             removed = Path(tempfile.mkdtemp(prefix=f".removed-{self.path.name}-", dir=self.path.parent))
             self.path.rename(removed / self.path.name)
             shutil.rmtree(removed, ignore_errors=True)
 
     def drop_checkpoints(self) -> None:
-        """Remove all weights; the result stays."""
-        for pattern in ("last_checkpoint", "*.pth"):  # the pointer first: it never points to nothing
+        """Remove all weights, but keep the result."""
+        for pattern in ("last_checkpoint", "*.pth"):  # the pointer first, so that it never dangles
             for file in self.path.rglob(pattern):
                 file.unlink()
 
@@ -245,7 +246,7 @@ class ExperimentFolder:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run, as it can be sent to another process."""
+    """One run, picklable for another process."""
 
     kind: str
     """``evaluate``, ``train`` or ``probe``."""
@@ -261,13 +262,13 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the command line says of all runs."""
+    """Command-line settings of all runs."""
 
     out: Path
     seeds: tuple[int, ...]
     device: str
     dataset: str = ""
-    """Where to evaluate; "" for the configs' own."""
+    """Where to evaluate; "" for the configs' data set."""
     options: tuple[str, ...] = ()
     """``KEY VALUE`` overrides of all runs."""
     only: tuple[str, ...] = ()
@@ -276,14 +277,14 @@ class Settings:
 
 @dataclasses.dataclass
 class Planned:
-    """A run with all that is known of it before it begins."""
+    """A run, with everything that is known before it begins."""
 
     run: Run
     folder: ExperimentFolder
     cfg: CfgNode
     job: Job
     overrides: dict[str, Any]
-    """Of the experiment, without those common to all runs."""
+    """Overrides of the experiment, without those common to all runs."""
     settings: dict[str, Any]
     teacher: Planned | None
 
@@ -310,7 +311,7 @@ class Runs:
         self.settings = settings
         by_run: dict[Run, Planned] = {}
         for run in plan_runs(suite, settings.seeds):
-            # Of an experiment without seeds the seed is the first: it decides nothing.
+            # Experiments without seeds use the first seed, which has no effect.
             seed = settings.seeds[0] if run.seed is None else run.seed
             teacher = teacher_of(suite, run, seed)
             by_run[run] = self._plan(run, seed, by_run[teacher] if teacher else None)
@@ -318,7 +319,7 @@ class Runs:
 
     @property
     def selected(self) -> list[Planned]:
-        """The runs that are wanted, with what they need."""
+        """The requested runs, and the runs that they need."""
         if not self.settings.only:
             return self.planned
         keys = self.suite.needed(list(self.settings.only))
@@ -326,7 +327,7 @@ class Runs:
 
     def _plan(self, run: Run, seed: int, teacher: Planned | None) -> Planned:
         folder, experiment = ExperimentFolder((self.settings.out / "runs" / run.name).absolute()), run.experiment
-        # Seeds that decide nothing are all the same: the result is that of every seed.
+        # If seeds have no effect, the result is valid for every seed.
         options: list[Any] = ["SEED", seed if run.seed is not None else 0, "MODEL.DEVICE", self.settings.device]
         if self.settings.dataset:
             options += ["DATASETS.TEST", (self.settings.dataset,)]
@@ -348,9 +349,9 @@ class Runs:
     # ---- what is to be done ---------------------------------------------------------------------------------
 
     def check_changes(self, overwrite: bool) -> None:
-        """Refuse runs that were made with other settings than they would be made with now, or remove them.
+        """Raise for runs that were made with other than the current settings, or remove them.
 
-        The student of a removed teacher is run again, too: the teacher is one of its settings.
+        The student of a removed teacher is run again too, since the teacher is one of its settings.
 
         Raises:
             ReclipError: there are such runs, and ``overwrite`` is False.
@@ -361,19 +362,19 @@ class Runs:
         if not overwrite:
             planned, changes = changed[0]
             more = f" (and {len(changes) - 1} more keys)" if len(changes) > 1 else ""
-            others = f"; {len(changed) - 1} other runs differ, too" if len(changed) > 1 else ""
+            others = f"; {len(changed) - 1} other runs differ too" if len(changed) > 1 else ""
             raise ReclipError(
                 f"run {planned.name} in {self.settings.out} was made with another config: {changes[0]}{more}{others};"
-                " give --overwrite to run again what differs, or another --out"
+                " give --overwrite to repeat such runs, or another --out"
             )
         for planned, _ in changed:
             planned.folder.clear()
 
     def check_datasets(self) -> None:
-        """Look at the data sets before any run does, and once: those made on first use are made here.
+        """Load the data sets once before any run: those made on first use are made here.
 
         Raises:
-            ReclipError: one is missing, or there are no labels to evaluate with.
+            ReclipError: a data set is missing, or has no labels to evaluate with.
         """
         pending = self.pending()
         for name in dict.fromkeys(name for planned in pending for name in planned.cfg.DATASETS.TEST):
@@ -385,7 +386,7 @@ class Runs:
             unlabelled_records(names)
 
     def pending(self) -> list[Planned]:
-        """Runs without a result, and those whose checkpoint is gone and wanted by one without a result."""
+        """Runs without a result, and those whose missing checkpoint is needed by a run without a result."""
         wanted: set[str] = set()
         for planned in reversed(self.selected):
             if planned.folder.result is None:
@@ -398,7 +399,7 @@ class Runs:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep a second program out of the folder; the lock goes with the process, however that ends."""
+        """Keep other programs out of the folder; the lock ends with the process in any case."""
         out = self.settings.out
-        with exclusive(out / LOCK_NAME, f"another reproduce.py works in {out}: wait for it, or name another --out"):
+        with exclusive(out / LOCK_NAME, f"another reproduce.py is using {out}: wait for it, or name another --out"):
             yield

@@ -1,9 +1,9 @@
 """Call functions in fresh processes that start at once.
 
-A run leaves much behind in its process: handlers of Detectron2's loggers, registered and cached things, memory that the
-allocators keep. A fresh Python for every run would cost some seconds of imports, over a hundred times. So a server
-process (``multiprocessing``'s fork server) imports the modules once, and each call is a fork of it: a copy that has
-computed nothing yet, and that leaves nothing behind but its result.
+A run leaves state in its process: handlers of Detectron2's loggers, registries, caches, memory held by allocators. A
+new Python for every run would spend seconds on imports, over a hundred times. So a server process
+(``multiprocessing``'s fork server) imports the modules once, and each call is a fork of it, which leaves nothing but
+its result.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _SECONDS_TO_STOP = 20.0
 
 
 class Processes:
-    """Calls each function in a fresh process, and can end them all. Threads may share one object."""
+    """Calls each function in a fresh process, and can stop them all. Threads may share one object."""
 
     def __init__(self, threads: int = 0, preload: Sequence[str] = ()) -> None:
         """
         Args:
-            threads: PyTorch's threads in each process; 0 leaves them as they are.
-            preload: modules that the server imports, for all processes; one that is missing is left out.
+            threads: PyTorch's threads in each process; 0 for the default.
+            preload: modules that the server imports for all processes; missing ones are skipped.
         """
         self._threads = threads
         self._context = multiprocessing.get_context("forkserver")
@@ -52,8 +52,8 @@ class Processes:
         """``function(argument)`` in a fresh process.
 
         Args:
-            function: of a module that can be imported, or of the program itself.
-            output: file to whose end all goes that it prints.
+            function: a function of an importable module, or of the program itself.
+            output: file to which its output is appended.
 
         Raises:
             ReclipError: the function raised one, ran out of memory, or its process was killed.
@@ -63,7 +63,7 @@ class Processes:
         setting = _Setting(output, dict(os.environ), multiprocessing.get_start_method(), self._threads)
         process = self._context.Process(target=_serve, args=(sender, function, argument, setting))
         with receiver:
-            with self._lock, sender:  # with this end open here the end of the process would go unseen
+            with self._lock, sender:  # otherwise this open end would hide the end of the process
                 if self._stopped:
                     raise ReclipError("stopped")
                 process.start()
@@ -82,7 +82,8 @@ class Processes:
         return value
 
     def stop(self) -> None:
-        """End all processes, and start no more: politely, so that they remove their temporary files; then for certain.
+        """Stop all processes and start no more: first with SIGTERM, so that they remove temporary files, then with
+        SIGKILL.
 
         The calls end with an error.
         """
@@ -152,6 +153,6 @@ def _end_with_parent() -> None:
 
 def _why_it_ended(code: int | None, output: Path) -> str:
     if code is not None and code < 0:
-        hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+        hint = ", perhaps out of memory" if -code == signal.SIGKILL else ""
         return f"its process was killed by signal {-code} ({signal.Signals(-code).name}){hint}: see {output}"
     return f"its process ended with status {code}: see {output}"

@@ -35,10 +35,10 @@ def write_report(measurements: Measurements, path: Path, command: Sequence[str])
     """Write the Markdown file and its pictures (``images/<name of the report>_*.png`` next to it).
 
     Args:
-        command: shown to the reader as the one that makes the runs.
+        command: the command that makes the runs, shown in the report.
 
-    Returns:
-        the files, the report first.
+        Returns:
+            The files, the report first.
     """
     pictures = _draw(measurements, path)
     results = measurements.all_results()
@@ -64,7 +64,7 @@ def write_report(measurements: Measurements, path: Path, command: Sequence[str])
 
 
 def _draw(measurements: Measurements, path: Path) -> dict[str, str]:
-    """Draw what there is to draw; paths relative to the report by table key (``claims`` for the verdicts)."""
+    """Draw the charts; returns paths relative to the report by table key (``claims`` for the verdicts)."""
     figures = {}
     for table in measurements.suite.tables:
         if table.curves:
@@ -88,11 +88,11 @@ def curve_values(suite: Suite, table: Table) -> dict[str, list[float]]:
     }
 
 
-# ---- what the template shows ----------------------------------------------------------------------------------
+# ---- values for the template ----------------------------------------------------------------------------------
 
 
 def _summary(measurements: Measurements) -> dict[str, Any]:
-    """How many claims hold, and which of the papers' do not."""
+    """The number of claims that hold, and the papers' claims that do not."""
     judged = measurements.judge_all()
     words, seeds = (HOLDS, FAILS, NOISE, UNKNOWN), len(measurements.seeds)
     counts = []
@@ -171,7 +171,7 @@ def _claim(measurements: Measurements, item: Judged) -> dict[str, str]:
 
 
 def _runs(measurements: Measurements) -> list[dict[str, Any]]:
-    """Every experiment with its config: what a reader needs to run one of them alone."""
+    """Every experiment with its config, for running one of them alone."""
     suite = measurements.suite
     shown = {row.experiment: None for table in suite.tables for row in table.rows}
     runs = []
@@ -193,7 +193,7 @@ def _runs(measurements: Measurements) -> list[dict[str, Any]]:
 
 
 def busy_seconds(intervals: Sequence[tuple[float, float]]) -> float:
-    """Length of the union of intervals ``(start, end)``: how long runs were at work, some of them at a time."""
+    """Length of the union of intervals ``(start, end)``: the total time in which any run was active."""
     total, until = 0.0, float("-inf")
     for start, end in sorted(intervals):
         total += max(0.0, end - max(start, until))

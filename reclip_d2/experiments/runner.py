@@ -1,4 +1,4 @@
-"""Do the runs that a suite lacks: each once, after those it depends on; interrupted ones resume."""
+"""Do a suite's pending runs, each after those it depends on; interrupted runs resume."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def run_pending(
 ) -> list[str]:
     """Do all pending runs, one line each.
 
-    A run that fails does not stop the others, except those that need it; but as long as none has succeeded, the first
-    failure is the end: what is wrong then is likely wrong with all.
+    A failed run does not stop the others, except those that need it. But if it fails before any run has succeeded, the
+    suite stops, since the cause is likely common to all.
 
     Args:
         perform: does one run; called in threads.
-        jobs: runs at a time.
-        stop: ends the runs at work; called when this function is left by an error or by Ctrl-C.
+        jobs: number of parallel runs.
+        stop: stops active runs; called if this function is left by an error or Ctrl-C.
         drop_checkpoints: remove the weights of finished runs that no pending run needs.
 
     Returns:
-        one line for each run that failed or could not begin.
+        One line for each run that failed or could not begin.
     """
     queue = _Queue(runs, jobs, drop_checkpoints, say)
     with ThreadPoolExecutor(jobs) as pool:
@@ -59,14 +59,14 @@ def run_pending(
 
 
 def _timed(perform: Perform, planned: Planned) -> dict[str, Any]:
-    """The result of a run, with when it ``started`` (seconds since 1970) and the ``seconds`` that it took."""
+    """The result of a run, with its start time ``started`` (seconds since 1970) and its duration ``seconds``."""
     started, start = time.time(), time.perf_counter()
     result = perform(planned.job, planned.folder.path / "output.txt")
     return {**result, "started": started, "seconds": time.perf_counter() - start}
 
 
 class _Queue:
-    """What is to be done, what is done, and what has failed."""
+    """The pending, finished and failed runs."""
 
     def __init__(self, runs: Runs, jobs: int, drop_checkpoints: bool, say: Callable[[str], None]) -> None:
         self.runs = runs
@@ -82,7 +82,7 @@ class _Queue:
         self.failures: list[str] = []
 
     def next(self) -> Planned | None:
-        """The next run whose teacher is there; None if all that wait need one that is not done."""
+        """The next run whose teacher is finished; None if all pending runs wait for one."""
         for planned in list(self.waiting):
             teacher = planned.teacher.name if planned.teacher else ""
             if teacher in self.failed:
@@ -94,7 +94,7 @@ class _Queue:
         return None
 
     def take_in(self, planned: Planned, future: Future[dict[str, Any]]) -> None:
-        """Keep the result of a run, or why it failed."""
+        """Record the result of a run, or why it failed."""
         self.unfinished.discard(planned.name)
         try:
             result = future.result()
@@ -103,9 +103,9 @@ class _Queue:
             if not self.succeeded:
                 raise ReclipError(f"run {planned.name}: {error}") from error
             self._fail(planned, f"failed: {error}")
-        except RuntimeError as error:  # a bug of ours
+        except RuntimeError as error:  # a bug in this project
             output = planned.folder.path / "output.txt"
-            message = f"{str(error).strip().splitlines()[-1]} (all of it: {output})"
+            message = f"{str(error).strip().splitlines()[-1]} (details: {output})"
             planned.folder.fail(message)
             if not self.succeeded:
                 raise
@@ -130,7 +130,7 @@ class _Queue:
         self.say(f"[{self.ended:{len(str(self.total))}d}/{self.total}] {planned.name}: {message}")
 
     def _remaining(self) -> str:
-        """How long the runs that are left will take; those at work count half."""
+        """Estimated time of the remaining runs; active runs count half."""
         if not self.unfinished:
             return "all done"
         waiting = {planned.name for planned in self.waiting}
@@ -141,7 +141,7 @@ class _Queue:
         return f"about {duration_in_words((ahead + begun / 2) / self.jobs)} left"
 
     def _drop_unneeded(self) -> None:
-        """Remove the weights of finished runs that none of the unfinished needs."""
+        """Remove the weights of finished runs that no unfinished run needs."""
         needed = {p.teacher.name for p in self.runs.planned if p.teacher and p.name in self.unfinished}
         for planned in self.runs.planned:
             if planned.name not in needed | self.unfinished and planned.folder.result is not None:
@@ -149,7 +149,7 @@ class _Queue:
 
 
 def describe(runs: Runs, planned: Planned) -> dict[str, Any]:
-    """Head of a run's result: what it is."""
+    """Header of a run's result."""
     experiment = planned.run.experiment
     return {
         "experiment": experiment.key,
@@ -168,27 +168,27 @@ def describe(runs: Runs, planned: Planned) -> dict[str, Any]:
 
 
 class Durations:
-    """Seconds that runs took, those of earlier starts of the program among them."""
+    """Durations of runs, including those of earlier invocations."""
 
     def __init__(self, planned: Sequence[Planned]) -> None:
         """
         Args:
-            planned: the suite's runs; those that are done say how long they took.
+            planned: the suite's runs; finished ones provide durations.
         """
         self._seconds: dict[tuple[str, ...], list[float]] = defaultdict(list)
         for run in planned:
             result = run.folder.result
-            if result and not (result["training"] or {}).get("first_iteration"):  # of a resumed run a part is missing
+            if result and not (result["training"] or {}).get("first_iteration"):  # resumed runs lack a part
                 self.add(run, result["seconds"])
 
     def add(self, planned: Planned, seconds: float) -> None:
-        """Remember how long a run took."""
+        """Record how long a run took."""
         for key in self._keys(planned):
             self._seconds[key].append(seconds)
 
     def estimate(self, planned: Sequence[Planned]) -> float | None:
-        """Seconds that these runs will take: as long as others of the same experiment, or of the same config file, or
-        of the same kind, whatever is known first; None if nothing is."""
+        """Estimated seconds of these runs: as long as other runs of the same experiment, else of the same config file,
+        else of the same kind; None if unknown."""
         total = 0.0
         for run in planned:
             known = next((self._seconds[key] for key in self._keys(run) if key in self._seconds), None)
@@ -199,7 +199,7 @@ class Durations:
 
     @staticmethod
     def _keys(planned: Planned) -> list[tuple[str, ...]]:
-        """From the most to the least like."""
+        """From most to least similar."""
         experiment = planned.run.experiment
         return [
             ("experiment", experiment.key),

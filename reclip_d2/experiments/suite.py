@@ -32,14 +32,15 @@ METRICS = {
 }
 """What is measured, and its heading."""
 SCORES = ("class_preference", "space_preference")
-"""Those whose result is a mapping with its ``score``."""
+"""Metrics whose result is a mapping with a ``score``."""
 DIGITS = {metric: 3 for metric in METRICS} | {"mIoU": 1, "classes_in_hypothesis": 2, "classes_per_image": 2}
 PAPER_DIGITS = {metric: 2 for metric in METRICS} | {"mIoU": 1}
 
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """One model: a method's config file with overrides. A suite has one object of each, by which they are compared."""
+    """One model: a method's config file with overrides. A suite has one object per experiment, so they compare by
+    identity."""
 
     key: str
     title: str
@@ -49,13 +50,13 @@ class Experiment:
     config: str
     """File in the suite's folder of methods."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Config keys and their values, of the kind that the key has."""
+    """Config keys and their values, of the key's type."""
     take: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Config files of the same folder, and the keys whose values are taken from them."""
     teacher: str = ""
     """Experiment whose checkpoint this one needs: it teaches (``train``) or is probed (``probe``)."""
     seeded: bool = True
-    """Whether the result depends on the seed; else it is run once."""
+    """Whether the result depends on the seed; otherwise it is run once."""
     group: str = "paper"
     """``paper``, ``control`` or ``ours``."""
 
@@ -67,7 +68,7 @@ class Row:
     experiment: str
     title: str
     paper: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
-    """The paper's numbers by metric and data set; None for one that the paper has and we could not read."""
+    """The paper's numbers by metric and data set; None for illegible numbers."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,14 @@ class Claim:
     worse: str
     metric: str
     source: str
-    """Where it is claimed; ``ours`` for orderings that are not in the papers."""
+    """Source of the claim; ``ours`` for orderings that are not in the papers."""
     explanation: str = ""
-    """Why it may not hold, shown only where it does not; ``{...}`` are filled in from the measurements."""
+    """Why it may not hold, shown only if it does not; ``{...}`` are filled in from the measurements."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A row of a table drawn against a config key."""
+    """A row of a table, plotted against a config key."""
 
     title: str
     key: str
@@ -100,7 +101,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Table:
-    """A table or figure of the papers, or one of our own."""
+    """A table or figure, from the papers or not."""
 
     key: str
     title: str
@@ -130,9 +131,9 @@ class Suite:
     methods: Path
     """Folder of the methods' config files."""
     paper_columns: tuple[str, ...]
-    """Data sets of the paper whose numbers are shown next to the measured ones."""
+    """The paper's data sets whose numbers are shown next to the measured ones."""
     text: str
-    """What a reader must know about this data set."""
+    """Note on this data set for the report."""
     common: Mapping[str, Any]
     """Overrides of all experiments."""
     experiments: Mapping[str, Experiment]
@@ -143,7 +144,7 @@ class Suite:
         return str(self.dataset), str(self.methods / method)
 
     def needed(self, keys: list[str]) -> list[str]:
-        """Experiments and, before each, what it depends on; in the order of ``keys``, each once."""
+        """Experiments, each after those it depends on; in the order of ``keys``, without repetition."""
         found: dict[str, None] = {}
         for key in keys:
             chain = [key]
@@ -160,7 +161,7 @@ class Sweep(NamedTuple):
     key: str
     symbol: str
     points: tuple[str, ...]
-    """Experiments in the order of their values."""
+    """Experiments, in the order of their values."""
 
 
 Sweeps = Mapping[str, Sweep]
@@ -178,7 +179,7 @@ class _Reader:
         return ReclipError(f"suite file {self.file}: {where}: {message}")
 
     def entry(self, value: Any, where: str, allowed: str, required: str = "") -> dict[str, Any]:
-        """A mapping with no other keys than ``allowed`` and ``required`` (names with blanks between)."""
+        """Check that a mapping has all ``required`` and otherwise only ``allowed`` keys (space-separated names)."""
         if not isinstance(value, dict):
             raise self.error(where, "expected KEY: value lines")
         unknown = [key for key in value if key not in (*allowed.split(), *required.split())]
@@ -194,11 +195,11 @@ class _Reader:
         return value
 
     def for_suite(self, value: Any) -> Any:
-        """A value, or of a mapping from suites to values the one of this suite (else ``default``, else None)."""
+        """A value, or from a mapping of suites to values this suite's (else ``default``, else None)."""
         return value.get(self.name, value.get("default")) if isinstance(value, dict) else value
 
     def applies(self, value: Mapping[str, Any]) -> bool:
-        """Whether an entry with ``suites`` is one of this suite."""
+        """Whether an entry with ``suites`` applies to this suite."""
         return self.name in value.get("suites", [self.name])
 
 
@@ -216,15 +217,15 @@ def value_of(cfg: CfgNode, key: str) -> Any:  # noqa: ANN401
 
 
 def suite_names(file: Path) -> list[str]:
-    """Suites that a file serves."""
+    """Suites in a file."""
     return list(_read(file)["suites"])
 
 
 def load_suite(file: Path, name: str, tables: Sequence[str] | None = None) -> Suite:
-    """The suite ``name`` of a suite file.
+    """Load the suite ``name`` from a suite file.
 
     Args:
-        tables: keys of the tables wanted; None for all.
+        tables: keys of the requested tables; None for all.
 
     Raises:
         ReclipError: the file is missing or wrong, or has no such suite or table.
@@ -246,7 +247,7 @@ def load_suite(file: Path, name: str, tables: Sequence[str] | None = None) -> Su
         unknown = [key for key in tables if key.lower() not in by_key]
         if unknown:
             raise ReclipError(
-                f"suite {name} has no table {unknown[0]!r}: choose of {', '.join(table.key for table in chosen)}"
+                f"suite {name} has no table {unknown[0]!r}: choose from {', '.join(table.key for table in chosen)}"
             )
         wanted = {key.lower() for key in tables}
         chosen = tuple(table for table in chosen if table.key.lower() in wanted)
@@ -266,7 +267,7 @@ def load_suite(file: Path, name: str, tables: Sequence[str] | None = None) -> Su
 def _read(file: Path) -> dict[str, Any]:
     content = read_yaml(file, "suite file")
     if not isinstance(content, dict):
-        raise ReclipError(f"suite file {file} holds no suites: see configs/ablations/paper.yaml")
+        raise ReclipError(f"suite file {file} contains no suites: see configs/ablations/paper.yaml")
     content = _Reader(file, {}, "").entry(content, "top", "common sweeps", "suites methods experiments tables")
     if not isinstance(content["methods"], str):
         raise ReclipError(f"suite file {file}: methods: expected a folder")
@@ -318,7 +319,7 @@ def _experiments(reader: _Reader) -> tuple[set[str], dict[str, Experiment]]:
 
 
 def _sweeps(reader: _Reader, experiments: dict[str, Experiment], dataset: Path, methods: Path) -> Sweeps:
-    """The sweeps of the file. Adds an experiment for each value that is not the base's own."""
+    """The sweeps of the file. Adds an experiment for each value other than the base's."""
     found = {}
     for key, value in reader.content.get("sweeps", {}).items():
         where = f"sweeps: {key}"
@@ -402,7 +403,7 @@ def _table(
 
 
 def _paper(reader: _Reader, value: Any, metrics: Sequence[str], where: str) -> dict[str, dict[str, float | None]]:
-    """``{data set: number}`` of the only metric, or ``{metric: {data set: number}}``."""
+    """``{data set: number}`` for a single metric, or ``{metric: {data set: number}}``."""
     if len(metrics) == 1:
         value = {metrics[0]: value}
     for metric, numbers in value.items():
@@ -420,7 +421,7 @@ def _claims(
     here: Callable[[str], bool],
     sweeps: Sweeps,
 ) -> list[Claim]:
-    """One claim, or for ``<sweep>.each`` one a point; none if this suite lacks one of the two experiments."""
+    """One claim, or for ``<sweep>.each`` one per point; none if this suite lacks one of the two experiments."""
     item = reader.entry(item, where, "metric explanation", "better worse source")
 
     def resolve(name: str) -> list[str]:

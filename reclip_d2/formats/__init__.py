@@ -20,10 +20,10 @@ format             files, below the format's folder                    ignored p
 
 Details are in the writers' docstrings. All masks are of the upright image (EXIF orientation applied). More than 255
 classes take 16 bits, and then 65535 is ignored. Two images of one folder that differ in their extension alone
-(``a.jpg`` and ``a.png``) are refused: most formats match images and masks by that stem.
+(``a.jpg`` and ``a.png``) are rejected: most formats match images and masks by stem.
 
-To predict, write ``index`` (and ``scores``, if wanted), the index mask last: it marks an image as finished. Then make
-all other formats from the masks::
+When predicting, write ``index`` (and optionally ``scores``), the index mask last: it marks an image as finished. Then
+make all other formats from the masks::
 
     classes = MaskClasses.make(["road", "tree", "background"], background=2)
     check_formats(["index", "scores", "cvat", "yolo"], classes)

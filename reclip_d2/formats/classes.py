@@ -1,4 +1,4 @@
-"""The classes of masks: their ids, names and colours, and the file ``classes.json`` that keeps them.
+"""The classes of masks: ids, names and colours, and the file ``classes.json`` that stores them.
 
 Shape letters: C classes, (H, W) size in pixels.
 """
@@ -46,12 +46,12 @@ _SCHEMA = {
 
 @dataclasses.dataclass(frozen=True)
 class MaskClasses:
-    """What the ids in masks mean: id ``k`` is ``names[k]``.
+    """The classes of mask ids: id ``k`` is ``names[k]``.
 
     Attributes:
-        names: C names, each once.
+        names: C distinct names.
         colors: C RGB colours, 0 to 255 each.
-        background: id of the class that means "nothing that was asked for", None without one. Formats of annotation
+        background: id of the class for everything else; None without one. Formats of annotation
             tools leave it unannotated; see :mod:`reclip_d2.formats`.
     """
 
@@ -88,7 +88,7 @@ class MaskClasses:
 
         Args:
             names: C names.
-            palette: ``(C, 3)`` integers, 0 to 255; by default colours that differ.
+            palette: ``(C, 3)`` integers, 0 to 255; by default distinct colours.
             background: see :class:`MaskClasses`.
         """
         colors = class_colors(len(names)) if palette is None else np.asarray(palette)
@@ -96,17 +96,17 @@ class MaskClasses:
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of label maps: uint8, for more than 255 classes uint16."""
+        """Type of label maps: uint8, or uint16 for more than 255 classes."""
         return np.dtype(np.uint8 if len(self.names) <= MAX_8BIT_CLASSES else np.uint16)
 
     @property
     def ignore_label(self) -> int:
-        """Value of pixels without a class: 255, for more than 255 classes 65535."""
+        """Value of pixels without a class: 255, or 65535 for more than 255 classes."""
         return int(np.iinfo(self.dtype).max)
 
     @property
     def annotated(self) -> list[int]:
-        """Ids of all classes but the background, ascending."""
+        """Ids of all classes except the background, ascending."""
         return [k for k in range(len(self.names)) if k != self.background]
 
     def checked(self, labels: np.ndarray, what: str) -> np.ndarray:
@@ -126,12 +126,12 @@ class MaskClasses:
         if wrong.any():
             raise ReclipError(
                 f"mask of {what} has id {labels[wrong][0]}, but the classes are 0 to {len(self.names) - 1} and"
-                f" {self.ignore_label} is ignored: it was made with another class list; make it again"
+                f" {self.ignore_label} is ignored: it was made with another class list; predict again"
             )
         return np.ascontiguousarray(labels, dtype=self.dtype)
 
     def table(self, ignored: Color = (0, 0, 0)) -> np.ndarray:
-        """Colours by label, ``(256 or 65536, 3)`` uint8; labels that mean nothing are ``ignored``."""
+        """Colours by label, ``(256 or 65536, 3)`` uint8; labels without a class have the colour ``ignored``."""
         table = np.full((self.ignore_label + 1, 3), ignored, dtype=np.uint8)
         table[: len(self.colors)] = self.colors
         return table
@@ -153,7 +153,7 @@ class MaskClasses:
         """
         path = folder / CLASSES_FILE
         if path.exists() and MaskClasses.read(folder) != self:
-            raise ReclipError(f"{folder} holds masks of another class list: remove it, or choose another output")
+            raise ReclipError(f"{folder} contains masks of another class list: remove it, or choose another output")
         with atomic_write(path) as temporary:
             temporary.write_text(self.to_json(), encoding="utf-8")
 
@@ -181,9 +181,9 @@ class MaskClasses:
 
 
 def distinct_colors(colors: Sequence[Color], taken: set[Color]) -> list[Color]:
-    """The colours, with each that occurs twice, or is in ``taken``, moved to the next free one (blue counts up first).
+    """The colours, with duplicates and those in ``taken`` replaced by the next free one (blue counts up first).
 
-    Formats that tell classes by their colour need this for palettes that do not.
+    For formats that identify classes by colour.
     """
     taken = set(taken)
     result = []

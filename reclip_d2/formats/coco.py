@@ -26,7 +26,7 @@ def _image(number: int, path: str, record: dict[str, Any]) -> dict[str, Any]:
 
 
 class _CocoWriter(RecordsWriter):
-    """Spools a record an image; image ids count from 1 in the order of the paths."""
+    """Spools one record per image; image ids count from 1 in the order of the paths."""
 
     def _spool(self, prediction: Prediction, labels: list[int], *, counts: bool) -> None:
         found = [segment for segment in prediction.segments if segment.label in labels]
@@ -43,10 +43,10 @@ class _CocoWriter(RecordsWriter):
 
 
 class CocoWriter(_CocoWriter):
-    """``coco``: ``annotations/instances_default.json``, one annotation a class and image in the manner of instances.
+    """``coco``: ``annotations/instances_default.json``, one annotation per class and image, as for instances.
 
-    ``segmentation`` is compressed RLE and ``iscrowd`` 0. Ignored pixels and the background have no annotation; the
-    background is a category all the same.
+    ``segmentation`` is compressed RLE and ``iscrowd`` 0. Ignored pixels and the background have no annotation, but
+    the background is a category.
     """
 
     def _add(self, prediction: Prediction) -> None:
@@ -81,7 +81,7 @@ class CocoWriter(_CocoWriter):
 class CocoPanopticWriter(_CocoWriter):
     """``coco_panoptic``: ``annotations/panoptic_default.json``, with RGB PNGs in ``panoptic_default/``.
 
-    A pixel's R + 256 G + 65536 B is its segment's id, which is the category id, for one segment a class and image; 0
+    A pixel's R + 256 G + 65536 B is its segment's id, which is the category id (one segment per class and image); 0
     (COCO's VOID) is ignored. All classes, the background among them, are stuff (``isthing`` 0).
     """
 

@@ -23,11 +23,11 @@ _CLASS_FOLDER, _OBJECT_FOLDER = "SegmentationClass", "SegmentationObject"
 
 
 class CvatWriter(Writer):
-    """``cvat``: ``segmentation_mask_1.1.zip``, for a task that has the images and labels of the classes' names.
+    """``cvat``: ``segmentation_mask_1.1.zip``, for a task with these images, whose labels have the classes' names.
 
     ``SegmentationClass`` has the classes' colours (moved to the next free one where two are equal or black),
-    ``SegmentationObject`` one object a class and image, in Pascal VOC's colours. Ignored pixels and the background, as
-    well as a class called ``background``, are black in both: CVAT leaves them unannotated.
+    ``SegmentationObject`` one object per class and image, in Pascal VOC's colours. Ignored pixels and the background,
+    as well as a class called ``background``, are black in both: CVAT leaves them unannotated.
     """
 
     whole_set: ClassVar[bool] = True
@@ -43,22 +43,24 @@ class CvatWriter(Writer):
 
     @classmethod
     def check_classes(cls, classes: MaskClasses) -> None:
-        """Raise :class:`ReclipError` for names that would break ``labelmap.txt``, a ``name:colour::`` a line."""
+        """Raise :class:`ReclipError` for names that would break ``labelmap.txt``, which has one ``name:colour::`` per
+        line."""
         for name in classes.names:
             if ":" in name or name.startswith("#"):
                 raise ReclipError(
                     f"class name {name!r} cannot be written to CVAT's label map, where ':' separates and '#' begins a"
-                    " comment: rename the class, or leave out the format cvat"
+                    " comment: rename the class, or omit the format cvat"
                 )
 
     @classmethod
     def check_path(cls, path: PurePosixPath) -> None:
-        """Raise :class:`ReclipError` for names that would break ``default.txt``, a name without extension a line."""
+        """Raise :class:`ReclipError` for names that would break ``default.txt``, which has one name without extension
+        per line."""
         name = str(path.with_suffix(""))
-        if name.startswith("#") or name != name.strip():  # spaces of all kinds, as the reader cuts them
+        if name.startswith("#") or name != name.strip():  # spaces of all kinds, which the reader strips
             raise ReclipError(
                 f"image name {str(path)!r} cannot be written to CVAT's image list, where '#' begins a comment and"
-                " spaces at the ends are cut: rename the image, or leave out the format cvat"
+                " spaces at the ends are stripped: rename the image, or omit the format cvat"
             )
 
     def close(self) -> None:
@@ -70,7 +72,7 @@ class CvatWriter(Writer):
         path = prediction.path
         present = [s.label for s in prediction.segments if s.label in self._colors]
         if len(present) > _MAX_INSTANCES:
-            raise ReclipError(f"image {path} has {len(present)} classes, CVAT takes {_MAX_INSTANCES}: leave out cvat")
+            raise ReclipError(f"image {path} has {len(present)} classes, CVAT allows {_MAX_INSTANCES}: omit cvat")
         objects = np.zeros_like(self._table)
         for number, label in enumerate(present, start=1):
             objects[label] = voc_color(number)
@@ -98,7 +100,7 @@ def _lines(lines: list[str]) -> bytes:
 
 
 def _store(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    """Add a member without the time of day, so that equal content gives equal archives."""
+    """Add a member without a timestamp, so that equal content gives equal archives."""
     member = zipfile.ZipInfo(name)  # of 1 January 1980, uncompressed: PNGs are compressed already
     member.create_system = 3
     member.external_attr = 0o644 << 16

@@ -14,11 +14,11 @@ MEDIA_TYPE_IMAGE = 2
 
 
 class DatumaroWriter(RecordsWriter):
-    """``datumaro``: ``annotations/default.json``, one RLE mask a class and image.
+    """``datumaro``: ``annotations/default.json``, one RLE mask per class and image.
 
     Labels and colours are those of the classes, the background among them; ignored pixels have no annotation. Datumaro
-    looks for the images in ``images/default``, and takes no links there that lead out of the folder: copy them if it
-    is to have them.
+    looks for images in ``images/default``, and does not follow links out of the folder: copy the images there if it
+    needs them.
     """
 
     def _add(self, prediction: Prediction) -> None:

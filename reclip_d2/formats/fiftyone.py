@@ -15,7 +15,7 @@ from reclip_d2.utils.io import atomic_write
 
 
 class FiftyOneWriter(Writer):
-    """``fiftyone``: a PNG an image in ``labels/``, links to the images in ``data/``, and ``mask_targets.json``.
+    """``fiftyone``: one PNG per image in ``labels/``, links to the images in ``data/``, and ``mask_targets.json``.
 
     The value of class ``k`` is ``k + 1``, since FiftyOne keeps 0 for "nothing" and does not show it: 0 is ignored here.
     The names of the values are not part of the format; set them when you import::
@@ -31,7 +31,7 @@ class FiftyOneWriter(Writer):
     def __init__(self, output: Path, classes: MaskClasses, *, images: str = "link") -> None:
         """
         Args:
-            images: how the images come into ``data/``: ``link`` (symbolic links), ``copy`` or ``none``; then import
+            images: how images are placed in ``data/``: ``link`` (symbolic links), ``copy`` or ``none``; then import
                 with ``data_path`` set to the images' folder.
         """
         super().__init__(output, classes)

@@ -22,7 +22,7 @@ _IMAGE, _BRUSH = "image", "brush"  # tags of the labeling configuration
 
 
 class LabelStudioWriter(Writer):
-    """``labelstudio``: ``tasks.json``, a task an image with one brush mask a class, and ``labeling_config.xml``.
+    """``labelstudio``: ``tasks.json``, one task per image with one brush mask per class, and ``labeling_config.xml``.
 
     Paste the configuration into the project's settings, then import the tasks: the masks are predictions, which
     annotators accept or correct. Ignored pixels and the background have no mask.
@@ -33,8 +33,8 @@ class LabelStudioWriter(Writer):
     def __init__(self, output: Path, classes: MaskClasses, *, image_prefix: str = LOCAL_FILES) -> None:
         """
         Args:
-            image_prefix: what precedes the image's relative path in a task (percent-encoded). By default that of
-                a local-files storage whose root is the images' folder; or the address of a server.
+            image_prefix: prefix of the image's relative path in a task (percent-encoded): by default that of a
+                local-files storage whose root is the images' folder; or the URL of a server.
         """
         super().__init__(output, classes)
         self._image_prefix = image_prefix

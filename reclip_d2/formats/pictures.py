@@ -1,4 +1,4 @@
-"""Formats that are a picture an image: index masks, palette masks, overlays; and the scores.
+"""Formats with one picture per image: index masks, palette masks, overlays; and the scores.
 
 Shape letters: C classes, (H, W) size in pixels.
 """
@@ -21,7 +21,7 @@ from reclip_d2.utils.files import MissingFileError
 from reclip_d2.utils.io import atomic_write
 
 JPEG_QUALITY = 90
-JPEG_MAX_SIDE = 65500  # of libjpeg
+JPEG_MAX_SIDE = 65500  # limit of libjpeg
 _STRIP = 256  # rows that are blended together
 
 
@@ -39,10 +39,10 @@ def png_bytes(pixels: np.ndarray) -> bytes:
 
 
 class IndexWriter(Writer):
-    """``index``: a PNG of one channel an image, with the image's stem, and ``classes.json``.
+    """``index``: one single-channel PNG per image, with the image's stem, and ``classes.json``.
 
     A pixel's value is its class id; 255 is ignored. More than 255 classes take 16 bits, and 65535 is ignored. All other
-    formats but ``scores`` can be made from this one.
+    formats except ``scores`` can be made from this one.
     """
 
     def __init__(self, output: Path, classes: MaskClasses) -> None:
@@ -64,7 +64,8 @@ def read_index(path: Path, classes: MaskClasses) -> np.ndarray:
         ``(H, W)`` of the classes' dtype.
 
     Raises:
-        ReclipError: the file is missing, damaged, or no index mask of these classes: a palette must be the classes'.
+        ReclipError: the file is missing, damaged, or not an index mask of these classes: a palette must match the
+            classes.
     """
     modes = ("L", "P") if classes.dtype == np.uint8 else ("I;16", "I;16B", "I")
     palette = Palette(dict(enumerate(classes.colors)), own=True, ignore_label=classes.ignore_label)
@@ -84,10 +85,10 @@ def read_index(path: Path, classes: MaskClasses) -> np.ndarray:
 
 
 class PaletteWriter(Writer):
-    """``palette``: a PNG an image with the classes' colours as its palette; ignored pixels are black.
+    """``palette``: one PNG per image with the classes' colours as its palette; ignored pixels are black.
 
     The pixels' values are the class ids, as in ``index``. More than 255 classes do not fit into a palette: then it is
-    an RGB PNG, for looking at.
+    an RGB PNG, for viewing only.
     """
 
     def files(self, path: PurePosixPath) -> list[Path]:
@@ -106,9 +107,9 @@ class PaletteWriter(Writer):
 
 
 class OverlayWriter(Writer):
-    """``overlay``: the image with the classes' colours laid over it, as a JPEG by default.
+    """``overlay``: the image overlaid with the classes' colours, as a JPEG by default.
 
-    Ignored pixels and the background stay as they are.
+    Ignored pixels and the background are unchanged.
     """
 
     needs_image: ClassVar[bool] = True
@@ -116,7 +117,7 @@ class OverlayWriter(Writer):
     def __init__(self, output: Path, classes: MaskClasses, *, opacity: float = 0.5, suffix: str = ".jpg") -> None:
         """
         Args:
-            opacity: of the colours, 0 to 1.
+            opacity: opacity of the colours, 0 to 1.
             suffix: ``.jpg`` or ``.png``.
         """
         super().__init__(output, classes)
@@ -142,11 +143,11 @@ class OverlayWriter(Writer):
 
 
 def blend_colors(image: np.ndarray, labels: np.ndarray, classes: MaskClasses, opacity: float = 0.5) -> np.ndarray:
-    """An image ``(H, W, 3)`` uint8 with the classes' colours laid over it; ignored pixels and the background stay.
+    """An image ``(H, W, 3)`` uint8 overlaid with the classes' colours; ignored pixels and the background are unchanged.
 
     Args:
         labels: ``(H, W)``.
-        opacity: of the colours, 0 to 1.
+        opacity: opacity of the colours, 0 to 1.
     """
     _check_opacity(opacity)
     weight = round(opacity * 256)
@@ -168,21 +169,21 @@ def _check_opacity(opacity: float) -> None:
 
 
 def check_jpeg_size(path: PurePosixPath, size: tuple[int, int]) -> None:
-    """Raise :class:`ReclipError` for an image whose overlay no JPEG can hold.
+    """Raise :class:`ReclipError` for an image whose overlay is too large for JPEG.
 
     Args:
-        path: of the image.
+        path: path of the image.
         size: (H, W).
     """
     if max(size) > JPEG_MAX_SIDE:
         raise ReclipError(
-            f"the overlay of {path}, {size[1]} x {size[0]} pixels, is too large for JPEG ({JPEG_MAX_SIDE} a side):"
-            " leave out the format overlay, or write it from Python, as .png"
+            f"the overlay of {path}, {size[1]} x {size[0]} pixels, is too large for JPEG ({JPEG_MAX_SIDE} per side):"
+            " omit the format overlay, or write it from Python, as .png"
         )
 
 
 class ScoresWriter(Writer):
-    """``scores``: an NPZ an image: ``scores`` ``(C, H, W)`` float16 as predicted, and ``class_names`` ``(C,)``.
+    """``scores``: one NPZ per image: ``scores`` ``(C, H, W)`` float16 as predicted, and ``class_names`` ``(C,)``.
 
     Read it with ``numpy.load(path)``. About ``2 * C * H * W`` bytes before compression.
     """

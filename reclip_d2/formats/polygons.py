@@ -1,13 +1,13 @@
 """Exact polygons of a label map's regions, along the edges of pixels.
 
 Pixel (x, y) covers the square from (x, y) to (x + 1, y + 1). A region is a set of pixels of one label, joined by their
-sides; pixels that touch at a corner alone are of different regions. Its polygon encloses the centres of its pixels and
+sides; pixels that touch only at a corner are in different regions. Its polygon encloses the centres of its pixels and
 no others.
 
-A polygon is one closed line: holes are cut out through slits, a line from the outer boundary to the hole and back. The
-line runs along the region's pixels, so a filled polygon (by either fill rule) shows nothing of it.
+A polygon is one closed line: holes are cut out through slits, lines from the outer boundary to the hole and back. A
+slit is invisible in the filled polygon, for either fill rule.
 
-Segments are the straight parts of the boundaries, with the region on their right hand. Shape letters: (H, W) size of
+Segments are the straight parts of the boundaries, with the region on their right. Shape letters: (H, W) size of
 the mask, S segments, P points.
 """
 
@@ -18,13 +18,13 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
-# Pixels that are compared together: bounds the memory that a very large label map takes.
+# Pixels compared at a time: limits the memory for very large label maps.
 _BLOCK = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
 class _Segments:
-    """Segments of one direction, sorted by line, then by where they begin on it.
+    """Segments of one direction, sorted by line, then by their start on it.
 
     Attributes:
         line: ``(S,)`` y of horizontal, x of vertical segments.
@@ -54,8 +54,8 @@ def polygons(labels: np.ndarray, wanted: Collection[int]) -> Iterator[tuple[int,
         wanted: which labels.
 
     Yields:
-        each wanted label that occurs, ascending, with a polygon a region: ``(P, 2)`` int64 (x, y), clockwise on the
-        screen, without the first point repeated at the end; regions in the order of their highest, then leftmost pixel.
+        Each wanted label that occurs, ascending, with one polygon per region: ``(P, 2)`` int64 (x, y), clockwise on the
+        screen, without repeating the first point; regions in the order of their highest, then leftmost pixel.
     """
     height, width = labels.shape
     vertical = _edges_by_label(labels.T, wanted)
@@ -64,7 +64,7 @@ def polygons(labels: np.ndarray, wanted: Collection[int]) -> Iterator[tuple[int,
 
 
 def _regions(horizontal: _Segments, edges: tuple[np.ndarray, np.ndarray], height: int, width: int) -> list[np.ndarray]:
-    """Polygons of one label: its horizontal segments, and its vertical edges as :func:`_edges_by_label` gives them."""
+    """Polygons of one label: its horizontal segments, and its vertical edges from :func:`_edges_by_label`."""
     keys, is_left = edges
     vertical = _segments(keys, ~is_left, height)  # left edges are walked upwards
     following = _follow(horizontal, vertical, width)
@@ -77,7 +77,7 @@ def _regions(horizontal: _Segments, edges: tuple[np.ndarray, np.ndarray], height
     _, leftmost = np.unique(boundary[count:], return_index=True)
     hole_edges = leftmost[vertical.forward[leftmost]]
     x, y = vertical.line[hole_edges], vertical.low[hole_edges]
-    # From its top pixel's row to the left lies the region, as far as the next left edge: that edge's segment.
+    # To the left in its top pixel's row is the region, up to the next left edge, whose segment is the parent.
     left_x, left_y = np.divmod(keys[is_left], height)
     left = np.sort(left_y * (width + 1) + left_x)
     meet = left[np.searchsorted(left, y * (width + 1) + x) - 1] % (width + 1)
@@ -88,7 +88,7 @@ def _regions(horizontal: _Segments, edges: tuple[np.ndarray, np.ndarray], height
         ys=np.concatenate([horizontal.line, vertical.start]).tolist(),
         following=following.tolist(),
     )
-    for hole in np.lexsort([y, parents]).tolist():  # on one parent the lowest last: it is met first, on the way up
+    for hole in np.lexsort([y, parents]).tolist():  # the lowest on a parent last: met first on the way up
         boundaries.cut(count + int(parents[hole]), count + int(hole_edges[hole]))
     return [boundaries.walk(first) for first in outer]
 
@@ -101,7 +101,7 @@ def _edges_by_label(labels: np.ndarray, wanted: Collection[int]) -> dict[int, tu
         wanted: which labels.
 
     Returns:
-        for each wanted label that occurs, ascending, its edges by line, then by position on it: ``line * W +
+        For each wanted label that occurs, ascending, its edges by line, then by position on it: ``line * W +
         position`` int64, and bool: whether the label is below the edge, not above it.
     """
     height, width = labels.shape
@@ -132,7 +132,7 @@ def _segments(keys: np.ndarray, forward: np.ndarray, length: int) -> _Segments:
     """Join neighbouring edges of one direction.
 
     Args:
-        keys: of edges, ascending: line * length + position.
+        keys: keys of edges, ascending: line * length + position.
         forward: for each edge whether it is walked forward.
         length: positions of a line.
     """
@@ -144,13 +144,13 @@ def _segments(keys: np.ndarray, forward: np.ndarray, length: int) -> _Segments:
 
 
 def _follow(horizontal: _Segments, vertical: _Segments, width: int) -> np.ndarray:
-    """For each segment, the horizontal ones first, the one that follows it along the boundary."""
+    """The next segment along the boundary for each segment, horizontal ones first."""
     h_start = horizontal.line * (width + 1) + horizontal.start
     h_end = horizontal.line * (width + 1) + horizontal.end
     v_start = vertical.start * (width + 1) + vertical.line
     v_end = vertical.end * (width + 1) + vertical.line
-    # Right turns first, where two pixels touch at a corner: the boundary stays with its own pixel. That is downwards
-    # after a way to the right, to the left after a way down, and so on.
+    # Where two pixels touch at a corner, turn right, so that the boundary stays with its pixel: down after going right,
+    # left after going down, and so on.
     after_h = _starting_at(h_end, horizontal.forward, v_start, vertical.forward)
     after_v = _starting_at(v_end, ~vertical.forward, h_start, horizontal.forward)
     return np.concatenate([after_h + len(h_start), after_v])
@@ -203,7 +203,7 @@ class _Boundaries:
         y = self.ys[edge]
         here = self._insert(parent, self.xs[parent], y)
         back = self._insert(here, self.xs[parent], y)
-        last = self.preceding[edge]  # horizontal: nothing was inserted behind it
+        last = self.preceding[edge]  # horizontal: nothing was inserted after it
         self.following[here] = edge
         self.following[last] = back
         self._insert(last, self.xs[edge], y)

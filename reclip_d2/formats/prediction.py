@@ -1,4 +1,4 @@
-"""One image's prediction as the writers take it.
+"""One image's prediction, the input of the writers.
 
 Shape letters: C classes, (H, W) size in pixels.
 """
@@ -16,8 +16,8 @@ import numpy as np
 from reclip_d2.errors import ReclipError
 from reclip_d2.formats.rle import Segment, segments
 
-# Unicode categories that no name may hold: control characters, surrogates (of names that are no UTF-8), and the ends
-# of lines and paragraphs. Spaces of all kinds are common: macOS puts U+202F into the names of screenshots.
+# Unicode categories that names must not contain: control characters, surrogates (of names that are not UTF-8), and line
+# and paragraph separators. Spaces of all kinds are common: macOS puts U+202F into the names of screenshots.
 _REFUSED = ("Cc", "Cs", "Zl", "Zp")
 
 
@@ -26,12 +26,13 @@ class Prediction:
     """One image's prediction.
 
     Attributes:
-        path: of the source image, relative to the folder that outputs mirror, with its extension: ``street/a.jpg``.
+        path: path of the source image, relative to the folder that outputs mirror, with its extension:
+            ``street/a.jpg``.
         labels: ``(H, W)`` integers in the upright image: class ids or the ignore label (255; 65535 for more than 255
             classes).
         image: ``(H, W, 3)`` uint8 RGB, upright; only ``overlay`` needs it.
         scores: ``(C, H, W)`` float16; only ``scores`` needs them.
-        source: the image's file, for formats that link to it; None leaves the links out.
+        source: the image's file, for formats that link to it; None for no links.
     """
 
     path: PurePosixPath
@@ -70,26 +71,26 @@ class Prediction:
 
 
 def check_path(path: PurePosixPath) -> None:
-    """Raise :class:`ReclipError` for a path that no file of an output may have."""
+    """Raise :class:`ReclipError` for a path that output files must not have."""
     if path.is_absolute() or ".." in path.parts or not path.name:
         raise ReclipError(f"image path {path} leaves the output folder: give it relative to the images' folder")
     text = str(path)
     if any(unicodedata.category(letter) in _REFUSED for letter in text):
-        raise ReclipError(f"image name {text!r} holds control characters or is no UTF-8: rename the file")
+        raise ReclipError(f"image name {text!r} contains control characters or is not UTF-8: rename the file")
 
 
 class Stems:
-    """The images so far by their path without extension: masks are called after it.
+    """The images so far by their path without extension, which names the masks.
 
-    ``a.jpg`` and ``a.png`` of one folder would overwrite one another's mask, and most formats match images and masks
-    by that stem alone: such a pair is refused.
+    ``a.jpg`` and ``a.png`` of one folder would overwrite each other's mask, and most formats match images and masks
+    by stem: such pairs are rejected.
     """
 
     def __init__(self) -> None:
         self._paths: dict[str, str] = {}
 
     def claim(self, path: PurePosixPath) -> None:
-        """Note an image; the same path may come again.
+        """Record an image; the same path may be added repeatedly.
 
         Raises:
             ReclipError: another image has the same stem.
@@ -97,7 +98,7 @@ class Stems:
         other = self._paths.setdefault(str(path.with_suffix("")), str(path))
         if other != str(path):
             raise ReclipError(
-                f"images {other} and {path} differ in their extension alone and would share a mask: rename one"
+                f"images {other} and {path} differ only in their extension and would share a mask: rename one"
             )
 
 

@@ -1,4 +1,4 @@
-"""Check the chosen formats before a run, and write them from its index masks afterwards."""
+"""Check the requested formats before a run, and write them from its index masks afterwards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from reclip_d2.utils.io import remove_leftovers
 def check_formats(names: Iterable[str], classes: MaskClasses) -> None:
     """Raise :class:`ReclipError` for an unknown format, or one that cannot hold these classes.
 
-    For the start of a run: so nobody learns after hours of prediction that a format is refused.
+    Call it at the start of a run, not after hours of prediction.
     """
     for name in names:
         if name not in FORMATS:
@@ -34,10 +34,10 @@ def check_formats(names: Iterable[str], classes: MaskClasses) -> None:
 def check_names(formats: Iterable[str], paths: Iterable[PurePosixPath]) -> None:
     """Raise :class:`ReclipError` if the name of an image cannot be written, in one of these formats or in any.
 
-    For the start of a run, as :func:`check_formats`, which knows the formats.
+    Call it at the start of a run, like :func:`check_formats`.
 
     Args:
-        paths: of all images, relative; see :func:`check_paths`.
+        paths: relative paths of all images; see :func:`check_paths`.
     """
     paths = list(paths)
     check_paths(paths)
@@ -59,27 +59,27 @@ def write_formats(
 ) -> dict[str, Path]:
     """Write formats from finished index masks, each into the folder ``output/<format>``.
 
-    Formats of a file an image are written only where the file is missing or older than the index mask; those that have
-    a file for all images are always rewritten. So a killed run is completed by the next, with the same bytes as an
-    uninterrupted one. Files of images that are no longer named stay. Only one process may write at a time.
+    Formats with one file per image are written only if the file is missing or older than the index mask; those with one
+    file for all images are always rewritten. A run that resumes a killed one thus writes the same bytes as an
+    uninterrupted run. Files of images that are no longer listed are kept. Only one process may write at a time.
 
     Args:
         index_folder: index masks and their ``classes.json``.
-        images: for each image its relative path, with extension, and its file; None where the file is not at hand:
-            then ``overlay`` is impossible, and ``yolo`` and ``fiftyone`` link no image.
+        images: relative path, with extension, and file of each image; None if the file is not available: then
+            ``overlay`` is impossible, and ``yolo`` and ``fiftyone`` link no image.
         output: folder of the formats' folders.
-        formats: names in :data:`FORMATS`. ``index`` is what is read and makes nothing; ``scores`` must be there.
-        options: for a format the keyword arguments of its writer.
+        formats: names in :data:`FORMATS`. ``index`` is the input and is skipped; ``scores`` must exist already.
+        options: keyword arguments of the writer of each format.
         overwrite: rewrite every file.
         read_image: RGB ``(H, W, 3)`` uint8, upright, of a file.
-        progress: called with (images done, images in all) after each image.
+        progress: called with (images done, total images) after each image.
 
-    Returns:
-        the folder of each format.
+        Returns:
+            The folder of each format.
 
     Raises:
-        ReclipError: an index mask is missing or damaged, a format is unknown or cannot hold the name of a class or an
-            image, two images have the same stem, scores are missing, or an image's size is not its mask's.
+        ReclipError: an index mask is missing or damaged, a format is unknown or cannot represent the name of a class or
+            an image, two images have the same stem, scores are missing, or an image's size is not its mask's.
     """
     classes = MaskClasses.read(index_folder)
     names = list(dict.fromkeys(formats))
@@ -118,12 +118,12 @@ def _modified(file: Path) -> int:
 
 
 def _to_write(writers: Iterable[Writer], path: PurePosixPath, since: int | None) -> list[Writer]:
-    """The writers that have something to do for an image; all but those of scores if ``since`` is None."""
+    """The writers with work to do for an image; all except those of scores if ``since`` is None."""
     todo = []
     for writer in writers:
         if writer.needs_scores:
             if not writer.is_done(path):
-                raise ReclipError(f"{writer.files(path)[0]} is missing, and masks hold no scores: predict again")
+                raise ReclipError(f"{writer.files(path)[0]} is missing, and masks contain no scores: predict again")
         elif since is None or not writer.is_done(path, since):
             todo.append(writer)
     return todo
@@ -139,7 +139,7 @@ def _prediction(
     image = None
     if any(writer.needs_image for writer in writers):
         if source is None:
-            raise ReclipError(f"overlay needs the image {path}, which is not at hand: leave out the format overlay")
+            raise ReclipError(f"overlay needs the image {path}, which is not available: omit the format overlay")
         image = read_image(source)
         if image.shape[:2] != labels.shape:
             raise ReclipError(

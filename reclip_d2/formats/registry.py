@@ -1,6 +1,6 @@
-"""The formats by name: the one place where a format is registered.
+"""The registry of formats by name.
 
-Nothing is loaded before it is asked for, so that ``reclip --help`` lists the formats at once.
+Modules are loaded on first use, so that ``reclip --help`` lists the formats quickly.
 """
 
 from __future__ import annotations

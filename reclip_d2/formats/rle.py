@@ -1,4 +1,4 @@
-"""Run-length encodings of label maps, COCO's and Label Studio's: one pass finds the runs of all classes.
+"""Run-length encodings of label maps (COCO's and Label Studio's): one pass finds the runs of all classes.
 
 Shape letters: (H, W) size in pixels, R runs.
 """
@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 from reclip_d2.errors import ReclipError
 
-# Pixels that are looked at together: bounds the copies of a very large label map.
+# Pixels processed at a time: limits the memory for very large label maps.
 _BLOCK = 1 << 24
 
 
@@ -39,10 +39,10 @@ def runs(labels: np.ndarray, *, by_column: bool) -> tuple[np.ndarray, np.ndarray
 
     Args:
         labels: ``(H, W)``.
-        by_column: read column by column, as COCO does; otherwise row by row.
+        by_column: read column by column, as in COCO; otherwise row by row.
 
-    Returns:
-        starts ``(R,)`` int64, ends ``(R,)`` int64 (exclusive) and labels ``(R,)``. Neighbouring runs differ.
+        Returns:
+            Starts ``(R,)`` int64, ends ``(R,)`` int64 (exclusive) and labels ``(R,)``. Neighbouring runs differ.
     """
     lines = labels.T if by_column else labels
     step = max(1, _BLOCK // lines.shape[1])
@@ -69,7 +69,7 @@ def runs_by_label(labels: np.ndarray, *, by_column: bool) -> Iterator[tuple[int,
 
 
 def uncompressed_counts(start: np.ndarray, end: np.ndarray, total: int) -> np.ndarray:
-    """COCO's counts: pixels outside, inside, outside, ... from the first pixel on; they add up to ``total``."""
+    """COCO's counts: pixels outside, inside, outside, ... from the first pixel; their sum is ``total``."""
     bounds = np.stack([start, end], axis=1).ravel()
     counts = np.diff(bounds, prepend=0, append=total)
     return counts if counts[-1] else counts[:-1]
@@ -87,7 +87,7 @@ def segments(labels: np.ndarray) -> list[Segment]:
     return result
 
 
-# Of Label Studio's encoding, see `encode_mask`.
+# Sizes in Label Studio's encoding, see `encode_mask`.
 VALUE_BITS = 8
 LENGTH_BITS = np.array([3, 4, 8, 16])
 CHANNELS = 4
@@ -96,11 +96,11 @@ _LIMITS = 1 << LENGTH_BITS  # the longest run of each size
 
 
 def encode_mask(start: np.ndarray, end: np.ndarray, pixels: int) -> bytes:
-    """Encode a mask as Label Studio's brush does: thi.ng's ``rle-pack``.
+    """Encode a mask in Label Studio's brush format: thi.ng's ``rle-pack``.
 
     The data is a stream of bits, highest first: the number of values (32 bits), the bits of a value less 1 (5 bits),
-    four sizes less 1 (4 bits each), then runs. A run is 1, the index of a size (2 bits), its length less 1 in so many
-    bits, and the value. (A 0 in place of the 1 announces different values, which masks do not need.) The values are the
+    four sizes less 1 (4 bits each), then runs. A run is 1, the index of a size (2 bits), its length less 1 in that many
+    bits, and the value. (A 0 in place of the 1 marks distinct values, which masks do not need.) The values are the
     bytes of an RGBA picture, row by row: 255 in all four channels inside, 0 outside.
 
     Args:
@@ -125,7 +125,7 @@ def encode_mask(start: np.ndarray, end: np.ndarray, pixels: int) -> bytes:
 
 
 def _split(lengths: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cut runs at the longest that can be written; drop empty ones."""
+    """Split runs at the maximum length; drop empty ones."""
     longest = int(_LIMITS[-1])
     parts = -(-lengths // longest)
     result = np.full(int(parts.sum()), longest, dtype=np.int64)
@@ -135,10 +135,10 @@ def _split(lengths: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _pack(words: np.ndarray, widths: np.ndarray) -> bytes:
-    """Write each word in so many bits, highest first; fill up to a byte with zeros."""
+    """Write each word with the given number of bits, highest first; pad to a byte with zeros."""
     offsets = np.cumsum(widths) - widths
     stream = np.zeros(int(widths.sum()), dtype=np.uint8)
-    for bit in range(int(widths.max())):  # of all words that are so wide at once
+    for bit in range(int(widths.max())):  # one bit of all words of this width at once
         wide = widths > bit
         stream[offsets[wide] + widths[wide] - 1 - bit] = words[wide] >> bit & 1
     return np.packbits(stream).tobytes()

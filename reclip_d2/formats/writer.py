@@ -1,4 +1,4 @@
-"""What all writers share."""
+"""The base class of all writers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from reclip_d2.utils.io import atomic_write
 class Writer(abc.ABC):
     """Writes predictions in one format into one folder.
 
-    ``add`` each image, in any order, then ``finish``. Files appear whole or not at all. The same predictions give the
-    same bytes, whatever the order and the number of runs (with the same versions of Pillow and zlib).
+    ``add`` each image, in any order, then ``finish``. Files are written atomically. The same predictions give the same
+    bytes, independent of the order and the number of runs (with the same versions of Pillow and zlib).
 
     Attributes:
-        whole_set: a file of the format holds all images: every one must be added in the run that finishes.
-        needs_image: ``add`` wants the picture.
-        needs_scores: ``add`` wants the scores, which no index mask holds: :func:`write_formats` cannot make the format.
+        whole_set: whether one file contains all images, so that every image must be added in the run that finishes.
+        needs_image: whether ``add`` needs the picture.
+        needs_scores: whether ``add`` needs scores, which index masks lack: :func:`write_formats` cannot make the
+            format.
     """
 
     whole_set: ClassVar[bool] = False
@@ -36,34 +37,34 @@ class Writer(abc.ABC):
     def __init__(self, output: Path, classes: MaskClasses) -> None:
         """
         Args:
-            output: folder of this format; made if need be.
-            classes: of the label maps.
+            output: folder of this format; created if necessary.
+                classes: classes of the label maps.
 
-        Raises:
-            ReclipError: the format cannot hold a class name.
+            Raises:
+                ReclipError: the format cannot represent a class name.
         """
         self.check_classes(classes)
         self.output = Path(output)
         self.classes = classes
         self._stems = Stems()
 
-    @classmethod  # noqa: B027 (most formats hold any name)
+    @classmethod  # noqa: B027 (most formats allow any name)
     def check_classes(cls, classes: MaskClasses) -> None:
-        """Raise :class:`ReclipError` if the format cannot hold a class name."""
+        """Raise :class:`ReclipError` if the format cannot represent a class name."""
 
     @classmethod  # noqa: B027
     def check_path(cls, path: PurePosixPath) -> None:
-        """Raise :class:`ReclipError` if the format cannot hold an image's name that others can."""
+        """Raise :class:`ReclipError` if the format, unlike others, cannot represent an image's name."""
 
     def files(self, path: PurePosixPath) -> list[Path]:
-        """Files that ``add`` writes for the image ``path`` and no other image."""
+        """Files that ``add`` writes only for the image ``path``."""
         return []
 
     def is_done(self, path: PurePosixPath, since: int = 0) -> bool:
-        """Whether ``add`` has nothing to do for an image: its files exist.
+        """Whether an image's files exist, so that ``add`` can be skipped.
 
         Args:
-            since: and were last written at this time or later (ns since the epoch).
+            since: the files must also have been written at this time or later (ns since the epoch).
         """
         if self.whole_set:
             return False
@@ -73,12 +74,12 @@ class Writer(abc.ABC):
             return False
 
     def add(self, prediction: Prediction) -> None:
-        """Write one image's prediction, or note it for ``finish``.
+        """Write one image's prediction, or record it for ``finish``.
 
         Raises:
-            ReclipError: another image has the same path but for the extension, the format cannot hold the image's
-                name, or an id is no class.
-            ValueError: the picture or the scores are missing that the format needs.
+            ReclipError: another image has the same path except for the extension, the format cannot represent the
+                    image's name, or an id is not a class.
+                ValueError: the picture or the scores that the format needs are missing.
         """
         for needed, given in ((self.needs_image, prediction.image), (self.needs_scores, prediction.scores)):
             if needed and given is None:
@@ -94,8 +95,8 @@ class Writer(abc.ABC):
     def _add(self, prediction: Prediction) -> None:
         """:meth:`add` after the checks; the labels have the classes' dtype."""
 
-    def finish(self) -> None:  # noqa: B027 (formats of a file an image have nothing to finish)
-        """Write what holds all images."""
+    def finish(self) -> None:  # noqa: B027 (formats with one file per image have nothing to finish)
+        """Write the files that contain all images."""
 
     def close(self) -> None:  # noqa: B027
         """Free temporary files. Called by ``with``, with or without an error."""
@@ -114,7 +115,7 @@ def check_placing(name: str, mode: str) -> None:
 
 
 def place_image(source: Path, target: Path, mode: str) -> None:
-    """Put an image where a format wants it.
+    """Place an image where a format expects it.
 
     Args:
         source: the image.
@@ -138,9 +139,9 @@ def place_image(source: Path, target: Path, mode: str) -> None:
 
 
 class Spool:
-    """Byte records by key, in an unnamed temporary file: memory holds the keys alone, and a kill leaves no file behind.
+    """Byte records by key, in an unnamed temporary file: memory holds only the keys, and a kill leaves no file behind.
 
-    The folder, not ``/tmp``, holds the file: it has room for the outputs.
+    The file is in the output folder, not in ``/tmp``, which may be too small.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -149,7 +150,7 @@ class Spool:
         self._places: dict[str, tuple[int, int]] = {}
 
     def put(self, key: str, data: bytes) -> None:
-        """Keep a record; a key that comes again replaces its record."""
+        """Add a record, replacing one with the same key."""
         self._places[key] = (self._file.seek(0, 2), len(data))
         self._file.write(data)
 
@@ -173,7 +174,7 @@ class JsonSpool(Spool):
     """A :class:`Spool` of JSON records."""
 
     def put_record(self, key: str, record: Any) -> None:
-        """Keep a record that JSON can write."""
+        """Add a JSON-serialisable record."""
         self.put(key, json.dumps(record).encode("ascii"))
 
     def records(self) -> Iterator[tuple[str, Any]]:
@@ -183,7 +184,7 @@ class JsonSpool(Spool):
 
 
 class RecordsWriter(Writer):
-    """A writer whose one file has a JSON record of each image: ``_add`` puts it in, ``finish`` writes them sorted."""
+    """A writer of one file with a JSON record per image: ``_add`` spools records, ``finish`` writes them sorted."""
 
     whole_set: ClassVar[bool] = True
 
@@ -197,7 +198,7 @@ class RecordsWriter(Writer):
 
 
 def write_json_arrays(stream: TextIO, head: Mapping[str, Any], arrays: Mapping[str, Iterable[Any]]) -> None:
-    """Write one JSON object: the members of ``head``, then ``arrays``, a record a line, none of which is held whole."""
+    """Write one JSON object: the members of ``head``, then ``arrays``, one record per line, streamed."""
     stream.write("{\n")
     for key, value in head.items():
         stream.write(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)},\n")
@@ -208,7 +209,7 @@ def write_json_arrays(stream: TextIO, head: Mapping[str, Any], arrays: Mapping[s
 
 
 def write_json_array(stream: TextIO, records: Iterable[str]) -> None:
-    """Write a JSON array of records that are JSON texts, one a line."""
+    """Write a JSON array of records given as JSON texts, one per line."""
     separator = "[\n"
     for record in records:
         stream.write(separator + record)

@@ -17,13 +17,13 @@ DECIMALS = 7
 
 
 class YoloWriter(Writer):
-    """``yolo``: a text file an image in ``labels/``, links to the images in ``images/``, and ``data.yaml``.
+    """``yolo``: one text file per image in ``labels/``, links to the images in ``images/``, and ``data.yaml``.
 
     A line is ``class x1 y1 x2 y2 ...``, in fractions of width and height, of one region: the pixels of a class that
-    are joined by their sides. So a class in several parts becomes several lines, which YOLO takes for as many objects.
-    Holes are cut out through a slit (:mod:`reclip_d2.formats.polygons`); nothing is smoothed or dropped, one-pixel
-    regions included. The polygons run along the pixels' edges, from 0 to 1 over a full image. Ignored pixels and the
-    background have no line. An image without any has an empty file, YOLO's way to say so.
+    are connected by their sides. A class in several parts becomes several lines, which YOLO reads as separate objects.
+    Holes are cut out through a slit (:mod:`reclip_d2.formats.polygons`); nothing is smoothed or dropped, not even
+    one-pixel regions. The polygons run along the pixels' edges, from 0 to 1 over a full image. Ignored pixels and the
+    background have no line. An image without lines has an empty file, as YOLO expects.
 
     ``data.yaml`` names all images for training and validation: split them before you train.
     """
@@ -31,7 +31,7 @@ class YoloWriter(Writer):
     def __init__(self, output: Path, classes: MaskClasses, *, images: str = "link") -> None:
         """
         Args:
-            images: how the images come into ``images/``, where YOLO looks for them: ``link`` (symbolic links), ``copy``
+            images: how images are placed in ``images/``, where YOLO looks for them: ``link`` (symbolic links), ``copy``
                 or ``none``.
         """
         super().__init__(output, classes)
@@ -56,11 +56,11 @@ class YoloWriter(Writer):
 
     def finish(self) -> None:
         """Write ``data.yaml``."""
-        # Without "path" YOLO starts from the file's own folder.
+        # Without "path", YOLO uses the file's folder.
         content = {"train": "images", "val": "images", "names": dict(enumerate(self.classes.names))}
         with atomic_write(self.output / "data.yaml") as temporary:
             text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
-            temporary.write_text("# Both sets name all images: split them before you train.\n" + text, "utf-8")
+            temporary.write_text("# Both sets contain all images: split them before you train.\n" + text, "utf-8")
 
 
 def _number(value: float) -> str:
