@@ -1,4 +1,4 @@
-"""What all tests share: no network, few threads, fixed seeds, and no CUDA tests without a CUDA device."""
+"""Shared by all tests: no network, few threads, fixed seeds, and no CUDA tests without a CUDA device."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the tests marked ``cuda`` where there is no CUDA device; pytest counts them as deselected."""
+    """Deselect the tests marked ``cuda`` if there is no CUDA device."""
     if torch.cuda.is_available():
         return
     deselected = [item for item in items if item.get_closest_marker("cuda")]

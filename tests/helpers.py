@@ -1,4 +1,4 @@
-"""What several test modules share: a tiny CLIP, models on it, and data sets of a few files.
+"""Shared by several test modules: a tiny CLIP, models on it, and data sets of a few files.
 
 Shape letters: B images, n = h*w patches, D width of the joint embedding, C classes.
 """
@@ -72,7 +72,7 @@ def tiny_clip(
     text: dict | None = None,
     **vision: object,
 ) -> open_clip.CLIP:
-    """A random open_clip ViT in eval mode. No weight is left at 0 or 1, so that every one has its say."""
+    """A random open_clip ViT in eval mode. No weight is 0 or 1, so that each one matters."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(

@@ -1,4 +1,4 @@
-"""Kill a program at every rename that it makes: no cleaning up, no ``finally``, as when the power fails."""
+"""Kill a program at every rename that it makes: no clean-up, no ``finally``, as in a power failure."""
 
 from __future__ import annotations
 

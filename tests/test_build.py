@@ -65,7 +65,7 @@ def test_openmp_is_left_out_where_its_code_does_not_load(build, tmp_path):
 
 
 def test_the_language_standard_is_left_to_torch(build, monkeypatch):
-    """From 2.14 on torch's headers need C++20, before that C++17: its builder adds the flag if there is none."""
+    """Torch's headers need C++20 since 2.14, C++17 before: its builder adds the flag if it is missing."""
     monkeypatch.setenv("FORCE_CPU", "1")
     (extension,) = build.extensions()
     flags = extension.extra_compile_args

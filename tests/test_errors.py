@@ -274,7 +274,7 @@ def test_a_process_of_a_run_that_was_interrupted():
     ],
 )
 def test_tracebacks_in_the_log(error, kept):
-    """Detectron2 logs whatever stops a training with its traceback; ours is one line at the end."""
+    """Detectron2 logs errors of a training with a traceback; ours is one line at the end."""
     record = logging.LogRecord(
         "x", logging.ERROR, "x.py", 1, "Exception during training:", (), (type(error), error, None)
     )

@@ -1,4 +1,4 @@
-"""What an installed package has: the configs and the trainer that the command ``reclip`` needs, and the command."""
+"""Content of an installed package: the command ``reclip``, and the configs and the trainer that it needs."""
 
 import os
 import shutil

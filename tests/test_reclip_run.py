@@ -1,4 +1,4 @@
-"""``train_net.py`` with ReCLIP: whole-image hypotheses, training, a stop, evaluation."""
+"""``train_net.py`` with ReCLIP: whole-image hypotheses, training, interruption, evaluation."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A session of the page with the tiny CLIP, served, and a bias that was learnt through the page."""
+"""A served session of the page with the tiny CLIP, and a bias trained through the page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Served:
 
     Attributes:
         client: of gradio, which talks HTTP with it.
-        photos: a folder with images, a broken one, and one in a folder of its own.
+        photos: a folder with images, a broken one, and one in a subfolder.
         learnt: what the page said when the bias was learnt.
     """
 

@@ -1,4 +1,4 @@
-"""What the server of the page refuses, asked over HTTP."""
+"""Requests that the page's server rejects, over HTTP."""
 
 import asyncio
 import io
@@ -191,7 +191,7 @@ def test_a_large_upload_is_refused_before_it_is_sent(served):
 
 
 def test_a_large_file(served, ask, monkeypatch):
-    """It is no longer than the limit on the disk while it is sent, and gone then."""
+    """While it is sent, it never takes more than the limit on disk; then it is removed."""
     before = upload_files(served)
     monkeypatch.setattr(served.session, "limits", Limits())
     size = served.session.limits.file_bytes

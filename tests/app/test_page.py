@@ -150,7 +150,7 @@ def test_examples_are_of_the_tiny_clip(tmp_path, monkeypatch):
 
 
 def test_what_the_user_can_mend_and_what_not(session, monkeypatch):
-    """Out of memory is said with its remedy; a bug stays one."""
+    """Out of memory is reported with its remedy; a bug remains a bug."""
 
     def call(error):
         def fail(path, text, visitor):
@@ -169,7 +169,7 @@ def test_what_the_user_can_mend_and_what_not(session, monkeypatch):
 
 
 def test_a_model_without_a_bias_to_draw(session, served, monkeypatch):
-    """Its masks are shown, and it is said why the bias is not."""
+    """Its masks are shown, with the reason why the bias is not."""
 
     def fail(segmentation, visitor):
         raise ReclipError("this model has none")

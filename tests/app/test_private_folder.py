@@ -1,4 +1,4 @@
-"""Folders that go with the program, and leftovers of killed ones."""
+"""Folders that are removed with the program, and leftovers of killed programs."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Sessions: masks before and after, parts of the logits, learning."""
+"""Sessions: masks before and after, parts of the logits, training."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def test_after_is_the_trained_model(session, served, tmp_path, capsys):
 
 
 def test_a_part_of_the_models_classes(session, served):
-    """The logits of the other classes are left out, whatever the order of the names."""
+    """The logits of the other classes are omitted, for any order of the names."""
     photo = served.photos / "0.jpg"
     result = session.segment(photo, "fire\nsnow\nsky, heaven")
     model = session.models.trained(result.model.trained)
@@ -146,7 +146,7 @@ def test_at_the_end_only_what_was_learnt_is_left(session, served, tmp_path):
 
 
 def test_one_training_at_a_time(session, served, tmp_path, monkeypatch):
-    """A second one is refused, who has not begun it cannot stop it, and a stopped one leaves nothing behind."""
+    """A second one is rejected, only its owner can stop it, and a stopped one leaves no files."""
     running, stopped = threading.Event(), threading.Event()
 
     def wait(self, report):
@@ -179,7 +179,7 @@ def test_one_training_at_a_time(session, served, tmp_path, monkeypatch):
 
 
 def test_a_training_whose_page_is_gone(served, tmp_path, monkeypatch):
-    """It goes on, and whoever comes next may stop it."""
+    """It continues, and the next visitor may stop it."""
     running, stopped = threading.Event(), threading.Event()
     monkeypatch.setattr(SegmentProcess, "run", lambda self, report: running.set() or stopped.wait(30))
     monkeypatch.setattr(SegmentProcess, "stop", lambda self: stopped.set())

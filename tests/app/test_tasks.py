@@ -1,4 +1,4 @@
-"""Visitors' requests: in turns, and stopped."""
+"""Visitors' requests: queued and stopped."""
 
 import threading
 import time
@@ -24,7 +24,7 @@ def test_turns_are_in_order():
         for thread, event in zip(threads, waiting, strict=True):
             thread.start()
             assert event.wait(10)
-            time.sleep(0.05)  # until it stands in the queue
+            time.sleep(0.05)  # until it is in the queue
     with greedy.turn():
         order.append("greedy")
     for thread in threads:

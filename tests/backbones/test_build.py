@@ -1,4 +1,4 @@
-"""Building a frozen CLIP, and what goes wrong with names and files."""
+"""Building a frozen CLIP, and wrong names and files."""
 
 import hashlib
 import pickle

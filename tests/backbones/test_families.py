@@ -117,7 +117,7 @@ def small_model(name: str, architecture: str, tmp_path: Path, datasets) -> torch
 @pytest.mark.parametrize("architecture", ["MaskCLIP", "RectifiedCLIP"])
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-L-14-336"])
 def test_segmentation(name, architecture, tmp_path, datasets):
-    """Of an image whose sides are no multiples of the patch."""
+    """For an image whose sides are not multiples of the patch."""
     model = small_model(name, architecture, tmp_path, datasets).eval()
     image = torch.randint(0, 256, (3, 75, 101), dtype=torch.uint8)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The interface of backbones: nothing else reads their towers, and any implementation of it will do."""
+"""The interface of backbones: nothing else uses their towers, and any implementation works."""
 
 import ast
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_only_backbones_read_the_towers():
 
 
 class Delegate(VisionLanguageBackbone):
-    """Another backbone's answers through the interface: whatever else is asked for is missing."""
+    """Another backbone behind the interface, without any other attribute."""
 
     def __init__(self, inner: VisionLanguageBackbone) -> None:
         super().__init__()

@@ -204,7 +204,8 @@ def test_classes_that_clip_reads_alike():
 
 
 def test_names_beyond_the_context():
-    # The longest template of "photo", "a photo of a .", has 5 tokens beside the name; start and end are 2 of 77.
+    # The longest template of "photo", "a photo of a .", has 5 tokens in addition to the name; start and end are 2 of
+    # 77.
     check_names_fit(parse_classes("a\n" + "b " * 70, "c.txt"), "ViT-B-16-quickgelu", "photo")
     with pytest.raises(ReclipError, match=r"line 2: the name .* has 71 tokens, more than the 70"):
         check_names_fit(parse_classes("a\n" + "b " * 71, "c.txt"), "ViT-B-16-quickgelu", "photo")

@@ -1,4 +1,4 @@
-"""The Reference prompt: the packed encoding against one sequence a class.
+"""The Reference prompt: the packed encoding against one sequence per class.
 
 Shape letters: C classes, L prompt vectors, T tokens, E width of the text transformer, D joint embedding.
 """
@@ -191,7 +191,7 @@ def test_three_tokens_a_name():
     clip = tiny_clip().double()
     encoder = TextEncoder(clip, tiny_tokenizer())
     prompt = ReferencePrompt(encoder, names, prompt_length=73, init_std=0.3, token_limit=3).double()
-    assert len(prompt.vectors) == 73  # 1 + 73 + 3 = 77, whatever the names
+    assert len(prompt.vectors) == 73  # 1 + 73 + 3 = 77, for any names
     expected = literal_cut(clip, prompt.vectors, names, 3)
     torch.testing.assert_close(prompt(encoder), expected, rtol=0, atol=1e-10)
     assert [len(encoder.name_tokens(name)) for name in names] == [1, 2, 3, 3, 5]

@@ -1,4 +1,4 @@
-"""Settings that belong to weights: normalisation and activation, from tags and from files beside local weights."""
+"""Settings that depend on the weights: normalisation and activation, from tags and from files next to local weights."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_statistics_beside_a_file(weights, file, content):
         pixel_statistics(config_of(weights, "MODEL.PIXEL_STD", [1.0] * 3))
     kept = pixel_statistics(config_of(weights, "MODEL.PIXEL_STD", [1.0] * 3, "MODEL.CLIP.NORMALIZATION", "keys"))
     assert kept.mean == OPENAI_MEAN and kept.std == [1.0] * 3 and not kept.from_weights
-    # The public code of ReCLIP++ normalises by ImageNet's statistics whatever the CLIP.
+    # The public code of ReCLIP++ normalises with ImageNet's statistics for every CLIP.
     public = config_of(weights, "MODEL.PIXEL_STD", [57.0] * 3, "MODEL.CLIP.LAYER_NORM_EPS", 1e-6)
     assert pixel_statistics(public).std == [57.0] * 3
 

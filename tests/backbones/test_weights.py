@@ -1,4 +1,4 @@
-"""CLIP weights from local files of every form, and what does not fit."""
+"""CLIP weights from local files of every format, and files that do not fit."""
 
 import json
 from pathlib import Path

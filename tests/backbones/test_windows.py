@@ -1,4 +1,4 @@
-"""Windows of an image in one pass, against each window by itself in float64."""
+"""Windows of an image in one pass, against separate windows in float64."""
 
 import pytest
 import torch

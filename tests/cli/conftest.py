@@ -1,4 +1,4 @@
-"""A folder of images, a class file, and the command, for the tiny CLIP that ships with the package."""
+"""A folder of images, a class file, and the command, for the bundled tiny CLIP."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(finished_run: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run, ``out`` in the test's folder, beside its inputs."""
+    """A copy of the finished run, ``out`` in the test's folder, next to its inputs."""
     shutil.copytree(finished_run, tmp_path, dirs_exist_ok=True)
     return tmp_path / "out"
 

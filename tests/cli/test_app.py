@@ -1,4 +1,4 @@
-"""``reclip app``: arguments, errors, and its end."""
+"""``reclip app``: arguments, errors, and exit."""
 
 import os
 import re
@@ -100,7 +100,7 @@ def test_signals(number):
 
 
 def test_it_serves_until_it_is_told_to_end(tmp_path):
-    """It prints its address, answers there, and ends with status 0 and without a file left behind."""
+    """It prints its address, responds there, exits with status 0, and leaves no files."""
     port = free_port()
     environment = {**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     # No proxy shall be asked for what is on this machine.

@@ -1,4 +1,4 @@
-"""Inputs are known by their content; folders of earlier versions, which recorded less, are carried over."""
+"""Inputs are identified by content; folders of earlier versions, which recorded less, still work."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_folders_of_earlier_versions(reclip, segment, model, photos, tmp_path):
 
     again = segment()
     assert again.status == 0 and "rectification: done before" in again.out and "(0 new)" in again.out
-    assert len(survey.read_text().split()) == sum(len(json.dumps(line).split()) for line in lines)  # nobody looked
+    assert len(survey.read_text().split()) == sum(len(json.dumps(line).split()) for line in lines)  # not surveyed
     more = reclip(*call)
     assert more.status == 0 and "masks: done before" in more.out, more.err
     assert all_files(tmp_path / "more" / "masks") == masks

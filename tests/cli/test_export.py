@@ -32,7 +32,7 @@ def run_onnx(path, pixels: np.ndarray) -> np.ndarray:
 
 
 def entry_of(path) -> dict:
-    """What ``classes.json`` beside a file says of it."""
+    """The entry of a file in the ``classes.json`` next to it."""
     return json.loads((path.parent / "classes.json").read_text())["files"][path.name]
 
 
@@ -76,16 +76,16 @@ def test_what_is_there_is_kept(reclip, model, tmp_path):
     assert path.read_bytes() == before
     assert reclip(*call, "--overwrite").status == 0
     assert entry_of(path)["input"]["shape"] == [1, 3, 24, 32]
-    # One of other classes does not replace those beside masks.
+    # One with other classes does not replace the one of existing masks.
     error = reclip(
         "export", "--model", "out", "--format", "onnx", "--background", "keep", "--output", "out/masks"
     ).error
-    assert "classes.json is of other classes" in error
+    assert "classes.json has other classes" in error
     assert not list((model / "masks").glob("*.onnx"))
 
 
 def test_a_student_is_the_last_model_of_its_run(reclip, model, tmp_path):
-    """A student with weights of its initialisation: its training has tests of its own."""
+    """A student with weights of its initialisation: its training is tested elsewhere."""
     folder = model / "run" / "student"
     folder.mkdir()
     cfg = stage_config("student", "reclip-embedded", ["MODEL.DEVICE", "cpu", "MODEL.CLIP.TEMPLATES", "photo"])
@@ -121,7 +121,7 @@ def test_a_student_is_the_last_model_of_its_run(reclip, model, tmp_path):
         (["--model", "out", "--weights", "x.pth"], "--weights is for --config-file"),
         (["--model", "out", "--output", "x.pt"], "--output x.pt: files of the format onnx end in .onnx"),
         (["--model", "out", "--opts", "NO.KEY", "1"], "there is no key NO.KEY"),
-        (["--model", "out", "--tolerance", "1e-12"], "does not compute what the model does, and is not kept"),
+        (["--model", "out", "--tolerance", "1e-12"], "does not compute what the model does, and was removed"),
         (["--config-file", "none.yaml"], "none.yaml does not exist"),
         (["--config-file", "none.yaml", "--use", "student"], "--use is for --model"),
     ],

@@ -1,4 +1,4 @@
-"""The command itself: help, statuses, and the words of its errors."""
+"""The command itself: help, exit statuses, and error messages."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ def test_help_of_a_command(command, capsys):
 
 
 def test_arguments_are_parsed_without_the_libraries(tmp_path):
-    """Help and mistakes come at once: torch alone takes seconds to import."""
+    """Help and errors appear immediately: importing torch takes seconds."""
     lines = [
         "import sys",
         "from reclip_d2.cli.main import main",

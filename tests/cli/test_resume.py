@@ -1,4 +1,4 @@
-"""A run that is killed, at every stage, ends in the same files as one that is not."""
+"""A run that is killed at any stage and resumed produces the same files as an uninterrupted one."""
 
 import os
 import signal
@@ -113,7 +113,7 @@ def assert_same_results(whole, broken) -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_killed_at_the_first_rename(reclip, photos, classes, tmp_path):
-    """The folder then has nothing but a file that is not yet whole, and is no folder of other files."""
+    """The folder then contains only a half-written file, and does not count as a folder with other files."""
     arguments = segment_arguments("--fast", output="broken")
     kill = kill_at_new_rename(set(), tmp_path / "killed.txt")
     assert run_killed(lambda: main(arguments), kill) == -signal.SIGKILL
@@ -128,7 +128,7 @@ def test_killed_at_the_first_rename(reclip, photos, classes, tmp_path):
 def test_killed_at_every_rename_without_training(reclip, photos, classes, tmp_path):
     assert reclip(*segment_arguments("--fast", *FORMATS, output="whole")).status == 0
     moments = run_with_kills(lambda: main(segment_arguments("--fast", *FORMATS, output="broken")), tmp_path)
-    assert moments[0] == "before reclip.json"  # and yet the folder is no folder of other files
+    assert moments[0] == "before reclip.json"  # and yet the folder does not count as one with other files
     assert {f"before {number}.png" for number in range(6)} <= set(moments) and "after summary.json" in moments
     assert_same_results(tmp_path / "whole", tmp_path / "broken")
 

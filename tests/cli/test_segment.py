@@ -1,4 +1,4 @@
-"""``reclip segment`` from a folder to masks, and what a second call does."""
+"""``reclip segment`` from a folder to masks, and a second call."""
 
 import json
 from pathlib import Path
@@ -167,7 +167,7 @@ def test_broken_images(segment, photos, tmp_path, training):
     skipped = segment(*flags, "--skip-broken")
     assert skipped.status == 0 and "no mask of bad" in skipped.out
 
-    # A broken image that has been replaced gets its mask, and nothing is trained anew.
+    # A broken image that has been replaced gets its mask, without another training.
     Image.fromarray(picture(8)).save(photos / "bad.jpg")
     mended = segment(*flags)
     assert mended.status == 0, mended.err
@@ -240,7 +240,7 @@ def test_other_inputs_are_refused(model, segment, photos, classes, tmp_path):
 
 
 def test_before_anything_is_made_all_may_change(segment, classes, monkeypatch):
-    """A run that was stopped to mend an argument goes on without --overwrite."""
+    """A run that was stopped to fix an argument resumes without --overwrite."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What people get wrong: one line, a non-zero status, and nothing half-written."""
+"""Users' mistakes: one line, a non-zero status, and nothing half-written."""
 
 import os
 
@@ -60,7 +60,7 @@ def test_two_images_for_one_mask(segment, photos, tmp_path):
 
 def test_a_name_that_is_no_utf8(segment, photos, tmp_path):
     (photos / "0.jpg").rename(photos / os.fsdecode(b"\xff.jpg"))
-    assert "is no UTF-8: rename the file" in segment().error
+    assert "is not UTF-8: rename the file" in segment().error
     nothing_written(tmp_path)
 
 

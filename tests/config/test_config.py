@@ -73,7 +73,7 @@ def test_a_key_that_nobody_reads_would_be_found():
 
 
 def test_every_key_has_a_comment():
-    """The line above it, or the line above the group of keys that it stands in without a gap."""
+    """The line above it, or the line above its group of consecutive keys."""
     lines = inspect.getsource(keys).splitlines()
     own = set(own_keys())
     for key, number in assigned_keys():

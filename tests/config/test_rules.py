@@ -1,4 +1,4 @@
-"""Every key has a rule, and no rule takes what its key cannot use. The tests walk through the one table of rules."""
+"""Every key has a rule, and rules accept only values that the key can use. The tests cover the whole table of rules."""
 
 import ast
 import functools

@@ -1,4 +1,4 @@
-"""YAML of unknown origin is read as plain data of bounded size, or refused in one line, quickly."""
+"""YAML of unknown origin is read as plain data of limited size, or quickly rejected with one line."""
 
 import http.server
 import json
@@ -175,7 +175,7 @@ def test_bases_in_a_diamond_are_no_circle(tmp_path):
     (tmp_path / "right.yaml").write_text("_BASE_: root.yaml\nVIS_PERIOD: 3")
     (tmp_path / "top.yaml").write_text("_BASE_: [left.yaml, right.yaml]\nOUTPUT_DIR: x")
     cfg = load_config(str(tmp_path / "top.yaml"))
-    assert (cfg.SEED, cfg.VIS_PERIOD, cfg.OUTPUT_DIR) == (1, 3, "x")  # the last base wins, with all that it is made of
+    assert (cfg.SEED, cfg.VIS_PERIOD, cfg.OUTPUT_DIR) == (1, 3, "x")  # the last base wins, including its own bases
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR) == (5, 0.5)
 
 

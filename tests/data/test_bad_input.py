@@ -1,4 +1,4 @@
-"""What people give by mistake, and what the programs then say: one line that names file or key, exit status 1.
+"""Users' mistakes, and the programs' errors: one line that names the file or key, exit status 1.
 
 Single functions have tests of their own; here the programs run, on a data set of a few small files.
 """
@@ -45,7 +45,7 @@ def test_binary_masks(scene, capfd):
     for path in label_files(scene):
         save(np.where(read(path) > 1, 255, 0).astype(np.uint8), path)
     line = mistake(capfd, scene, *EVALUATE)
-    assert "hold 0 and 255 only: the class sky and ignored pixels, or they are binary masks" in line
+    assert "contain only 0 and 255: the class sky and ignored pixels, or they are binary masks" in line
 
 
 def test_ids_out_of_range(scene, capfd):
@@ -62,7 +62,7 @@ def test_ids_that_begin_at_1(scene, capfd):
         label[:4] = 0
         save(label, path)
     line = mistake(capfd, scene, *EVALUATE)
-    assert "has id 4, but the classes are 0 to 3" in line and "if its ids begin at 1, take 1 off" in line
+    assert "has id 4, but the classes are 0 to 3" in line and "if its ids begin at 1, subtract 1" in line
 
 
 def test_label_in_colours(scene, capfd):
@@ -313,7 +313,7 @@ def test_out_of_memory_in_an_evaluation_within_training(scene, capfd, monkeypatc
 
 
 def test_missing_extension(scene, monkeypatch):
-    """Plain PyTorch serves, with one line in the log that says how to build the extension."""
+    """Falls back to plain PyTorch, with one line in the log that says how to build the extension."""
     monkeypatch.setattr(_extension, "_problem", "is not built")
     monkeypatch.setattr(_extension, "_served", frozenset())
     _extension._warn_once.cache_clear()

@@ -1,4 +1,4 @@
-"""Class files written by hand, the odd ones too."""
+"""Class files written by hand, including odd ones."""
 
 import pytest
 

@@ -128,7 +128,7 @@ def test_a_uniform_grey_changes_by_the_brightness_factor_alone():
         np.random.seed(seed)
         out = jittered(grey, 0.3)
         assert out.dtype == np.uint8 and out.shape == grey.shape
-        assert np.ptp(out) <= 1  # contrast and saturation leave a uniform grey alone
+        assert np.ptp(out) <= 1  # contrast and saturation do not change a uniform grey
         assert 68 <= out.min() and out.max() <= 131
         values.add(int(out[0, 0, 0]))
     assert len(values) > 10 and min(values) < 85 and max(values) > 115

@@ -1,4 +1,4 @@
-"""Opening image files: formats, bombs, metadata, and what is no regular file."""
+"""Opening image files: formats, compression bombs, metadata, and files that are not regular."""
 
 import io
 import logging
@@ -50,7 +50,7 @@ def test_no_other_program_is_started(tmp_path, monkeypatch, name):
         except ReclipError as error:
             assert "cannot be read (it is a PostScript file, not " in str(error)
     assert not canary.exists()
-    # The canary is worth something: Pillow by itself does start it.
+    # The canary works: plain Pillow does start it.
     assert shutil.which("gs") == str(tmp_path / "bin" / "gs")
     with pytest.raises(OSError), Image.open(path) as image:
         image.load()

@@ -1,4 +1,4 @@
-"""Which files are taken for images, and what their masks are called. No file's content is read here."""
+"""Which files count as images, and the names of their masks. No file's content is read here."""
 
 import os
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_single_file_and_files(tree):
 def test_glob(tree):
     assert ids(tree / "in/*.bmp") == ["f"]
     assert ids(tree / "**/*.webp") == ["in/deep/d"]
-    assert ids(f"{tree}/*") == ["a", "b"]  # files that are no images are passed over
+    assert ids(f"{tree}/*") == ["a", "b"]  # other files are skipped
     assert ids(f"{tree}/**") == ALL
     assert ids(f"{tree}/in/[cd].*") == ["c"]
 
@@ -75,7 +75,7 @@ def test_a_name_with_wild_cards_that_exists_is_a_name(tmp_path):
 
 
 def test_brackets_in_the_folder_that_a_glob_begins_at(tmp_path, monkeypatch):
-    """They are no wild cards: the user has not typed them."""
+    """They are not wildcards: the user has not typed them."""
     folder = tmp_path / "trip [1]"
     (folder / "in").mkdir(parents=True)
     (folder / "in" / "a.jpg").touch()
@@ -111,7 +111,7 @@ def test_folders_that_are_left_out(tree):
     assert ids(f"{tree}/**", exclude=[tree / "in"]) == ["a", "b"]
     (tree / "in" / "reclip.json").touch()  # results of ours
     assert ids(tree) == ["a", "b"]
-    assert ids(tree / "in") == ["c", "deep/d", "e", "f"]  # named by itself, it is meant
+    assert ids(tree / "in") == ["c", "deep/d", "e", "f"]  # named explicitly
 
 
 def test_images_in_the_folder_of_the_results(tree):

@@ -1,4 +1,4 @@
-"""Damaged images of every format, by the hundred: each is read, or refused in one line; nothing else is said.
+"""Hundreds of damaged images of every format: each is read, or rejected with one line and no other output.
 
 The mutations follow from a seed. ``RECLIP_FUZZ`` multiplies their number, for longer searches.
 """
@@ -101,7 +101,7 @@ def mutate(data: bytes, generator: random.Random) -> bytes:
 
 @pytest.fixture
 def nobody_logs():
-    """As in a program that has set up no logging: what nobody handles goes to the terminal."""
+    """As in a program without logging: unhandled messages go to the terminal."""
     root = logging.getLogger()
     handlers, root.handlers = root.handlers, []
     yield

@@ -1,4 +1,4 @@
-"""Images of unusual depth and colours: right values, by hand, or a refusal that says what the file is."""
+"""Images of unusual depth and colours: correct values, by hand, or an error that describes the file."""
 
 import struct
 import zlib
@@ -206,7 +206,7 @@ def read_png(tmp_path, *arguments) -> np.ndarray:
 
 
 def test_significant_bits_of_a_png(tmp_path):
-    """The specification has samples scaled to 16 bits whatever the chunk says; some writers leave them as they are."""
+    """By the specification, samples are scaled to 16 bits regardless of the chunk; some writers do not scale them."""
     scaled = np.array([[0, 819 << 4, 4095 << 4 | 15]], np.uint16)
     bits = [(b"gAMA", b"\0\0\xb1\x8f"), (b"sBIT", b"\x0c")]
     assert read_png(tmp_path, big_endian(scaled), 16, 0, bits)[..., 0].tolist() == [[0, 51, 255]]

@@ -1,4 +1,4 @@
-"""Index PNGs: palettes in every order, depths, sizes, damage, and files that are no index image."""
+"""Index PNGs: palettes in every order, depths, sizes, damage, and files that are not index images."""
 
 import os
 import zlib
@@ -66,7 +66,7 @@ def test_palettes_in_the_order_of_the_ids(tmp_path, palette):
     voc = write(tmp_path / "voc.png", [[0, 1]], [pascal_color(k) for k in range(256)])
     if not palette.own:
         assert read(voc, palette) == [[0, 1]]
-    else:  # the data set's colours are others: (128, 0, 0) is none of them
+    else:  # the data set has other colours: (128, 0, 0) is not one of them
         assert "colour (128, 0, 0) is not one of the data set's" in refusal(voc, palette)
 
 

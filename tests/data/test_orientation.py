@@ -1,4 +1,4 @@
-"""Geometry from headers against what reading the image gives, for every format and place of the EXIF data."""
+"""Geometry from headers against the decoded image, for every format and place of the EXIF data."""
 
 import zlib
 

@@ -1,4 +1,4 @@
-"""The first look at own images: broken files, signatures, working files, and going on after a stop."""
+"""The survey of a user's images: broken files, signatures, working files, and resuming."""
 
 import json
 import os
@@ -130,7 +130,7 @@ def test_a_large_image_has_a_smaller_copy(look, photos, tmp_path, decoded):
     expected = np.asarray(Image.fromarray(large).resize((64, 32), Image.Resampling.BOX))
     assert np.abs(copy.astype(int) - expected).mean() < 3
     decoded.clear()
-    image.training_files[0].unlink()  # what is lost is made anew
+    image.training_files[0].unlink()  # missing files are made again
     assert look()["in/large"] == image and decoded == ["large.png"]
     assert image.training_files[0].exists()
 

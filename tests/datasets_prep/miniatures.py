@@ -24,7 +24,7 @@ SIDEWAYS = (5, 6, 7, 8)
 
 
 def load_program(name: str) -> ModuleType:
-    """``datasets/prepare_<name>.py`` as a module (the folder is no package: PyPI has one of its name)."""
+    """``datasets/prepare_<name>.py`` as a module (the folder is not a package: PyPI has one of that name)."""
     spec = importlib.util.spec_from_file_location(f"prepare_{name}", ROOT / "datasets" / f"prepare_{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""The preparation programs on miniatures of the data sets: every pixel, resuming, and what is wrong with the input."""
+"""The preparation programs on miniatures of the data sets: every pixel, resuming, and invalid input."""
 
 import dataclasses
 import json
@@ -74,7 +74,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def state(folder: Path) -> dict[str, tuple]:
-    """Inode and time of every file: a file that is written anew has others."""
+    """Inode and time of every file, which change if a file is rewritten."""
     return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
@@ -338,13 +338,13 @@ def test_binary_masks(name, datasets_root, capfd, monkeypatch):
     if name == "coco_stuff":
         complete(monkeypatch, COCO_STUFF171, len(COCO))
         complete(monkeypatch, COCO_STUFF27, len(COCO))
-    for _ in range(2):  # whatever the first run has written does not calm the second
+    for _ in range(2):  # files written by the first run do not hide the error in the second
         line = failure(capfd, name)
         assert "binary mask" in line and "0 and 255" in line
 
 
 def test_one_binary_mask_among_labels_of_voc(datasets_root, capfd):
-    """Background and seam alone: nothing that VOC has a class for. With VOC's palette it is VOC's own, and stays."""
+    """Only background and border, no class of VOC. With VOC's palette the label is accepted."""
     (case, *_) = make_voc20(datasets_root)
     path = datasets_root / FOLDERS["voc20"][0] / f"{case.name}.png"
     mask = quadrants([[0, 255], [255, 0]], case.size).astype(np.uint8)
@@ -357,7 +357,7 @@ def test_one_binary_mask_among_labels_of_voc(datasets_root, capfd):
 
 
 def test_a_subset_of_one_class_and_ignored_pixels(datasets_root, capfd, monkeypatch):
-    """COCO's id 0 is person and 255 unlabelled: a subset may hold these alone. The complete set never does."""
+    """COCO's id 0 is person and 255 unlabelled: a subset may contain only these. The complete set never does."""
     cases = make_coco_stuff(datasets_root)
     for case in cases:
         mask = quadrants([[0, 255], [255, 0]], case.size).astype(np.uint8)

@@ -65,7 +65,7 @@ def pixels_of(path: Path) -> np.ndarray:
 
 
 def test_without_opencv(scene, monkeypatch, capsys):
-    """Detectron2 does not install it: the program says so, and its module, hence this one, can be imported."""
+    """Detectron2 does not install it: the program reports it, and its module can still be imported."""
     monkeypatch.delitem(sys.modules, "detectron2.utils.visualizer", raising=False)
     monkeypatch.setitem(sys.modules, "cv2", None)
     assert error(capsys, "--input", "photos", "--output", "pictures") == (
@@ -96,7 +96,7 @@ def test_colours_and_names_are_the_data_sets(scene):
     np.testing.assert_allclose(picture[55, 5], [0.8 * 255 + 20, 20, 20], atol=2)
     np.testing.assert_allclose(picture[55, 75], [20, 20, 0.8 * 255 + 20], atol=2)
     np.testing.assert_allclose(picture[2, 10], 100, atol=2)
-    # The names stand in the picture: without them it is another.
+    # The picture shows the names: without them it differs.
     unnamed = MetadataCatalog.get("reclip_test_demo_unnamed").set(stuff_classes=["", "", ""], stuff_colors=COLORS)
     program.draw(image, labels, unnamed, scene / "y.png")
     assert (pixels_of(scene / "y.png") != picture).any()

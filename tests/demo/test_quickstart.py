@@ -1,4 +1,4 @@
-"""demo/quickstart.ipynb runs from top to bottom, and what it shows is an improvement."""
+"""demo/quickstart.ipynb runs from top to bottom, and shows an improvement."""
 
 import json
 from pathlib import Path

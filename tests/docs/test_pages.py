@@ -1,4 +1,4 @@
-"""What README and the pages name exists: files, Python names, keys and commands; and every equation has its code."""
+"""Names in README and the pages exist: files, Python names, keys and commands; and every equation has its code."""
 
 import functools
 import importlib

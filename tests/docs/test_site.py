@@ -1,4 +1,4 @@
-"""The site of mkdocs.yml: it builds strictly, loads nothing from other hosts, and links to code lead to the code."""
+"""The site of mkdocs.yml: it builds strictly, loads nothing from other hosts, and its links to code are correct."""
 
 import os
 import re

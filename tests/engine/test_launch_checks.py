@@ -1,4 +1,4 @@
-"""What a training is started with is checked before its processes are."""
+"""The settings of a training are checked before its processes start."""
 
 import pytest
 import torch

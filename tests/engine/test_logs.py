@@ -1,4 +1,4 @@
-"""Logs and records go to regular files alone (a pipe would block), without the traceback of a user's mistake."""
+"""Logs and records go only to regular files (a pipe would block), without tracebacks of users' mistakes."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""A run whose process was killed: one line, and no waiting for the dead."""
+"""A run with a killed process: one line, and no waiting for it."""
 
 import os
 import signal

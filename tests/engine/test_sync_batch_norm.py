@@ -93,7 +93,7 @@ def test_the_main_processes_statistics_for_all(tmp_path):
 
 
 def share_statistics(rank, folder):
-    """Worker: statistics of a half of its own, then those of the main process."""
+    """Worker: statistics of its half, then those of the main process."""
     layers = make_layers("BN")
     layers(images().chunk(2)[rank])
     broadcast_statistics(layers)

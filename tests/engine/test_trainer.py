@@ -54,7 +54,7 @@ def test_accumulation_changes_neither_the_number_of_steps_nor_the_images(scene):
 
 @pytest.mark.parametrize("scaler", [False, True])
 def test_resume_with_mixed_precision_and_accumulation(scene, monkeypatch, scaler):
-    """Ends as an unbroken run, bit for bit; with float16 the gradient scaler's state goes on as well."""
+    """Ends bit for bit like an uninterrupted run; with float16 the gradient scaler's state resumes too."""
     keys = [*AMP, *PARTS, "DATALOADER.NUM_WORKERS", "1"]
     if scaler:
         # A real float16 run needs a GPU: bfloat16 arithmetic with float16's scaler, whose scale grows in iterations.

@@ -1,4 +1,4 @@
-"""A data-loading process that is stopped ends the training, instead of letting it wait for ever."""
+"""A stopped data-loading process ends the training, instead of blocking it forever."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ def test_states(tmp_path):
     try:
         os.waitpid(process, os.WUNTRACED)
         assert is_stopped(process) and not is_stopped(os.getpid())
-        WorkerWatch(seconds=0).look()  # none of our data-loading processes: left alone
+        WorkerWatch(seconds=0).look()  # not one of our data-loading processes: ignored
         assert is_stopped(process)
     finally:
         os.kill(process, signal.SIGKILL)

@@ -27,7 +27,7 @@ def make_labels(folder, datasets, ignore_label: int) -> tuple[dict, DatasetLabel
 
 @pytest.mark.parametrize("ignore_label", [255, 77])
 def test_micro_average_by_hand(tmp_path, datasets, ignore_label):
-    """Whatever the metadata calls ignored is no class of the image."""
+    """The metadata's ignore label is not a class of the image."""
     quality = hypothesis_precision_recall(HYPOTHESES, *make_labels(tmp_path, datasets, ignore_label))
     assert quality["precision"] == pytest.approx(2 / 5)
     assert quality["recall"] == pytest.approx(2 / 3)

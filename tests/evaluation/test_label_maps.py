@@ -69,14 +69,14 @@ def test_numbers_by_hand_for_label_maps_and_logits_alike(records):
 
 
 def test_the_log_has_our_mean_alone(records, caplog):
-    """Detectron2 0.5 counts class d, which is only predicted, and would log a lower mean beside ours."""
+    """Detectron2 0.5 counts class d, which is only predicted, and would log a lower mean next to ours."""
     with caplog.at_level(logging.DEBUG):
         result = evaluate(records, [torch.from_numpy(prediction) for prediction in PREDICTION])
         print_csv_format({"sem_seg": result})
     lines = [record.getMessage() for record in caplog.records]
     assert sum("mIoU" in line for line in lines) == 1 and any(f"{result['mIoU']:.4f}," in line for line in lines)
     by_class = ", ".join(f"{name} {value:.2f}" for name, value in zip("abcd", iou_by_hand(4), strict=True))
-    assert f"reclip_test_labels: IoU by class: {by_class}" in lines
+    assert f"reclip_test_labels: IoU per class: {by_class}" in lines
     detectron2_0_5 = np.nansum(iou_by_hand(4)) / 4
     assert not any(f"{detectron2_0_5:.2f}" in line for line in lines)
 
@@ -101,7 +101,7 @@ def test_a_label_of_another_size_is_refused(records):
 def test_labels_without_a_class_are_refused(records):
     for record, truth in zip(records, TRUTH, strict=True):
         Image.fromarray(np.full_like(truth, 255)).save(record["sem_seg_file_name"])
-    with pytest.raises(ReclipError, match="labels of reclip_test_labels hold no class, only ignored pixels"):
+    with pytest.raises(ReclipError, match="labels of reclip_test_labels contain no class, only ignored pixels"):
         evaluate(records, map(torch.from_numpy, PREDICTION))
 
 
@@ -119,9 +119,9 @@ def binary_records(tmp_path, datasets, **metadata) -> list[dict]:
 
 
 def test_binary_masks_are_refused(tmp_path, datasets):
-    """Each file alone could be "class 0 and ignored"; a whole data set that nobody has prepared is not."""
+    """Each file alone could be "class 0 and ignored"; a whole unprepared data set is not."""
     records = binary_records(tmp_path, datasets)
-    with pytest.raises(ReclipError, match=r"0 and 255 only: the class ground and ignored pixels, or .* binary masks"):
+    with pytest.raises(ReclipError, match=r"only 0 and 255: the class ground and ignored pixels, or .* binary masks"):
         evaluate(records, [torch.zeros(2, 2, dtype=torch.int64)] * 2)
 
 
@@ -130,7 +130,7 @@ def test_a_prepared_subset_of_one_class(tmp_path, datasets, caplog):
     records = binary_records(tmp_path, datasets, reclip_protocol="a data set of ours")
     result = evaluate(records, [torch.tensor([[0, 1], [1, 1]])] * 2)
     assert result["mIoU"] == result["IoU-ground"] == pytest.approx(50)
-    assert "hold 0 and 255 only: the class ground and ignored pixels; the mean IoU" in caplog.text
+    assert "contain only 0 and 255: the class ground and ignored pixels; the mean IoU" in caplog.text
     assert "binary" not in caplog.text
 
 

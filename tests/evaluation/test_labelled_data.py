@@ -1,4 +1,4 @@
-"""Training data with labels: the mapper, the records, and who may not import them."""
+"""Training data with labels: the mapper, the records, and which modules must not import them."""
 
 import ast
 from pathlib import Path

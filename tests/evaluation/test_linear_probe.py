@@ -109,7 +109,7 @@ def test_the_model_stays_as_it_is_and_the_embedding_is_fixed():
 
 
 def test_labels_of_images_of_different_sizes():
-    """Padding has no label: the loss is that of the images' own pixels on the padded batch."""
+    """Padding has no label: the loss on the padded batch counts only the images' pixels."""
     probe = LinearProbe(make_maskclip(), batch_norm=False)
     train(probe, inputs((32, 32)))
     records = inputs((32, 40), (17, 20))

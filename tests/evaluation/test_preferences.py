@@ -61,7 +61,7 @@ def test_preferred_places():
     lines = preferred_places(Preference(maps, np.array([0.0, 1.0]), "bias logits", 1), ["sky", "wood"])
     assert [line.name for line in lines] == ["wood", "sky"]
     wood, sky = lines
-    assert (wood.best_place, wood.worst_place, wood.best) == ("centre", "top-right", 4.0)  # its own strength taken off
+    assert (wood.best_place, wood.worst_place, wood.best) == ("centre", "top-right", 4.0)  # minus its own strength
     assert (sky.best_place, sky.worst_place, sky.worst) == ("top-left", "bottom", -2.0)
 
 

@@ -38,7 +38,7 @@ def test_curve_by_hand():
 def test_mean_slope_by_hand():
     slope, error = mean_slope(distance_curve(DISTANCES, IOUS, 40))
     assert slope == pytest.approx((-0.2 - 0.2 - 0.1) / 40 / 3)
-    assert math.isnan(error)  # the last bin has one object: nobody knows its error
+    assert math.isnan(error)  # the last bin has one object: its error is unknown
 
 
 def test_an_empty_bin_is_stepped_over():

@@ -1,4 +1,4 @@
-"""Real runs on a data set of a few files: the numbers are those of ``train_net.py``, also after a stop."""
+"""Real runs on a data set of a few files: the numbers equal those of ``train_net.py``, also after an interruption."""
 
 import json
 

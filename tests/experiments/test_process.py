@@ -1,4 +1,4 @@
-"""Functions in processes of their own: answers, errors, ends, and that nothing is left behind."""
+"""Functions in separate processes: results, errors, termination, and no leftovers."""
 
 import logging
 import multiprocessing
@@ -88,7 +88,7 @@ def test_errors(tmp_path):
         processes.call(mistake, 7, output)
     with pytest.raises(RuntimeError, match="(?s)Traceback.*in bug.*KeyError: 'x'"):
         processes.call(bug, "x", output)
-    with pytest.raises(ReclipError, match=r"killed by signal 9 \(SIGKILL\), perhaps for want of memory: see .*output"):
+    with pytest.raises(ReclipError, match=r"killed by signal 9 \(SIGKILL\), perhaps out of memory: see .*output"):
         processes.call(die, None, output)
     with pytest.raises(ReclipError, match="out of CPU memory"):
         processes.call(out_of_memory, None, output)

@@ -1,4 +1,4 @@
-"""The report's numbers by hand, and that its pictures are whole."""
+"""The report's numbers by hand, and its pictures."""
 
 import json
 import re
@@ -25,7 +25,7 @@ SCORES = {
 
 @pytest.fixture
 def finished(tmp_path):
-    """The small suite's runs, done with three seeds, each in 10 s, one after the other."""
+    """The small suite's runs, done with three seeds, each in 10 s, sequentially."""
     runs = make_runs(tmp_path, seeds=(0, 1, 2))
     run_pending(runs, Worker(SCORES), say=lambda line: None)
     for index, file in enumerate(sorted((tmp_path / "out" / "runs").glob("*/result.json"))):

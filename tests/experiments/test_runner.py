@@ -1,4 +1,4 @@
-"""Order, resume, refusal and failure of a suite's runs, with made-up runs."""
+"""Order, resume, rejection and failure of a suite's runs, with fake runs."""
 
 import json
 import threading
@@ -137,9 +137,9 @@ def test_a_changed_config_is_refused_and_overwritten_on_demand(tmp_path):
         changed.check_changes(overwrite=False)
     text = str(error.value)
     assert "run plain in" in text and "SOLVER.MAX_ITER is 9 now and was 40000" in text and "--overwrite" in text
-    assert "12 other runs differ, too" in text and "\n" not in text
+    assert "12 other runs differ too" in text and "\n" not in text
 
-    # A change of the model alone concerns its student and probe, too: they were made with another teacher.
+    # A change of the model affects its student and probe too: they were made with another teacher.
     def with_new_threshold():
         from tests.experiments import tiny_suite
 
@@ -164,7 +164,7 @@ def test_a_new_key_of_the_project_changes_nothing_at_its_default(tmp_path):
     file = tmp_path / "out" / "runs" / "model-seed0" / "settings.json"
     settings = json.loads(file.read_text())
     del settings["MODEL.MASK_DECODER.PADDING_MODE"]  # as if the run were older than the key
-    settings["MODEL.FORGOTTEN"] = 1  # a key that is no more
+    settings["MODEL.FORGOTTEN"] = 1  # a removed key
     file.write_text(json.dumps(settings))
     run(make_runs(tmp_path, seeds=(0,)), Worker())
     runs = make_runs(tmp_path, seeds=(0,))
@@ -191,7 +191,7 @@ def test_a_failure_stops_only_what_needs_it_and_is_tried_again(tmp_path):
     assert set(failures[1:]) == {
         "student-seed1: not run, since model-seed1 failed",
         "probe-seed1: not run, since model-seed1 failed",
-        f"sweep_1-seed0: failed: KeyError: 'gone' (all of it: {output})",
+        f"sweep_1-seed0: failed: KeyError: 'gone' (details: {output})",
     }
     assert sum(line.endswith("the loss is not finite") for line in lines) == 1 and len(lines) == 13
     worker = Worker()
@@ -224,7 +224,7 @@ def test_a_checkpoint_of_unknown_origin_is_refused(tmp_path):
     folder = tmp_path / "out" / "runs" / "plain"
     folder.mkdir(parents=True)
     (folder / "model_final.pth").write_text("?")
-    with pytest.raises(ReclipError, match="plain holds checkpoints of unknown origin"):
+    with pytest.raises(ReclipError, match="plain contains checkpoints of unknown origin"):
         run(make_runs(tmp_path), Worker())
 
 
@@ -232,7 +232,7 @@ def test_one_program_at_a_time(tmp_path):
     runs = make_runs(tmp_path)
     with (
         runs.lock(),
-        pytest.raises(ReclipError, match="another reproduce.py works in"),
+        pytest.raises(ReclipError, match="another reproduce.py is using"),
         make_runs(tmp_path).lock(),
     ):
         pass

@@ -1,4 +1,4 @@
-"""Suite files: what they say, the mistakes they may hold, and that the one of the papers fits every data set."""
+"""Suite files: parsing, mistakes, and that the papers' suite fits every data set."""
 
 from pathlib import Path
 
@@ -115,7 +115,7 @@ def test_overrides_taken_keys_and_sweeps(tmp_path):
     assert resolve(suite, suite.experiments["added"]).TEST.BIAS.BIN_WIDTH == 8  # common
     assert suite.experiments["probe"].overrides == {"LINEAR_PROBE.MAX_ITER": 7}
     curve = {table.key: table for table in suite.tables}["curve"].curves[0]
-    # The model's own 0.2 stands between 0.1 and 0.3.
+    # The model's own 0.2 is between 0.1 and 0.3.
     assert curve.points == ("sweep_1", "model", "sweep_2")
     assert suite.experiments["sweep_2"].overrides == {"HYPOTHESIS.THRESHOLD": 0.3}
     claims = [(claim.better, claim.worse) for claim in suite.tables[-1].claims]

@@ -1,4 +1,4 @@
-"""A small suite file and made-up results, for the tests of what surrounds the runs."""
+"""A small suite file and made-up results, for tests without real runs."""
 
 from __future__ import annotations
 

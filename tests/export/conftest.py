@@ -1,4 +1,4 @@
-"""Tiny models, and files of them."""
+"""Tiny models and their exported files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``classes.json`` beside exported files."""
+"""``classes.json`` of exported files."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_content(tmp_path):
         "shape": [1, 3, "height", "width"],
         "channels": [0, 1, 255],
     }
-    assert MaskClasses.read(tmp_path) == CLASSES  # as beside masks
+    assert MaskClasses.read(tmp_path) == CLASSES  # as with masks
 
 
 def test_labels_of_one_size():
@@ -75,14 +75,14 @@ def test_beside_masks(tmp_path):
     # Those of others keep their meaning.
     other = described(tmp_path, "b.onnx", classes=MaskClasses.make(["sea", "sand"]))
     for overwrite in (False, True):
-        with pytest.raises(ReclipError, match=r"classes\.json is of other classes: give an --output in another folder"):
+        with pytest.raises(ReclipError, match=r"classes\.json has other classes: give an --output in another folder"):
             other.check(overwrite)
 
 
 def test_only_an_export_that_is_replaced_may_have_been_of_other_classes(tmp_path):
     described(tmp_path).write(overwrite=False)
     other = described(tmp_path, classes=MaskClasses.make(["sea", "sand"]))
-    with pytest.raises(ReclipError, match="is of other classes"):
+    with pytest.raises(ReclipError, match="has other classes"):
         other.check(overwrite=False)
     other.check(overwrite=True)
     other.write(overwrite=True)

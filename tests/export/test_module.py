@@ -1,4 +1,4 @@
-"""The sizes at which models are traced and checked, and the maps that they keep."""
+"""The sizes at which models are traced and checked, and their stored maps."""
 
 import pytest
 import torch

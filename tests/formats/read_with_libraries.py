@@ -1,10 +1,10 @@
-"""Read the formats back with the libraries that cannot stand beside the project's own requirements.
+"""Read the formats back with libraries that conflict with the project's requirements.
 
-A program, not a test: it runs in an environment of its own that has NumPy, Pillow and one of the libraries, on a folder
+A program, not a test: it runs in a separate environment with NumPy, Pillow and one of the libraries, on a folder
 that ``sample.py`` wrote, and fails where a library sees anything but the index masks::
 
     PYTHONPATH=. python tests/formats/sample.py FOLDER
-    pip install datumaro           # or fiftyone, ultralytics, label-studio-sdk, in an environment of its own
+    pip install datumaro           # or fiftyone, ultralytics, label-studio-sdk, in a separate environment
     python tests/formats/read_with_libraries.py datumaro FOLDER
 """
 

@@ -104,7 +104,7 @@ def test_image_names_that_break_the_image_list(tmp_path, path):
 def test_more_objects_than_colours(tmp_path):
     classes = MaskClasses.make([f"class {k}" for k in range(300)])
     labels = np.arange(256, dtype=np.uint16)[None]
-    with pytest.raises(ReclipError, match="has 256 classes, CVAT takes 255"):
+    with pytest.raises(ReclipError, match="has 256 classes, CVAT allows 255"):
         write(tmp_path, classes, {"a.jpg": labels})
     write(tmp_path, classes, {"a.jpg": labels[:, 1:]})
 

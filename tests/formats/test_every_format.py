@@ -1,4 +1,4 @@
-"""What every format must stand: odd sizes, ignored images, single classes, many classes, any order."""
+"""Requirements on every format: odd sizes, ignored images, single classes, many classes, any order."""
 
 from pathlib import Path, PurePosixPath
 
@@ -111,7 +111,7 @@ def test_unknown_formats_and_names_are_refused_beforehand():
 
 
 class AreasWriter(Writer):
-    """A format as somebody would add it: a text file an image with the classes' areas, and a list of the images."""
+    """A format as a user would add it: one text file per image with the classes' areas, and a list of the images."""
 
     def files(self, path):
         return [self.output / path.with_suffix(".txt")]

@@ -18,7 +18,7 @@ BACKGROUND = 3
 
 
 def flat(region):
-    """A region as the converter's export hands it on: the value's members beside the others."""
+    """A region as exported by the converter: with the value's members at the top level."""
     return {**region, **region["value"]}
 
 

@@ -89,7 +89,7 @@ def test_overlay_options_that_are_refused(tmp_path, options, words):
 def test_overlay_too_large_for_jpeg(tmp_path):
     labels = np.zeros((1, module.JPEG_MAX_SIDE + 1), dtype=np.uint8)
     image = np.zeros((*labels.shape, 3), dtype=np.uint8)
-    with pytest.raises(ReclipError, match=r"too large for JPEG \(\d+ a side\): leave out"):
+    with pytest.raises(ReclipError, match=r"too large for JPEG \(\d+ per side\): omit"):
         write(tmp_path, "overlay", labels=labels, image=image)
 
 

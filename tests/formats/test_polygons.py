@@ -63,7 +63,7 @@ def test_an_empty_and_a_full_mask():
         ("#####", "#...#", "#.#.#", "#...#", "#####"),  # an island in a hole
         ("#####", "#...#", "#.#.#", "#.###", "#####"),  # a peninsula in a hole
         (".###.", "##.##", "#...#", "##.##", ".###."),
-        ("####", "#.##", "##.#", "###."),  # a hole that is open at a corner alone
+        ("####", "#.##", "##.#", "###."),  # a hole that is open only at a corner
     ],
 )
 def test_shapes_of_holes(rows):

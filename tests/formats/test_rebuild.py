@@ -1,4 +1,4 @@
-"""All formats from index masks: unbroken, interrupted, killed, repeated."""
+"""All formats from index masks: uninterrupted, interrupted, killed, repeated."""
 
 import multiprocessing
 import os
@@ -161,10 +161,10 @@ def test_user_errors_are_one_line(sample):
 
     fails("'nothing' is unknown", formats=("nothing",))
     fails("classes.json is missing", index=folder)
-    fails("differ in their extension alone", images={**images, PurePosixPath("two.jpg"): None})
+    fails("differ only in their extension", images={**images, PurePosixPath("two.jpg"): None})
     fails("c.png is missing", images={**images, PurePosixPath("c.jpg"): None})
     (folder / "scores" / "two.npz").unlink()
-    fails("two.npz is missing, and masks hold no scores", formats=("scores",))
+    fails("two.npz is missing, and masks contain no scores", formats=("scores",))
     Image.new("RGB", (3, 3)).save(images[PurePosixPath("two.png")])
     fails("has size 3x3, its mask 11x10", formats=("overlay",))
     (index / "two.png").write_bytes(b"damaged")

@@ -1,4 +1,4 @@
-"""YOLO's polygons, by Ultralytics' specification: fractions of width and height, a region a line.
+"""YOLO's polygons, by Ultralytics' specification: fractions of width and height, one region per line.
 
 ultralytics 8.4.190 read the same bytes by the data set class that it trains with (``read_with_libraries.py``). It
 leaves out images with a side below 10 pixels.

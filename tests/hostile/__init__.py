@@ -1,1 +1,1 @@
-"""Hostile and wrong inputs for every program: each must end in time, in one clear line, with nothing else changed."""
+"""Hostile and wrong inputs for every program: each must end in time, with one clear line, and change nothing else."""

@@ -1,4 +1,4 @@
-"""Running a case, and what must hold of its end."""
+"""Runs a case and checks its outcome."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Case:
         arguments: of the command line; ``{case}`` is the case's folder.
         prepare: makes or changes files in the case's folder, where ``photos`` (two images), ``classes.txt`` and, with
             ``model``, ``model`` (a finished run) lie.
-        fine: the input is no error: the exit status must be 0.
+        fine: the input is valid: the exit status must be 0.
         either: a clear error and a success are both right; for what only some machines or versions can do.
         words: what the error's line must say, a regular expression.
         model: the case needs a finished run.
-        resumed: it goes on with that run, which is in ``out``, and with all of its images.
+        resumed: it resumes that run, which is in ``out``, with all of its images.
         environment: variables; None removes one.
-        telling: is one of those that every run of the tests tries.
+        telling: whether the default tests include it.
     """
 
     name: str
@@ -182,7 +182,7 @@ class Server:
 
 
 def prepare_folder(case: Case, folder: Path, finished: Path) -> None:
-    """The inputs of a case: what is in ``precious`` is nobody's business."""
+    """The inputs of a case, without ``precious``, which no program may touch."""
     folder.mkdir(parents=True)
     (folder / "photos").mkdir()
     for name in ("photos/0.jpg", "photos/1.jpg", "classes.txt"):

@@ -69,7 +69,7 @@ HTML = "<!DOCTYPE html>\n<html><head><title>404</title></head><body>Not Found</b
 
 
 def fifo(path: Path) -> None:
-    """A named pipe that nobody writes to."""
+    """A named pipe without a writer."""
     os.mkfifo(path)
 
 

@@ -1,4 +1,4 @@
-"""Cases of run folders, hypothesis files and remembered state that someone has damaged or tampered with."""
+"""Cases of run folders, hypothesis files and recorded state that were damaged or tampered with."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ HYPOTHESIS: dict[str, Callable[[Path], None]] = {
     "line-null": lines(lambda text: [text[0], "null", *text[2:]]),
     "not-utf-8": written(HYPOTHESES, content(b'{"format": "\xff"}\n')),
 }
-# What only spares work, or says where to go on: made again, or refused.
+# Caches and pointers for resuming: made again, or rejected.
 OTHER: dict[str, Callable[[Path], None]] = {
     "images-empty": written(IMAGES, content("")),
     "images-list": written(IMAGES, content("[]")),

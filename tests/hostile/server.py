@@ -1,4 +1,4 @@
-"""A process that has everything imported, and forks a child for each run of a program.
+"""A process that has imported everything, and forks a child for each run of a program.
 
 A fresh interpreter takes seconds to import PyTorch; a fork takes milliseconds. Requests and answers are lines of JSON
 on standard input and output. In this process no operator of PyTorch runs: threads do not survive a fork.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-# A run that asks for more fails by itself, and not by the machine's want of memory.
+# A run that needs more fails before the machine runs out of memory.
 _ADDRESS_SPACE = 12 << 30
 _FILE_BYTES = 1 << 30
 
@@ -120,7 +120,7 @@ def _become(request: dict[str, Any], out: Path, err: Path) -> None:
 
 
 def _call(program: str, arguments: list[str]) -> int:
-    """Run it; the exit status that a process of its own would have."""
+    """Run it; returns the exit status that a separate process would have."""
     sys.argv = [program, *arguments]
     try:
         if program == "reclip":

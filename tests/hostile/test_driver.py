@@ -1,4 +1,4 @@
-"""The driver sees what programs do wrong."""
+"""The driver detects what programs do wrong."""
 
 from __future__ import annotations
 

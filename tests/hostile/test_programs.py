@@ -1,4 +1,4 @@
-"""Every program, with what is wrong, damaged or hostile: one clear line, in time, with nothing else changed.
+"""Every program with wrong, damaged or hostile input: one clear line, in time, and nothing else changed.
 
 The most telling cases are tried in every run; all of them (more than a thousand) are slow.
 """

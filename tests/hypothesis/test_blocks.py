@@ -1,4 +1,4 @@
-"""Blocks of scores: a killed run goes on, processes share, another setting begins anew."""
+"""Blocks of scores: killed runs resume, processes share the work, other settings start over."""
 
 import dataclasses
 import io

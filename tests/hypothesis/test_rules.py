@@ -1,4 +1,4 @@
-"""Rules that make a hypothesis of window classes or image scores."""
+"""Rules that make a hypothesis from window classes or image scores."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from reclip_d2.hypothesis.rules import (
         ([2, 2, 0, 1], 0.0, [0, 1, 2]),
         ([2, 2, 0, 1], 0.25, [2]),  # strictly greater: 1/4 does not pass
         ([2, 2, 0, 1], 0.24, [0, 1, 2]),
-        ([2, 2, 0, 0], 0.5, [0]),  # nobody passes: the most frequent, the lowest of several
+        ([2, 2, 0, 0], 0.5, [0]),  # none passes: the most frequent one, on a tie the lowest
         ([3, 1, 3, 1, 0], 0.9, [1]),
         ([3], 0.0, [3]),
         ([3], 0.99, [3]),

@@ -122,7 +122,7 @@ def test_classes_per_image_take_the_place_of_the_threshold(cfg, method, isolated
     if method == "crops":
         (window_threshold,) = {record["crop_hypothesis"].threshold for record in records}
         assert hypotheses(window_threshold) == hypotheses(t)
-    # The file serves any number of classes: nothing is computed again, and the same comes out.
+    # The file is valid for any number of classes: nothing is recomputed, and the result is the same.
     assert build_training_records(cfg) == records
     cfg.HYPOTHESIS.CLASSES_PER_IMAGE = 1.0
     assert all(len(record["hypothesis"]) == 1 for record in build_training_records(cfg))
@@ -219,7 +219,7 @@ def test_the_file_of_an_earlier_version_is_named(cfg, isolated_cache, caplog):
     with caplog.at_level(logging.WARNING):
         build_training_records(cfg)
     assert f"{legacy} was made by an earlier version" in caplog.text
-    # Named, it serves: what it does not record is not compared.
+    # If named, it is used: what it does not record is not compared.
     lines = legacy.read_text().splitlines()
     legacy.write_text("\n".join([json.dumps({"format": head["format"], **fields}), *lines[1:]]))
     cfg.HYPOTHESIS.FILE = str(legacy)

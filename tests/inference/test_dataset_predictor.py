@@ -1,4 +1,4 @@
-"""The predictor in Detectron2's evaluation loop: modes, wrappers, records, and the mapper that goes with it."""
+"""The predictor in Detectron2's evaluation loop: modes, wrappers, records, and its mapper."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ class Collect(DatasetEvaluator):
 
 @pytest.mark.parametrize("size", [(50, 60), (80, 52)], ids=["whole", "tiles"])
 def test_a_loader_gives_what_an_image_gives(size, tmp_path):
-    """Through the test mapper, Detectron2's loop, and the predictor: the labels that the image alone gets."""
+    """Through the test mapper, Detectron2's loop, and the predictor: the same labels as for the image alone."""
     image = random_image(1, *size).permute(1, 2, 0).numpy()
     Image.fromarray(image).save(tmp_path / "a.png")
     cfg, model = load_config("", KEYS), make_rectified().eval()

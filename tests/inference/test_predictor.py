@@ -171,7 +171,7 @@ def test_labels_are_one_resize_without_logits_at_the_image_s_size():
 
 
 def test_some_of_the_classes():
-    """Every pixel goes to the best of those that are left; the predictor itself keeps all."""
+    """Every pixel gets the best remaining class; the predictor itself keeps all classes."""
     predictor = ImagePredictor(make_maskclip(), [], Tiling(60, 32, 0.25), 10**5)
     for size in ((40, 50), (70, 40)):
         image = pixels(6, *size)

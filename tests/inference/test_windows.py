@@ -1,4 +1,5 @@
-"""Logits on the grid and the mean of overlapping windows, against a brute force that holds everything at once.
+"""Logits on the grid and the mean of overlapping windows, against a brute-force version that holds everything in
+memory.
 
 Shape letters: C classes, (h, w) patch grid, (H, W) size in pixels.
 """
@@ -252,7 +253,7 @@ def test_windows_of_windows():
     ],
 )
 def test_labels_from_the_grid(padded, network, size, one_resize, monkeypatch):
-    """By the fused operator where one resize is enough, whatever the memory; else only if the logits fit in it."""
+    """With the fused operator if one resize is enough, for any memory; otherwise only if the logits fit into memory."""
     logits = random_window(3, (3, 5), padded, network, size)
     expected = upsample_logits(logits.logits[None], padded, network, size)[0].argmax(0)
     assert torch.equal(logits.labels(10**9), expected)

@@ -1,4 +1,4 @@
-"""A source archive as small as the patches allow."""
+"""A minimal source archive that the patches apply to."""
 
 import io
 import tarfile

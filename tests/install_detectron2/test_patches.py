@@ -1,4 +1,4 @@
-"""What is changed in Detectron2 0.5."""
+"""The patches of Detectron2 0.5."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""Where pip looks, from what ``pip config list`` prints."""
+"""pip's settings, from the output of ``pip config list``."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What the program does in which environment. No test touches the network or the environment."""
+"""The program in different environments. No test touches the network or the environment."""
 
 import hashlib
 import importlib.util

@@ -45,7 +45,7 @@ def need_kernels(device_type: str) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say once why tests were skipped: pytest's own list has a line for each."""
+    """Report once why tests were skipped, where pytest has one line per test."""
     for reason, count in _skipped.items():
         terminalreporter.write_line(f"{count} tests of tests/layers skipped: {reason}")
 

@@ -41,7 +41,7 @@ SWEEP = [
 
 
 def tolerance(dtype, width):
-    """How far a result may be off by rounding, of its own norm.
+    """Allowed rounding error of a result, relative to its norm.
 
     Sums are float32 at least. A sum of ``width`` products of random numbers, one after the other, errs by about
     sqrt(width) / 2 units in the last place of its result; kernel and twin sum in different orders. The 16 units are

@@ -115,7 +115,7 @@ def test_head_combines_what_was_stored_without_a_clip_or_an_image():
 
 
 class Quadratic(BiasHead):
-    """Not affine in the features; it says so by leaving ``class_bias`` out."""
+    """Not affine in the features, so it has no ``class_bias``."""
 
     image_dependent = True
 
@@ -134,7 +134,7 @@ class Pretender(Quadratic):
 
 
 class Affine(Quadratic):
-    """An image-dependent head that defines ``class_bias`` alone."""
+    """An image-dependent head that defines only ``class_bias``."""
 
     image_bias = BiasHead.image_bias
 

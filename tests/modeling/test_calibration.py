@@ -1,4 +1,4 @@
-"""Mean-probability calibration: what it promises, on random logits.
+"""Mean-probability calibration: its properties on random logits.
 
 Shape letters: M samples, C classes.
 """

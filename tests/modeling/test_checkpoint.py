@@ -1,4 +1,4 @@
-"""Checkpoints: what is in the file, what is refused, and that nothing in a file runs."""
+"""Checkpoints: the file's content, rejected files, and that nothing in a file is executed."""
 
 import json
 import pickle

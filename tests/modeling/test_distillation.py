@@ -1,4 +1,4 @@
-"""The distillation stage: who sees what, who trains, and the losses of a batch against loops.
+"""The distillation stage: inputs, trained parameters, and the losses of a batch against loops.
 
 Shape letters: B images, n = h*w positions of the student's grid, C classes, D width of the joint embedding, (H, W)
 size of the padded batch in pixels.

@@ -1,4 +1,4 @@
-"""Fine-tuning CLIP's image tower (Table VI): where gradients go, checkpoints, hypotheses, and a teacher so trained.
+"""Fine-tuning CLIP's image tower (Table VI): gradients, checkpoints, hypotheses, and a fine-tuned teacher.
 
 Shape letters: C classes, D width of the joint embedding.
 """

@@ -239,7 +239,7 @@ def test_mask_guided_loss_against_a_loop_with_padding():
 
 
 def test_class_255_is_a_class():
-    """A class list of a user's own may be longer than 255: that id is no mark of padding."""
+    """A user's class list may be longer than 255: that id does not mark padding."""
     logits = torch.zeros(1, 300, 2, 2)
     labels = torch.full((1, 2, 2), 255)
     assert mask_guided_loss(logits, labels).item() == pytest.approx(math.log(300), rel=1e-6)

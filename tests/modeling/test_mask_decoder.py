@@ -114,7 +114,7 @@ def test_group_norm_where_it_fits():
 
 @pytest.mark.parametrize("norm", ["GN", "BatchNorm"])
 def test_a_norm_that_cannot_be_is_one_line(norm):
-    """20 classes cannot be cut into GroupNorm's 32 groups; "BatchNorm" is no name of Detectron2's."""
+    """20 classes cannot be divided into GroupNorm's 32 groups; "BatchNorm" is not a name in Detectron2."""
     with pytest.raises(ReclipError, match=r"MODEL\.MASK_DECODER\.NORM"):
         MaskDecoder(D, 20, norm=norm)
 

@@ -1,4 +1,4 @@
-"""From the patch grid to the wanted size.
+"""From the patch grid to the requested size.
 
 Shape letters: B images, C classes, (h, w) patch grid, (H, W) size in pixels.
 """

@@ -1,4 +1,4 @@
-"""RectifiedCLIP: what it predicts, and the bias that it keeps.
+"""RectifiedCLIP: its predictions, and its cached bias.
 
 Shape letters: B images, C classes, (h, w) patch grid, n = h*w patches.
 """
@@ -72,7 +72,7 @@ def test_any_size_and_batch_mates(decoder):
         assert not output["sem_seg"].requires_grad
 
 
-# ---- the bias that is kept ------------------------------------------------------------------------------------
+# ---- the cached bias ------------------------------------------------------------------------------------------
 
 
 def test_bias_is_computed_once_a_resolution_in_eval_mode(monkeypatch):

@@ -121,7 +121,7 @@ def test_what_lies_in_the_padding_has_no_part_in_the_pooled_features():
 
 
 def test_a_mask_on_padding_alone_adds_no_loss_and_no_gradient():
-    """8 x 8 pixels beside 32 x 40: 19 of 20 patches are padding, so most hard masks see nothing of the image."""
+    """8 x 8 pixels next to 32 x 40: 19 of 20 patches are padding, so most hard masks miss the image."""
     model = make_rectified(decoder=False, gumbel_tau=1.0)
     inputs = batch(((32, 40), [0]), ((8, 8), [0, 1, 2, 3]))
     for seed in range(5):

@@ -1,4 +1,4 @@
-"""The distilled student as a model of its own.
+"""The distilled student as a separate model.
 
 Shape letters: B images, C classes, D width of the joint embedding, (h, w) grid of the student's features.
 """

@@ -1,4 +1,4 @@
-"""The models of the public ReCLIP and ReCLIP++ code, written out for tests: what they do to CLIP, and their names.
+"""The models of the public ReCLIP and ReCLIP++ code, transcribed for tests: what they do to CLIP, and their names.
 
 Shape letters: B images, C classes, D joint embedding, E width of the image transformer, (h, w) patch grid.
 """
@@ -154,7 +154,7 @@ def save_public(folder: Path, model: PublicModel, prefix: str = "module.", **ext
 
 
 def name_file(folder: Path, names: list[str], file: str = "names.txt") -> str:
-    """A class list, one name a line."""
+    """A class list, one name per line."""
     (folder / file).write_text("\n".join(names) + "\n")
     return str(folder / file)
 
@@ -169,7 +169,7 @@ def built(config: Path, names: list[str], datasets) -> nn.Module:
 
 
 def error_of(tool, capsys, source: Path, output: Path, *options: str) -> str:
-    """The one line that the program ends with; nothing may be left behind."""
+    """The error line of the program, which must leave no files."""
     with pytest.raises(SystemExit) as caught:
         tool.main([str(source), str(output), *options, *CLIP_OPTIONS])
     message = capsys.readouterr().err

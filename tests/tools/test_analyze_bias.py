@@ -28,7 +28,7 @@ spec.loader.exec_module(program)
 @pytest.fixture
 def scene(tmp_path, datasets) -> Path:
     """A folder with a config file, a checkpoint of random weights, and two registered data sets, one unlabelled."""
-    # Their sizes differ, and are no multiples of the patch.
+    # Their sizes differ, and are not multiples of the patch.
     labelled = write_scenes(tmp_path / "val", 2, size=(36, 44)) + write_scenes(
         tmp_path / "tall", 1, size=(52, 30), seed=1
     )
@@ -68,7 +68,7 @@ def fails(scene: Path, capsys, *arguments: str) -> str:
 
 
 def assert_complete(output: Path) -> tuple[dict, str]:
-    """The numbers and the page's text; every picture is a file and stands in the page."""
+    """The numbers and the page's text; every picture is a file and is in the page."""
     numbers, page = json.loads((output / "bias.json").read_text()), (output / "index.html").read_text()
     assert page.count("<img src=") == len(numbers["pictures"]) == len(set(numbers["pictures"]))
     assert sorted(path.name for path in output.glob("*.png")) == sorted(numbers["pictures"])
@@ -134,7 +134,7 @@ def test_a_report_is_kept_unless_told(scene, capsys):
     output = run(scene, *arguments)
     before = (output / "bias.json").read_bytes()
     (output / "notes.png").write_bytes(b"the user's own")
-    assert "holds a bias report: add --overwrite" in fails(scene, capsys, *arguments)
+    assert "contains a bias report: add --overwrite" in fails(scene, capsys, *arguments)
     assert (output / "bias.json").read_bytes() == before
     run(scene, *arguments, "--overwrite", "--scenes", "0")
     assert sorted(path.name for path in output.glob("*.png")) == [

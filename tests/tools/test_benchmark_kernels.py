@@ -1,4 +1,4 @@
-"""The benchmark program, at a size that takes seconds: what it writes, not how fast anything is."""
+"""The benchmark program, at a size that takes seconds: its output, not the speed."""
 
 import json
 import os

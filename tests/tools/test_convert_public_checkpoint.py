@@ -1,4 +1,4 @@
-"""Converted public checkpoints of ReCLIP++: the logits of a literal transcription of that model, and refusals."""
+"""Converted public checkpoints of ReCLIP++: the logits of a literal transcription of that model, and invalid input."""
 
 import json
 from pathlib import Path

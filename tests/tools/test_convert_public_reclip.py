@@ -1,4 +1,5 @@
-"""Converted public checkpoints of ReCLIP, the conference model: the logits of a literal transcription, and refusals."""
+"""Converted public checkpoints of ReCLIP, the conference model: the logits of a literal transcription, and invalid
+input."""
 
 import json
 

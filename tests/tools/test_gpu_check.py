@@ -1,4 +1,4 @@
-"""The GPU check without a GPU: how steps run, end and resume, what is written, and the programs at small sizes."""
+"""The GPU check without a GPU: how steps run, end and resume, their output, and the programs at small sizes."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""``tools/linear_probe.py`` from a trained model to results that say what they were trained with."""
+"""``tools/linear_probe.py`` from a trained model to results that are marked as supervised."""
 
 import importlib.util
 import json
@@ -65,13 +65,13 @@ def test_maskclip(scene, capfd):
     assert scores["mIoU"] == results["reclip_test_val"]["sem_seg"]["mIoU"] and 0 <= scores["mIoU"] <= 100
     assert set(scores["IoU"]) == {"sky", "tall tree", "water", "brick wall"}
     assert "trained with labels: mIoU" in capfd.readouterr().out
-    # Nothing beside it looks like the result of an unsupervised model.
+    # No other file looks like the result of an unsupervised model.
     assert {path.name for path in (scene / "out").iterdir()} == {"linear_probe"}
     assert "mIoU" not in (scene / "out" / "linear_probe" / "metrics.json").read_text()
 
 
 def test_a_rectified_model(scene):
-    """Its last checkpoint is probed, and stays as it is."""
+    """Its last checkpoint is probed, and not changed."""
     train(scene, "out", "SOLVER.MAX_ITER", "2")
     file = scene / "out" / "model_final.pth"
     content = file.read_bytes()

@@ -1,4 +1,4 @@
-"""The program that makes the hypothesis file ahead of the training."""
+"""The program that makes the hypothesis file before training."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The embedded data set on disk: content, reuse, repair, a user's files, and processes that race."""
+"""The embedded data set on disk: content, reuse, repair, a user's files, and concurrent processes."""
 
 from __future__ import annotations
 

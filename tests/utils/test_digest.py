@@ -113,7 +113,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, cache, settled, reads, damage):
         assert file_digest(tmp_path / "a") == hashlib.sha256(b"a").hexdigest()
     if damage == "garbage":
         file_digest(tmp_path / "a")
-        assert len(reads) < 3  # it serves again
+        assert len(reads) < 3  # it is used again
 
 
 def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""A file that cannot be written for want of space: the error names it, and nothing is left of it."""
+"""A file that does not fit on the disk: the error names it, and no part of it remains."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""JSON of others: what is damaged, too deep or too large is one line, and never a value."""
+"""Untrusted JSON: damaged, too deep or too large input raises one line, and never returns a value."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What libraries say that a user cannot act on is left out, and nothing else."""
+"""Only library messages that a user cannot act on are hidden."""
 
 import ast
 import logging

@@ -1,4 +1,4 @@
-"""Output paths: what cannot be made is one line, and the check leaves nothing behind."""
+"""Output paths: one line for invalid ones, and the check leaves no files."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Progress events: what a stage reports, who hears it, and what it looks like."""
+"""Progress events: reports of a stage, their listeners, and their text."""
 
 import pytest
 
@@ -124,7 +124,7 @@ def test_what_a_listener_raises_ends_the_work():
 
 
 def test_bars(capsys):
-    """A bar a stage, on standard error, each ended by a line end: without a listener, or with this one."""
+    """One bar per stage on standard error, each ended by a newline: without a listener, or with this one."""
     with count_steps("images", 2) as steps:
         steps.advance(2)
     err = capsys.readouterr().err

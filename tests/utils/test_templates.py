@@ -1,4 +1,4 @@
-"""Pages from templates: what is escaped, and what is missing."""
+"""Pages from templates: escaping, and missing values."""
 
 import jinja2
 import pytest

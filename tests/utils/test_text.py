@@ -1,4 +1,4 @@
-"""Numbers and long values as text for people."""
+"""Numbers and long values as readable text."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What the figures of the bias report choose to show, and that nothing of them is clipped."""
+"""The selection that the figures of the bias report show, and that nothing is clipped."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ CLASSES = [f"class {k} with a long name" for k in range(59)]
 
 
 def assert_whole(figure: Figure) -> None:
-    """Nothing of the figure, drawn as it is saved, reaches over its edge by more than a hundredth of an inch."""
+    """Nothing in the saved figure extends over its edge by more than a hundredth of an inch."""
     figure.draw_without_rendering()
     figure.draw_without_rendering()
     box = figure.get_tightbbox()

@@ -1,4 +1,4 @@
-"""The parts of the bias report that need no model: the page, its sentences, its folder."""
+"""The parts of the bias report without a model: the page, its sentences, its folder."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def test_the_page_escapes_and_loads_nothing(tmp_path):
     page = report.write().read_text()
     assert "<title>Biases of CLIP on a &#34;b&#34; &amp; &lt;c&gt;: &lt;m&gt;</title>" in page
     assert "Protocol: &lt;p&gt;." in page and "<li>&lt;m&gt;: x &amp; y</li>" in page
-    assert "<li>&lt;sky&gt;: +0.50 as a whole" in page and "<h2>The two biases" not in page
+    assert "<li>&lt;sky&gt;: +0.50 overall" in page and "<h2>The two biases" not in page
     assert page.count('<img src="data:image/png;base64,iVBOR') == 2 and 'alt="&lt;m&gt;: preference of' in page
     tags = set(re.findall(r"<(/?\w+)", page))
     known = "html head meta title style body h1 h2 p figure img figcaption ul li".split()
@@ -55,7 +55,7 @@ def test_sentences():
     sentences = preference_sentences(by_logits, LINES, left_out=7)
     assert sentences[1:] == [
         "(7 classes between them)",
-        "wood: −0.25 as a whole; most at the centre (+0.10), least at the left (−0.10)",
+        "wood: −0.25 overall; most at the centre (+0.10), least at the left (−0.10)",
     ]
 
 

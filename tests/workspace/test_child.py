@@ -1,4 +1,4 @@
-"""A run in a process of its own: its events, its errors, its end."""
+"""A run in a child process: events, errors, termination."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.cli.conftest import FAST_KEYS, write_inputs
 
 
 def process(program):
-    """A process of this program in the place of the run."""
+    """A process of this program in place of the run."""
     made = SegmentProcess(["photos"], "classes.txt", "out")
     made.command = [sys.executable, "-c", program]
     return made
@@ -105,7 +105,7 @@ time.sleep(600)
 
 
 def _ends(pid):
-    """Whether a process ends within seconds; one that nobody waits for may stay as a zombie."""
+    """Whether a process ends within seconds; it may remain as a zombie if nobody waits for it."""
     for _ in range(200):
         try:
             os.kill(pid, 0)

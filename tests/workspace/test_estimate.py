@@ -1,4 +1,4 @@
-"""How long a run will take, from first batches."""
+"""Estimated durations, from first batches."""
 
 import pytest
 from PIL import Image

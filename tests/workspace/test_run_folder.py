@@ -19,7 +19,7 @@ RESULTS = {"model": "rectified", "background": "ignore"}
 
 @pytest.fixture
 def canary(tmp_path) -> Path:
-    """A file and a folder beside the output folder, which no test may change."""
+    """A file and a folder next to the output folder, which no test may change."""
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "a.jpg").write_text("mine")

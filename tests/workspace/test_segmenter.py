@@ -1,4 +1,4 @@
-"""The Python API, as it is typed."""
+"""The Python API, as users call it."""
 
 import gc
 import json
@@ -127,7 +127,7 @@ def test_labels_are_the_masks_of_the_command(fitted, place, saved, tmp_path, mon
     """``reclip segment`` takes the run as finished; ``reclip predict`` reads the run and the saved model."""
     weights = (place / "out" / "run" / "rectified" / "model_final.pth").stat()
     assert reclip(place, monkeypatch, *segment_arguments()) == 0
-    assert (place / "out" / "run" / "rectified" / "model_final.pth").stat() == weights  # not trained once more
+    assert (place / "out" / "run" / "rectified" / "model_final.pth").stat() == weights  # not trained again
     folders = [place / "out" / "masks"]
     for number, model in enumerate((place / "out", saved)):
         output = tmp_path / str(number)
@@ -249,7 +249,7 @@ def test_an_interrupted_fit_resumes_in_its_temporary_folder(place, tmp_path, mon
     assert begun[0] == 4 and begun[-1] == 6  # a checkpoint is written after every two iterations
     assert [event.message for event in events if event.stage == "hypotheses"] == ["done before"]
 
-    # What was trained survives the object's run in a saved model alone.
+    # The trained model outlives the object's run only in a saved model.
     target = model.save(tmp_path / "kept")
     assert not list(tmp_path.glob("reclip-*"))
     again = Segmenter.load(target, device="cpu")

@@ -1,4 +1,4 @@
-"""Adding a dense attention: one class and a key, and it is used wherever dense features are."""
+"""Adding a dense attention: one class and a key make it available wherever dense features are used."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NAMES = ["sky", "tall tree", "water", "brick wall"]
 
 
 class Dummy(DenseAttention):
-    """Reads all that there is to read: class token, grid, valid patches, an earlier block, images by a helper model."""
+    """Uses every input: class token, grid, valid patches, an earlier block, images by a helper model."""
 
     name = "dummy"
 
@@ -240,7 +240,7 @@ def test_checkpoints_record_it_and_are_refused_by_another(cfg, tmp_path):
 
 @pytest.mark.parametrize("method", ["crops", "one_pass", "image"])
 def test_hypotheses_read_no_dense_features_and_are_shared(cfg, isolated_cache, method):
-    """Global features of images and windows: the file that the value path made serves any attention."""
+    """Global features of images and windows: the file made with the value path is valid for any attention."""
     cfg.HYPOTHESIS.METHOD = method
     records = build_training_records(with_key(cfg, "value"))
     assert build_training_records(cfg) == records

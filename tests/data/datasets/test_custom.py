@@ -1,4 +1,4 @@
-"""Own images as the data set ``custom``, and ``train_net.py`` on them."""
+"""A user's images as the data set ``custom``, and ``train_net.py`` on them."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Own labels as the data set ``custom_val``: what is registered, what is checked, and that training opens none."""
+"""A user's labels as the data set ``custom_val``: registration, checks, and that training opens none."""
 
 import logging
 import os
@@ -177,7 +177,9 @@ def test_binary_masks(folder):
     for name in ("a", "street/b"):
         write_label(folder, name, np.where(np.arange(96) < 50, 0, 255)[None].repeat(64, 0))
     message = problem(folder)
-    assert "the labels of custom_val hold 0 and 255 only: the class sky and ignored pixels, or they are bin" in message
+    assert (
+        "the labels of custom_val contain only 0 and 255: the class sky and ignored pixels, or they are bin" in message
+    )
 
 
 def test_labels_that_are_none(folder):
@@ -197,7 +199,7 @@ def test_no_label_at_all(folder):
 
 
 def test_palettes(folder):
-    """Our own palette masks serve as labels; those of another order say nothing."""
+    """Our own palette masks are valid labels; palettes in another order are not."""
     register(folder)
     ids = np.random.default_rng(1).integers(0, 3, (64, 96)).astype(np.uint8)
     colors = MetadataCatalog.get(CUSTOM_VAL).stuff_colors

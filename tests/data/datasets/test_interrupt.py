@@ -1,4 +1,4 @@
-"""Ctrl-C while labels are made in several processes: one line, for all of them."""
+"""Ctrl-C while several processes make labels: one line for all of them."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Labels beside images with every EXIF orientation: one rule for a data set."""
+"""Labels of images with every EXIF orientation: one rule per data set."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ HEIGHT, WIDTH = 7, 12
 
 @pytest.fixture
 def label() -> np.ndarray:
-    """``(7, 12)`` as stored; no turn or flip leaves it as it is."""
+    """``(7, 12)`` as stored; every rotation or flip changes it."""
     return np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH)
 
 

@@ -1,4 +1,4 @@
-"""Registered data sets: metadata, records, and Detectron2's evaluator on what the preparation programs write."""
+"""Registered data sets: metadata, records, and Detectron2's evaluator on the output of the preparation programs."""
 
 import hashlib
 import re

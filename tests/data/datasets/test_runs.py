@@ -1,4 +1,4 @@
-"""A miniature of each data set from its archive's layout to a number, through ``train_net.py`` with its own configs."""
+"""A miniature of each data set, from the archive's layout to the mIoU, through ``train_net.py`` with its configs."""
 
 from collections.abc import Callable
 from pathlib import Path

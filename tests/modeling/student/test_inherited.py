@@ -64,7 +64,7 @@ def inherited_head(teacher, head: str = "query_bias_decoder", grid: tuple[int, i
 @torch.no_grad()
 def test_on_the_teachers_features_it_gives_the_teachers_logits(kind):
     teacher = make_teacher(kind)
-    head = inherited_head(teacher).train()  # whatever a trainer calls
+    head = inherited_head(teacher).train()  # even if a trainer calls it
     features, expected = features_of(teacher)
     if head.gives_cosines:
         expected = expected * teacher.backbone.logit_scale

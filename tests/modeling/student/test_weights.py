@@ -1,4 +1,4 @@
-"""Initial weights of the student's backbone: every source that is understood, and what is refused."""
+"""Initial weights of the student's backbone: every supported source, and invalid ones."""
 
 import hashlib
 import os
@@ -188,7 +188,7 @@ def test_code_in_a_file_does_not_run(tmp_path, suffix, hidden):
 
 
 def test_the_attack_would_run(tmp_path):
-    """The test above is none if the pickle is harmless."""
+    """The test above is meaningless if the pickle is harmless."""
     pickle.loads(pickle.dumps(Attack(tmp_path / "ran")))
     assert (tmp_path / "ran").exists()
 

@@ -1,4 +1,4 @@
-"""Weight files of every form, against what was saved; and files that are something else, damaged or hostile."""
+"""Weight files of every format, against the saved tensors; and other, damaged or hostile files."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_two_tensors_of_one_name():
         state_dict_of({"w": torch.zeros(1), "module.w": torch.zeros(1)}, "file")
 
 
-# ---- tensors that are no weights -----------------------------------------------------------------------------------
+# ---- tensors that are not weights ----------------------------------------------------------------------------------
 
 
 def quantised() -> Tensor:
@@ -291,7 +291,7 @@ def test_one_changed_bit(tmp_path):
     content = bytearray(path.read_bytes())
     content[content.index(struct.pack("<f", 2.0) * 100) + 402] ^= 1
     path.write_bytes(content)
-    assert torch.load(path, weights_only=True)["w"].max() != 2  # nobody else notices
+    assert torch.load(path, weights_only=True)["w"].max() != 2  # not detected elsewhere
     assert "the checksum of its entry data/0 is wrong" in refusal(path)
 
 
@@ -357,7 +357,7 @@ def test_many_names_of_one_storage(tmp_path):
     torch.save({str(i): shared for i in range(3)}, tmp_path / "tied.pth")
     tied = read_tensor_file(tmp_path / "tied.pth", "checkpoint").content
     tied["0"].fill_(1.0)
-    assert len(tied) == 3 and not tied["1"].any() and not tied["2"].any()  # each has memory of its own
+    assert len(tied) == 3 and not tied["1"].any() and not tied["2"].any()  # each has separate memory
     shared = torch.zeros(8 << 20)
     torch.save({str(i): shared for i in range(300)}, tmp_path / "bomb.pth")
     assert "many times larger than itself" in refusal(tmp_path / "bomb.pth")
