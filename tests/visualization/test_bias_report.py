@@ -32,7 +32,7 @@ def test_the_page_escapes_and_loads_nothing(tmp_path):
     assert "<title>Biases of CLIP on a &#34;b&#34; &amp; &lt;c&gt;: &lt;m&gt;</title>" in page
     assert "Protocol: &lt;p&gt;." in page and "<li>&lt;m&gt;: x &amp; y</li>" in page
     assert "<li>&lt;sky&gt;: +0.50 overall" in page and "<h2>The two biases" not in page
-    assert page.count('<img src="data:image/png;base64,iVBOR') == 2 and 'alt="&lt;m&gt;: preference of' in page
+    assert page.count('<img src="data:image/png;base64,iVBOR') == 2 and 'alt="&lt;m&gt;: preference for' in page
     tags = set(re.findall(r"<(/?\w+)", page))
     known = "html head meta title style body h1 h2 p figure img figcaption ul li".split()
     assert {tag.strip("/") for tag in tags} == set(known)
