@@ -42,7 +42,9 @@ To add a format:
 1. write a :class:`~reclip_d2.formats.writer.Writer` in a file here: ``files`` and ``_add`` for an image, ``finish``
    for a file of the whole set;
 2. register it in ``FORMATS`` of ``registry.py``, as ``"name": "module:Class"``;
-3. describe it in ``docs/formats.md``. ``tests/formats/test_every_format.py`` tests every registered format.
+3. add a row to the table above and to the one of ``docs/formats.md``.
+
+``tests/formats/test_every_format.py`` tests every registered format.
 """
 
 from __future__ import annotations

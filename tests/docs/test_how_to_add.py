@@ -44,7 +44,9 @@ def checkout(tmp_path):
         shutil.copytree(ROOT / folder, root / folder, ignore=ignored, symlinks=True)
     for extension in (ROOT / "reclip_d2").rglob("*.so"):
         (root / extension.relative_to(ROOT)).symlink_to(extension)
-    shutil.copy(ROOT / "train_net.py", root)
+    for file in ("train_net.py", "pyproject.toml", "docs/formats.md"):
+        (root / file).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / file, root / file)
     for language, path, text in blocks():
         file = root / path
         assert file.exists() == (language == "diff"), path
@@ -82,15 +84,29 @@ from reclip_d2.engine.program import argument_parser, main
 main(argument_parser().parse_args([
     "--config-file", "configs/datasets/farmland.yaml",
     "--config-file", "configs/methods/reclippp_rectify.yaml", "MODEL.BIAS_HEAD.NAME", "ClassBiasHead",
-    "MODEL.CLIP.DENSE_ATTENTION", "local_mean", "MODEL.LOSS.ENTROPY_WEIGHT", "0.1",
+    "MODEL.CLIP.DENSE_ATTENTION", "local_mean", "MODEL.CLIP.LOCAL_MEAN_SIZE", "5", "MODEL.LOSS.ENTROPY_WEIGHT", "0.1",
     "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2",
     "DATALOADER.NUM_WORKERS", "0",
 ]))
 
+from reclip_d2 import formats
 from reclip_d2.formats import FORMATS, MaskClasses, Prediction
 with FORMATS["shares"](Path("shares"), MaskClasses.make(["a", "b"])) as writer:
     writer.add(Prediction(PurePosixPath("x/1.jpg"), np.array([[0, 0], [1, 255]], np.uint8)))
     writer.finish()
+assert "``shares``" in formats.__doc__
+
+import torch
+from reclip_d2.backbones.dense_attention.local_mean import LocalMeanAttention
+
+assert set(LocalMeanAttention().identity()) < set(LocalMeanAttention(5).identity())
+class Block:
+    norm = values = output = staticmethod(lambda x: x)
+class Inputs:  # a row of patches, the last one padding
+    block, grid = Block, (1, 4)
+    patches = torch.tensor([[[1.0], [2.0], [6.0], [100.0]]])
+    valid = torch.tensor([[True, True, True, False]])
+assert LocalMeanAttention().forward(Inputs)[0, :3, 0].tolist() == [1.5, 3.0, 4.0]
 """
 
 
@@ -112,6 +128,12 @@ def test_the_recipes_work_together(checkout, tmp_path):
         check=False,
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    for command in (["check"], ["format", "--check"]):
+        lint = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "."], cwd=checkout, capture_output=True, text=True, check=False
+        )
+        assert lint.returncode == 0, lint.stdout
+    assert "`shares`" in (checkout / "docs/formats.md").read_text(encoding="utf-8")
     run = checkout / "output/farmland/reclippp_rectify"
     metrics = (run / "metrics.json").read_text(encoding="utf-8")
     assert "loss_entropy" in metrics and "loss_contrastive" in metrics

@@ -90,7 +90,12 @@ class RectifiedCLIP(CLIPSegmentor):
         self.gumbel_tau = gumbel_tau or 1 / self.backbone.logit_scale
         self.gumbel_hard = gumbel_hard
         self.loss_tau = loss_tau or 1 / self.backbone.logit_scale
-        self.loss_weights = {"contrastive": 1.0, "coverage": 0.0, "outside": 0.0, **(loss_weights or {})}
+        self.loss_weights = {
+            "contrastive": 1.0,
+            "coverage": 0.0,
+            "outside": 0.0,
+            **(loss_weights or {}),
+        }
         self.vis_period = vis_period
         self._bias_cache: dict[tuple[int, int], Tensor] = {}
         self._reference_cache: Tensor | None = None
