@@ -73,8 +73,9 @@ KEYS: dict[str, Key] = {
     "MODEL.MASKCLIP.KEY_SMOOTHING": Key(0.0, Number(minimum=0, maximum=1)),
     # Control: side of a mean filter on the logits, in patches (0: off).
     "MODEL.MASKCLIP.MEAN_FILTER": Key(0, Whole(1, 99, odd=True, also=0)),
-    # Control, not in the paper: mean-probability calibration on unlabelled images: none, class or position_class.
-    "MODEL.MASKCLIP.CALIBRATION": Key("none", Choice(("none", "class", "position_class"))),
+    # Not in the papers: an offset per class ("class", "position_class": per position too) that makes the mean
+    # probability on unlabelled images uniform, a control; "estimated": or equal to the estimated class shares.
+    "MODEL.MASKCLIP.CALIBRATION": Key("none", Choice(("none", "class", "position_class", "estimated"))),
     # ---- bias extraction (section III-B) -------------------------------------------------------------------
     # Name in BIAS_HEAD_REGISTRY: ReCLIPPPBiasHead, or ReCLIPBiasHead (the conference model's).
     "MODEL.BIAS_HEAD.NAME": Key("ReCLIPPPBiasHead", Text()),
@@ -164,9 +165,13 @@ KEYS: dict[str, Key] = {
     "MODEL.USE_KERNELS": Key(True, Flag()),
     # ---- image-level multi-label hypotheses (Eq. 6) -----------------------------------------------------------
     # "crops" (Eq. 6), "one_pass" (not in the paper: the same windows as class tokens of one forward pass, at test
-    # size), "image" (ReCLIP: whole-image scores above the threshold), or "imported" (the sets in HYPOTHESIS.FILE,
+    # size), "image" (ReCLIP: whole-image scores above the threshold), "dense" (not in the paper: classes of more than a
+    # share t of the labels of the image's own patches, see CLASS_SHARES), or "imported" (the sets in HYPOTHESIS.FILE,
     # written by tools/import_public_hypotheses.py; THRESHOLD and CALIBRATED do not apply).
-    "HYPOTHESIS.METHOD": Key("crops", Choice(("crops", "one_pass", "image", "imported"))),
+    "HYPOTHESIS.METHOD": Key("crops", Choice(("crops", "one_pass", "image", "dense", "imported"))),
+    # For "dense": the class shares that an offset per class gives the labels: "estimated" on the unlabelled images,
+    # "uniform", or CLIP's "own" (no offset).
+    "HYPOTHESIS.CLASS_SHARES": Key("estimated", Choice(("estimated", "uniform", "own"))),
     # t of Eq. (6): 0.07 for VOC and Cityscapes, 0 otherwise; for "image" a cosine similarity (0.23 for VOC).
     "HYPOTHESIS.THRESHOLD": Key(0.0, Number(minimum=-1, maximum=1)),
     # Not in the paper: choose t on the unlabelled training images so that hypotheses have this mean number of classes

@@ -11,26 +11,25 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from torch import Tensor
 
+from reclip_d2.backbones.interface import VisionLanguageBackbone
 from reclip_d2.features.shards import Shards, StoredView
 from reclip_d2.features.views import ViewPlan, Views
+from reclip_d2.modeling.view_batch import ViewEncoder
+from reclip_d2.utils.digest import file_digests
 from reclip_d2.utils.files import format_bytes
 from reclip_d2.utils.io import cache_dir
 from reclip_d2.utils.one_maker import one_maker
 from reclip_d2.utils.progress import count_steps
 
 logger = logging.getLogger(__name__)
-
-Encode = Callable[[dict[str, Any]], tuple[Tensor, tuple[int, int]]]
-"""Maps a sample of :class:`Views` to Z ``(h, w, D)`` and the view's (H, W)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +87,7 @@ class FeatureStore:
         return patches * self.views.plan.number * self.embed_dim * 2
 
     @torch.no_grad()
-    def make(self, encode: Encode) -> None:
+    def make(self, encode: ViewEncoder) -> None:
         """Compute missing shards; called by all processes, which share the work. After an interruption, the next call
         continues with the shards that are still missing."""
         if not self._missing():
@@ -105,9 +104,9 @@ class FeatureStore:
         """Missing shards, as the main process sees them."""
         return comm.all_gather(self.shards.missing() if comm.is_main_process() else [])[0]
 
-    def _encode(self, encode: Encode, number: int, steps: count_steps) -> StoredView:
+    def _encode(self, encode: ViewEncoder, number: int, steps: count_steps) -> StoredView:
         sample = self.views.sample(number)
-        features, size = encode(sample)
+        features, size = encode(sample["image"])
         steps.advance()
         return StoredView(features.cpu().to(torch.float16), size, sample["placement"])
 
@@ -120,10 +119,40 @@ class FeatureStore:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def images_digest(records: Sequence[dict[str, Any]]) -> str:
+    """Hash of the ids and the contents of all images, in order; where the files lie does not matter.
+
+    A file that is missing counts as empty: reading it will say so.
+    """
+    digests = file_digests([record["file_name"] for record in records])
+    ids = [record["image_id"] for record in records]
+    return hashlib.sha256(json.dumps([ids, digests]).encode()).hexdigest()
+
+
 def store_folder(cfg: CfgNode, key: StoreKey) -> Path:
     """Folder of a store, below ``FEATURE_STORE.FOLDER`` or the cache, named by the hash of its key."""
     root = Path(cfg.FEATURE_STORE.FOLDER) if cfg.FEATURE_STORE.FOLDER else cache_dir() / "features"
     return root / f"{key.dataset}-{key.digest}"
+
+
+def build_store(
+    cfg: CfgNode, backbone: VisionLanguageBackbone, records: Sequence[dict[str, Any]], plan: ViewPlan, images: str
+) -> FeatureStore:
+    """The store of ``DATASETS.TRAIN``, in whatever state it is.
+
+    Args:
+        backbone: that makes the features, frozen.
+        images: :func:`images_digest` of the records.
+    """
+    statistics = backbone.pixel_statistics
+    key = StoreKey(
+        dataset="+".join(cfg.DATASETS.TRAIN),
+        images=images,
+        backbone={**backbone.identity(), "precision": cfg.MODEL.CLIP.AUTOCAST},
+        pixel_statistics=[[float(x) for x in values] for values in (statistics.mean, statistics.std)],
+        views=plan,
+    )
+    return FeatureStore(store_folder(cfg, key), Views(cfg, records, plan), backbone.embed_dim, backbone.stride)
 
 
 def check_budget(store: FeatureStore, limit: float) -> bool:

@@ -15,9 +15,8 @@ from detectron2.utils import comm
 from torch.utils.data import Dataset
 
 from reclip_d2.errors import ReclipError
-from reclip_d2.features.store import FeatureStore, StoreKey, check_budget, store_folder
+from reclip_d2.features.store import FeatureStore, build_store, check_budget, images_digest
 from reclip_d2.features.views import ViewPlan, Views
-from reclip_d2.hypothesis.training_records import images_digest
 from reclip_d2.modeling.meta_arch.distillation import Distillation
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 
@@ -77,18 +76,6 @@ def feature_source(model: torch.nn.Module) -> CLIPSegmentor:
     return source
 
 
-def store_key(cfg: CfgNode, source: CLIPSegmentor, records: Sequence[dict[str, Any]]) -> StoreKey:
-    """All that the features of ``DATASETS.TRAIN`` depend on; called by all processes."""
-    images = comm.all_gather(images_digest(list(records)) if comm.is_main_process() else "")[0]
-    return StoreKey(
-        dataset="+".join(cfg.DATASETS.TRAIN),
-        images=images,
-        backbone={**source.backbone.identity(), "precision": cfg.MODEL.CLIP.AUTOCAST},
-        pixel_statistics=[source.pixel_mean.flatten().tolist(), source.pixel_std.flatten().tolist()],
-        views=ViewPlan.from_config(cfg),
-    )
-
-
 def fixed_views(cfg: CfgNode, model: torch.nn.Module, records: Sequence[dict[str, Any]]) -> FixedViews:
     """Training data for ``FEATURE_STORE.VIEWS`` above 0; computes the store if it is missing. Called by all processes.
 
@@ -97,12 +84,11 @@ def fixed_views(cfg: CfgNode, model: torch.nn.Module, records: Sequence[dict[str
         records: from :func:`~reclip_d2.hypothesis.training_records.build_training_records`.
     """
     source = feature_source(model)
-    key = store_key(cfg, source, records)
-    views = Views(cfg, records, key.views)
-    store = FeatureStore(store_folder(cfg, key), views, source.backbone.embed_dim, source.backbone.stride)
+    images = comm.all_gather(images_digest(records) if comm.is_main_process() else "")[0]
+    store = build_store(cfg, source.backbone, records, ViewPlan.from_config(cfg), images)
     fits = comm.all_gather(check_budget(store, cfg.FEATURE_STORE.MAX_SIZE) if comm.is_main_process() else False)[0]
     pixels = isinstance(model, Distillation) or cfg.VIS_PERIOD > 0
     if not fits:
-        return FixedViews(views, None, pixels)
-    store.make(source.encode_view)
-    return FixedViews(views, store, pixels)
+        return FixedViews(store.views, None, pixels)
+    store.make(source.view_encoder)
+    return FixedViews(store.views, store, pixels)

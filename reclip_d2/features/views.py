@@ -58,15 +58,21 @@ class ViewPlan:
                 " mirror image: set KIND crops, or VIEWS 2"
             )
         if keys.KIND == WHOLE:
-            augmentation = {"sides": [inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST]}
-        else:
-            augmentation = {
-                "sides": [list(inputs.MIN_SIZE_TRAIN), inputs.MAX_SIZE_TRAIN, inputs.MIN_SIZE_TRAIN_SAMPLING],
-                "crop": [inputs.CROP.TYPE, list(inputs.CROP.SIZE)] if inputs.CROP.ENABLED else None,
-                "jitter": inputs.COLOR_JITTER,
-                "flip": inputs.RANDOM_FLIP,
-            }
-        return cls(keys.VIEWS, keys.KIND, max(cfg.SEED, 0) if keys.KIND == CROPS else 0, augmentation)
+            return dataclasses.replace(cls.whole_images(cfg), number=keys.VIEWS)
+        augmentation = {
+            "sides": [list(inputs.MIN_SIZE_TRAIN), inputs.MAX_SIZE_TRAIN, inputs.MIN_SIZE_TRAIN_SAMPLING],
+            "crop": [inputs.CROP.TYPE, list(inputs.CROP.SIZE)] if inputs.CROP.ENABLED else None,
+            "jitter": inputs.COLOR_JITTER,
+            "flip": inputs.RANDOM_FLIP,
+        }
+        return cls(keys.VIEWS, CROPS, max(cfg.SEED, 0), augmentation)
+
+    @classmethod
+    def whole_images(cls, cfg: CfgNode) -> ViewPlan:
+        """One view an image: the image as the test sees it."""
+        sides = [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST]
+        vertical = {"flip": "vertical"} if cfg.INPUT.RANDOM_FLIP == "vertical" else {}
+        return cls(1, WHOLE, 0, {"sides": sides, **vertical})
 
 
 class Views:

@@ -3,8 +3,9 @@
 The header records what the file was made with; files for another data set, vocabulary, CLIP, template set or rule are
 rejected. Each line has what the rule needs to derive H for any threshold: the best class of each window (``top1``; the
 windows follow from the image's ``size`` and r, see :func:`~reclip_d2.hypothesis.windows.crop_windows`), the same after
-calibration of the scores (``top1_calibrated``, not in the papers), or, for the whole-image rule, the score of each
-class (``scores``). Imported hypotheses are stored as class ids (``classes``), independent of any rule and CLIP.
+calibration of the scores (``top1_calibrated``, not in the papers), or ``scores``: the score of each class for the
+whole-image rule, its share of the patches' labels for dense hypotheses. Imported hypotheses are stored as class ids
+(``classes``), independent of any rule and CLIP.
 """
 
 from __future__ import annotations
@@ -40,9 +41,12 @@ _HEADER_SCHEMA = {
     "required": ["dataset", "class_names", "clip", "fingerprint", "templates", "method", "window_ratio"],
     "additionalProperties": False,
     "properties": {
-        **{name: {"type": "string"} for name in ("dataset", "clip", "fingerprint", "templates", "images")},
+        **{
+            name: {"type": "string"}
+            for name in ("dataset", "clip", "fingerprint", "templates", "images", "attention", "class_shares")
+        },
         "class_names": _NAMES,
-        "method": {"enum": [*WINDOW_METHODS, "image", "imported"]},
+        "method": {"enum": [*WINDOW_METHODS, "image", "dense", "imported"]},
         "window_ratio": {"type": "number"},
         "image_sides": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
         "split_block": {"type": "integer"},
@@ -65,14 +69,17 @@ class HypothesisHeader:
         clip: open_clip name of the model.
         fingerprint: hash of its weights.
         templates: name of the template set.
-        method: ``crops`` (Eq. 6), ``one_pass`` (the same windows in one forward pass), ``image`` (ReCLIP's rule) or
-            ``imported``.
+        method: ``crops`` (Eq. 6), ``one_pass`` (the same windows in one forward pass), ``image`` (ReCLIP's rule),
+            ``dense`` (labels of the patches) or ``imported``.
         window_ratio: r; 0 for methods without windows.
-        image_sides: for ``one_pass``: short side and maximum long side of the images, see
+        image_sides: for ``one_pass`` and ``dense``: short side and maximum long side of the images, see
             :func:`~reclip_d2.hypothesis.windows.one_pass_size`.
         split_block: for ``one_pass``: index of the first block with separate window tokens.
         pixel_statistics: mean and standard deviation for normalising images; files of earlier versions do not record
             them, and were made with OpenAI's.
+        attention: for ``dense``: what the dense features depend on besides the weights.
+        class_shares: for ``dense``: the class shares of the labels, see
+            :func:`~reclip_d2.hypothesis.dense.class_offset`.
         images: hash of the ids and contents of the images; "" in files of earlier versions, and then not compared.
     """
 
@@ -87,6 +94,13 @@ class HypothesisHeader:
     split_block: int = 0
     pixel_statistics: list[list[float]] = dataclasses.field(default_factory=_default_statistics)
     images: str = ""
+    attention: str = ""
+    class_shares: str = ""
+
+    def fields(self) -> dict[str, Any]:
+        """Plain values by name. Fields that a method does not have are left out, as in files of earlier versions."""
+        optional = ("attention", "class_shares")
+        return {key: value for key, value in dataclasses.asdict(self).items() if value or key not in optional}
 
     def difference(self, other: HypothesisHeader) -> str | None:
         """Name and both values of the first field that differs; None if there is none.
@@ -110,7 +124,7 @@ class HypothesisHeader:
 def write_hypothesis_file(path: Path, header: HypothesisHeader, lines: Iterable[dict[str, Any]]) -> None:
     """Write the header and the images' lines, atomically."""
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
-        stream.write(json.dumps({"format": FORMAT, **dataclasses.asdict(header)}) + "\n")
+        stream.write(json.dumps({"format": FORMAT, **header.fields()}) + "\n")
         for line in lines:
             stream.write(json.dumps(line, separators=(",", ":")) + "\n")
 
@@ -198,7 +212,7 @@ def find_threshold(
         np.asarray(values, dtype=np.float64) if key == "scores" else window_frequencies(values, num_classes).numpy()
         for _, values in _values(lines, header, image_ids, key)
     ]
-    return threshold_for_mean(np.stack(rows), classes_per_image, -1.0 if key == "scores" else 0.0)
+    return threshold_for_mean(np.stack(rows), classes_per_image, -1.0 if header.method == "image" else 0.0)
 
 
 def check_classes_per_image(classes_per_image: float, num_classes: int) -> None:

@@ -6,7 +6,6 @@ Shape letters: N windows of an image, C classes, D width of the joint embedding.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -234,7 +233,7 @@ def generate_hypotheses(
     if header.method == "imported":
         raise ReclipError(f"HYPOTHESIS.FILE {path} does not exist: write it with tools/import_public_hypotheses.py")
     ids = [record["image_id"] for record in records]
-    blocks = ScoreBlocks(path, ids, dataclasses.asdict(header))
+    blocks = ScoreBlocks(path, ids, header.fields())
     _make_blocks(generator, records, header, blocks)
     comm.synchronize()
     if comm.is_main_process():
@@ -265,11 +264,25 @@ def load_or_generate(
     Args:
         make_generator: builds a :class:`HypothesisGenerator`; called only if needed.
     """
+    return load_or_make(
+        path, header, len(records), lambda: generate_hypotheses(make_generator(), records, header, path)
+    )
+
+
+def load_or_make(
+    path: Path, header: HypothesisHeader, images: int, make: Callable[[], None]
+) -> dict[str, dict[str, Any]]:
+    """Lines of the hypothesis file by image id, see :func:`load_or_generate`.
+
+    Args:
+        images: how many there are, for the log.
+        make: writes the file; called by all processes, only if it is needed.
+    """
     if not _exists(path):
         with one_maker(path, "hypotheses"):
             if not _exists(path):  # not computed by another run meanwhile
-                logger.info("Computing hypotheses of %d images: %s", len(records), path)
-                generate_hypotheses(make_generator(), records, header, path)
+                logger.info("Computing hypotheses of %d images: %s", images, path)
+                make()
     comm.synchronize()
     if comm.is_main_process():
         remove_blocks(path)

@@ -6,10 +6,10 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
@@ -20,17 +20,21 @@ from reclip_d2.data.classes import check_registered, class_names_of
 from reclip_d2.data.dataset_mapper import LABEL_KEYS
 from reclip_d2.data.images import log_alpha
 from reclip_d2.errors import ReclipError
+from reclip_d2.features.store import build_store, check_budget, images_digest
+from reclip_d2.features.views import WHOLE, ViewPlan
 from reclip_d2.hypothesis.crop_aware import CropHypothesis
+from reclip_d2.hypothesis.dense import dense_lines
 from reclip_d2.hypothesis.file import (
     WINDOW_METHODS,
     HypothesisHeader,
     check_classes_per_image,
     find_threshold,
     hypotheses_of,
+    write_hypothesis_file,
 )
-from reclip_d2.hypothesis.generate import HypothesisGenerator, load_or_generate
+from reclip_d2.hypothesis.generate import HypothesisGenerator, load_or_generate, load_or_make
 from reclip_d2.modeling.build import build_clip_backbone
-from reclip_d2.utils.digest import file_digests
+from reclip_d2.modeling.view_batch import ViewEncoder
 from reclip_d2.utils.io import cache_dir
 
 logger = logging.getLogger(__name__)
@@ -64,13 +68,13 @@ def unlabelled_records(datasets: tuple[str, ...] | list[str]) -> list[dict[str, 
 def hypothesis_header(cfg: CfgNode, backbone: VisionLanguageBackbone, images: str = "") -> HypothesisHeader:
     """The header that the hypothesis file of ``DATASETS.TRAIN`` must have.
 
-    All rules use global features, of images or windows, so hypotheses do not depend on the dense attention.
+    All rules but ``dense`` use global features, of images or windows, and do not depend on the dense attention.
 
     Args:
-        images: see :func:`images_digest`.
+        images: see :func:`~reclip_d2.features.store.images_digest`.
     """
     method = cfg.HYPOTHESIS.METHOD
-    one_pass = method == "one_pass"
+    one_pass, dense = method == "one_pass", method == "dense"
     statistics = backbone.pixel_statistics
     return HypothesisHeader(
         dataset="+".join(cfg.DATASETS.TRAIN),
@@ -80,10 +84,12 @@ def hypothesis_header(cfg: CfgNode, backbone: VisionLanguageBackbone, images: st
         templates=cfg.MODEL.CLIP.TEMPLATES,
         method=method,
         window_ratio=round(cfg.HYPOTHESIS.WINDOW_RATIO, 6) if method in WINDOW_METHODS else 0.0,
-        image_sides=[cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST] if one_pass else [0, 0],
+        image_sides=[cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST] if one_pass or dense else [0, 0],
         split_block=cfg.HYPOTHESIS.SPLIT_BLOCK if one_pass else 0,
         pixel_statistics=[[float(x) for x in values] for values in (statistics.mean, statistics.std)],
         images=images,
+        attention=json.dumps(backbone.identity(), sort_keys=True) if dense else "",
+        class_shares=cfg.HYPOTHESIS.CLASS_SHARES if dense else "",
     )
 
 
@@ -91,25 +97,15 @@ def hypothesis_path(cfg: CfgNode, header: HypothesisHeader) -> Path:
     """``HYPOTHESIS.FILE``, or a file in the cache, named by a hash of all that the hypotheses depend on."""
     if cfg.HYPOTHESIS.FILE:
         return Path(cfg.HYPOTHESIS.FILE)
-    digest = hashlib.sha256(json.dumps(asdict(header)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps(header.fields()).encode()).hexdigest()[:16]
     return cache_dir() / "hypotheses" / f"{header.dataset}-{header.method}-{digest}.jsonl"
-
-
-def images_digest(records: list[dict[str, Any]]) -> str:
-    """Hash of the ids and contents of all images, in order; independent of the files' location.
-
-    A missing file counts as empty: reading it later reports the error.
-    """
-    digests = file_digests([record["file_name"] for record in records])
-    ids = [record["image_id"] for record in records]
-    return hashlib.sha256(json.dumps([ids, digests]).encode()).hexdigest()
 
 
 def _announce_legacy_file(path: Path, header: HypothesisHeader, records: list[dict[str, Any]]) -> None:
     """Log the path of a file from an earlier version, which named files by the sizes of the images."""
     if path.exists() or path.parent != cache_dir() / "hypotheses":
         return
-    fields = asdict(header)
+    fields = header.fields()
     del fields["images"], fields["pixel_statistics"]
     files = [(r["image_id"], r["file_name"], _size(r["file_name"])) for r in records]
     digest = hashlib.sha256(json.dumps([fields, files]).encode()).hexdigest()[:16]
@@ -153,7 +149,10 @@ def build_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
 
     path = hypothesis_path(cfg, header)
     _announce_legacy_file(path, header, records)
-    lines = load_or_generate(path, header, records, make_generator)
+    if header.method == "dense":
+        lines = load_or_make(path, header, len(records), lambda: _make_dense(cfg, backbone, records, header, path))
+    else:
+        lines = load_or_generate(path, header, records, make_generator)
     ids = [record["image_id"] for record in records]
     threshold = cfg.HYPOTHESIS.THRESHOLD
     if wanted := cfg.HYPOTHESIS.CLASSES_PER_IMAGE:
@@ -168,3 +167,22 @@ def build_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
     mean = sum(map(len, hypotheses.values())) / len(hypotheses)
     logger.info("%d training images, hypotheses of %.2f classes per image (%s)", len(records), mean, path)
     return records
+
+
+def _make_dense(
+    cfg: CfgNode, backbone: VisionLanguageBackbone, records: list[dict[str, Any]], header: HypothesisHeader, path: Path
+) -> None:
+    """Write the hypothesis file of ``HYPOTHESIS.METHOD dense``. The features come from a feature store of whole images:
+    the training's, if it is one, or else one that is made for the hypotheses."""
+    keys = cfg.FEATURE_STORE
+    plan = ViewPlan.from_config(cfg) if keys.KIND == WHOLE and keys.VIEWS else ViewPlan.whole_images(cfg)
+    store = build_store(cfg, backbone, records, plan, header.images)
+    if not comm.all_gather(check_budget(store, keys.MAX_SIZE) if comm.is_main_process() else False)[0]:
+        raise ReclipError("HYPOTHESIS.METHOD dense reads a feature store: raise FEATURE_STORE.MAX_SIZE, or make room")
+    backbone.to(cfg.MODEL.DEVICE)
+    mean, std = (torch.tensor(values, device=cfg.MODEL.DEVICE).view(-1, 1, 1) for values in header.pixel_statistics)
+    store.make(ViewEncoder(backbone, mean, std))
+    if comm.is_main_process():
+        query_features = backbone.query_features(header.class_names, get_templates(header.templates)).cpu()
+        lines = dense_lines(store, query_features, backbone.logit_scale, header.class_shares)
+        write_hypothesis_file(path, header, lines)

@@ -10,9 +10,33 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from detectron2.structures import ImageList
 from torch import Tensor
 
+from reclip_d2.backbones.interface import VisionLanguageBackbone
+
 PADDING_MODES = {"replicate": "replicate", "zeros": "constant"}
+
+
+class ViewEncoder:
+    """Encodes images one by one: what a feature store keeps. The backbone stays where it is."""
+
+    def __init__(self, backbone: VisionLanguageBackbone, mean: Tensor, std: Tensor) -> None:
+        """
+        Args:
+            mean, std: pixel statistics ``(3, 1, 1)``, on the backbone's device.
+        """
+        self.backbone = backbone
+        self.mean = mean
+        self.std = std
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Features Z ``(h, w, D)`` of an image ``(3, H, W)``, RGB in [0, 255], and its (H, W)."""
+        normalised = (image.to(self.mean.device) - self.mean) / self.std
+        images = ImageList.from_tensors([normalised], self.backbone.size_divisibility)
+        size = (int(image.shape[-2]), int(image.shape[-1]))
+        return self.backbone.dense(images.tensor, [size])[0].permute(1, 2, 0), size
 
 
 class ViewBatch(NamedTuple):

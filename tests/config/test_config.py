@@ -132,7 +132,7 @@ def test_all_files_are_there():
     ]  # fmt: skip
     assert METHODS == [
         "maskclip", "maskclip_plus", "reclip_distill", "reclip_rectify", "reclippp_distill", "reclippp_ext",
-        "reclippp_ext_distill", "reclippp_rectify",
+        "reclippp_ext_distill", "reclippp_rectify", "reclippp_shares",
     ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import torch
 from reclip_d2.config import load_config
 from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
 from reclip_d2.engine.calibration import calibrate
+from reclip_d2.modeling.class_shares import estimate_class_shares
 from tests.helpers import make_maskclip, write_scenes
 
 
@@ -35,6 +36,19 @@ def test_by_class(tmp_path):
     torch.testing.assert_close(mean_probability(model, records).mean((1, 2)), uniform, rtol=1e-3, atol=0)
     plain = mean_probability(make_maskclip(), records).mean((1, 2))
     assert (plain - uniform).abs().max() > 0.02
+
+
+def test_to_estimated_shares(tmp_path):
+    records = write_scenes(tmp_path, 4, size=(32, 40))
+    model = make_maskclip(calibration="estimated")
+    calibrate(model, records, mapper())
+    plain = make_maskclip()
+    features = []
+    for record in records:
+        images = plain.preprocess_image([mapper()(record)])
+        features.append(plain.backbone.dense(images.tensor, images.image_sizes)[0].flatten(1).T)
+    shares = estimate_class_shares(torch.cat(features), plain.query_features, plain.backbone.logit_scale)
+    torch.testing.assert_close(mean_probability(model, records).mean((1, 2)), shares, rtol=2e-3, atol=1e-4)
 
 
 def test_by_position_and_class(tmp_path):

@@ -36,11 +36,11 @@ class Encoder:
     def __init__(self, fail_after: int = 10**9) -> None:
         self.calls, self.fail_after = 0, fail_after
 
-    def __call__(self, sample):
+    def __call__(self, image):
         if self.calls == self.fail_after:
             raise KeyboardInterrupt
         self.calls += 1
-        return torch.full((2, 4, 5), float(sample["image"][0, 0, 0])), tuple(sample["image"].shape[-2:])
+        return torch.full((2, 4, 5), float(image[0, 0, 0])), tuple(image.shape[-2:])
 
 
 def store_of(cfg, records, folder) -> FeatureStore:

@@ -181,7 +181,7 @@ def test_a_batch_of_several_grids_is_segmented_view_by_view(make, mode):
     else:
         model = make(decoder={"padding_mode": mode}).eval()
     samples = [{"image": random_image(k, *size)} for k, size in enumerate([(32, 40), (24, 48), (40, 32)])]
-    encoded = [model.encode_view(sample) for sample in samples]
+    encoded = [model.view_encoder(sample["image"]) for sample in samples]
     with torch.no_grad():
         batch = batch_views(*zip(*encoded, strict=True), torch.device("cpu"), model.padding_mode)
         together = model.segment_views(batch)

@@ -12,11 +12,11 @@ from reclip_d2.backbones.settings import pixel_statistics
 from reclip_d2.config import load_config
 from reclip_d2.data.dataset_mapper import LABEL_KEYS
 from reclip_d2.errors import ReclipError
+from reclip_d2.features.store import images_digest
 from reclip_d2.hypothesis.training_records import (
     build_training_records,
     hypothesis_header,
     hypothesis_path,
-    images_digest,
     unlabelled_records,
 )
 from tests.helpers import isolated_cache, register_tiny_model, write_scenes

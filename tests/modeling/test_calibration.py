@@ -21,6 +21,15 @@ def test_mean_probability_is_uniform_after_the_offset(scale):
     assert offset.sum().item() == pytest.approx(0, abs=1e-5)
 
 
+def test_shares_that_are_asked_for():
+    logits = torch.randn(300, 4, dtype=torch.float64)
+    shares = torch.tensor([0.6, 0.25, 0.1, 0.05], dtype=torch.float64)
+    after = torch.softmax((logits + mean_probability_offset(logits, 3.0, shares)) * 3.0, dim=1).mean(0)
+    torch.testing.assert_close(after, shares, rtol=1e-3, atol=0)
+    uniform = mean_probability_offset(logits, 3.0, torch.full((4,), 0.25))
+    torch.testing.assert_close(uniform, mean_probability_offset(logits, 3.0))
+
+
 def test_each_position_by_itself():
     logits = torch.randn(60, 2, 3, 4)
     offset = mean_probability_offset(logits, 2.0)

@@ -41,6 +41,8 @@ def test_ctrl_c_during_the_imports(interrupting_libraries, program):
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{interrupting_libraries}{os.pathsep}{ROOT}"},
         check=False,
+        # Shells start background jobs with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "\ninterrupted\n")
 

@@ -43,7 +43,7 @@ class MaskCLIP(CLIPSegmentor):
             prompt_denoising: see :func:`denoise_prompts`; 0 is off.
             key_smoothing: see :func:`smooth_by_keys`; 0 is off.
             mean_filter: control: side of a mean filter on the logits; 0 is off.
-            calibration: control: ``class`` or ``position_class`` adds ``calibration_offset``, found on unlabelled
+            calibration: ``class``, ``position_class`` or ``estimated`` adds ``calibration_offset``, found on unlabelled
                 images by :func:`reclip_d2.engine.calibration.calibrate`.
             segmentor: arguments of :class:`CLIPSegmentor`.
         """

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ from reclip_d2.config.keys import KEYS
 from reclip_d2.data.classes import class_names_from_config
 from reclip_d2.modeling.build import build_clip_backbone
 from reclip_d2.modeling.meta_arch.base import ImageSizes, LanguageSegmentor, inference_arguments
-from reclip_d2.modeling.view_batch import ViewBatch, batch_views, has_fixed_views, round_features
+from reclip_d2.modeling.view_batch import ViewBatch, ViewEncoder, batch_views, has_fixed_views, round_features
 
 
 class CLIPSegmentor(LanguageSegmentor):
@@ -89,17 +88,10 @@ class CLIPSegmentor(LanguageSegmentor):
         """Mask logits M_o ``(B, C, h, w)`` of views with given features: see :meth:`segment`."""
         raise NotImplementedError
 
-    @torch.no_grad()
-    def encode_view(self, sample: dict[str, Any]) -> tuple[Tensor, tuple[int, int]]:
-        """Features Z ``(h, w, D)`` of a single image, and its (H, W), for a feature store.
-
-        Args:
-            sample: with ``image`` ``(3, H, W)``, RGB in [0, 255].
-        """
-        images = self.preprocess_image([sample])
-        features = self.backbone.dense(images.tensor, images.image_sizes)[0].permute(1, 2, 0)
-        height, width = images.image_sizes[0]
-        return features, (int(height), int(width))
+    @property
+    def view_encoder(self) -> ViewEncoder:
+        """Encodes images one by one, as feature stores keep them."""
+        return ViewEncoder(self.backbone, self.pixel_mean, self.pixel_std)
 
     def view_batch(self, batched_inputs: list[dict[str, Any]], smallest: tuple[int, int] = (0, 0)) -> ViewBatch:
         """Features of a training batch: encoded together; or, for fixed views (``FEATURE_STORE``), from the store
@@ -115,7 +107,7 @@ class CLIPSegmentor(LanguageSegmentor):
         if "features" in batched_inputs[0]:
             views = [(x["features"], x["view_size"]) for x in batched_inputs]
         else:
-            views = [self.encode_view(x) for x in batched_inputs]
+            views = [self.view_encoder(x["image"]) for x in batched_inputs]
             views = [(round_features(features), size) for features, size in views]
         return batch_views(*zip(*views, strict=True), self.device, self.padding_mode, smallest)
 

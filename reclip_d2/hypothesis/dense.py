@@ -1,0 +1,92 @@
+"""Hypotheses from dense labels (``HYPOTHESIS.METHOD dense``); not in the papers.
+
+Eq. (6) asks CLIP about 121 crops of each image. The labels of its own patches say nearly the same, for one forward pass
+an image, once CLIP's preference for some class names is taken off them: an offset per class gives the labels of all
+images the class shares that :mod:`reclip_d2.modeling.class_shares` estimates. A class is in the hypothesis of an image
+if more than a share t of its patches has its label.
+
+Shape letters: n patches, D width of the joint embedding, C classes, (h, w) patch grid of a view.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reclip_d2.backbones.interface import valid_patches
+from reclip_d2.features.store import FeatureStore
+from reclip_d2.modeling.calibration import mean_probability_offset
+from reclip_d2.modeling.class_shares import MAX_SAMPLES, estimate_class_shares
+
+logger = logging.getLogger(__name__)
+
+OWN, UNIFORM, ESTIMATED = "own", "uniform", "estimated"
+CLASS_SHARES = (OWN, UNIFORM, ESTIMATED)
+
+
+def whole_view(store: FeatureStore, image: int) -> tuple[Tensor, tuple[int, int]]:
+    """Features Z ``(n, D)`` float32 of the patches of an image as the test sees it, padding left out, and its (H, W).
+
+    Args:
+        store: of views whose first is the whole image.
+    """
+    stored = store.read(image * store.views.plan.number)
+    grid = (stored.features.shape[0], stored.features.shape[1])
+    inside = valid_patches([stored.size], grid, store.patch_size, torch.device("cpu"))[0]
+    return stored.features.flatten(0, 1)[inside].float(), stored.placement.image_size
+
+
+def sample_features(store: FeatureStore, count: int = MAX_SAMPLES) -> Tensor:
+    """About ``count`` features Z ``(n, D)``, spread evenly over the images and over each image."""
+    images = len(store.views.records)
+    stride = max(1, images // count)
+    each = max(1, count // len(range(0, images, stride)))
+    parts = []
+    for image in range(0, images, stride):
+        features, _ = whole_view(store, image)
+        parts.append(features[:: math.ceil(len(features) / each)])
+    return torch.cat(parts)
+
+
+def class_offset(features: Tensor, query_features: Tensor, logit_scale: float, shares: str) -> Tensor:
+    """Offset ``(C,)`` that takes CLIP's preference for some classes off its logits.
+
+    Args:
+        features: Z ``(n, D)`` of a sample of patches.
+        query_features: W_q ``(C, D)``.
+        shares: the class shares that the labels are to have: CLIP's ``own`` (no offset), ``uniform`` or ``estimated``.
+    """
+    if shares == OWN:
+        return torch.zeros(len(query_features))
+    target = None
+    if shares == ESTIMATED:
+        target = estimate_class_shares(features, query_features, logit_scale)
+        logger.info("estimated class shares: %s", " ".join(f"{share:.3f}" for share in target.tolist()))
+    return mean_probability_offset(features @ query_features.T, logit_scale, target)
+
+
+def dense_lines(
+    store: FeatureStore, query_features: Tensor, logit_scale: float, shares: str
+) -> Iterator[dict[str, Any]]:
+    """Lines of the hypothesis file: the share of each class among the labels of an image, as ``scores``.
+
+    Args:
+        store: complete, of views whose first is the whole image.
+        query_features: W_q ``(C, D)`` on the CPU.
+        shares: see :func:`class_offset`.
+    """
+    offset = class_offset(sample_features(store), query_features, logit_scale, shares)
+    for image, record in enumerate(store.views.records):
+        features, size = whole_view(store, image)
+        labels = (features @ query_features.T + offset).argmax(1)
+        frequency = torch.bincount(labels, minlength=len(query_features)) / len(labels)
+        yield {
+            "image_id": record["image_id"],
+            "size": list(size),
+            "scores": [round(share, 5) for share in frequency.tolist()],
+        }
