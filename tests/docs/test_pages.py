@@ -26,7 +26,7 @@ def text_of(page: Path) -> str:
         text = re.sub(r"^\|.*\|([^|]*)\|$", r"\1", text, flags=re.MULTILINE)
     if page.name == "how_to_add.md":  # its blocks add files, names and keys: test_how_to_add.py runs them
         text = re.sub(r"^ *```\w+ title=.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
-        text = text.replace("MODEL.LOSS.ENTROPY_WEIGHT", "")
+        text = re.sub(r"MODEL.LOSS.ENTROPY_WEIGHT|MODEL.CLIP.LOCAL_MEAN_SIZE", "", text)
     return text
 
 
