@@ -89,6 +89,19 @@ void check_saved(const char* op, const char* name, const at::Tensor& tensor, c10
                     " on ", tensor.device());
 }
 
+void check_upsampled(const char* op, const char* name, const at::Tensor& map, const char* pixels_name, const at::Tensor& pixels,
+                     at::ScalarType pixels_type, c10::DeviceType device) {
+  check_tensor(op, name, map, 4, device);
+  TORCH_CHECK_VALUE(map.size(1) > 0 && map.size(2) > 0 && map.size(3) > 0, op, ": `", name,
+                    "` must have channels and a grid, got shape ", map.sizes());
+  TORCH_CHECK_TYPE(pixels.scalar_type() == pixels_type, op, ": `", pixels_name, "` must be ", pixels_type, ", got ",
+                   pixels.scalar_type());
+  TORCH_CHECK_VALUE(pixels.device() == map.device(), op, ": `", pixels_name, "` is on ", pixels.device(), " but `", name,
+                    "` is on ", map.device());
+  TORCH_CHECK_VALUE(pixels.dim() == 3 && pixels.size(0) == map.size(0) && pixels.size(1) > 0 && pixels.size(2) > 0, op, ": `",
+                    pixels_name, "` must be (B,H,W) with B = ", map.size(0), " and at least one pixel, got shape ", pixels.sizes());
+}
+
 at::ScalarType accumulate_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
 
 at::Tensor rows_of(const at::Tensor& features) {

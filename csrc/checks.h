@@ -48,6 +48,10 @@ void check_bias(const char* op, const std::optional<at::Tensor>& bias, const at:
 void check_saved(const char* op, const char* name, const at::Tensor& tensor, c10::IntArrayRef shape, at::ScalarType dtype,
                  const at::Tensor& like);
 
+// A map (B,C,h,w) with channels and a grid, to be upsampled to the size of `pixels` (B,H,W), of the given dtype, on its device.
+void check_upsampled(const char* op, const char* name, const at::Tensor& map, const char* pixels_name, const at::Tensor& pixels,
+                     at::ScalarType pixels_type, c10::DeviceType device);
+
 // float64 for float64, float32 for all others.
 at::ScalarType accumulate_type(at::ScalarType type);
 

@@ -23,6 +23,13 @@ TORCH_LIBRARY(reclip_d2, m) {
       "Tensor class_ids, Tensor offsets, Tensor seed, Tensor pooled, Tensor area, float tau, bool hard, bool need_logits, "
       "bool need_bias, bool need_features) -> (Tensor, Tensor, Tensor)");
   m.def("upsample_argmax(Tensor logits, SymInt height, SymInt width) -> Tensor");
+  m.def("upsample_cross_entropy(Tensor logits, Tensor labels) -> (Tensor loss, Tensor weight, Tensor normalizer)");
+  m.def(
+      "upsample_cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor labels, Tensor weight, Tensor normalizer) -> "
+      "Tensor");
+  m.def("upsample_l1(Tensor student, Tensor teacher, Tensor valid) -> (Tensor loss, Tensor weight)");
+  m.def(
+      "upsample_l1_backward(Tensor grad_loss, Tensor student, Tensor teacher, Tensor valid, Tensor weight) -> Tensor");
 }
 
 extern "C" PyMODINIT_FUNC PyInit__C() {

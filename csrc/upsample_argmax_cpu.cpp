@@ -5,31 +5,12 @@
 #include <vector>
 
 #include "checks.h"
-#include "cpu/drive.h"
+#include "cpu/upsample.h"
 
 namespace reclip::cpu {
 namespace {
 
 constexpr const char* kOp = "upsample_argmax";
-
-// Source position of an output coordinate between two grid lines, as in F.interpolate(align_corners=False).
-template <typename T>
-struct Position {
-  int64_t below, above;
-  T weight;  // of `above`
-};
-
-template <typename T>
-std::vector<Position<T>> positions(int64_t in, int64_t out) {
-  std::vector<Position<T>> result(static_cast<size_t>(out));
-  const T scale = T(in) / T(out);
-  for (int64_t i = 0; i < out; ++i) {
-    const T source = std::max(scale * (T(i) + T(0.5)) - T(0.5), T(0));
-    const int64_t below = std::min(static_cast<int64_t>(source), in - 1);
-    result[i] = {below, below + (below < in - 1 ? 1 : 0), std::min(std::max(source - T(below), T(0)), T(1))};
-  }
-  return result;
-}
 
 // Consecutive pixels of a row that lie between the same two grid columns.
 struct Run {

@@ -1,30 +1,12 @@
 // upsample_argmax: a thread takes a column of kStrip output rows through all classes. Rows between the same two grid lines
 // share the four corner scores and their horizontal blends; only a multiply-add, a comparison and two selects remain a pixel.
-#include "cuda/device.cuh"
+#include "cuda/bilinear.cuh"
 
 namespace reclip::cuda {
 namespace {
 
 constexpr int kStrip = 8;
 constexpr int kColumns = 128;
-
-template <typename T>
-struct Position {
-  int below, above;
-  T weight;  // of `above`
-};
-
-// Source position of output coordinate `at`, as in F.interpolate(align_corners=False).
-template <typename T>
-__device__ __forceinline__ Position<T> position(int64_t at, int in, T scale) {
-  T source = scale * (static_cast<T>(at) + T(0.5)) - T(0.5);
-  source = source > T(0) ? source : T(0);
-  int below = static_cast<int>(source);
-  below = below < in - 1 ? below : in - 1;
-  T weight = source - static_cast<T>(below);
-  weight = weight > T(0) ? (weight < T(1) ? weight : T(1)) : T(0);
-  return {below, below + (below < in - 1 ? 1 : 0), weight};
-}
 
 template <typename S>
 __global__ void __launch_bounds__(kColumns)

@@ -16,9 +16,7 @@ at::Tensor upsample_argmax(const at::Tensor& logits, int64_t height, int64_t wid
   TORCH_CHECK_VALUE(height > 0 && width > 0, kOp, ": `size` must be (H,W) with both at least 1, got (", height, ", ", width, ")");
   const c10::cuda::CUDAGuard guard(logits.device());
   at::Tensor labels = at::empty({logits.size(0), height, width}, logits.options().dtype(at::kLong).memory_format(std::nullopt));
-  const Grid grid{logits.const_data_ptr(), element_type(logits), logits.stride(0), logits.stride(1), logits.stride(2),
-                  logits.stride(3), logits.size(0), logits.size(1), logits.size(2), logits.size(3)};
-  C10_CUDA_CHECK(launch_upsample_argmax(grid, height, width, labels.mutable_data_ptr<int64_t>(), c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(launch_upsample_argmax(grid(logits), height, width, labels.mutable_data_ptr<int64_t>(), c10::cuda::getCurrentCUDAStream()));
   return labels;
 }
 

@@ -23,6 +23,13 @@ struct Strided {
   int64_t class_stride;
 };
 
+// Where an output coordinate lies between two grid lines, as F.interpolate(align_corners=False) has it.
+template <typename T>
+struct Position {
+  int64_t below, above;
+  T weight;  // of `above`
+};
+
 template <typename T>
 struct TileOps {
   int64_t element_size;
@@ -83,6 +90,30 @@ struct TileOps {
 
   // out = (1 - t) * above + t * below, `length` values (a multiple of kTileStep).
   void (*blend)(const T* above, const T* below, T t, int64_t length, T* out);
+
+  // y += factor * x, `length` values (a multiple of kTileStep).
+  void (*add_scaled)(const T* x, T factor, int64_t length, T* y);
+
+  // One row of pixels, interpolated between the columns of a blended line: value (c, column) of a line lies at
+  // [column * ld + c], and pixels[x] says between which columns pixel x is. `ld` is at most kTileMax but in cross_entropy.
+
+  // The sum over the valid pixels and all channels of |student - teacher|.
+  double (*l1_distance)(const T* student, const Position<T>* student_pixels, const T* teacher,
+                        const Position<T>* teacher_pixels, const bool* valid, int64_t width, int ld);
+
+  // sums (a line like the student's) += the gradient of that sum.
+  void (*l1_gradient)(const T* student, const Position<T>* student_pixels, const T* teacher,
+                      const Position<T>* teacher_pixels, const bool* valid, int64_t width, int ld, T* sums);
+
+  // The sum over the pixels with a label of -log softmax(value)[label]. A label of -1 is none. top[x] = the largest value,
+  // inverse[x] = 1 / sum_c exp(value_c - top); both 0 for pixels without a label. `values` is scratch of ld. NaN if a score
+  // is not finite.
+  double (*cross_entropy)(const T* line, const Position<T>* pixels, const int64_t* labels, int64_t width, int64_t classes,
+                          int64_t ld, T* values, T* top, T* inverse);
+
+  // sums += the gradient of that sum for the classes from first_class on, which the line holds.
+  void (*cross_entropy_gradient)(const T* line, const Position<T>* pixels, const int64_t* labels, const T* top,
+                                 const T* inverse, int64_t width, int64_t first_class, int ld, T* sums);
 };
 
 // The table for an input dtype, for the best instruction set of this CPU. PyTorch's environment variable ATEN_CPU_CAPABILITY

@@ -291,12 +291,145 @@ void label_between(const T* left, const T* right, int64_t classes, int64_t padde
   }
 }
 
+template <typename T>
+void add_scaled(const T* x, T factor, int64_t length, T* y) {
+  for (int64_t i = 0; i < length; i += kLanes<T>) store(y + i, load(y + i) + factor * load(x + i));
+}
+
+template <typename T>
+RECLIP_INLINE Vec<T> between(const T* line, const Position<T>& pixel, int64_t ld, int64_t c) {
+  return (T(1) - pixel.weight) * load(line + pixel.below * ld + c) + pixel.weight * load(line + pixel.above * ld + c);
+}
+
+// Calls block(v, count of vectors) for the vectors of ld channels, four at a time where there are as many.
+template <typename T, typename Block>
+RECLIP_INLINE void for_channels(int ld, const Block& block) {
+  constexpr int kWide = 4;
+  int c = 0;
+  for (; c + kWide * kLanes<T> <= ld; c += kWide * kLanes<T>) block(c, std::integral_constant<int, kWide>{});
+  for (; c < ld; c += kLanes<T>) block(c, std::integral_constant<int, 1>{});
+}
+
+template <typename T>
+double l1_distance(const T* student, const Position<T>* student_pixels, const T* teacher, const Position<T>* teacher_pixels,
+                   const bool* valid, int64_t width, int ld) {
+  constexpr int64_t kPixels = 16;  // summed on their own before they join the total: keeps rounding errors small
+  double total = 0;
+  for_channels<T>(ld, [&](int c, auto vectors) {
+    constexpr int V = decltype(vectors)::value;
+    for (int64_t first = 0; first < width; first += kPixels) {
+      Vec<T> sum[V] = {};
+      for (int64_t x = first; x < (first + kPixels < width ? first + kPixels : width); ++x) {
+        if (!valid[x]) continue;
+        for (int v = 0; v < V; ++v) {
+          const int at = c + v * kLanes<T>;
+          const Vec<T> d = between(student, student_pixels[x], ld, at) - between(teacher, teacher_pixels[x], ld, at);
+          sum[v] += maximum(d, -d);
+        }
+      }
+      for (int v = 0; v < V; ++v) total += sum_lanes(sum[v]);
+    }
+  });
+  return total;
+}
+
+template <typename T>
+void l1_gradient(const T* student, const Position<T>* student_pixels, const T* teacher, const Position<T>* teacher_pixels,
+                 const bool* valid, int64_t width, int ld, T* sums) {
+  for_channels<T>(ld, [&](int c, auto vectors) {
+    constexpr int V = decltype(vectors)::value;
+    for (int64_t first = 0; first < width;) {
+      const Position<T>& pixel = student_pixels[first];
+      Vec<T> below[V] = {}, above[V] = {};
+      int64_t x = first;
+      for (; x < width && student_pixels[x].below == pixel.below; ++x) {  // between the same columns: sums stay in registers
+        if (!valid[x]) continue;
+        const T t = student_pixels[x].weight;
+        for (int v = 0; v < V; ++v) {
+          const int at = c + v * kLanes<T>;
+          const Vec<T> d = between(student, student_pixels[x], ld, at) - between(teacher, teacher_pixels[x], ld, at);
+          const Vec<T> sign = d > T(0) ? splat<Vec<T>>(T(1)) : d < T(0) ? splat<Vec<T>>(T(-1)) : Vec<T>{};
+          below[v] += (T(1) - t) * sign;
+          above[v] += t * sign;
+        }
+      }
+      for (int v = 0; v < V; ++v) {
+        T* to = sums + pixel.below * ld + c + v * kLanes<T>;
+        store(to, load(to) + below[v]);
+        to = sums + pixel.above * ld + c + v * kLanes<T>;
+        store(to, load(to) + above[v]);
+      }
+      first = x;
+    }
+  });
+}
+
+template <typename T>
+double cross_entropy(const T* line, const Position<T>* pixels, const int64_t* labels, int64_t width, int64_t classes, int64_t ld,
+                     T* values, T* top, T* inverse) {
+  Index<T> lane{};
+  for (int k = 0; k < kLanes<T>; ++k) lane[k] = k;
+  using Id = typename std::conditional<sizeof(T) == 4, int32_t, int64_t>::type;
+  double loss = 0;
+  for (int64_t x = 0; x < width; ++x) {
+    top[x] = inverse[x] = T(0);
+    if (labels[x] < 0) continue;
+    Vec<T> top_v = splat<Vec<T>>(values[0] = between(line, pixels[x], ld, 0)[0]), nonfinite{}, total{};
+    for (int64_t c = 0; c < classes; c += kLanes<T>) {
+      const Vec<T> value = between(line, pixels[x], ld, c);
+      store(values + c, value);
+      nonfinite += value * T(0);
+      top_v = maximum(top_v, lane < static_cast<Id>(classes - c) ? value : top_v);
+    }
+    T largest = top_v[0];
+    for (int k = 1; k < kLanes<T>; ++k) largest = top_v[k] > largest ? top_v[k] : largest;
+    for (int64_t c = 0; c < classes; c += kLanes<T>) {
+      const Vec<T> e = exp_nonpositive(load(values + c) - largest);
+      total += lane < static_cast<Id>(classes - c) ? e : Vec<T>{};
+    }
+    const T sum = sum_lanes(total);
+    top[x] = largest;
+    inverse[x] = T(1) / sum;
+    loss += __builtin_log(static_cast<double>(sum)) - (values[labels[x]] - largest) + sum_lanes(nonfinite);
+  }
+  return loss;
+}
+
+template <typename T>
+void cross_entropy_gradient(const T* line, const Position<T>* pixels, const int64_t* labels, const T* top, const T* inverse,
+                            int64_t width, int64_t first_class, int ld, T* sums) {
+  Index<T> lane{};
+  for (int k = 0; k < kLanes<T>; ++k) lane[k] = k;
+  using Id = typename std::conditional<sizeof(T) == 4, int32_t, int64_t>::type;
+  for (int c = 0; c < ld; c += kLanes<T>) {
+    for (int64_t first = 0; first < width;) {
+      const Position<T>& pixel = pixels[first];
+      Vec<T> below{}, above{};
+      int64_t x = first;
+      for (; x < width && pixels[x].below == pixel.below; ++x) {
+        if (labels[x] < 0) continue;
+        const Vec<T> p = exp_nonpositive(between(line, pixels[x], ld, c) - top[x]) * inverse[x];
+        // The label's 1 comes off before the sum: where p is nearly 1, its digits would be lost after it.
+        const Vec<T> residual = lane == static_cast<Id>(labels[x] - first_class - c) ? p - T(1) : p;
+        below += (T(1) - pixels[x].weight) * residual;
+        above += pixels[x].weight * residual;
+      }
+      T* to = sums + pixel.below * ld + c;
+      store(to, load(to) + below);
+      to = sums + pixel.above * ld + c;
+      store(to, load(to) + above);
+      first = x;
+    }
+  }
+}
+
 template <typename T, typename S>
 const TileOps<T>& table() {
   static const TileOps<T> ops = {
       sizeof(S),          scores<T, S>,         argmax<T>,    softmax<T>,  exp_below<T>, dots<T, S>,
       accumulate<T, S>,   segment_sum<T, S>,    spread<T, S>, logit_gradient<T, S>,
       dense_logit_gradient<T, S>, load_tile<T, S>, store_tile<T, S>, label_between<T>, blend<T>,
+      add_scaled<T>, l1_distance<T>, l1_gradient<T>, cross_entropy<T>, cross_entropy_gradient<T>,
   };
   return ops;
 }

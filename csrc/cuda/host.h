@@ -40,6 +40,12 @@ inline Batch view(const at::Tensor& tensor) {
   return {tensor.const_data_ptr(), element_type(tensor), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
 
+// A (B, C, h, w) tensor.
+inline Grid grid(const at::Tensor& map) {
+  return {map.const_data_ptr(), element_type(map), map.stride(0), map.stride(1), map.stride(2), map.stride(3),
+          map.size(0),          map.size(1),       map.size(2),   map.size(3)};
+}
+
 inline ScoreInputs score_inputs(const at::Tensor& logits, const std::optional<at::Tensor>& bias, NoiseKey key, double tau) {
   ScoreInputs in{view(logits), nullptr, 0, 0, logits.size(0), logits.size(1), logits.size(2), key, 1.0 / tau};
   if (bias.has_value()) {

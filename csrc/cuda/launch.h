@@ -116,4 +116,21 @@ struct Grid {
 };
 cudaError_t launch_upsample_argmax(const Grid& logits, int64_t height, int64_t width, int64_t* labels, cudaStream_t stream);
 
+// Losses of upsampled maps. `partial` (B, blocks, 2): the sum of a block's pixels and their number; launch_image_means makes
+// loss (B) and weight (B) = 1 / pixels of them, T both. grad_loss (B) of T.
+cudaError_t launch_image_means(const double* partial, int64_t images, int64_t blocks, bool is_double, void* loss, void* weight,
+                               cudaStream_t stream);
+int64_t upsample_l1_blocks(int64_t channels, int64_t height, int64_t width);
+cudaError_t launch_upsample_l1(const Grid& student, const Grid& teacher, const bool* valid, int64_t height, int64_t width,
+                               double* partial, cudaStream_t stream);
+cudaError_t launch_upsample_l1_backward(const Grid& student, const Grid& teacher, const bool* valid, int64_t height, int64_t width,
+                                        const void* grad_loss, const void* weight, const Grid& gradient, cudaStream_t stream);
+// normalizer (2, B, H, W) of T: the largest score of each pixel, and 1 / sum of exp(score - largest); 0 without a label.
+int64_t upsample_cross_entropy_blocks(int64_t height, int64_t width);
+cudaError_t launch_upsample_cross_entropy(const Grid& logits, const int64_t* labels, int64_t height, int64_t width, void* normalizer,
+                                          double* partial, cudaStream_t stream);
+cudaError_t launch_upsample_cross_entropy_backward(const Grid& logits, const int64_t* labels, int64_t height, int64_t width,
+                                                   const void* normalizer, const void* grad_loss, const void* weight,
+                                                   const Grid& gradient, cudaStream_t stream);
+
 }  // namespace reclip::cuda

@@ -14,6 +14,8 @@ from reclip_d2.layers.masked_average_pool import (
 from reclip_d2.layers.philox import draw_seed, gumbel_noise, philox4x32
 from reclip_d2.layers.rectify_and_pool import rectify_and_pool, rectify_and_pool_reference
 from reclip_d2.layers.upsample_argmax import upsample_argmax, upsample_argmax_reference
+from reclip_d2.layers.upsample_cross_entropy import upsample_cross_entropy, upsample_cross_entropy_reference
+from reclip_d2.layers.upsample_l1 import upsample_l1, upsample_l1_reference
 
 __all__ = [
     "draw_seed",
@@ -30,5 +32,9 @@ __all__ = [
     "rectify_and_pool_reference",
     "upsample_argmax",
     "upsample_argmax_reference",
+    "upsample_cross_entropy",
+    "upsample_cross_entropy_reference",
+    "upsample_l1",
+    "upsample_l1_reference",
     "use_kernels",
 ]

@@ -42,6 +42,23 @@ def check_same(op: str, name: str, tensor: Tensor, other_name: str, other: Tenso
         raise TypeError(f"{op}: `{name}` is {tensor.dtype} but `{other_name}` is {other.dtype}: float64 does not mix")
 
 
+def check_pixels(op: str, name: str, grid: Tensor, pixels_name: str, pixels: Tensor, dtype: torch.dtype) -> None:
+    """Raise unless ``grid`` (B,C,h,w) can be resized to the size of ``pixels`` (B,H,W), which has the given dtype."""
+    check_float(op, name, grid, "B,C,h,w")
+    if 0 in grid.shape[1:]:
+        raise ValueError(f"{op}: `{name}` must have channels and a grid, got shape {shape_of(grid)}")
+    if not isinstance(pixels, Tensor) or pixels.dtype != dtype:
+        found = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
+        raise TypeError(f"{op}: `{pixels_name}` must be {dtype}, got {found}")
+    if pixels.dim() != 3 or pixels.shape[0] != grid.shape[0] or 0 in pixels.shape[1:]:
+        raise ValueError(
+            f"{op}: `{pixels_name}` must be (B,H,W) with B = {grid.shape[0]} and at least one pixel,"
+            f" got shape {shape_of(pixels)}"
+        )
+    if pixels.device != grid.device:
+        raise ValueError(f"{op}: `{pixels_name}` is on {pixels.device} but `{name}` is on {grid.device}")
+
+
 def check_tau(op: str, tau: float) -> float:
     """The temperature as a float; raise unless it is positive and finite."""
     tau = float(tau)

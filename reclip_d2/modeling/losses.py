@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from reclip_d2.layers import upsample_cross_entropy, upsample_l1
 from reclip_d2.modeling.numerics import full_precision
 from reclip_d2.modeling.pooling import PooledHypotheses
 
@@ -102,43 +102,24 @@ def mask_guided_loss(logits: Tensor, pseudo_labels: Tensor) -> Tensor:
         logits: M^D ``(B, C, h, w)``, resized bilinearly to the size of the labels.
         pseudo_labels: ``(B, H, W)`` int64, the teacher's argmax; -1 (padding) is ignored.
     """
-    logits = F.interpolate(logits, size=pseudo_labels.shape[-2:], mode="bilinear", align_corners=False)
-    loss = F.cross_entropy(logits, pseudo_labels, ignore_index=NO_PSEUDO_LABEL, reduction="none")
-    valid = pseudo_labels != NO_PSEUDO_LABEL
-    return (loss.sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)).mean()
+    return upsample_cross_entropy(logits, pseudo_labels).mean()
 
 
 @full_precision
-def feature_guided_loss(student: Tensor, teacher: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:
+def feature_guided_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
     """Eq. (9): ``|| Z - Z^ ||_1``, the L1 distance of a pixel's features, averaged over an image's pixels, then over
     the images.
 
     The paper does not normalise the norm. Here it is the sum over the D channels, so that the loss does not vanish next
     to Eq. (8) as D grows, and the mean over pixels and images.
 
-    At the image's size a batch of features is large: 6.7 GB for 12 crops of 520 px and D = 512. So the images are
-    processed one by one, and the backward pass recomputes the resized features.
-
     Args:
         student: Z^ ``(B, D, h, w)``.
         teacher: Z ``(B, D, h', w')``.
-        valid: ``(B, *size)`` bool, False for padding.
-        size: size to which both are resized bilinearly: the image's (the paper), or the student's grid (cheaper).
+        valid: ``(B, H, W)`` bool, False for padding. Both maps are resized to it bilinearly: the image's size (the
+            paper), or the student's grid (cheaper).
     """
-    images = zip(student.split(1), teacher.split(1), valid, strict=True)
-    options = {"use_reentrant": False, "preserve_rng_state": False}
-    return torch.stack([checkpoint(_mean_distance, z, target, v, size, **options) for z, target, v in images]).mean()
-
-
-def _mean_distance(student: Tensor, teacher: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:
-    """Mean L1 distance of one image's features ``(1, D, h, w)`` and ``(1, D, h', w')`` over the valid pixels."""
-
-    def resize(x: Tensor) -> Tensor:
-        same = tuple(x.shape[-2:]) == size
-        return x if same else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-
-    distance = (resize(student) - resize(teacher)).abs().sum(1)[0]
-    return (distance * valid).sum() / valid.sum().clamp(min=1)
+    return upsample_l1(student, teacher, valid).mean()
 
 
 def distillation_losses(

@@ -202,7 +202,7 @@ class Distillation(nn.Module):
         else:
             size = (features.shape[-2], features.shape[-1])
             valid = valid_patches(sizes, size, self.student.output_stride, self.device).unflatten(1, size)
-        return feature_guided_loss(features, teacher_features, valid, size)
+        return feature_guided_loss(features, teacher_features, valid)
 
     def _text_loss(
         self, features: Tensor, logits: Tensor, sizes: list[tuple[int, int]], batched_inputs: list[dict[str, Any]]
