@@ -38,7 +38,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reclip_d2.errors import ReclipError, exit_on_error
-from reclip_d2.layers import kernels_available, rectify_and_pool, upsample_argmax, use_kernels
+from reclip_d2.layers import (
+    kernels_available,
+    rectify_and_pool,
+    upsample_argmax,
+    upsample_cross_entropy,
+    upsample_l1,
+    use_kernels,
+)
 from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.output_paths import check_output_path
 from reclip_d2.utils.timing import synchronize, timed
@@ -54,6 +61,8 @@ VOCABULARIES = {
 PATCH = 16
 WIDTH = 512
 TAU = 0.01
+LOSSES = ("upsample_cross_entropy", "upsample_l1")
+OPERATORS = ("rectify_and_pool", "upsample_argmax", *LOSSES)
 METHODS = ("ours", "eager", "batched", "compile", "compile-batched", "twin")
 
 
@@ -73,12 +82,23 @@ class Case(NamedTuple):
         """Readable name."""
         if self.operator == "upsample_argmax":
             return f"{self.classes} classes, {self.grid}x{self.grid} to {self.height}x{self.width}, batch {self.images}"
+        if self.operator == "upsample_cross_entropy":
+            grid = f"{self.student_grid}x{self.student_grid}"
+            return f"{self.classes} classes, {grid} to {self.height}x{self.width}, batch {self.images}"
+        if self.operator == "upsample_l1":
+            grids = f"{self.student_grid}x{self.student_grid} and {self.grid}x{self.grid}"
+            return f"{WIDTH} channels, {grids} to {self.height}x{self.width}, batch {self.images}"
         return f"{self.vocabulary}, {self.pixels} px, batch {self.images}"
 
     @property
     def grid(self) -> int:
         """Patches per side."""
         return self.pixels // PATCH
+
+    @property
+    def student_grid(self) -> int:
+        """Positions per side of the student, whose stride is half of CLIP's patch."""
+        return 2 * self.grid
 
 
 class Inputs(NamedTuple):
@@ -90,6 +110,30 @@ class Inputs(NamedTuple):
     class_ids: Tensor
     offsets: Tensor
     gradient: Tensor
+
+
+class Maps(NamedTuple):
+    """A call of a loss of distillation: the student's map, the teacher's or None; valid pixels or labels."""
+
+    student: Tensor
+    teacher: Tensor | None
+    pixels: Tensor
+
+
+def make_maps(case: Case, device: torch.device, dtype: torch.dtype, seed: int) -> Maps:
+    """Random maps; the teacher's with channels together, as a transformer leaves them."""
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device).to(dtype)
+
+    size, side = (case.images, case.height, case.width), case.student_grid
+    if case.operator == "upsample_cross_entropy":
+        labels = torch.randint(-1, case.classes, size, generator=generator, device=device)
+        return Maps(normal(case.images, case.classes, side, side).requires_grad_(), None, labels)
+    teacher = normal(case.images, case.grid, case.grid, WIDTH).permute(0, 3, 1, 2)
+    valid = torch.ones(size, dtype=torch.bool, device=device)
+    return Maps(normal(case.images, WIDTH, side, side).requires_grad_(), teacher, valid)
 
 
 def make_inputs(case: Case, device: torch.device, dtype: torch.dtype, seed: int) -> Inputs:
@@ -148,8 +192,42 @@ def eager_upsample_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(1)
 
 
-def method(case: Case, name: str, device: torch.device) -> Callable[[Inputs | Tensor], None]:
+def eager_upsample_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Plain PyTorch: interpolate, then cross entropy, averaged image by image."""
+    logits = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
+    loss = F.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="none")
+    return loss.sum((1, 2)) / (labels >= 0).sum((1, 2)).clamp(min=1)
+
+
+def eager_upsample_l1(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
+    """Plain PyTorch: interpolate both, then their distance, averaged image by image."""
+    size = valid.shape[1:]
+    student, teacher = (F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in (student, teacher))
+    distance = (student.float() - teacher.float()).abs().sum(1)
+    return (distance * valid).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
+
+
+def loss_method(case: Case, name: str) -> Callable[[Maps], None]:
+    """The function to time for a loss: its forward and backward pass."""
+    cross_entropy = case.operator == "upsample_cross_entropy"
+    eager = eager_upsample_cross_entropy if cross_entropy else eager_upsample_l1
+    ours = upsample_cross_entropy if cross_entropy else upsample_l1
+    if name.startswith("compile"):
+        eager = torch.compile(eager, dynamic=False)
+
+    def train(maps: Maps) -> None:
+        with use_kernels(name == "ours"):
+            function = ours if name in ("ours", "twin") else eager
+            loss = function(*(tensor for tensor in maps if tensor is not None)).mean()
+        torch.autograd.grad(loss, maps.student)
+
+    return train
+
+
+def method(case: Case, name: str, device: torch.device) -> Callable[[Inputs | Maps | Tensor], None]:
     """The function to time: a forward and backward pass, or a label map."""
+    if case.operator in LOSSES:
+        return loss_method(case, name)
     if case.operator == "upsample_argmax":
         size = (case.height, case.width)
         compiled = torch.compile(eager_upsample_argmax, dynamic=False) if name.startswith("compile") else None
@@ -182,16 +260,20 @@ def method(case: Case, name: str, device: torch.device) -> Callable[[Inputs | Te
     return train
 
 
-def new_inputs(case: Case, device: torch.device, dtype: torch.dtype, seed: int) -> Inputs | Tensor:
+def new_inputs(case: Case, device: torch.device, dtype: torch.dtype, seed: int) -> Inputs | Maps | Tensor:
     """One input set."""
+    if case.operator in LOSSES:
+        return make_maps(case, device, dtype, seed)
     if case.operator == "upsample_argmax":
         shape = (case.images, case.classes, case.grid, case.grid)
         return torch.randn(*shape, generator=torch.Generator(device).manual_seed(seed), device=device).to(dtype)
     return make_inputs(case, device, dtype, seed)
 
 
-def bytes_to_move(case: Case, inputs: Inputs | Tensor) -> int:
+def bytes_to_move(case: Case, inputs: Inputs | Maps | Tensor) -> int:
     """Bytes that a perfect implementation moves: each input read once per pass, each output written once."""
+    if isinstance(inputs, Maps):
+        return 2 * sum(tensor.nbytes for tensor in inputs if tensor is not None) + inputs.student.nbytes
     if isinstance(inputs, Tensor):
         return inputs.nbytes + 8 * case.images * case.height * case.width
     read = inputs.logits.nbytes + inputs.bias.nbytes + inputs.features.nbytes
@@ -252,7 +334,7 @@ def resident_peak(case: Case, name: str, dtype: torch.dtype) -> int:
 
 
 def methods_of(case: Case, methods: list[str]) -> list[str]:
-    """The methods of a case: label maps have no rows to batch."""
+    """The methods of a case: upsampling has no rows to batch."""
     return [name for name in methods if case.operator == "rectify_and_pool" or not name.endswith("batched")]
 
 
@@ -306,6 +388,11 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
             Case("upsample_argmax", name, classes, 512, 1, 512, 683)
             for name, classes in (("voc20", 20), ("ade150", 150), ("coco_stuff171", 171))
         ]
+        found += [
+            Case("upsample_cross_entropy", name, classes, 512, 1, 512, 512)
+            for name, classes in (("voc20", 20), ("ade150", 150))
+        ]
+        found.append(Case("upsample_l1", "any", 0, 512, 1, 512, 512))
     return found
 
 
@@ -348,7 +435,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     result.add_argument("--repeats", type=int, default=15)
     result.add_argument("--threads", type=int, help="CPU threads")
-    result.add_argument("--no-upsample", action="store_true", help="skip upsample_argmax")
+    result.add_argument("--no-upsample", action="store_true", help="skip the operators that upsample")
     result.add_argument("--memory-of", help=argparse.SUPPRESS)
     return result
 
@@ -389,7 +476,7 @@ def main() -> None:
             with atomic_write(arguments.json) as path:
                 path.write_text(json.dumps(report, indent=2) + "\n")
     print(f"{report['processor']}, copy {bandwidth / 1e9:.1f} GB/s, {arguments.dtype}")
-    for operator in ("rectify_and_pool", "upsample_argmax"):
+    for operator in OPERATORS:
         chosen = [result for result in report["results"] if result["operator"] == operator]
         if chosen:
             print(f"\n{operator}\n\n{table(chosen)}")

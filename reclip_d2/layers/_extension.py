@@ -12,6 +12,14 @@ import torch
 logger = logging.getLogger(__name__)
 
 NOT_BUILT = "is not built"
+OPERATORS = (
+    "gumbel_softmax",
+    "masked_average_pool",
+    "rectify_and_pool",
+    "upsample_argmax",
+    "upsample_cross_entropy",
+    "upsample_l1",
+)
 _BUILD_HINT = "build it with `pip install -e . --no-build-isolation`"
 
 
@@ -50,7 +58,8 @@ def _load() -> str | None:
     except (ImportError, OSError) as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "reclip_d2._C"
         return NOT_BUILT if missing else f"cannot be loaded ({str(error).splitlines()[0]})"
-    return None
+    lacking = [name for name in OPERATORS if not hasattr(torch.ops.reclip_d2, name)]
+    return f"is older than this code (it lacks {', '.join(lacking)})" if lacking else None
 
 
 def _find_served() -> frozenset[str]:

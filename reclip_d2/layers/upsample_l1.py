@@ -21,8 +21,8 @@ def upsample_l1(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
     of ``valid``, without a (B, D, H, W) tensor.
 
     Equals ``F.interpolate(..., mode="bilinear", align_corners=False)`` of both, and the mean of their distance. A map
-    that has the size of ``valid`` is taken as it is. The kernels interpolate again in the backward pass, so that nothing
-    of the pixels' size is kept but ``valid``.
+    that has the size of ``valid`` is taken as it is. The kernels interpolate again in the backward pass: of the pixels'
+    size only ``valid`` is kept.
 
     Args:
         student: (B, D, h, w), any strides, float64, float32, float16 or bfloat16 (computed in float32 at least).

@@ -47,6 +47,12 @@ def test_missing_extension_falls_back_with_one_log_line(monkeypatch, caplog, fre
     assert "pip install -e . --no-build-isolation" in record.getMessage()
 
 
+def test_an_extension_of_an_older_build_is_not_used(kernels, device, monkeypatch):
+    assert _extension._load() is None
+    monkeypatch.setattr(_extension, "OPERATORS", (*_extension.OPERATORS, "of_tomorrow"))
+    assert _extension._load() == "is older than this code (it lacks of_tomorrow)"
+
+
 def test_device_without_kernels_falls_back(caplog, fresh_cache):
     with caplog.at_level(logging.WARNING, logger="reclip_d2.layers._extension"):
         assert not kernels_available("mps")

@@ -51,7 +51,10 @@ def error(got, want):
 def test_equals_the_twin(kernels, device, classes, grid, size, dtype):
     sample = inputs(classes, grid, size, device, dtype)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
-    ours, twins = with_gradient(upsample_cross_entropy, *sample), with_gradient(upsample_cross_entropy_reference, *sample)
+    ours, twins = (
+        with_gradient(upsample_cross_entropy, *sample),
+        with_gradient(upsample_cross_entropy_reference, *sample),
+    )
     assert [x.dtype for x in ours] == [x.dtype for x in twins]
     assert max(map(error, ours, twins)) <= tolerance
     assert ours[0][2] == 0 and ours[1][2].abs().max() == 0  # no label
@@ -62,7 +65,10 @@ def test_equals_the_twin(kernels, device, classes, grid, size, dtype):
 def test_half_types_are_as_exact_as_pytorch(kernels, device, classes, grid, size, dtype):
     sample = inputs(classes, grid, size, device, dtype)
     truth = with_gradient(expected, sample[0].detach().double().requires_grad_(), sample[1])
-    ours, twins = with_gradient(upsample_cross_entropy, *sample), with_gradient(upsample_cross_entropy_reference, *sample)
+    ours, twins = (
+        with_gradient(upsample_cross_entropy, *sample),
+        with_gradient(upsample_cross_entropy_reference, *sample),
+    )
     assert ours[0].dtype == torch.float32 and ours[1].dtype == dtype
     for got, twin, want in zip(ours, twins, truth, strict=True):
         assert error(got, want) <= 2 * error(twin, want) + 1e-6

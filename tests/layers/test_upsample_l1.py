@@ -69,7 +69,7 @@ def test_half_types_are_as_exact_as_pytorch(kernels, device, channels, grid, oth
 
 
 def test_values_by_hand(implementation, device):
-    # From 0 to 8 along x: four pixels lie at 0, 2, 6, 8. The teacher is 3: distances 3, 1, 3, 5; the last does not count.
+    # Four pixels lie at 0, 2, 6, 8 along x. The teacher is 3: distances 3, 1, 3, 5; the last does not count.
     student = torch.tensor([[[[0.0, 8.0]]]], device=device, requires_grad=True)
     valid = torch.tensor([[[True, True, True, False]]], device=device)
     loss = upsample_l1(student, torch.full((1, 1, 1, 1), 3.0, device=device), valid)

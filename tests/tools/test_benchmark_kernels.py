@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from reclip_d2 import layers
 from reclip_d2.layers import kernels_available
+from tools import benchmark_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,6 +39,26 @@ def test_figures_of_a_small_case(tmp_path):
         assert figures["peak_bytes"] >= 0
     assert result["methods"]["ours"]["over_ours"] == 1.0
     assert "| voc20, 64 px, batch 2 |" in done.stdout
+
+
+def test_losses_of_distillation_equal_their_eager_forms():
+    for operator, vocabulary, function in (
+        ("upsample_l1", "any", benchmark_kernels.eager_upsample_l1),
+        ("upsample_cross_entropy", "voc20", benchmark_kernels.eager_upsample_cross_entropy),
+    ):
+        case = benchmark_kernels.Case(operator, vocabulary, 20, 32, 2, 21, 35)
+        maps = benchmark_kernels.new_inputs(case, torch.device("cpu"), torch.float32, 0)
+        inputs = [tensor for tensor in maps if tensor is not None]
+        torch.testing.assert_close(function(*inputs), getattr(layers, operator)(*inputs))
+        for name in ("ours", "eager", "twin"):
+            benchmark_kernels.method(case, name, torch.device("cpu"))(maps)
+        # Maps of (2,C,4,4) and (2,512,2,2) and the pixels read twice, a gradient written.
+        student, teacher, pixels = 2 * 16 * 4 * len(maps.student[0]), 2 * 4 * 4 * 512, 2 * 21 * 35
+        moved = {
+            "upsample_l1": 3 * student + 2 * (teacher + pixels),
+            "upsample_cross_entropy": 3 * student + 16 * pixels,
+        }
+        assert benchmark_kernels.bytes_to_move(case, maps) == moved[operator]
 
 
 def test_methods_without_ours_is_an_error():

@@ -17,7 +17,17 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from reclip_d2.layers import rectify_and_pool, use_kernels
-from tools.benchmark_kernels import TAU, Case, Inputs, bytes_to_move, copy_bandwidth, method, methods_of, new_inputs
+from tools.benchmark_kernels import (
+    TAU,
+    Case,
+    Inputs,
+    Maps,
+    bytes_to_move,
+    copy_bandwidth,
+    method,
+    methods_of,
+    new_inputs,
+)
 from tools.gpu_check.figures import (
     MORE_TO_DO,
     Clock,
@@ -37,6 +47,8 @@ CUDA_CASES = [
     (Case("rectify_and_pool", "ade150", 150, 512, 8), "float32", "cn", False),
     (Case("rectify_and_pool", "large1000", 1000, 1024, 64), "float32", "cn", True),
     (Case("upsample_argmax", "ade150", 150, 512, 1, 512, 683), "float32", "cn", False),
+    (Case("upsample_l1", "any", 0, 512, 12, 512, 512), "float32", "cn", False),
+    (Case("upsample_cross_entropy", "ade150", 150, 512, 12, 512, 512), "float32", "cn", False),
     (Case("rectify_and_pool", "large1000", 1000, 1024, 64), "bfloat16", "cn", False),
     (Case("rectify_and_pool", "ade150", 150, 512, 8), "bfloat16", "cn", False),
     (Case("rectify_and_pool", "voc20", 20, 512, 12), "float32", "nc", False),
@@ -51,11 +63,18 @@ CPU_CASES = [
     (Case("rectify_and_pool", "voc20", 20, 64, 2), "float32", "cn", False),
     (Case("rectify_and_pool", "ade150", 150, 64, 2), "bfloat16", "nc", False),
     (Case("upsample_argmax", "ade150", 150, 64, 1, 64, 85), "float32", "cn", False),
+    (Case("upsample_l1", "any", 0, 64, 2, 64, 64), "float32", "cn", False),
+    (Case("upsample_cross_entropy", "ade150", 150, 64, 2, 64, 64), "bfloat16", "nc", False),
 ]
 
 
-def with_layout(inputs: Inputs | Tensor, layout: str) -> Inputs | Tensor:
+def with_layout(inputs: Inputs | Maps | Tensor, layout: str) -> Inputs | Maps | Tensor:
     """The inputs with logits in the given layout."""
+    if isinstance(inputs, Maps):
+        if layout == "cn":
+            return inputs
+        student = inputs.student.detach().contiguous(memory_format=torch.channels_last)
+        return inputs._replace(student=student.requires_grad_())
     if isinstance(inputs, Tensor):
         return inputs if layout == "cn" else inputs.contiguous(memory_format=torch.channels_last)
     if layout == "cn":
@@ -109,7 +128,7 @@ def measure(case: Case, dtype_name: str, layout: str, compiled: bool, device: to
         "bytes_to_move": moved, "floor_seconds": moved / bandwidth, "methods": {},
     }  # fmt: skip
     wanted = [name for name in METHODS if compiled or not name.startswith("compile")]
-    names = methods_of(case, wanted + ["compile"] * (compiled and case.operator == "upsample_argmax"))
+    names = methods_of(case, wanted + ["compile"] * (compiled and case.operator != "rectify_and_pool"))
     for name in names:
         try:
             run = method(case, name, device)

@@ -1,4 +1,4 @@
-"""About forty small calls of the operators, forward and backward, that cover every kernel, for compute-sanitizer.
+"""About fifty small calls of the operators, forward and backward, that cover every kernel, for compute-sanitizer.
 
 Both layouts of the logits, hard and soft masks, numbers of classes below and above the limit of shared memory (504 in
 float32), all types, images without a hypothesis, sizes that do not fill a tile, areas too small for float32. Values are
@@ -14,7 +14,15 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from reclip_d2.layers import gumbel_softmax, masked_average_pool, rectify_and_pool, upsample_argmax, use_kernels
+from reclip_d2.layers import (
+    gumbel_softmax,
+    masked_average_pool,
+    rectify_and_pool,
+    upsample_argmax,
+    upsample_cross_entropy,
+    upsample_l1,
+    use_kernels,
+)
 
 Call = tuple[str, Callable[[], list[Tensor]]]
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
@@ -105,6 +113,33 @@ class Calls:
 
         return f"upsample_argmax C{classes} {size} {str(dtype)[6:]}{' channels last' * channels_last}", call
 
+    def distance(
+        self, channels: int, size: tuple[int, int], dtype: torch.dtype = F32, last: bool = False, images: int = 2
+    ) -> Call:
+        """upsample_l1 with both gradients, student and teacher on different grids."""
+
+        def call() -> list[Tensor]:
+            layout = {"memory_format": torch.channels_last if last else torch.contiguous_format}
+            student = self.normal(images, channels, 9, 13, dtype=dtype).to(**layout).requires_grad_()
+            teacher = self.normal(images, channels, 5, 7, dtype=dtype).to(**layout).requires_grad_()
+            valid = self.normal(images, *size) > -0.5
+            loss = upsample_l1(student, teacher, valid)
+            return [loss, *torch.autograd.grad(loss.sum(), [student, teacher])]
+
+        return f"upsample_l1 D{channels} {size} {str(dtype)[6:]}{' channels last' * last}", call
+
+    def entropy(self, classes: int, size: tuple[int, int], dtype: torch.dtype = F32, last: bool = False) -> Call:
+        """upsample_cross_entropy and its gradient, with pixels that do not count."""
+
+        def call() -> list[Tensor]:
+            layout = {"memory_format": torch.channels_last if last else torch.contiguous_format}
+            logits = self.normal(2, classes, 9, 13, dtype=dtype).to(**layout).requires_grad_()
+            labels = torch.randint(-1, classes, (2, *size), generator=self.generator).to(self.device)
+            loss = upsample_cross_entropy(logits, labels)
+            return [loss, *torch.autograd.grad(loss.sum(), logits)]
+
+        return f"upsample_cross_entropy C{classes} {size} {str(dtype)[6:]}{' channels last' * last}", call
+
     def everything(self) -> Iterator[Call]:
         """All calls."""
         for hard in (True, False):
@@ -130,12 +165,20 @@ class Calls:
         yield self.labels(171, (36, 52), F32, channels_last=True)
         yield self.labels(20, (4, 5), BF16)
         yield self.labels(20, (61, 47), F16)
+        for size, dtype, last in (((61, 147), F32, False), ((36, 52), F32, True), ((4, 5), BF16, False)):
+            yield self.distance(133, size, dtype, last)
+            yield self.entropy(150, size, dtype, last)
+        for dtype in (F64, F16):
+            yield self.distance(20, (61, 47), dtype)
+            yield self.entropy(1, (61, 47), dtype)
 
     def profile(self) -> Iterator[Call]:
         """A few calls with the papers' sizes, for the profiler."""
         yield self.rectify(150, 1024, 512, True, counts=(22,) * 16)
         yield self.rectify(150, 1024, 512, True, "nc", counts=(22,) * 16)
         yield self.labels(150, (512, 683), F32)
+        yield self.distance(512, (520, 520))
+        yield self.entropy(150, (520, 520))
 
 
 def main() -> int:
