@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-# Kernels that the profiler counts: both passes of hard masks at 150 classes, a label map, the losses of distillation.
+# Kernels to profile: both passes of hard masks at 150 classes, a label map, the losses of distillation.
 PROFILED = "hard_rows|pool_hard|row_gradient|logit_gradient|upsample_"
 
 
