@@ -103,7 +103,7 @@ $(STATE)/packages: $(STATE)/venv requirements.txt $(wildcard reclip_d2/install_d
 	@$(PY) -m reclip_d2.install_detectron2
 	@touch $@
 
-# 3. reclip_d2 itself, editable, with its extension; repeated when its build changes, or when the environment was
+# 3. reclip_d2 itself, editable (by a path, so that a folder of its name next to the working folder does not hide it), with its extension; repeated when its build changes, or when the environment was
 #    used for another checkout. Without a C++ compiler the package is installed without its extension, which is slower;
 #    an extension that does not compile is an error.
 $(STATE)/installed: $(STATE)/packages setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*) \
@@ -118,7 +118,7 @@ $(STATE)/installed: $(STATE)/packages setup.py pyproject.toml $(wildcard csrc/*.
 	if [ -z "$${without:-}" ]; then \
 	  echo "environment: compiling and installing reclip_d2 in editable mode; this can take some minutes"; \
 	fi; \
-	if ! $(PY) -m pip install --verbose --no-build-isolation --editable '.[dev]' >$(STATE)/build.log 2>&1; then \
+	if ! $(PY) -m pip install --verbose --no-build-isolation --config-settings editable_mode=compat --editable '.[dev]' >$(STATE)/build.log 2>&1; then \
 	  grep -m 3 -E '(^|[ :])([Ff]atal )?([Ee]rror|ERROR):? ' $(STATE)/build.log >&2 || tail -n 3 $(STATE)/build.log >&2; \
 	  echo "error: reclip_d2 was not built (log: $(STATE)/build.log);" \
 	    "to do without its C++ extension, in plain PyTorch and slower: make env NO_EXTENSION=1" >&2; \

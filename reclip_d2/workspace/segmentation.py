@@ -79,6 +79,11 @@ class Segmentation:
     _predictor: ImagePredictor = dataclasses.field(repr=False)
     _table: MaskClassTable = dataclasses.field(repr=False)
 
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        name = "" if self.path is None else f", {self.path.name!r}"
+        return f"Segmentation({width} x {height}, {len(self.classes)} classes{name})"
+
     @property
     def classes(self) -> list[str]:
         """Names of the C classes: ``classes[k]`` has the label ``k``."""

@@ -272,28 +272,31 @@ class Segmenter:
 
         Args:
             images: folders, images, globs or ``.txt`` lists; images that cannot be read are skipped, see
-                    :attr:`problems`.
-                output: folder of the run, as for ``reclip segment``; None for a temporary one that is removed with this
-                    object.
-                progress: called with each :class:`~reclip_d2.utils.progress.Progress`, in this thread; for example
-                    ``print``.
-                iterations: iterations of the rectification; None for the config's.
-                student: distil a student after the rectification, and predict with it.
-                student_iterations: iterations of the distillation; None for the config's.
-                student_weights: initial weights of the student's backbone; None for the config's.
-                tile: cut images with a longer side than this into tiles of this size in pixels; None for the config's.
-                seed: random seed of the training; None for the config's.
-                resume: resume an interrupted run with the same arguments in ``output`` (or of this object), or load a
-                    finished one; without it, a folder with a run is an error.
-                overwrite: remove the results of earlier runs in ``output``.
-                opts: ``KEY VALUE`` overrides in addition to those of the constructor.
+                :attr:`problems`.
+            output: folder of the run, as for ``reclip segment``; None for a temporary one that is removed with this
+                object.
+            progress: called with each :class:`~reclip_d2.utils.progress.Progress`, in this thread; for example
+                ``print``.
+            iterations: iterations of the rectification; None for the config's.
+            student: distil a student after the rectification, and predict with it.
+            student_iterations: iterations of the distillation; None for the config's.
+            student_weights: initial weights of the student's backbone; None for the config's.
+            tile: cut images with a longer side than this into tiles of this size in pixels; None for the config's.
+            seed: random seed of the training; None for the config's.
+            resume: resume an interrupted run with the same arguments in ``output`` (or of this object), or load a
+                finished one; without it, a folder with a run is an error.
+            overwrite: remove the results of earlier runs in ``output``.
+            opts: ``KEY VALUE`` overrides in addition to those of the constructor.
 
-            Returns:
-                This object, now with the trained model.
+        Returns:
+            This object, now with the trained model.
 
         Raises:
             ReclipError: an argument is wrong, or ``output`` belongs to a run with other inputs.
         """
+        _check_arguments(
+            images, progress, iterations=iterations, student_iterations=student_iterations, tile=tile, seed=seed
+        )
         seeds = () if seed is None else ("SEED", str(seed))
         options = SegmentOptions(
             student=student,
@@ -451,6 +454,11 @@ def _class_list(classes: Classes, background: Sequence[str]) -> ClassList:
     """The class list of the arguments, checked like a class file with one entry per line."""
     if isinstance(classes, ClassList):
         return classes
+    if isinstance(classes, str) and not os.path.exists(os.path.expanduser(classes)):
+        raise ReclipError(
+            f"classes is the name of a class file, and {classes!r} does not exist: give names as a list,"
+            ' ["sky", "road, street"]'
+        )
     if isinstance(classes, str | os.PathLike):
         found = read_class_file(classes)
         if not background:
@@ -458,6 +466,10 @@ def _class_list(classes: Classes, background: Sequence[str]) -> ClassList:
         if found.background:
             raise ReclipError(f"class file {os.fspath(classes)} has a background: line: omit background")
         classes = found.classes
+    if not isinstance(classes, Sequence) or not all(map(_is_entry, classes)):
+        raise ReclipError('classes: give a class file, or a list of names such as ["sky", "road, street"]')
+    if not classes:
+        raise ReclipError('classes is empty: give a list of names such as ["sky", "road, street"]')
     entries = [entry if isinstance(entry, str) else ", ".join(entry) for entry in classes]
     names = [background] if isinstance(background, str) else list(background)
     for entry in (*entries, *names):
@@ -465,6 +477,24 @@ def _class_list(classes: Classes, background: Sequence[str]) -> ClassList:
             raise ReclipError(f"classes: {entry!r} is not a name: give a class's name, and synonyms after commas")
     lines = [*entries, *([f"background: {', '.join(names)}"] if names else [])]
     return parse_classes("\n".join(lines), _CLASSES)
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether an entry is a class name, or the names of a class."""
+    if isinstance(entry, str):
+        return True
+    return isinstance(entry, Sequence) and len(entry) > 0 and all(isinstance(name, str) for name in entry)
+
+
+def _check_arguments(images: object, progress: object, **numbers: object) -> None:
+    """Check the types of :meth:`Segmenter.fit`'s arguments."""
+    if not isinstance(images, str | os.PathLike | Sequence):
+        raise ReclipError(f"images is of type {type(images).__name__}: give a folder, an image, or a list of these")
+    if progress is not None and not callable(progress):
+        raise ReclipError(f"progress {progress!r} is not callable: give a function such as print, or None")
+    for name, value in numbers.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ReclipError(f"{name} {value!r} is not a whole number")
 
 
 def _with_lines(classes: ClassList) -> ClassList:
