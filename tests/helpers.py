@@ -27,7 +27,7 @@ from reclip_d2.backbones.dense import DenseCLIP
 from reclip_d2.backbones.query import query_features
 from reclip_d2.backbones.reference import ReferencePrompt
 from reclip_d2.config import load_config
-from reclip_d2.modeling.bias_head import PositionalProjection, ReCLIPPPBiasHead
+from reclip_d2.modeling.bias_head import BiasHead, PositionalProjection, ReCLIPPPBiasHead
 from reclip_d2.modeling.mask_decoder import MaskDecoder
 from reclip_d2.modeling.meta_arch.distillation import Distillation, inherit
 from reclip_d2.modeling.meta_arch.maskclip import MaskCLIP
@@ -127,6 +127,13 @@ def make_rectified(
     options = decoder if isinstance(decoder, dict) else {}
     mask_decoder = MaskDecoder(EMBED_DIM, len(names), **options) if decoder is not False else None
     return RectifiedCLIP(bias_head=head, mask_decoder=mask_decoder, **common).train()
+
+
+def bias_of(head: BiasHead, backbone: DenseCLIP, features: torch.Tensor) -> torch.Tensor:
+    """M_b of a bias head for Z ``(B, D, h, w)``."""
+    reference = head.reference_features(backbone)
+    embedding = backbone.positional_embedding((features.shape[-2], features.shape[-1]))
+    return head.add_image_bias(head.shared_bias(embedding, reference), reference, features)
 
 
 def make_reclip_head(backbone: DenseCLIP, norm: str = "row", **projection: object) -> ReCLIPBiasHead:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from reclip_d2.modeling.bias_head import query_logits, rectified_logits
+from reclip_d2.modeling.bias_head import bias_to_subtract, query_logits, rectified_logits
 from reclip_d2.modeling.postprocessing import upsample_labels, upsample_logits
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
@@ -62,7 +62,8 @@ def logit_parts(model: nn.Module, mapper: Mapper, record: dict[str, Any]) -> Log
     image = model.preprocess_image([mapper(record)])
     features, mask = model.segment(image.tensor, image.image_sizes)
     query = query_logits(features, model.query_features)
-    rectified = rectified_logits(query, model.bias_to_rectify(features), model.rectification)
+    bias = bias_to_subtract(model.bias_to_rectify(features), model.rectification)
+    rectified = rectified_logits(query, bias)
     padded_size, image_size = tuple(image.tensor.shape[-2:]), tuple(image.image_sizes[0])
     query, rectified, mask = (part[0].float().cpu() for part in (query, rectified, mask))
     return LogitParts(query, query - rectified, rectified, mask, padded_size, image_size)

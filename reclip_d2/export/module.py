@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reclip_d2.modeling.bias_head import query_logits, rectified_logits
+from reclip_d2.modeling.bias_head import bias_to_subtract, query_logits, rectified_logits
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
 from reclip_d2.modeling.meta_arch.maskclip import MaskCLIP
 from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
@@ -115,8 +115,10 @@ class _RectifiedLogits(nn.Module):
         bias = None
         if self.rectification != "none":
             embedding = self.backbone.positional_embedding((features.shape[-2], features.shape[-1]))
-            bias = self.bias_head.combine(embedding, self.reference_features, features)
-        logits = rectified_logits(query_logits(features, self.query_features), bias, self.rectification)
+            shared = self.bias_head.shared_bias(embedding, self.reference_features)
+            bias = self.bias_head.add_image_bias(shared, self.reference_features, features)
+        bias = bias_to_subtract(bias, self.rectification)
+        logits = rectified_logits(query_logits(features, self.query_features), bias)
         return logits if self.mask_decoder is None else self.mask_decoder(logits, features)
 
 

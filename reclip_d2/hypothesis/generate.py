@@ -45,7 +45,7 @@ class HypothesisGenerator:
         query_features: Tensor,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        batch_size: int = 242,
+        batch_size: int = 121,
     ) -> None:
         """
         Args:

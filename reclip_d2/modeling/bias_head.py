@@ -69,16 +69,15 @@ class PositionalProjection(nn.Module):
 class BiasHead(nn.Module):
     """Base class of bias heads: the Reference prompt, Eq. (1), for the class preference, and the computation of M_b.
 
-    A head is affine in the image features: ``M_b = A + Z B^T``. Subclasses define
+    A head is affine in the image features: ``M_b = A + Z S^T``. Subclasses define
 
     - :meth:`shared_bias`: A ``(n, C)``, the same for all images of one resolution;
-    - :meth:`class_bias`: B ``(C, D)``, if the head is ``image_dependent``.
+    - :meth:`class_bias`: S ``(C, D)``, if the head is ``image_dependent``.
 
-    Distillation requires this form, since a student inherits A and B in place of the head. A head that is not affine
+    Distillation requires this form, since a student inherits A and S in place of the head. A head that is not affine
     defines :meth:`image_bias` in place of :meth:`class_bias`; it can be trained and used, but not distilled.
 
-    Only :meth:`reference_features` and :meth:`forward` need a CLIP; :meth:`combine` takes a stored W_r and positional
-    embedding.
+    Only :meth:`reference_features` needs a CLIP.
     """
 
     image_dependent: bool = False
@@ -101,7 +100,7 @@ class BiasHead(nn.Module):
         raise NotImplementedError
 
     def class_bias(self, reference_features: Tensor) -> Tensor | None:
-        """B ``(C, D)`` from W_r ``(C, D)``; None if M_b does not depend on the image.
+        """S ``(C, D)`` from W_r ``(C, D)``; None if M_b does not depend on the image.
 
         Raises:
             ReclipError: the head is not affine in the image features.
@@ -114,12 +113,12 @@ class BiasHead(nn.Module):
         )
 
     def image_bias(self, reference_features: Tensor, features: Tensor) -> Tensor:
-        """``Z B^T`` ``(B, n, C)``, the part of M_b that depends on the image, from W_r ``(C, D)`` and Z
+        """``Z S^T`` ``(B, n, C)``, the part of M_b that depends on the image, from W_r ``(C, D)`` and Z
         ``(B, D, h, w)``."""
         return query_logits(features, self.class_bias(reference_features)).flatten(2).transpose(1, 2)
 
     def check_affine(self, reference_features: Tensor) -> None:
-        """Raise :class:`ReclipError` unless :meth:`image_bias` is ``Z B^T``, for heads that override both methods."""
+        """Raise :class:`ReclipError` unless :meth:`image_bias` is ``Z S^T``, for heads that override both methods."""
         slope = self.class_bias(reference_features)
         if slope is None:
             return
@@ -129,37 +128,25 @@ class BiasHead(nn.Module):
         if not bool(off <= 1e-3 * expected.abs().max()):
             raise ReclipError(
                 f"MODEL.BIAS_HEAD.NAME {type(self).__name__} is not affine in the image features: its image_bias is not"
-                " Z B^T with B its class_bias, so a student cannot inherit it"
+                " Z S^T with S its class_bias, so a student cannot inherit it"
             )
 
-    def combine(
-        self, positional_embedding: Tensor, reference_features: Tensor, features: Tensor | None = None
-    ) -> Tensor:
+    def add_image_bias(self, shared: Tensor, reference_features: Tensor, features: Tensor | None) -> Tensor:
         """Bias logits M_b.
 
         Args:
-            positional_embedding: PE ``(E, h, w)`` on the patch grid.
+            shared: A ``(n, C)`` from :meth:`shared_bias`, or ``(B, n, C)``.
             reference_features: W_r ``(C, D)``.
             features: Z ``(B, D, h, w)``; may be None unless the head is ``image_dependent``.
 
         Returns:
-            ``(n, C)``, shared by all images; ``(B, n, C)`` for an ``image_dependent`` head.
+            ``shared`` as it is; ``(B, n, C)`` for an ``image_dependent`` head.
         """
-        shared = self.shared_bias(positional_embedding, reference_features)
-        return self.add_image_bias(shared, reference_features, features)
-
-    def add_image_bias(self, shared: Tensor, reference_features: Tensor, features: Tensor | None) -> Tensor:
-        """:meth:`combine` for a shared part ``(n, C)`` that the caller has computed before."""
         if not self.image_dependent:
             return shared
         if features is None:
             raise ValueError(f"{type(self).__name__} needs the image features: its bias depends on the image")
         return shared + self.image_bias(reference_features, features)
-
-    def forward(self, backbone: VisionLanguageBackbone, features: Tensor) -> Tensor:
-        """Bias logits M_b for image features Z ``(B, D, h, w)``: see :meth:`combine`."""
-        size = (features.shape[-2], features.shape[-1])
-        return self.combine(backbone.positional_embedding(size), self.reference_features(backbone), features)
 
 
 def build_reference_prompt(
@@ -222,21 +209,26 @@ class ReCLIPPPBiasHead(BiasHead):
 RECTIFICATIONS = ("subtract", "add", "none")
 
 
-def rectified_logits(query_logits: Tensor, bias: Tensor | None, rectification: str = "subtract") -> Tensor:
-    """Eq. (3): ``M = M_q - M_b``; ``add`` and ``none`` are ablations of Table V.
+def bias_to_subtract(bias: Tensor | None, rectification: str) -> Tensor | None:
+    """What Eq. (3) subtracts: M_b, or, in the ablations of Table V, -M_b (``add``) or None for zero (``none``)."""
+    if rectification == "none" or bias is None:
+        return None
+    return -bias if rectification == "add" else bias
+
+
+def rectified_logits(logits: Tensor, bias: Tensor | None) -> Tensor:
+    """Eq. (3): ``M = M_q - M_b``.
 
     Args:
-        query_logits: M_q ``(B, C, h, w)``.
-        bias: M_b ``(n, C)``, broadcast over the batch, or ``(B, n, C)``; None for zero.
-        rectification: ``subtract``, ``add``, or ``none``, which ignores the bias.
+        logits: M_q ``(B, C, h, w)``.
+        bias: M_b ``(n, C)``, broadcast over the batch, or ``(B, n, C)``; None for zero. See :func:`bias_to_subtract`.
 
     Returns:
         M ``(B, C, h, w)``.
     """
-    if rectification == "none" or bias is None:
-        return query_logits
-    bias = bias.transpose(-1, -2).unflatten(-1, query_logits.shape[-2:])
-    return query_logits - bias if rectification == "subtract" else query_logits + bias
+    if bias is None:
+        return logits
+    return logits - bias.transpose(-1, -2).unflatten(-1, logits.shape[-2:])
 
 
 @full_precision

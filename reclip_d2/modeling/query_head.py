@@ -1,6 +1,6 @@
 """The learnable Query, an ablation of the rectification stage (ReCLIP++, Table IV).
 
-Shape letters: C classes, D width of the joint embedding, L prompt vectors, E width of the text transformer.
+Shape letters: C classes, D width of the joint embedding, L prompt vectors, F width of the text transformer.
 """
 
 from __future__ import annotations

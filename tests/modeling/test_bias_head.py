@@ -16,12 +16,13 @@ from reclip_d2.modeling.bias_head import (
     PositionalProjection,
     ReCLIPPPBiasHead,
     bias_logits,
+    bias_to_subtract,
     build_bias_head,
     query_logits,
     rectified_logits,
 )
 from reclip_d2.modeling.meta_arch.distillation import inherit
-from tests.helpers import EMBED_DIM, make_rectified, tiny_dense
+from tests.helpers import EMBED_DIM, bias_of, make_rectified, tiny_dense
 
 
 def test_equation_2():
@@ -58,7 +59,7 @@ def test_query_logits_are_cosine_similarities():
 def test_equation_3_on_a_grid_that_is_not_square(mode, sign):
     logits = torch.randn(2, 4, 2, 3, dtype=torch.float64)
     bias = torch.randn(6, 4, dtype=torch.float64)
-    got = rectified_logits(logits, bias, mode)
+    got = rectified_logits(logits, bias_to_subtract(bias, mode))
     for b in range(2):
         for k in range(4):
             for row in range(2):
@@ -71,16 +72,16 @@ def test_equation_3_on_a_grid_that_is_not_square(mode, sign):
 def test_equation_3_with_a_bias_for_each_image(mode, sign):
     logits = torch.randn(2, 4, 2, 3, dtype=torch.float64)
     bias = torch.randn(2, 6, 4, dtype=torch.float64)
-    got = rectified_logits(logits, bias, mode)
+    got = rectified_logits(logits, bias_to_subtract(bias, mode))
     for b in range(2):
-        assert torch.equal(got[b : b + 1], rectified_logits(logits[b : b + 1], bias[b], mode))
+        assert torch.equal(got[b : b + 1], rectified_logits(logits[b : b + 1], bias_to_subtract(bias[b], mode)))
     assert got[1, 3, 0, 2].item() == pytest.approx((logits[1, 3, 0, 2] + sign * bias[1, 2, 3]).item(), abs=1e-15)
 
 
 def test_without_bias_the_logits_stay():
     logits = torch.randn(1, 4, 2, 3)
     assert torch.equal(rectified_logits(logits, None), logits)
-    assert torch.equal(rectified_logits(logits, torch.ones(6, 4), "none"), logits)
+    assert bias_to_subtract(torch.ones(6, 4), "none") is None
 
 
 def _head(norm: str = "row") -> tuple[ReCLIPPPBiasHead, nn.Module]:
@@ -93,7 +94,7 @@ def _head(norm: str = "row") -> tuple[ReCLIPPPBiasHead, nn.Module]:
 def test_head_multiplies_the_two_biases(norm):
     head, backbone = _head(norm)
     size = (2, 5)
-    bias = head(backbone, torch.randn(1, EMBED_DIM, *size))
+    bias = bias_of(head, backbone, torch.randn(1, EMBED_DIM, *size))
     assert bias.shape == (10, 3)
     text = head.reference_prompt(backbone).double()
     text = text / (text.norm(dim=1, keepdim=True) if norm == "row" else text.square().sum().sqrt())
@@ -107,11 +108,11 @@ def test_head_combines_what_was_stored_without_a_clip_or_an_image():
     head, backbone = _head()
     features = torch.randn(2, EMBED_DIM, 3, 4)
     embedding, reference = backbone.positional_embedding((3, 4)), head.reference_features(backbone)
-    expected = head(backbone, features)
+    expected = bias_of(head, backbone, features)
     assert not head.image_dependent
+    shared = head.shared_bias(embedding, reference)
     for given in (None, features, features[:1] + 1):
-        assert torch.equal(head.combine(embedding, reference, given), expected)
-    assert torch.equal(head.combine(embedding, reference), expected)
+        assert torch.equal(head.add_image_bias(shared, reference, given), expected)
 
 
 class Quadratic(BiasHead):
@@ -151,7 +152,9 @@ def test_a_head_is_affine_by_its_two_parts():
     affine.check_affine(reference)
     features = torch.randn(2, EMBED_DIM, 3, 4)
     expected = torch.einsum("bdhw,cd->bhwc", features, 2 * reference).flatten(1, 2)
-    torch.testing.assert_close(affine.combine(embedding, reference, features), expected)
+    torch.testing.assert_close(
+        affine.add_image_bias(affine.shared_bias(embedding, reference), reference, features), expected
+    )
 
 
 @pytest.mark.parametrize("kind", [Quadratic, Pretender])
@@ -167,7 +170,7 @@ def test_a_head_that_is_not_affine_cannot_be_inherited(kind):
 
 def test_head_trains_the_prompt_and_the_projection():
     head, backbone = _head()
-    head(backbone, torch.randn(1, EMBED_DIM, 4, 4)).square().sum().backward()
+    bias_of(head, backbone, torch.randn(1, EMBED_DIM, 4, 4)).square().sum().backward()
     trained = {name: parameter.grad.abs().max() for name, parameter in head.named_parameters()}
     assert set(trained) == {
         "reference_prompt.vectors",

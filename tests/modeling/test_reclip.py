@@ -17,7 +17,7 @@ from reclip_d2.modeling.losses import contrastive_loss
 from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
 from reclip_d2.modeling.pooling import PooledHypotheses, pack_hypotheses
 from reclip_d2.modeling.reclip_bias_head import ReCLIPBiasHead
-from tests.helpers import make_reclip, random_image
+from tests.helpers import bias_of, make_reclip, random_image
 
 
 def inputs_of(*specs: tuple[tuple[int, int], list[int]]) -> list[dict]:
@@ -37,7 +37,7 @@ def test_mask_logits(mode, sign, decoder):
     images = model.preprocess_image([{"image": random_image(i, 32, 40)} for i in range(2)]).tensor
     with torch.no_grad():
         features = model.backbone(images)["dense"]
-        bias = model.bias_head(model.backbone, features).transpose(1, 2).unflatten(2, (4, 5))
+        bias = bias_of(model.bias_head, model.backbone, features).transpose(1, 2).unflatten(2, (4, 5))
         expected = query_logits(features, model.query_features) + sign * bias
         expected = model.mask_decoder(expected, features) if decoder else expected
         torch.testing.assert_close(model.mask_logits(images), expected, rtol=0, atol=1e-5)
@@ -88,7 +88,7 @@ def test_losses_of_a_batch(mode, kernels):
     inputs = inputs_of(*USUAL)
     images = model.preprocess_image(inputs).tensor
     features = model.backbone(images)["dense"]
-    bias = copy.deepcopy(model.bias_head)(model.backbone, features)  # the copy's running statistics change
+    bias = bias_of(copy.deepcopy(model.bias_head), model.backbone, features)  # the copy's running statistics change
     logits = query_logits(features, model.query_features).flatten(2).transpose(1, 2)
     logits = logits - bias if mode == "subtract" else logits + bias
     ids, offsets = pack_hypotheses([record["hypothesis"] for record in inputs])
@@ -139,7 +139,7 @@ def test_the_picture_shows_the_image_s_own_bias_and_changes_no_statistics(monkey
     assert all(torch.equal(value, silent.state_dict()[name]) for name, value in model.state_dict().items())
     assert len(shown) == 1
     features = twin.backbone(twin.preprocess_image(inputs_of(*USUAL)).tensor)["dense"]
-    torch.testing.assert_close(shown[0], twin.bias_head(twin.backbone, features)[0].unflatten(0, (4, 5)))
+    torch.testing.assert_close(shown[0], bias_of(twin.bias_head, twin.backbone, features)[0].unflatten(0, (4, 5)))
 
 
 def test_the_config_builds_it(datasets):

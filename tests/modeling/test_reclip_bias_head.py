@@ -15,7 +15,7 @@ from reclip_d2.config import load_config
 from reclip_d2.errors import ReclipError
 from reclip_d2.modeling.bias_head import BIAS_HEAD_REGISTRY, build_bias_head
 from reclip_d2.modeling.reclip_bias_head import ReCLIPBiasHead, SpaceProjection
-from tests.helpers import EMBED_DIM, TINY_VISION, make_reclip_head, tiny_dense
+from tests.helpers import EMBED_DIM, TINY_VISION, bias_of, make_reclip_head, tiny_dense
 
 WIDTH = TINY_VISION["width"]
 
@@ -125,7 +125,7 @@ def test_bias_is_the_sum_of_its_two_parts(norm):
     backbone = tiny_dense()
     head = make_reclip_head(backbone, norm).eval()
     features = F.normalize(torch.randn(2, EMBED_DIM, 3, 5), dim=1)
-    got = head(backbone, features)
+    got = bias_of(head, backbone, features)
     assert got.shape == (2, 15, 4) and head.image_dependent
     text = head.reference_prompt(backbone).double()
     text = text / (text.norm(dim=1, keepdim=True) if norm == "row" else text.square().sum().sqrt())
@@ -141,28 +141,29 @@ def test_each_image_has_a_bias_of_its_own():
     backbone = tiny_dense()
     head = make_reclip_head(backbone).eval()
     features = F.normalize(torch.randn(2, EMBED_DIM, 2, 2), dim=1)
-    first, second = head(backbone, features)
+    first, second = bias_of(head, backbone, features)
     assert (first - second).abs().max() > 0.01
-    torch.testing.assert_close(head(backbone, features[1:])[0], second)
+    torch.testing.assert_close(bias_of(head, backbone, features[1:])[0], second)
 
 
-def test_combine_needs_no_clip():
+def test_its_parts_need_no_clip():
     backbone = tiny_dense()
     head = make_reclip_head(backbone).eval()
     features = torch.randn(2, EMBED_DIM, 3, 4)
     embedding, reference = backbone.positional_embedding((3, 4)), head.reference_features(backbone)
-    expected = head(backbone, features)
+    expected = bias_of(head, backbone, features)
     del backbone
-    torch.testing.assert_close(head.combine(embedding, reference, features), expected, rtol=0, atol=0)
+    shared = head.shared_bias(embedding, reference)
+    torch.testing.assert_close(head.add_image_bias(shared, reference, features), expected, rtol=0, atol=0)
     with pytest.raises(ValueError, match="ReCLIPBiasHead needs the image features"):
-        head.combine(embedding, reference)
+        head.add_image_bias(shared, reference, None)
 
 
 def test_gradient_reaches_the_prompt_and_the_projection_only():
     backbone = tiny_dense()
     head = make_reclip_head(backbone)
     features = torch.randn(2, EMBED_DIM, 4, 4)
-    head(backbone, features).square().sum().backward()
+    bias_of(head, backbone, features).square().sum().backward()
     trained = {name: parameter.grad.abs().max().item() for name, parameter in head.named_parameters()}
     assert {name.split(".")[0] for name in trained} == {"reference_prompt", "space_projection"}
     assert all(value > 0 for name, value in trained.items() if "convs" not in name or "bias" not in name)

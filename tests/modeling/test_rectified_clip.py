@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
 from reclip_d2.config import load_config
-from reclip_d2.modeling.bias_head import bias_logits, query_logits, rectified_logits
+from reclip_d2.modeling.bias_head import bias_logits, bias_to_subtract, query_logits, rectified_logits
 from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
 from tests.helpers import make_maskclip, make_rectified, random_image, register_tiny_model
 
@@ -27,7 +27,7 @@ def test_without_decoder_equals_equation_3(rectification):
     model = make_rectified(decoder=False, rectification=rectification).eval()
     images = normalised(model)
     query = query_logits(model.backbone(images)["dense"], model.query_features)
-    expected = rectified_logits(query, bias_by_hand(model, (4, 5)), rectification)
+    expected = rectified_logits(query, bias_to_subtract(bias_by_hand(model, (4, 5)), rectification))
     got = model.mask_logits(images)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
     assert torch.allclose(got, query) == (rectification == "none")
@@ -39,7 +39,8 @@ def test_with_decoder_equals_equations_3_and_4(rectification):
     images = normalised(model)
     features = model.backbone(images)["dense"]
     rectified = rectified_logits(
-        query_logits(features, model.query_features), bias_by_hand(model, (4, 5)), rectification
+        query_logits(features, model.query_features),
+        bias_to_subtract(bias_by_hand(model, (4, 5)), rectification),
     )
     torch.testing.assert_close(model.mask_logits(images), model.mask_decoder(rectified, features), rtol=0, atol=1e-5)
 

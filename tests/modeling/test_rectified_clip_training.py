@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reclip_d2.errors import ReclipError
 from reclip_d2.layers import draw_seed, gumbel_softmax
-from reclip_d2.modeling.bias_head import query_logits, rectified_logits
-from tests.helpers import make_rectified, random_image
+from reclip_d2.modeling.bias_head import bias_to_subtract, query_logits, rectified_logits
+from tests.helpers import bias_of, make_rectified, random_image
 
 
 def batch(*specs: tuple[tuple[int, int], list[int]]) -> list[dict]:
@@ -34,8 +34,8 @@ def masks_of(model, inputs, seed: int) -> tuple[torch.Tensor, torch.Tensor, torc
     images = model.preprocess_image(inputs).tensor
     features = model.backbone(images)["dense"]
     logits = query_logits(features, model.query_features)
-    bias = model.bias_head(model.backbone, features)
-    logits = rectified_logits(logits, bias, model.rectification)
+    bias = bias_of(model.bias_head, model.backbone, features)
+    logits = rectified_logits(logits, bias_to_subtract(bias, model.rectification))
     if model.mask_decoder is not None:
         logits = copy.deepcopy(model.mask_decoder)(logits, features)  # the copy's running statistics may change
     logits = logits.flatten(2).transpose(1, 2)

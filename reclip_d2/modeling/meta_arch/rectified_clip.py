@@ -16,7 +16,7 @@ from torch import Tensor
 
 from reclip_d2.backbones.interface import valid_patches
 from reclip_d2.layers import use_kernels
-from reclip_d2.modeling.bias_head import BiasHead, build_bias_head, query_logits, rectified_logits
+from reclip_d2.modeling.bias_head import BiasHead, bias_to_subtract, build_bias_head, query_logits, rectified_logits
 from reclip_d2.modeling.losses import (
     contrastive_loss,
     coverage_loss,
@@ -188,7 +188,7 @@ class RectifiedCLIP(CLIPSegmentor):
         return self.bias_head.add_image_bias(*self._shared_bias(size), features)
 
     def affine_bias(self, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-        """A ``(n, C)`` on the grid (h, w), and B ``(C, D)`` or None for zero, of the bias logits ``M_b = A + Z B^T``.
+        """A ``(n, C)`` on the grid (h, w), and S ``(C, D)`` or None for zero, of the bias logits ``M_b = A + Z S^T``.
 
         Raises:
             ReclipError: the bias head is not affine in the image features.
@@ -234,8 +234,7 @@ class RectifiedCLIP(CLIPSegmentor):
             bias: M_b from :meth:`bias_to_rectify`.
         """
         decoder, shared = self.mask_decoder, bias is None or bias.ndim == 2
-        if bias is not None and self.rectification == "add":
-            bias = -bias
+        bias = bias_to_subtract(bias, self.rectification)
         if shared and decoder is not None and decoder.folds:
             images, patches = len(features), features.shape[-2] * features.shape[-1]
             if self._caching or decoder.folding_pays(images, patches):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reclip_d2.modeling.bias_head import query_logits, rectified_logits
+from reclip_d2.modeling.bias_head import bias_to_subtract, query_logits, rectified_logits
 from reclip_d2.modeling.mask_decoder import MaskDecoder
 
 # Table IX; each adds a component. "original" learns a classifier instead.
@@ -22,9 +22,9 @@ HEADS_WITH_BIAS = HEADS[2:]
 class InheritedHead(nn.Module):
     """Computes mask logits from features like the teacher, with copied tensors: no CLIP is needed.
 
-    The bias head is affine in the features, ``M_b = A + Z B^T`` (see :class:`~reclip_d2.modeling.bias_head.BiasHead`).
+    The bias head is affine in the features, ``M_b = A + Z S^T`` (see :class:`~reclip_d2.modeling.bias_head.BiasHead`).
     The map A, which depends on the positional embedding, is stored on one grid and resized bicubically, as the
-    positional embedding would be. B is 0 for ReCLIP++ and W_r for ReCLIP.
+    positional embedding would be. S is 0 for ReCLIP++ and W_r for ReCLIP.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class InheritedHead(nn.Module):
             head: one of :data:`HEADS`. ``original`` is a learnable 1x1 convolution in place of the inherited head; the
                 others use those of the named components that the teacher has.
             bias_map: A ``(C, gh, gw)``; None without bias.
-            class_bias: B ``(C, D)``; None if all images share the bias.
+            class_bias: S ``(C, D)``; None if all images share the bias.
             mask_decoder: the teacher's, copied; None for none.
             rectification: ``subtract``, ``add`` or ``none``.
             logit_scale: CLIP's factor on cosine similarities, applied to mask logits if there is no decoder.
@@ -90,9 +90,8 @@ class InheritedHead(nn.Module):
         own classifier reads features that are not normalised, like DeepLab's."""
         if self.classifier is not None:
             return self.classifier(features)
-        logits = rectified_logits(
-            query_logits(features, self.query_features), self.bias_logits(features), self.rectification
-        )
+        bias = bias_to_subtract(self.bias_logits(features), self.rectification)
+        logits = rectified_logits(query_logits(features, self.query_features), bias)
         if self.mask_decoder is not None:
             return self.mask_decoder(logits, features)
         return logits * self.logit_scale

@@ -14,6 +14,7 @@ from reclip_d2.modeling.student.inherited import HEADS, InheritedHead
 from tests.helpers import (
     CLASS_NAMES,
     EMBED_DIM,
+    bias_of,
     make_maskclip,
     make_reclip,
     make_rectified,
@@ -92,11 +93,7 @@ def test_on_another_grid_the_map_is_resized(make):
     teacher = with_own_statistics(make(decoder=False))
     head, scale = inherited_head(teacher), teacher.backbone.logit_scale
     features = F.normalize(torch.randn(2, EMBED_DIM, 9, 7), dim=1)
-    bias = teacher.bias_head.combine(
-        teacher.backbone.positional_embedding(GRID),
-        teacher.bias_head.reference_features(teacher.backbone),
-        torch.zeros(1, EMBED_DIM, *GRID),
-    )
+    bias = bias_of(teacher.bias_head, teacher.backbone, torch.zeros(1, EMBED_DIM, *GRID))
     bias = bias.reshape(20, len(CLASS_NAMES)).T.reshape(1, len(CLASS_NAMES), *GRID)
     expected = query_logits(features, teacher.query_features) - F.interpolate(bias, (9, 7), mode="bicubic")
     if make is make_reclip:
@@ -128,7 +125,7 @@ def test_logits_of_each_head():
     features, decoded = features_of(teacher)
     scale = teacher.backbone.logit_scale
     queries = query_logits(features, teacher.query_features)
-    bias = teacher.bias_head(teacher.backbone, features).T.unflatten(1, GRID)
+    bias = bias_of(teacher.bias_head, teacher.backbone, features).T.unflatten(1, GRID)
     original = inherited_head(teacher, "original")
     expected = {
         "original": F.conv2d(features, original.classifier.weight, original.classifier.bias),
