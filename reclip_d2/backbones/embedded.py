@@ -77,7 +77,7 @@ def build_embedded_clip(checkpoint: str | os.PathLike[str] = EMBEDDED_CHECKPOINT
         raise ReclipError(f"{path}: no checkpoint of the embedded CLIP; make one with tools/pretrain_embedded_clip.py")
     model = create_embedded_clip()
     try:
-        state = state_dict_of(read_tensor_file(path, "checkpoint").content, f"checkpoint {path}")
+        state = state_dict_of(read_tensor_file(path, "MODEL.CLIP.PRETRAINED checkpoint").content, f"checkpoint {path}")
         check_tensors(state, f"checkpoint {path}")
         token_ids, rows = state.pop("token_ids"), state.pop(_TOKEN_ROWS)
         embedding = model.token_embedding.weight.detach().clone()
