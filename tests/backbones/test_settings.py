@@ -117,7 +117,7 @@ def test_the_activation_of_an_open_clip_file(weights):
 def test_another_architecture_than_the_one_beside_the_file(weights):
     model = {**TINY_CONFIG, "vision_cfg": {**TINY_VISION, "mlp_ratio": 2.0, "layers": 7}}
     beside(weights, "open_clip_config.json", {"model_cfg": model})
-    with pytest.raises(ReclipError, match=r"says vision_cfg\.layers 7, and MODEL\.CLIP\.NAME .* has 3: set MODEL"):
+    with pytest.raises(ReclipError, match=r"says vision_cfg\.layers 7, but MODEL\.CLIP\.NAME .* has 3: set MODEL"):
         build_clip(TINY_NAME, str(weights))
 
 

@@ -306,6 +306,7 @@ def test_extension_that_was_brought_along_serves_where_the_build_fails(tmp_path)
     shutil.copy(ROOT / "tools" / "gpu_check" / "build.sh", root / "tools" / "gpu_check")
     (root / "setup.py").write_text("raise SystemExit('no compiler')")
     (root / "torch.py").write_text("__version__ = '0'")  # the script only asks for its version
+    (root / "reclip_d2" / "__init__.py").touch()
     (root / "reclip_d2" / "layers.py").write_text("kernels_available = lambda device: device == 'cuda'")
     environment = {**os.environ, "PYTHON": sys.executable, "GPU_CHECK_WHEELS": str(wheels), "PYTHONPATH": str(root)}
     command = ["bash", str(root / "tools" / "gpu_check" / "build.sh")]
