@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import subprocess
@@ -53,6 +54,7 @@ def _work(name: str, rank: str, count: str, folder: str, *arguments: str) -> Non
     try:
         getattr(importlib.import_module(module), function)(int(rank), Path(folder), *arguments)
     finally:
+        gc.collect()  # models that are still there refer to the group
         dist.destroy_process_group()
 
 

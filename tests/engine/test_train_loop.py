@@ -248,11 +248,11 @@ def train_a_share(rank, folder, parts):
 
     def average(state, bucket):
         calls.append(1)
-        return (
-            torch.distributed.all_reduce(bucket.buffer().div_(2), async_op=True)
-            .get_future()
-            .then(lambda f: f.value()[0])
-        )
+        gradients = bucket.buffer().div_(2)
+        torch.distributed.all_reduce(gradients)
+        done = torch.futures.Future()  # not all_reduce's own: a callback of Python's on it may outlive the interpreter
+        done.set_result(gradients)
+        return done
 
     model.register_comm_hook(None, average)
     train(model, [batch[rank::2] for batch in batches(3, 12)], accumulate_steps=int(parts))
