@@ -24,6 +24,12 @@ LABEL_KEYS = (
 )
 
 
+def check_unlabelled(record: dict[str, Any]) -> None:
+    """Raise :class:`AssertionError` if a training record has an annotation."""
+    if found := [key for key in LABEL_KEYS if record.get(key)]:
+        raise AssertionError(f"a training record of {record['file_name']} carries a label: {found}")
+
+
 class UnlabelledDatasetMapper:
     """Map a record to ``{"image": (3, H, W) uint8 RGB tensor, "hypothesis": (|H|,) int64, ...}``.
 
@@ -60,8 +66,8 @@ class UnlabelledDatasetMapper:
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         """See the class. The input is not modified."""
-        if self.refuse_labels and (found := [key for key in LABEL_KEYS if record.get(key)]):
-            raise AssertionError(f"a training record of {record['file_name']} carries a label: {found}")
+        if self.refuse_labels:
+            check_unlabelled(record)
         record = {key: copy.copy(value) for key, value in record.items() if key not in LABEL_KEYS}
         image = read_image(record["file_name"])
         check_aspect(record["file_name"], image.shape[:2])

@@ -48,12 +48,14 @@ def check_config_for(cfg: CfgNode, processes: int) -> None:
     """Check the keys that depend on the machine and on the number of processes.
 
     Raises:
-        ReclipError: ``OUTPUT_DIR`` or ``HYPOTHESIS.FILE`` is not writable, there is no such GPU, or the batch cannot be
-            divided among the processes.
+        ReclipError: ``OUTPUT_DIR``, ``HYPOTHESIS.FILE`` or ``FEATURE_STORE.FOLDER`` is not writable, there is no such
+            GPU, or the batch cannot be divided among the processes.
     """
     check_output_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     if cfg.HYPOTHESIS.FILE and not os.path.isfile(cfg.HYPOTHESIS.FILE):
         check_output_path(cfg.HYPOTHESIS.FILE, "HYPOTHESIS.FILE")
+    if cfg.FEATURE_STORE.FOLDER:
+        check_output_folder(cfg.FEATURE_STORE.FOLDER, "FEATURE_STORE.FOLDER")
     kind, _, index = cfg.MODEL.DEVICE.partition(":")
     if kind == "cuda" and 0 < torch.cuda.device_count() <= int(index or 0):
         raise ReclipError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}; this machine has {torch.cuda.device_count()} GPUs")

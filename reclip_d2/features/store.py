@@ -79,7 +79,7 @@ class FeatureStore:
         self.shards = Shards(folder, len(views), embed_dim)
 
     def bytes(self) -> int:
-        """Estimated size of the complete store, from the images' headers: slightly below the actual size."""
+        """Estimated size of the features of the complete store, from the images' headers."""
         patches = 0
         for image in range(len(self.views.records)):
             height, width = self.views.largest_size(image)
@@ -114,15 +114,11 @@ class FeatureStore:
         """Read a view by its number; its features are memory-mapped."""
         return self.shards.read(number)
 
-    def remove(self) -> None:
-        """Remove the store."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
 
 def images_digest(records: Sequence[dict[str, Any]]) -> str:
-    """Hash of the ids and the contents of all images, in order; where the files lie does not matter.
+    """Hash of the ids and contents of all images, in order; independent of the files' location.
 
-    A file that is missing counts as empty: reading it will say so.
+    A missing file counts as empty: reading it later reports the error.
     """
     digests = file_digests([record["file_name"] for record in records])
     ids = [record["image_id"] for record in records]
@@ -138,10 +134,10 @@ def store_folder(cfg: CfgNode, key: StoreKey) -> Path:
 def build_store(
     cfg: CfgNode, backbone: VisionLanguageBackbone, records: Sequence[dict[str, Any]], plan: ViewPlan, images: str
 ) -> FeatureStore:
-    """The store of ``DATASETS.TRAIN``, in whatever state it is.
+    """The store of ``DATASETS.TRAIN``, complete or not.
 
     Args:
-        backbone: that makes the features, frozen.
+        backbone: the frozen backbone of the features.
         images: :func:`images_digest` of the records.
     """
     statistics = backbone.pixel_statistics
@@ -155,30 +151,24 @@ def build_store(
     return FeatureStore(store_folder(cfg, key), Views(cfg, records, plan), backbone.embed_dim, backbone.stride)
 
 
-def check_budget(store: FeatureStore, limit: float) -> bool:
-    """Whether the store fits the limit and the disk; logs its size.
+def budget_problem(store: FeatureStore, limit: float) -> str:
+    """Why the store cannot be made, "" if it can; logs its size then. Called by all processes, for the main one's view.
 
     Args:
         limit: ``FEATURE_STORE.MAX_SIZE`` in GiB; 0 for no limit.
     """
+    return comm.all_gather(_budget_problem(store, limit) if comm.is_main_process() else "")[0]
+
+
+def _budget_problem(store: FeatureStore, limit: float) -> str:
     size, free = store.bytes(), _free_space(store.folder)
-    views = f"{len(store.views.records):,} images x {store.views.plan.number} views"
+    needs = f"{len(store.views.records):,} images x {store.views.plan.number} views need {format_bytes(size)}"
     if limit and size > limit * 2**30:
-        logger.warning(
-            "feature store: %s need %s, more than FEATURE_STORE.MAX_SIZE (%g GiB): falling back to encoding views in"
-            " each iteration, which is slow",
-            views, format_bytes(size), limit,
-        )  # fmt: skip
-        return False
+        return f"{needs}, more than FEATURE_STORE.MAX_SIZE ({limit:g} GiB)"
     if size > free and store.shards.missing():
-        logger.warning(
-            "feature store: %s need %s, but %s has %s left: falling back to encoding views in each iteration, which is"
-            " slow",
-            views, format_bytes(size), store.folder.parent, format_bytes(free),
-        )  # fmt: skip
-        return False
-    logger.info("feature store: %s, %s in %s", views, format_bytes(size), store.folder)
-    return True
+        return f"{needs}, but {store.folder.parent} has {format_bytes(free)} left"
+    logger.info("feature store: %s, in %s", needs, store.folder)
+    return ""
 
 
 def _free_space(folder: Path) -> int:

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from torch.utils.data import Dataset
 
 from reclip_d2.errors import ReclipError
-from reclip_d2.features.store import FeatureStore, build_store, check_budget, images_digest
+from reclip_d2.features.store import FeatureStore, budget_problem, build_store, images_digest
 from reclip_d2.features.views import ViewPlan, Views
 from reclip_d2.modeling.meta_arch.distillation import Distillation
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
@@ -86,9 +86,9 @@ def fixed_views(cfg: CfgNode, model: torch.nn.Module, records: Sequence[dict[str
     source = feature_source(model)
     images = comm.all_gather(images_digest(records) if comm.is_main_process() else "")[0]
     store = build_store(cfg, source.backbone, records, ViewPlan.from_config(cfg), images)
-    fits = comm.all_gather(check_budget(store, cfg.FEATURE_STORE.MAX_SIZE) if comm.is_main_process() else False)[0]
     pixels = isinstance(model, Distillation) or cfg.VIS_PERIOD > 0
-    if not fits:
+    if problem := budget_problem(store, cfg.FEATURE_STORE.MAX_SIZE):
+        logger.warning("feature store: %s: falling back to encoding views in each iteration, which is slow", problem)
         return FixedViews(store.views, None, pixels)
     store.make(source.view_encoder)
     return FixedViews(store.views, store, pixels)

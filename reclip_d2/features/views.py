@@ -17,7 +17,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
-from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper, build_test_augmentations, build_train_augmentations
+from reclip_d2.data.dataset_mapper import (
+    UnlabelledDatasetMapper,
+    build_test_augmentations,
+    build_train_augmentations,
+    check_unlabelled,
+)
 from reclip_d2.data.images import read_geometry
 from reclip_d2.data.sampling import numbered_random_state
 from reclip_d2.errors import ReclipError
@@ -69,7 +74,7 @@ class ViewPlan:
 
     @classmethod
     def whole_images(cls, cfg: CfgNode) -> ViewPlan:
-        """One view an image: the image as the test sees it."""
+        """One view per image: the whole image at the test resolution."""
         sides = [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST]
         vertical = {"flip": "vertical"} if cfg.INPUT.RANDOM_FLIP == "vertical" else {}
         return cls(1, WHOLE, 0, {"sides": sides, **vertical})
@@ -84,6 +89,8 @@ class Views:
             records: unlabelled, with ``file_name``, ``image_id`` and, if training needs them, hypotheses.
             plan: the views of each image.
         """
+        for record in records:  # samples from a store do not pass through the mapper, which checks this too
+            check_unlabelled(record)
         self.records = records
         self.plan = plan
         if plan.kind == WHOLE:

@@ -1,9 +1,9 @@
 """Hypotheses from dense labels (``HYPOTHESIS.METHOD dense``); not in the papers.
 
-Eq. (6) asks CLIP about 121 crops of each image. The labels of its own patches say nearly the same, for one forward pass
-an image, once CLIP's preference for some class names is taken off them: an offset per class gives the labels of all
-images the class shares that :mod:`reclip_d2.modeling.class_shares` estimates. A class is in the hypothesis of an image
-if more than a share t of its patches has its label.
+Eq. (6) asks CLIP about 121 crops of each image; this takes the labels of the image's patches, from one forward pass. An
+offset per class corrects CLIP's preference for some class names: it gives the labels of all images the class shares
+estimated by :mod:`reclip_d2.modeling.class_shares`. A class is in the hypothesis of an image if more than a share t of
+the patches has its label.
 
 Shape letters: n patches, D width of the joint embedding, C classes, (h, w) patch grid of a view.
 """
@@ -26,11 +26,10 @@ from reclip_d2.modeling.class_shares import MAX_SAMPLES, estimate_class_shares
 logger = logging.getLogger(__name__)
 
 OWN, UNIFORM, ESTIMATED = "own", "uniform", "estimated"
-CLASS_SHARES = (OWN, UNIFORM, ESTIMATED)
 
 
 def whole_view(store: FeatureStore, image: int) -> tuple[Tensor, tuple[int, int]]:
-    """Features Z ``(n, D)`` float32 of the patches of an image as the test sees it, padding left out, and its (H, W).
+    """Features Z ``(n, D)`` float32 of the patches of an image at test resolution, without padding, and its (H, W).
 
     Args:
         store: of views whose first is the whole image.
@@ -54,12 +53,12 @@ def sample_features(store: FeatureStore, count: int = MAX_SAMPLES) -> Tensor:
 
 
 def class_offset(features: Tensor, query_features: Tensor, logit_scale: float, shares: str) -> Tensor:
-    """Offset ``(C,)`` that takes CLIP's preference for some classes off its logits.
+    """Offset ``(C,)`` to add to CLIP's logits, which corrects its preference for some classes.
 
     Args:
         features: Z ``(n, D)`` of a sample of patches.
         query_features: W_q ``(C, D)``.
-        shares: the class shares that the labels are to have: CLIP's ``own`` (no offset), ``uniform`` or ``estimated``.
+        shares: class shares of the labels: CLIP's ``own`` (no offset), ``uniform`` or ``estimated``.
     """
     if shares == OWN:
         return torch.zeros(len(query_features))

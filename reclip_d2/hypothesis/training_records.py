@@ -20,7 +20,7 @@ from reclip_d2.data.classes import check_registered, class_names_of
 from reclip_d2.data.dataset_mapper import LABEL_KEYS
 from reclip_d2.data.images import log_alpha
 from reclip_d2.errors import ReclipError
-from reclip_d2.features.store import build_store, check_budget, images_digest
+from reclip_d2.features.store import budget_problem, build_store, images_digest
 from reclip_d2.features.views import WHOLE, ViewPlan
 from reclip_d2.hypothesis.crop_aware import CropHypothesis
 from reclip_d2.hypothesis.dense import dense_lines
@@ -172,13 +172,16 @@ def build_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
 def _make_dense(
     cfg: CfgNode, backbone: VisionLanguageBackbone, records: list[dict[str, Any]], header: HypothesisHeader, path: Path
 ) -> None:
-    """Write the hypothesis file of ``HYPOTHESIS.METHOD dense``. The features come from a feature store of whole images:
-    the training's, if it is one, or else one that is made for the hypotheses."""
+    """Write the hypothesis file of ``HYPOTHESIS.METHOD dense`` from a feature store of whole images: the training's if
+    it is of that kind, otherwise one that is made for the hypotheses."""
     keys = cfg.FEATURE_STORE
     plan = ViewPlan.from_config(cfg) if keys.KIND == WHOLE and keys.VIEWS else ViewPlan.whole_images(cfg)
     store = build_store(cfg, backbone, records, plan, header.images)
-    if not comm.all_gather(check_budget(store, keys.MAX_SIZE) if comm.is_main_process() else False)[0]:
-        raise ReclipError("HYPOTHESIS.METHOD dense reads a feature store: raise FEATURE_STORE.MAX_SIZE, or make room")
+    if problem := budget_problem(store, keys.MAX_SIZE):
+        raise ReclipError(
+            f"HYPOTHESIS.METHOD dense needs a feature store, but {problem}: raise FEATURE_STORE.MAX_SIZE, or set"
+            " FEATURE_STORE.FOLDER to a larger disk"
+        )
     backbone.to(cfg.MODEL.DEVICE)
     mean, std = (torch.tensor(values, device=cfg.MODEL.DEVICE).view(-1, 1, 1) for values in header.pixel_statistics)
     store.make(ViewEncoder(backbone, mean, std))

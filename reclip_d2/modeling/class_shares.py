@@ -1,9 +1,8 @@
 """Shares of the classes in unlabelled images, estimated without labels (not in the papers).
 
-CLIP prefers some class names, so the shares of its own labels are wrong; and that the classes are equally frequent is
-wrong on photographs. The features know more than the names: patches of one class lie together. A Gaussian mixture with
-one component a class, started at CLIP's own posteriors, moves each component to where the patches are; how many it
-takes is then a matter of the features, and the preference for a name matters at the start alone.
+CLIP prefers some class names, so the shares of its own labels are wrong. But patches of one class are close in feature
+space, whatever their name. A Gaussian mixture with one component per class starts at CLIP's posteriors and is fitted to
+the features, so that the preference for a name matters at the start only. Its weights are the estimated shares.
 
 Shape letters: n patches, D width of the joint embedding, C classes.
 """
@@ -16,12 +15,12 @@ import torch
 from torch import Tensor
 
 MAX_SAMPLES = 100_000
-"""Patches that the mixture is fitted on at most: more change the shares by less than they are known to."""
+"""Maximum number of patches in a fit, to bound its time and memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassMixture:
-    """A Gaussian mixture of patch features, one component a class, with one covariance for all.
+    """A Gaussian mixture of patch features, one component per class, with a shared covariance.
 
     Attributes:
         shares: weights of the components, ``(C,)``, of sum 1.
@@ -36,7 +35,7 @@ class ClassMixture:
     anchor: float
 
     def log_posteriors(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Log-probabilities of the classes up to a constant a patch: ``log pi_c + log N(z; mu_c, S) + a l_c``.
+        """Log-probabilities of the classes up to a constant per patch: ``log pi_c + log N(z; mu_c, S) + a l_c``.
 
         Args:
             features: Z ``(n, D)``.
@@ -56,13 +55,13 @@ def fit_class_mixture(
     Args:
         features: Z ``(n, D)``.
         logits: CLIP's own logits ``(n, C)``, times its logit scale.
-        anchor: weight of ``logits`` in the posteriors. It ties a component to its name: a class that is not there
-            would else take over patches of another.
-        iterations: of expectation and maximisation.
-        ridge: added to the covariance's diagonal, as a part of its mean.
+        anchor: weight of ``logits`` in the posteriors. It ties each component to its name, so that an absent class is
+            less likely to take over patches of another.
+        iterations: number of expectation-maximisation steps.
+        ridge: added to the covariance's diagonal, as a fraction of the diagonal's mean.
 
     Returns:
-        the mixture, in float32.
+        The mixture, in float32.
     """
     features, logits = features.double(), logits.double()
     posteriors = logits.softmax(1)
@@ -84,7 +83,7 @@ def estimate_class_shares(features: Tensor, query_features: Tensor, logit_scale:
     """Shares ``(C,)`` of the classes among patches.
 
     Args:
-        features: Z ``(n, D)`` of unlabelled images; of more than :data:`MAX_SAMPLES` an even selection is taken.
+        features: Z ``(n, D)`` of unlabelled images; an even selection if there are more than :data:`MAX_SAMPLES`.
         query_features: W_q ``(C, D)``.
         logit_scale: CLIP's.
     """

@@ -19,11 +19,12 @@ PADDING_MODES = {"replicate": "replicate", "zeros": "constant"}
 
 
 class ViewEncoder:
-    """Encodes images one by one: what a feature store keeps. The backbone stays where it is."""
+    """Encodes images one by one, for a feature store."""
 
     def __init__(self, backbone: VisionLanguageBackbone, mean: Tensor, std: Tensor) -> None:
         """
         Args:
+            backbone: the frozen backbone.
             mean, std: pixel statistics ``(3, 1, 1)``, on the backbone's device.
         """
         self.backbone = backbone

@@ -62,7 +62,7 @@ def _in_arguments(message: str) -> str:
 
 @contextlib.contextmanager
 def _own_words() -> Iterator[None]:
-    """Decorator of public methods: errors name arguments, and progress without a listener is discarded."""
+    """In the block, errors name arguments, and progress without a listener is discarded."""
     try:
         with report_to(None):
             yield
@@ -71,6 +71,8 @@ def _own_words() -> Iterator[None]:
 
 
 def _public(method: _Method) -> _Method:
+    """Decorator of public methods: see :func:`_own_words`."""
+
     @functools.wraps(method)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         with _own_words():
@@ -425,8 +427,8 @@ class Segmenter:
         Returns:
             The address of the commit.
 
-            Raises:
-                ReclipError: the Hub rejects it, or cannot be reached.
+        Raises:
+            ReclipError: the Hub rejects it, or cannot be reached.
         """
         with tempfile.TemporaryDirectory(prefix="reclip-") as temporary:
             folder = Path(temporary) / "model"

@@ -9,7 +9,7 @@ from PIL import Image
 
 from reclip_d2.config import load_config
 from reclip_d2.features.shards import FEWEST_VIEWS
-from reclip_d2.features.store import FeatureStore, StoreKey, check_budget, store_folder
+from reclip_d2.features.store import FeatureStore, StoreKey, budget_problem, store_folder
 from reclip_d2.features.views import ViewPlan, Views
 from reclip_d2.utils.progress import report_to
 
@@ -107,10 +107,8 @@ def test_folder(cfg, tmp_path, monkeypatch):
 def test_budget(cfg, records, tmp_path, caplog, monkeypatch):
     store = store_of(cfg, records, tmp_path / "store")
     with caplog.at_level(logging.INFO):
-        assert check_budget(store, limit=1.0) and check_budget(store, limit=0)
+        assert budget_problem(store, limit=1.0) == "" == budget_problem(store, limit=0)
         assert "20 images x 2 views" in caplog.text
-        assert not check_budget(store, limit=1e-9)
-        assert "more than FEATURE_STORE.MAX_SIZE" in caplog.text
+        assert "more than FEATURE_STORE.MAX_SIZE (1e-09 GiB)" in budget_problem(store, limit=1e-9)
         monkeypatch.setattr("reclip_d2.features.store._free_space", lambda _: 10)
-        assert not check_budget(store, limit=1.0)
-        assert "has 10" in caplog.text
+        assert "has 10" in budget_problem(store, limit=1.0)

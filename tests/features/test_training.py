@@ -19,12 +19,11 @@ from tests.helpers import (
     make_reclip,
     make_rectified,
     random_image,
-    register_tiny_model,
+    tiny_config,
     watch_opened_files,
     write_scenes,
 )
 
-ROOT = Path(__file__).parents[2]
 NAMES = ["red", "green", "blue", "grey"]
 RECOMPUTED = ("FEATURE_STORE.MAX_SIZE", "1e-9")
 CROPS = ("FEATURE_STORE.VIEWS", "3", "HYPOTHESIS.CROP_AWARE", "True")
@@ -51,13 +50,7 @@ def scene(tmp_path, datasets, one_thread) -> Path:
         record["image_id"] = str(number)
     datasets("reclip_test_train", records, NAMES)
     (tmp_path / "config.yaml").write_text(
-        f"""
-_BASE_: {ROOT}/configs/Base-ReCLIP.yaml
-MODEL:
-  META_ARCHITECTURE: RectifiedCLIP
-  DEVICE: cpu
-  CLIP: {{NAME: {register_tiny_model(tmp_path)}, PRETRAINED: random, TEMPLATES: photo}}
-  BIAS_HEAD: {{PROMPT_LENGTH: 4}}
+        f"""{tiny_config(tmp_path)}
 HYPOTHESIS: {{WINDOW_RATIO: 0.5, THRESHOLD: 0.2}}
 DATASETS: {{TRAIN: [reclip_test_train], TEST: []}}
 DATALOADER: {{NUM_WORKERS: 0}}

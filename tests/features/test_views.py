@@ -69,3 +69,9 @@ def test_promised_size_is_the_views(records, kind):
     views = views_of(records, "FEATURE_STORE.VIEWS", 1, "FEATURE_STORE.KIND", kind)
     for image in range(2):
         assert views.largest_size(image) == tuple(views.sample(image)["image"].shape[-2:])
+
+
+def test_a_record_with_a_label_is_refused(records):
+    """Samples from a store do not pass through the mapper: the views themselves refuse the record."""
+    with pytest.raises(AssertionError, match="carries a label: .'sem_seg_file_name'"):
+        views_of([*records, {**records[0], "sem_seg_file_name": "label.png"}], "FEATURE_STORE.VIEWS", 2)

@@ -9,10 +9,12 @@ import torch
 from reclip_d2.config import load_config
 from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
 from reclip_d2.errors import ReclipError
-from reclip_d2.features.store import build_store
+from reclip_d2.features.store import build_store, images_digest
+from reclip_d2.features.training import fixed_views
 from reclip_d2.features.views import ViewPlan
 from reclip_d2.hypothesis.dense import class_offset, sample_features, whole_view
 from reclip_d2.hypothesis.training_records import build_training_records, unlabelled_records
+from reclip_d2.modeling.meta_arch.maskclip import MaskCLIP
 from tests.helpers import isolated_cache, make_maskclip, register_tiny_model, tiny_dense, write_scenes
 
 __all__ = ["isolated_cache"]
@@ -36,8 +38,6 @@ def cfg(tmp_path, datasets, isolated_cache):
 
 def literal_shares(cfg, offset: torch.Tensor) -> list[list[float]]:
     """Share of each class among the labels of the patches of each image, by a loop over MaskCLIP's logits."""
-    from reclip_d2.modeling.meta_arch.maskclip import MaskCLIP
-
     model = MaskCLIP(cfg).eval()
     result = []
     for record in unlabelled_records(cfg.DATASETS.TRAIN):
@@ -81,8 +81,6 @@ def test_calibrated_labels_against_a_loop(cfg, isolated_cache, shares, caplog):
     with caplog.at_level(logging.INFO):
         build_training_records(cfg)
     assert ("estimated class shares: 0." in caplog.text) == (shares == "estimated")
-    from reclip_d2.modeling.meta_arch.maskclip import MaskCLIP
-
     model = MaskCLIP(cfg)
     store = store_of(cfg, model)
     offset = class_offset(sample_features(store), model.query_features, model.backbone.logit_scale, shares)
@@ -92,8 +90,6 @@ def test_calibrated_labels_against_a_loop(cfg, isolated_cache, shares, caplog):
 
 
 def store_of(cfg, model):
-    from reclip_d2.features.store import images_digest
-
     records = unlabelled_records(cfg.DATASETS.TRAIN)
     store = build_store(cfg, model.backbone, records, ViewPlan.whole_images(cfg), images_digest(records))
     store.make(model.view_encoder)
@@ -124,20 +120,17 @@ def test_shares_are_asked_for():
     torch.testing.assert_close(after, torch.full((3,), 1 / 3), rtol=1e-3, atol=0)
 
 
-def test_training_shares_the_store_of_whole_images(cfg, isolated_cache):
-    build_training_records(cfg)
-    assert len(list((isolated_cache / "features").glob("reclip*"))) == 1
-    cfg.FEATURE_STORE.VIEWS, cfg.FEATURE_STORE.KIND = 2, "whole"
-    cfg.HYPOTHESIS.CLASS_SHARES = "own"
-    build_training_records(cfg)
-    assert len(list((isolated_cache / "features").glob("reclip*"))) == 2  # V is 2 now
+@pytest.mark.parametrize(("kind", "stores"), [("whole", 1), ("crops", 2)])
+def test_training_shares_a_store_of_whole_images(cfg, isolated_cache, kind, stores):
+    cfg.FEATURE_STORE.VIEWS, cfg.FEATURE_STORE.KIND = 2, kind
+    fixed_views(cfg, MaskCLIP(cfg), build_training_records(cfg))
+    assert len(list((isolated_cache / "features").glob("reclip*"))) == stores
 
 
 def test_what_the_file_depends_on(cfg, isolated_cache):
     build_training_records(cfg)
-    for key, value in (("CLASS_SHARES", "uniform"),):
-        cfg.HYPOTHESIS[key] = value
-        build_training_records(cfg)
+    cfg.HYPOTHESIS.CLASS_SHARES = "uniform"
+    build_training_records(cfg)
     cfg.INPUT.MIN_SIZE_TEST = 40
     build_training_records(cfg)
     cfg.MODEL.CLIP.VALUE_PATH_RESIDUAL = False
@@ -147,7 +140,7 @@ def test_what_the_file_depends_on(cfg, isolated_cache):
 
 def test_no_room_for_the_store(cfg):
     cfg.FEATURE_STORE.MAX_SIZE = 1e-9
-    with pytest.raises(ReclipError, match="dense reads a feature store: raise FEATURE_STORE.MAX_SIZE"):
+    with pytest.raises(ReclipError, match="but 5 images x 1 views need .*: raise FEATURE_STORE.MAX_SIZE"):
         build_training_records(cfg)
 
 

@@ -153,16 +153,19 @@ class Distillation(nn.Module):
         One forward pass computes both. The teacher caches what does not depend on the images (text features, bias
         logits).
         """
-        images = self.teacher.preprocess_image(batched_inputs, self.divisibility)
-        size = (images.tensor.shape[-2], images.tensor.shape[-1])
         if has_fixed_views(batched_inputs):
+            image_sizes = [(x["image"].shape[-2], x["image"].shape[-1]) for x in batched_inputs]
+            largest = (max(sides) for sides in zip(*image_sizes, strict=True))
+            size = tuple(math.ceil(side / self.divisibility) * self.divisibility for side in largest)
             grid = size[0] // self.teacher.backbone.stride, size[1] // self.teacher.backbone.stride
             batch = self.teacher.view_batch(batched_inputs, smallest=grid)
             features, logits = batch.features, self.teacher.segment_views(batch)
         else:
-            features, logits = self.teacher.segment(images.tensor, images.image_sizes)
+            images = self.teacher.preprocess_image(batched_inputs, self.divisibility)
+            image_sizes, size = images.image_sizes, (images.tensor.shape[-2], images.tensor.shape[-1])
+            features, logits = self.teacher.segment(images.tensor, image_sizes)
         labels = upsample_argmax(logits, size)
-        return features, labels.masked_fill(~valid_pixels(images.image_sizes, size, self.device), NO_PSEUDO_LABEL)
+        return features, labels.masked_fill(~valid_pixels(image_sizes, size, self.device), NO_PSEUDO_LABEL)
 
     def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Weighted losses of a batch, summing to Eq. (10).
