@@ -8,9 +8,9 @@ Method:
 - The implementations take turns within every repetition, each on the next of several input sets (together larger than
   the caches), so that drifts of the machine affect all of them: a ratio is the median of the repetitions' ratios.
 - "eager" is the straightforward version in plain PyTorch, with PyTorch's random numbers, which pools only the
-hypothesis
-  rows, image by image; "batched" uses one product for all images, with padded rows; "compile" and "compile-batched" are
-  the two with torch.compile. "twin" draws Philox noise in plain PyTorch, like the kernels, and is not meant to be fast.
+  hypothesis rows, image by image; "batched" uses one product for all images, with padded rows; "compile" and
+  "compile-batched" are the two with torch.compile. "twin" draws Philox noise in plain PyTorch, like the kernels, and is
+  not meant to be fast.
 - The floor is the bytes that must move (every input read once per pass, every output written once) over the bandwidth
   of a large copy, measured in the same run.
 - Peak memory is what a pass adds to the memory of the inputs: on the CPU the growth of the peak resident set of a fresh
@@ -21,10 +21,8 @@ from __future__ import annotations
 
 import reclip_d2.utils.program_start  # noqa: F401  isort: skip  (first: see there)
 import argparse
-import gc
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -47,8 +45,9 @@ from reclip_d2.layers import (
     use_kernels,
 )
 from reclip_d2.utils.io import atomic_write
+from reclip_d2.utils.measuring import machine, peak_bytes, resident_peak_bytes, take_turns
 from reclip_d2.utils.output_paths import check_output_path
-from reclip_d2.utils.timing import synchronize, timed
+from reclip_d2.utils.timing import timed
 
 # Vocabulary: number of classes, and mean number of classes per image.
 VOCABULARIES = {
@@ -290,39 +289,18 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * source.nbytes / min(seconds)
 
 
-def allocator_peak(case: Case, name: str, device: torch.device, dtype: torch.dtype) -> int:
-    """Bytes that a pass adds to the peak of PyTorch's CUDA allocations."""
-    inputs, run = new_inputs(case, device, dtype, 0), method(case, name, device)
-    run(inputs)
-    synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    run(inputs)
-    synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
-
-
-def resident_peak_here(case: Case, name: str, dtype: torch.dtype) -> int:
-    """Bytes that a pass adds to this process's peak resident set; call it in a fresh process."""
-    device = torch.device("cpu")
+def peak_here(case: Case, name: str, device: torch.device, dtype: torch.dtype) -> int:
+    """Bytes that a pass adds to the peak of PyTorch's CUDA allocations or, on the CPU, of this process's resident set:
+    call it in a fresh process there."""
     run = method(case, name, device)
     run(new_inputs(case, device, dtype, 1))  # so that compiled code, libraries and thread pools are not counted
-    gc.collect()
     inputs = new_inputs(case, device, dtype, 0)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current size
-    before = status_kilobytes("VmHWM")
-    run(inputs)
-    return (status_kilobytes("VmHWM") - before) * 1024
-
-
-def status_kilobytes(key: str) -> int:
-    """A field of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key + ":"))
+    peak = peak_bytes(lambda: run(inputs), device)
+    return resident_peak_bytes(lambda: run(inputs)) if peak is None else peak
 
 
 def resident_peak(case: Case, name: str, dtype: torch.dtype) -> int:
-    """:func:`resident_peak_here` in a separate process."""
+    """:func:`peak_here` on the CPU, in a separate process."""
     request = json.dumps({"case": case, "method": name, "dtype": str(dtype).removeprefix("torch.")})
     command = [sys.executable, str(Path(__file__).resolve()), "--memory-of", request]
     # A small mmap threshold: freed memory returns to the system, as with large inputs.
@@ -351,20 +329,15 @@ def benchmark(case: Case, arguments: argparse.Namespace, bandwidth: float) -> di
     for run in runs.values():
         for _ in range(2):
             run(sets[0])
-    synchronize(device)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    turn = 0
-    for _ in range(arguments.repeats):
-        for name, run in runs.items():
-            turn += 1
-            inputs = sets[turn % len(sets)]
-            seconds[name].append(timed(lambda run=run, inputs=inputs: run(inputs), device))
+    turns = {name: lambda turn, run=run: run(sets[turn % len(sets)]) for name, run in runs.items()}
+    seconds = take_turns(turns, device, arguments.repeats)
     result = {**case._asdict(), "name": case.name, "dtype": arguments.dtype, "bytes_to_move": moved}
     result["floor_seconds"] = moved / bandwidth
     result["methods"] = {}
     for name, values in seconds.items():
         ratios = [a / b for a, b in zip(values, seconds["ours"], strict=True)]
-        peak = allocator_peak(case, name, device, dtype) if device.type == "cuda" else resident_peak(case, name, dtype)
+        on_cuda = device.type == "cuda"
+        peak = peak_here(case, name, device, dtype) if on_cuda else resident_peak(case, name, dtype)
         result["methods"][name] = {
             "median_seconds": statistics.median(values),
             "min_seconds": min(values),
@@ -394,16 +367,6 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
         ]
         found.append(Case("upsample_l1", "any", 0, 512, 1, 512, 512))
     return found
-
-
-def machine(device: torch.device) -> dict:
-    """The machine and settings that the figures depend on."""
-    report = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-    if device.type == "cuda":
-        return {**report, "processor": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
-    return {**report, "processor": f"{model} ({platform.machine()})", "cores": os.cpu_count()}
 
 
 def table(results: list[dict]) -> str:
@@ -455,7 +418,8 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     if arguments.memory_of:
         request = json.loads(arguments.memory_of)
-        print(resident_peak_here(Case(*request["case"]), request["method"], getattr(torch, request["dtype"])))
+        dtype, cpu = getattr(torch, request["dtype"]), torch.device("cpu")
+        print(peak_here(Case(*request["case"]), request["method"], cpu, dtype))
         return
     if "ours" not in arguments.methods:
         raise ReclipError("--methods must name ours: the ratios are over it")

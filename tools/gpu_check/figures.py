@@ -1,18 +1,12 @@
-"""Shared by the timing programs: output of figures, time limit, ceilings, and timing with device events."""
+"""Shared by the timing programs: output of figures, time limit, ceilings."""
 
 from __future__ import annotations
 
 import json
 import os
-import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
-
-from reclip_d2.utils.timing import synchronize, timed
 
 
 def write_figures(figures: dict[str, Any]) -> None:
@@ -53,35 +47,3 @@ class Clock:
     def left(self) -> float:
         """Seconds."""
         return self.end - time.monotonic()
-
-
-def median_seconds(function: Callable[[int], Any], device: torch.device, repeats: int, warmup: int = 2) -> float:
-    """Median seconds of ``repeats`` calls; the function gets the number of the call, to rotate its inputs."""
-    for call in range(warmup):
-        function(call)
-    synchronize(device)
-    return statistics.median(timed(lambda call=call: function(call), device) for call in range(repeats))
-
-
-def host_seconds(function: Callable[[int], Any], device: torch.device, calls: int) -> float:
-    """Host seconds per call: ``calls`` calls are queued without waiting for the device."""
-    function(0)
-    synchronize(device)
-    begin = time.perf_counter()
-    for call in range(calls):
-        function(call)
-    seconds = (time.perf_counter() - begin) / calls
-    synchronize(device)
-    return seconds
-
-
-def peak_bytes(function: Callable[[], Any], device: torch.device) -> int | None:
-    """Bytes that a call adds to the peak of PyTorch's GPU allocations; None on the CPU."""
-    if device.type != "cuda":
-        return None
-    synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    function()
-    synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from reclip_d2.layers import rectify_and_pool, use_kernels
+from reclip_d2.utils.measuring import host_seconds, median_seconds, peak_bytes
 from tools.benchmark_kernels import (
     TAU,
     Case,
@@ -28,16 +29,7 @@ from tools.benchmark_kernels import (
     methods_of,
     new_inputs,
 )
-from tools.gpu_check.figures import (
-    MORE_TO_DO,
-    Clock,
-    host_seconds,
-    median_seconds,
-    peak_bytes,
-    read_ceilings,
-    read_figures,
-    write_figures,
-)
+from tools.gpu_check.figures import MORE_TO_DO, Clock, read_ceilings, read_figures, write_figures
 
 METHODS = ["ours", "eager", "batched", "compile-batched"]
 # Most important first: case, type, layout of the logits ("cn": as from a convolution, "nc": classes contiguous), and

@@ -27,17 +27,9 @@ from reclip_d2.hypothesis.generate import HypothesisGenerator
 from reclip_d2.hypothesis.windows import crop_windows
 from reclip_d2.layers import rectify_and_pool
 from reclip_d2.modeling import pooling
+from reclip_d2.utils.measuring import host_seconds, median_seconds, peak_bytes
 from tools.benchmark_kernels import VOCABULARIES, eager_batched, padded_rows
-from tools.gpu_check.figures import (
-    MORE_TO_DO,
-    Clock,
-    host_seconds,
-    median_seconds,
-    peak_bytes,
-    read_ceilings,
-    read_figures,
-    write_figures,
-)
+from tools.gpu_check.figures import MORE_TO_DO, Clock, read_ceilings, read_figures, write_figures
 from tools.gpu_check.kernel_times import kernel_seconds
 from tools.gpu_check.steps import ROOT
 
