@@ -23,13 +23,12 @@ from reclip_d2.backbones.build import build_clip, clip_fingerprint, embedding_sh
 from reclip_d2.backbones.compat import OWN_IMAGE_TOWER, adapt_image_tower
 from reclip_d2.backbones.dense_attention import DenseAttention, ValueAttention, build_dense_attention
 from reclip_d2.backbones.interface import BackboneSummary, VisionLanguageBackbone
+from reclip_d2.backbones.precision import AUTOCAST_DTYPES, tower_precision
 from reclip_d2.backbones.settings import PixelStatistics, default_pixel_statistics, pixel_statistics
 from reclip_d2.backbones.text import PackedTexts, TextEncoder
 from reclip_d2.backbones.vision import check_image_tower, dense_image_features, resize_positional_embedding
 from reclip_d2.backbones.windows import patches_inside, window_image_features
 from reclip_d2.errors import ReclipError
-
-AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @BACKBONE_REGISTRY.register()
@@ -95,7 +94,7 @@ class DenseCLIP(VisionLanguageBackbone):
             "tokenizer": tokenizer,
             "name": open_clip_name(keys.NAME),
             "attention": attention,
-            "autocast_dtype": AUTOCAST_DTYPES[keys.AUTOCAST],
+            "autocast_dtype": AUTOCAST_DTYPES[tower_precision(cfg)],
             "image_tower": image_tower,
             "fine_tune": keys.FINE_TUNE,
             "pixel_statistics": pixel_statistics(cfg),

@@ -52,8 +52,9 @@ KEYS: dict[str, Key] = {
     "MODEL.CLIP.VALUE_PATH_RESIDUAL": Key(True, Flag()),
     # Prompt templates of the Query text features W_q: imagenet_scene (85), imagenet (80), photo (1).
     "MODEL.CLIP.TEMPLATES": Key("imagenet_scene", Choice(("imagenet_scene", "imagenet", "photo"))),
-    # Precision of the frozen image tower: float32, bfloat16 or float16. Trained parts are always float32.
-    "MODEL.CLIP.AUTOCAST": Key("float32", Choice(("float32", "bfloat16", "float16"))),
+    # Precision of the frozen image tower; "auto": bfloat16 on a GPU that has it, float32 elsewhere and with FINE_TUNE.
+    # Trained parts are always float32.
+    "MODEL.CLIP.AUTOCAST": Key("auto", Choice(("auto", "float32", "bfloat16", "float16"))),
     # Table IV: also train the Query's prompt, which starts from "a photo of a" and replaces the templates.
     "MODEL.CLIP.LEARNABLE_QUERY": Key(False, Flag()),
     # Table VI: also train the image tower; its weights are saved in the checkpoint. Text tower and hypotheses remain

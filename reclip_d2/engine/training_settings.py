@@ -16,6 +16,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from reclip_d2.backbones.precision import tower_precision
 from reclip_d2.config import flatten, load_config
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.digest import file_digest
@@ -71,6 +72,7 @@ class TrainingSettings:
         """
         self._file = Path(cfg.OUTPUT_DIR, FILE)
         values = json.loads(json.dumps(flatten(cfg)))  # tuples become lists, as in the file
+        values["MODEL.CLIP.AUTOCAST"] = tower_precision(cfg)
         self.settings = {key: value for key, value in values.items() if not _may_change(key)}
         named = {key: values[key] for key in _FILES if values[key]}
         if cfg.HYPOTHESIS.METHOD != "imported":  # otherwise the file's header is checked when it is read

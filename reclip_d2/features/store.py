@@ -20,6 +20,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from reclip_d2.backbones.interface import VisionLanguageBackbone
+from reclip_d2.backbones.precision import tower_precision
 from reclip_d2.features.shards import Shards, StoredView
 from reclip_d2.features.views import ViewPlan, Views
 from reclip_d2.modeling.view_batch import ViewEncoder
@@ -144,7 +145,7 @@ def build_store(
     key = StoreKey(
         dataset="+".join(cfg.DATASETS.TRAIN),
         images=images,
-        backbone={**backbone.identity(), "precision": cfg.MODEL.CLIP.AUTOCAST},
+        backbone={**backbone.identity(), "precision": tower_precision(cfg)},
         pixel_statistics=[[float(x) for x in values] for values in (statistics.mean, statistics.std)],
         views=plan,
     )

@@ -43,7 +43,16 @@ _HEADER_SCHEMA = {
     "properties": {
         **{
             name: {"type": "string"}
-            for name in ("dataset", "clip", "fingerprint", "templates", "images", "attention", "class_shares")
+            for name in (
+                "dataset",
+                "clip",
+                "fingerprint",
+                "templates",
+                "images",
+                "attention",
+                "class_shares",
+                "precision",
+            )  # fmt: skip
         },
         "class_names": _NAMES,
         "method": {"enum": [*WINDOW_METHODS, "image", "dense", "imported"]},
@@ -80,6 +89,8 @@ class HypothesisHeader:
         attention: for ``dense``: what the dense features depend on besides the weights.
         class_shares: for ``dense``: the class shares of the labels, see
             :func:`~reclip_d2.hypothesis.dense.class_offset`.
+        precision: of the image tower, unless it is float32; the cache keeps such files apart, but a file that the
+            user names is valid for any precision.
         images: hash of the ids and contents of the images; "" in files of earlier versions, and then not compared.
     """
 
@@ -96,10 +107,11 @@ class HypothesisHeader:
     images: str = ""
     attention: str = ""
     class_shares: str = ""
+    precision: str = ""
 
     def fields(self) -> dict[str, Any]:
         """Plain values by name. Fields that a method does not have are left out, as in files of earlier versions."""
-        optional = ("attention", "class_shares")
+        optional = ("attention", "class_shares", "precision")
         return {key: value for key, value in dataclasses.asdict(self).items() if value or key not in optional}
 
     def difference(self, other: HypothesisHeader) -> str | None:
@@ -112,7 +124,7 @@ class HypothesisHeader:
             names = ["method", "dataset", "class_names"]
         for name in names:
             mine, theirs = getattr(self, name), getattr(other, name)
-            if name == "images" and not (mine and theirs):
+            if name == "precision" or (name == "images" and not (mine and theirs)):
                 continue
             if mine != theirs and name == "images":
                 return "version of the images"

@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
 from reclip_d2.backbones.interface import VisionLanguageBackbone
+from reclip_d2.backbones.precision import tower_precision
 from reclip_d2.backbones.query import get_templates
 from reclip_d2.data.classes import check_registered, class_names_of
 from reclip_d2.data.dataset_mapper import LABEL_KEYS
@@ -75,7 +76,7 @@ def hypothesis_header(cfg: CfgNode, backbone: VisionLanguageBackbone, images: st
     """
     method = cfg.HYPOTHESIS.METHOD
     one_pass, dense = method == "one_pass", method == "dense"
-    statistics = backbone.pixel_statistics
+    statistics, precision = backbone.pixel_statistics, tower_precision(cfg)
     return HypothesisHeader(
         dataset="+".join(cfg.DATASETS.TRAIN),
         class_names=class_names_of(cfg.DATASETS.TRAIN[0]),
@@ -90,6 +91,7 @@ def hypothesis_header(cfg: CfgNode, backbone: VisionLanguageBackbone, images: st
         images=images,
         attention=json.dumps(backbone.identity(), sort_keys=True) if dense else "",
         class_shares=cfg.HYPOTHESIS.CLASS_SHARES if dense else "",
+        precision="" if precision == "float32" or method == "imported" else precision,
     )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from reclip_d2.backbones.dense import DenseCLIP
 from reclip_d2.backbones.dense_attention import ValueAttention
+from reclip_d2.backbones.precision import tower_precision
 from reclip_d2.backbones.vision import dense_image_features, last_block_input
 from reclip_d2.config import load_config
 from reclip_d2.errors import ReclipError
@@ -38,6 +39,27 @@ def test_is_a_registered_backbone_built_from_the_config(tmp_path_factory):
     assert backbone.autocast_dtype is torch.bfloat16
     assert backbone.attention.residual is False
     assert backbone.name == cfg.MODEL.CLIP.NAME
+
+
+@pytest.mark.parametrize(
+    ("device", "has_bfloat16", "fine_tune", "chosen", "expected"),
+    [
+        ("cpu", True, False, "auto", "float32"),
+        ("cuda", True, False, "auto", "bfloat16"),
+        ("cuda:1", True, False, "auto", "bfloat16"),
+        ("cuda", False, False, "auto", "float32"),  # Turing and older
+        ("cuda", True, True, "auto", "float32"),  # a tower that trains
+        ("cuda", True, False, "float32", "float32"),
+        ("cpu", False, True, "bfloat16", "bfloat16"),
+    ],
+)
+def test_automatic_precision(monkeypatch, device, has_bfloat16, fine_tune, chosen, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bfloat16)
+    cfg = load_config("")
+    assert cfg.MODEL.CLIP.AUTOCAST == "auto"
+    cfg.MODEL.DEVICE, cfg.MODEL.CLIP.FINE_TUNE, cfg.MODEL.CLIP.AUTOCAST = device, fine_tune, chosen
+    assert tower_precision(cfg) == expected
 
 
 def test_shapes_that_detectron2_asks_for(dense):

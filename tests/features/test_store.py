@@ -1,6 +1,7 @@
 """Making and reading a feature store (``reclip_d2.features.store``)."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from PIL import Image
 
 from reclip_d2.config import load_config
 from reclip_d2.features.shards import FEWEST_VIEWS
-from reclip_d2.features.store import FeatureStore, StoreKey, budget_problem, store_folder
+from reclip_d2.features.store import FeatureStore, StoreKey, budget_problem, build_store, store_folder
 from reclip_d2.features.views import ViewPlan, Views
 from reclip_d2.utils.progress import report_to
+from tests.helpers import tiny_dense
 
 
 @pytest.fixture
@@ -94,6 +96,18 @@ def test_the_key_holds_all_that_features_depend_on():
     ]  # fmt: skip
     digests = {key().digest, *(other.digest for other in others)}
     assert len(digests) == len(others) + 1 and key().digest == key().digest
+
+
+def test_the_key_has_the_precision_of_the_tower(cfg, records, tmp_path):
+    cfg.FEATURE_STORE.FOLDER = str(tmp_path / "stores")
+    plan, backbone = ViewPlan.from_config(cfg), tiny_dense()
+
+    def folder(precision: str) -> Path:
+        cfg.MODEL.CLIP.AUTOCAST = precision
+        return build_store(cfg, backbone, records, plan, "images").folder
+
+    assert folder("auto") == folder("float32")  # on a CPU
+    assert folder("bfloat16") not in (folder("float32"), folder("float16"))
 
 
 def test_folder(cfg, tmp_path, monkeypatch):

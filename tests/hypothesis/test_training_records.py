@@ -150,6 +150,8 @@ def test_a_named_file_is_used(cfg, tmp_path):
     cfg.HYPOTHESIS.FILE = str(tmp_path / "mine" / "h.jsonl")
     build_training_records(cfg)
     assert Path(cfg.HYPOTHESIS.FILE).is_file()
+    cfg.MODEL.CLIP.AUTOCAST = "bfloat16"
+    build_training_records(cfg)  # made on another machine
     cfg.HYPOTHESIS.WINDOW_RATIO = 0.25
     with pytest.raises(ReclipError, match="made with another window_ratio 0.5 instead of 0.25"):
         build_training_records(cfg)
@@ -178,10 +180,12 @@ def test_the_file_of_the_cache_changes_with_all_that_it_depends_on(cfg, tmp_path
         path(MODEL__PIXEL_MEAN=[1.0, 2.0, 3.0]),
         path(MODEL__PIXEL_STD=[1.0, 2.0, 3.0]),
         path(images="others"),
+        path(MODEL__CLIP__AUTOCAST="bfloat16"),
         path(DATASETS__TRAIN=("reclip_test_names",)),
     ]
     assert len(set(paths)) == len(paths)
     assert path(HYPOTHESIS__THRESHOLD=0.5) == path(HYPOTHESIS__CALIBRATED=True) == paths[0]
+    assert path(MODEL__CLIP__AUTOCAST="float32") == paths[0]  # what "auto" is on a CPU
 
 
 def test_the_images_are_told_by_their_content(cfg, tmp_path):
