@@ -22,6 +22,7 @@ from reclip_d2.backbones.architectures import image_side, open_clip_name
 from reclip_d2.backbones.build import build_clip, clip_fingerprint, embedding_shape
 from reclip_d2.backbones.compat import OWN_IMAGE_TOWER, adapt_image_tower
 from reclip_d2.backbones.dense_attention import DenseAttention, ValueAttention, build_dense_attention
+from reclip_d2.backbones.frozen_layers import use_frozen_layers
 from reclip_d2.backbones.interface import BackboneSummary, VisionLanguageBackbone
 from reclip_d2.backbones.precision import AUTOCAST_DTYPES, tower_precision
 from reclip_d2.backbones.settings import PixelStatistics, default_pixel_statistics, pixel_statistics
@@ -72,6 +73,7 @@ class DenseCLIP(VisionLanguageBackbone):
         if image_tower != OWN_IMAGE_TOWER:  # not in the weights, but the features depend on it
             self.fingerprint = hashlib.sha256(f"{self.fingerprint} {image_tower}".encode()).hexdigest()
         self.clip = clip.requires_grad_(False).eval()
+        use_frozen_layers(clip)
         self.text_encoder = TextEncoder(clip, tokenizer)
         self.attention = (ValueAttention() if attention is None else attention).requires_grad_(False).eval()
         self.autocast_dtype = autocast_dtype

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from reclip_d2.backbones.dense_attention import AttentionInput, BlockInput, DenseAttention, TransformerBlock
 from reclip_d2.backbones.interface import valid_patches
 from reclip_d2.errors import ReclipError
+from reclip_d2.layers import frozen_linear
 
 
 def check_image_tower(visual: nn.Module, name: str) -> None:
@@ -92,7 +93,7 @@ class OpenClipBlock(TransformerBlock):
         attention = self.block.attn
         rows = slice(part * attention.embed_dim, (part + 1) * attention.embed_dim)
         bias = attention.in_proj_bias
-        return F.linear(normed, attention.in_proj_weight[rows], None if bias is None else bias[rows])
+        return frozen_linear(normed, attention.in_proj_weight[rows], None if bias is None else bias[rows])
 
     def norm(self, tokens: Tensor) -> Tensor:
         return self.block.ln_1(tokens)
