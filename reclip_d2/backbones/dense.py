@@ -24,9 +24,10 @@ from reclip_d2.backbones.compat import OWN_IMAGE_TOWER, adapt_image_tower
 from reclip_d2.backbones.dense_attention import DenseAttention, ValueAttention, build_dense_attention
 from reclip_d2.backbones.frozen_layers import use_frozen_layers
 from reclip_d2.backbones.interface import BackboneSummary, VisionLanguageBackbone
+from reclip_d2.backbones.packed_texts import PackedTexts
 from reclip_d2.backbones.precision import AUTOCAST_DTYPES, tower_precision
 from reclip_d2.backbones.settings import PixelStatistics, default_pixel_statistics, pixel_statistics
-from reclip_d2.backbones.text import PackedTexts, TextEncoder
+from reclip_d2.backbones.text import TextEncoder
 from reclip_d2.backbones.vision import check_image_tower, dense_image_features, resize_positional_embedding
 from reclip_d2.backbones.windows import patches_inside, window_image_features
 from reclip_d2.errors import ReclipError

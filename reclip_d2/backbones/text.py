@@ -1,7 +1,7 @@
 """The text tower of a frozen CLIP.
 
-Shape letters: N texts, C classes, L prompt vectors, T tokens of a text or of a packed sequence, F width of the text
-transformer, D width of the joint embedding.
+Shape letters: N texts, C classes, L prompt vectors, T tokens of a text, F width of the text transformer, D width of the
+joint embedding.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reclip_d2.backbones.packed_texts import PackedTexts
 from reclip_d2.errors import ReclipError
 
 
@@ -131,62 +132,7 @@ class TextEncoder(nn.Module):
         vectors = vectors.to(embed.weight.dtype)
         tokens = torch.cat([embed(layout.start_token), vectors, embed(layout.segment_tokens)])
         tokens = tokens + self.positional_embedding[layout.positions]
-        hidden = self.transformer(tokens[None], attn_mask=layout.attn_mask)[0]
-        return self.project(hidden[layout.ends])
-
-
-class PackedTexts(nn.Module):
-    """Texts with a common prefix packed into one sequence, for a causal transformer.
-
-    The hidden states of ``[start][v_1]...[v_L]`` are the same for all classes. They are computed once, in ::
-
-        [start] v_1 ... v_L | segment 1 | segment 2 | ...
-
-    where positions restart after the prefix for each segment, and the attention mask lets each segment see the prefix
-    and itself. Equivalent to encoding C sequences of 1 + L + len(segment) tokens, at a fraction of the cost.
-
-    Attributes:
-        start_token: ``(1,)`` id of the start token.
-        segment_tokens: concatenated ids of all segments.
-        positions: ``(T,)``, position in the context of each token of the sequence.
-        ends: ``(C,)``, index in the sequence of the last token of each segment.
-        attn_mask: see :func:`packed_attention_mask`.
-    """
-
-    def __init__(self, start_token: int, segments: Sequence[Sequence[int]], prompt_length: int) -> None:
-        super().__init__()
-        prefix = 1 + prompt_length
-        positions = list(range(prefix)) + [prefix + i for segment in segments for i in range(len(segment))]
-        lengths = torch.tensor([len(segment) for segment in segments])
-        buffers = {
-            "start_token": torch.tensor([start_token]),
-            "segment_tokens": torch.tensor([token for segment in segments for token in segment]),
-            "positions": torch.tensor(positions),
-            "ends": prefix - 1 + lengths.cumsum(0),
-            "attn_mask": packed_attention_mask(prefix, lengths),
-        }
-        for name, buffer in buffers.items():
-            self.register_buffer(name, buffer, persistent=False)
-
-
-def packed_attention_mask(prefix: int, lengths: Tensor) -> Tensor:
-    """Additive attention mask of the packed sequence: 0 where a token attends, -inf elsewhere.
-
-    A token of the prefix attends to the prefix up to itself; a token of a segment to the whole prefix and to its own
-    segment up to itself.
-
-    Args:
-        prefix: length of the shared prefix, including the start token.
-        lengths: ``(C,)``, length of each segment, including the end token.
-
-    Returns:
-        ``(T, T)`` float32, T = prefix + lengths.sum().
-    """
-    owner = torch.cat([torch.full((prefix,), -1), torch.arange(len(lengths)).repeat_interleave(lengths)])
-    order = torch.arange(len(owner))
-    causal = order[:, None] >= order[None, :]
-    visible = causal & ((owner[:, None] == owner[None, :]) | (owner[None, :] == -1))
-    return torch.zeros(visible.shape).masked_fill_(~visible, float("-inf"))
+        return self.project(layout.encode(self.transformer, tokens))
 
 
 def causal_mask(length: int) -> Tensor:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from reclip_d2.backbones.packed_texts import packed_attention_mask
 from reclip_d2.backbones.reference import ReferencePrompt, cut_name, normalize_reference
-from reclip_d2.backbones.text import TextEncoder, packed_attention_mask
+from reclip_d2.backbones.text import TextEncoder
 from reclip_d2.errors import ReclipError
 from tests.helpers import EMBED_DIM, tiny_clip, tiny_tokenizer
 
@@ -209,3 +210,44 @@ def test_a_limit_that_leaves_no_room():
     with pytest.raises(ReclipError, match="MODEL.BIAS_HEAD.NAME_TOKENS 7"):
         ReferencePrompt(encoder, ["sky"], prompt_length=4, token_limit=7)
     assert len(ReferencePrompt(encoder, ["sky"], prompt_length=4, token_limit=6).vectors) == 1
+
+
+# ---- groups of segments against one mask ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [NAMES, ["sky", "tree"], ["a very tall old tree", "sky", "brick wall", "tall tree"]])
+def test_groups_of_segments_attend_as_the_mask_says(names, monkeypatch):
+    """Values and gradients of both paths; blocks that are not open_clip's usual ones are encoded with the mask."""
+    _, encoder, prompt = build(names, 9)
+    weights = torch.randn(len(names), EMBED_DIM, dtype=torch.float64)
+    results = []
+    for usual in (True, False):
+        if not usual:
+            monkeypatch.setattr("reclip_d2.backbones.packed_texts._is_usual", lambda _: False)
+        features = prompt(encoder)
+        (gradient,) = torch.autograd.grad((features * weights).sum(), prompt.vectors)
+        results.append((features, gradient))
+    (features, gradient), (expected, expected_gradient) = results
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-12)
+
+
+def test_no_attention_between_all_pairs_of_tokens():
+    """300 names in float32: no (T, T) matrix in any operator's output, and the rounding of float32."""
+    names = [f"{'tall ' * (k % 4)}tree {k}" for k in range(300)]
+    _, encoder, prompt = build(names, 30)
+    expected = prompt(encoder)
+    encoder, prompt = encoder.float(), prompt.float()
+    tokens, largest = len(prompt.layout.positions), 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            largest = max(largest, out.numel()) if isinstance(out, Tensor) else largest
+            return out
+
+    with Watch():
+        found = prompt(encoder)
+    assert tokens > 1000 and largest < tokens**2 / 5
+    assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
