@@ -199,6 +199,12 @@ class Handlers:
             trained = model.trained
             text = f"**After**: {_plain(TITLES[trained.kind])}"
             text += f", {_plain(trained.folder.path)}." if trained is self.session.trained else ", learnt on this page."
+            if (decision := trained.decision) is not None:
+                text += f" The run {_plain(decision.sentence())}."
+                if model.keeps_before:
+                    text += " The index mask below is of the masks before."
+                if decision.warning:
+                    text += f" ⚠️ {_plain(decision.warning)}"
             if model.others:
                 text += f" It has {model.others} more classes, whose logits are left out."
             return text

@@ -22,38 +22,12 @@ from reclip_d2.formats import MaskClasses, Prediction
 from reclip_d2.formats.pictures import OverlayWriter
 from reclip_d2.utils.text import number
 from reclip_d2.visualization.figures import hide_ticks
+from reclip_d2.visualization.reduced import reduce_image
 
-LONGEST_SIDE = 1600
-"""Longest side of pictures on the page; larger ones only take longer."""
 _THUMBNAIL = 192
 _HEAT_SIDE = 480
 _SLIDER_RATIO = 1.5  # minimum width / height of the slider's pictures
 _MARGIN = 235
-
-
-def reduced_size(size: tuple[int, int], longest: int = LONGEST_SIDE) -> tuple[int, int]:
-    """(h, w) of a copy of an image of (H, W) pixels, with a longer side of at most ``longest``."""
-    scale = min(1.0, longest / max(size))
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-def reduce_image(image: np.ndarray, longest: int = LONGEST_SIDE) -> np.ndarray:
-    """A copy ``(h, w, 3)`` uint8 of an image ``(H, W, 3)`` uint8; see :func:`reduced_size`."""
-    height, width = reduced_size(image.shape[:2], longest)
-    if (height, width) == image.shape[:2]:
-        return image
-    small = Image.fromarray(image).resize((width, height), Image.Resampling.BOX, reducing_gap=2.0)
-    return np.asarray(small)
-
-
-def reduce_labels(labels: np.ndarray) -> np.ndarray:
-    """Labels ``(h, w)`` for :func:`reduce_image`'s copy: those at the centre of each of its pixels."""
-    height, width = reduced_size(labels.shape)
-    if (height, width) == labels.shape:
-        return labels
-    rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(int)
-    return labels[rows[:, None], columns]
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import shutil
 import tempfile
 import threading
@@ -19,7 +18,6 @@ import numpy as np
 
 from reclip_d2.app.guard import Limits
 from reclip_d2.app.models import InTurns, Models, class_places
-from reclip_d2.app.pictures import reduce_image, reduce_labels
 from reclip_d2.app.private_folder import private_folder
 from reclip_d2.app.tasks import Task, Visitors
 from reclip_d2.data.class_file import ClassList, parse_classes
@@ -30,9 +28,11 @@ from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.logit_parts import LogitParts, has_bias, logit_parts
 from reclip_d2.formats.pictures import write_png
 from reclip_d2.utils.progress import ProgressCallback
+from reclip_d2.visualization.reduced import reduce_image, reduce_labels
 from reclip_d2.workspace.child import SegmentProcess
 from reclip_d2.workspace.masks import MaskClassTable, count_pixels
 from reclip_d2.workspace.options import TITLES, SegmentOptions
+from reclip_d2.workspace.schedule import suggested_iterations
 from reclip_d2.workspace.stage_config import ClipChoice
 from reclip_d2.workspace.trained_model import TrainedModel
 
@@ -40,9 +40,6 @@ _CLASS_FILE = "PAGE"  # instead of a path in the parser's messages
 _IMAGES = "images"  # copies of the training images
 _TRAINING, _LEARNT = "training-", "learnt-"
 _KEPT_RESULTS = 100  # folders of masks and overlays: browsers load these when they show them
-# The papers' epochs on VOC, see configs/datasets/custom.yaml.
-_EPOCHS = 200
-_FEWEST_ITERATIONS = 50
 
 
 def read_classes(text: str) -> ClassList:
@@ -83,6 +80,12 @@ class AfterModel:
     places: list[int]
 
     @property
+    def keeps_before(self) -> bool:
+        """Whether its run kept CLIP's own masks."""
+        decision = self.trained.decision
+        return decision is not None and decision.kept == "maskclip"
+
+    @property
     def others(self) -> int:
         """Number of its other classes."""
         return len(self.trained.state.classes.model_classes) - len(self.places)
@@ -100,7 +103,7 @@ class BeforeAfter:
         before, after: masks ``(h, w)`` uint8 by MaskCLIP and by the trained model at the copy's size, 255 is ignored;
             ``after`` is None without a trained model.
         pixels_before, pixels_after: number of pixels per id at full size.
-        mask_file: index PNG at full size, of ``after`` if there is one.
+        mask_file: index PNG at full size, of ``after`` if there is one and its run did not keep CLIP's own masks.
         model: the model of ``after``.
         tiled: whether the image is predicted in tiles.
         parts: parts of the logits, once :meth:`Session.bias_parts` has computed them.
@@ -137,13 +140,13 @@ class Session:
             limits: limits on what visitors may send.
         """
         self.clip = clip
-        self.trained = trained
+        self.trained = None if trained is None else trained.to_compare()
         self.folder = folder
         self.limits = limits or Limits()
         self.visitors = Visitors()
         self.models = Models(clip)
-        solver = clip.config("rectified").SOLVER
-        self.default_iterations, self._batch = solver.MAX_ITER, solver.IMS_PER_BATCH
+        self._config = clip.config("rectified")
+        self.default_iterations = self._config.SOLVER.MAX_ITER
         self._own_folder: Path | None = None
         self._at_end = contextlib.ExitStack()
         self._results: deque[Path] = deque()
@@ -186,9 +189,9 @@ class Session:
         return bool(self._learnt) or (self.trained is not None and self.trained.kind != "maskclip")
 
     def suggested_iterations(self, images: int) -> int:
-        """Iterations for this number of images: the papers' epochs, at most the config's iterations."""
-        wanted = math.ceil(_EPOCHS * images / self._batch)
-        return min(self.default_iterations, max(_FEWEST_ITERATIONS, wanted))
+        """Iterations for this number of images, see
+        :func:`~reclip_d2.workspace.schedule.suggested_iterations`."""
+        return suggested_iterations(images, self._config)
 
     # ---- segment ----------------------------------------------------------------------------------------------
 
@@ -232,7 +235,7 @@ class Session:
             after = self._labels(InTurns(predictor.for_classes(model.places), task), table, image)
         task.check()
         mask_file = self._result_folder() / f"{path.stem}.png"
-        write_png(mask_file, before if after is None else after)
+        write_png(mask_file, before if after is None or model.keeps_before else after)
         return BeforeAfter(
             path=path,
             image=reduce_image(image),
@@ -364,7 +367,7 @@ class Session:
         for part in (folder / _IMAGES, TrainedModel.find(str(folder / "out"), None, None).folder.working_files):
             shutil.rmtree(part, ignore_errors=True)
         folder.rename(target)
-        return TrainedModel.find(str(target / "out"), None, None)
+        return TrainedModel.find(str(target / "out"), None, None).to_compare()
 
     # ---- the end ----------------------------------------------------------------------------------------------
 

@@ -12,7 +12,15 @@ from collections.abc import Callable
 
 from reclip_d2.backbones import EMBEDDED_MODEL_NAME
 from reclip_d2.formats.registry import FORMATS
-from reclip_d2.workspace.options import DEFAULT_CLIP, DEFAULT_PRETRAINED, TITLES
+from reclip_d2.workspace.options import (
+    DEFAULT_CLIP,
+    DEFAULT_METHOD,
+    DEFAULT_PRETRAINED,
+    KEEP,
+    METHODS,
+    TITLES,
+    SegmentOptions,
+)
 
 # FORMATS and INPUT_TYPES of reclip_d2.export.export, and the default of its ExportOptions.tolerance. That module takes
 # seconds to import. A test compares them.
@@ -120,13 +128,24 @@ def _add_segment_arguments(parser: argparse.ArgumentParser) -> None:
     depth.add_argument("--fast", action="store_true", help="write CLIP's own masks (MaskCLIP), without training")
     depth.add_argument("--student", action="store_true", help="distil a student, and predict with it")
     _add_background_argument(parser)
+    parser.add_argument(
+        "--keep", choices=list(KEEP), default=SegmentOptions.keep,
+        help="whose masks to keep after training: the trained model's (rectified), or CLIP's own (maskclip)"
+        " (default: %(default)s)",
+    )  # fmt: skip
     _add_clip_arguments(parser)
     parser.add_argument(
-        "--iterations", type=int, metavar="N", help="iterations of the rectification (default: the config's)"
+        "--method", choices=list(METHODS), default=DEFAULT_METHOD,
+        help="rectification method, a file of configs/methods; reclippp_rectify is ReCLIP++ as published, slow on a CPU"
+        " (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--iterations", type=int, metavar="N", help="iterations of the rectification (default: by number of images)"
     )
     parser.add_argument(
-        "--student-iterations", type=int, metavar="N", help="iterations of the distillation (default: the config's)"
-    )
+        "--student-iterations", type=int, metavar="N",
+        help="iterations of the distillation (default: by number of images)",
+    )  # fmt: skip
     parser.add_argument(
         "--student-weights",
         metavar="FILE|NAME",
@@ -144,7 +163,7 @@ def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", required=True, metavar="FOLDER", help="output folder of reclip segment, or a saved model"
     )
     _add_output_arguments(parser)
-    parser.add_argument("--use", choices=list(TITLES), help="model to use (default: the last trained one)")
+    parser.add_argument("--use", choices=list(TITLES), help="model to use (default: the one whose masks were kept)")
     _add_background_argument(parser)
     parser.add_argument(
         "--pretrained", metavar="FILE|TAG", help="CLIP's weights, if they have moved since the training"
@@ -162,9 +181,7 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
         help="config file of a model trained by train_net.py; repeat it as for train_net.py",
     )
     parser.add_argument("--weights", metavar="FILE", help="checkpoint for --config-file (default: MODEL.WEIGHTS)")
-    parser.add_argument(
-        "--use", choices=list(TITLES), help="model to export from --model (default: the last trained one)"
-    )
+    parser.add_argument("--use", choices=list(TITLES), help="model to export from --model (default: the kept one)")
     parser.add_argument("--format", required=True, choices=list(EXPORT_FORMATS))
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--size", metavar="HxW", help="fixed image size, such as 512x683; avoids a bicubic resize")

@@ -6,8 +6,10 @@ from reclip_d2.data.image_folder import FoundImages
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.progress import Progress, ProgressBars
 from reclip_d2.workspace.options import TITLES
-from reclip_d2.workspace.results import RunResult
+from reclip_d2.workspace.run_result import RunResult
 
+# Headings of the class shares of other masks than those that were kept.
+COLUMNS = {"maskclip": "by MaskCLIP", "rectified": "rectified", "student": "by student"}
 # Trainings longer than this, in seconds, get a hint at faster ones.
 _LONG = 4 * 3600
 
@@ -39,11 +41,20 @@ def print_images(found: FoundImages) -> None:
 def print_result(result: RunResult) -> None:
     """Print the classes' shares, the images without masks, and where the results are."""
     print(f"\n{result.masks:,} masks by {TITLES[result.kind]} ({result.made:,} new)")
-    width = max(len(share.name) for share in result.classes)
-    print(f"  {'class':<{width}}   of all pixels   in images")
+    if result.decision is not None:
+        print(f"  {result.decision.sentence()}")
+        if result.decision.warning:
+            print(f"  warning: {result.decision.warning}")
+    width = max(len("class"), *(len(share.name) for share in result.classes))
+    others = {
+        kind: result.shares(kind) for kind in (result.decision.pixels if result.decision else ()) if kind != result.kind
+    }
+    headings = "".join(f"  {COLUMNS[kind]:>12}" for kind in others)
+    print(f"  {'class':<{width}}   of all pixels{headings}   in images")
     for share in result.classes:
         percent = 100 * share.pixels / max(result.pixels, 1)
-        print(f"  {share.name:<{width}}  {percent:12.1f} %  {share.images:10,}")
+        more = "".join(f"  {100 * shares[share.id]:10.1f} %" for shares in others.values())
+        print(f"  {share.name:<{width}}  {percent:12.1f} %{more}  {share.images:10,}")
     unseen = [share.name for share in result.classes if not share.pixels]
     if unseen:
         print(f"  never predicted: {', '.join(unseen)}")
@@ -52,7 +63,7 @@ def print_result(result: RunResult) -> None:
     print_field("masks", f"{result.folder.masks} (index PNGs; classes.json lists their ids)")
     for name in result.formats:
         print_field(name, result.folder.path / name)
-    print_field("summary", result.folder.summary)
+    print_field("summary", f"{result.folder.page} (summary.json has the numbers)")
 
 
 def check_problems(result: RunResult, skip_broken: bool) -> None:

@@ -11,8 +11,8 @@ from reclip_d2.workspace.segment import SegmentRun
 
 STEPS = {
     "maskclip": "masks by MaskCLIP, no training",
-    "rectified": "hypotheses, rectification (ReCLIP++), masks",
-    "student": "hypotheses, rectification (ReCLIP++), distillation, masks by the student",
+    "rectified": "hypotheses, first masks (MaskCLIP), rectification (ReCLIP++), masks",
+    "student": "hypotheses, first masks (MaskCLIP), rectification (ReCLIP++), distillation, masks",
 }
 
 
@@ -26,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
         opts=tuple(args.opts),
         fast=args.fast,
         student=args.student,
+        keep=args.keep,
+        method=args.method,
         clip=args.clip,
         pretrained=args.pretrained,
         iterations=args.iterations,

@@ -55,6 +55,9 @@ KEYS: dict[str, Key] = {
     # Precision of the frozen image tower; "auto": bfloat16 on a GPU that has it, float32 elsewhere and with FINE_TUNE.
     # Trained parts are always float32.
     "MODEL.CLIP.AUTOCAST": Key("auto", Choice(("auto", "float32", "bfloat16", "float16"))),
+    # Not in the papers: round the frozen tower's features to half precision in prediction, as feature stores do. Masks
+    # are then the same whether their features come from a store or from the image.
+    "MODEL.CLIP.HALF_FEATURES": Key(False, Flag()),
     # Table IV: also train the Query's prompt, which starts from "a photo of a" and replaces the templates.
     "MODEL.CLIP.LEARNABLE_QUERY": Key(False, Flag()),
     # Table VI: also train the image tower; its weights are saved in the checkpoint. Text tower and hypotheses remain

@@ -18,6 +18,7 @@ from reclip_d2.modeling.meta_arch.maskclip import MaskCLIP
 from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.modeling.meta_arch.student import Student
+from reclip_d2.modeling.view_batch import round_features
 
 
 class ExportModule(nn.Module):
@@ -106,12 +107,14 @@ class _RectifiedLogits(nn.Module):
         self.bias_head = model.bias_head
         self.mask_decoder = model.mask_decoder
         self.rectification = model.rectification
+        self.half_features = model.half_features
         with torch.no_grad():
             self.register_buffer("query_features", model.query_features.clone())
             self.register_buffer("reference_features", model.bias_head.reference_features(model.backbone).clone())
 
     def forward(self, pixels: Tensor) -> Tensor:
         features = self.backbone(pixels)["dense"]
+        features = round_features(features) if self.half_features else features
         bias = None
         if self.rectification != "none":
             embedding = self.backbone.positional_embedding((features.shape[-2], features.shape[-1]))

@@ -19,28 +19,30 @@ import torch
 from torch import Tensor
 
 from reclip_d2.backbones.interface import valid_patches
+from reclip_d2.features.recomputed import RecomputedFeatures
 from reclip_d2.features.store import FeatureStore
 from reclip_d2.modeling.calibration import mean_probability_offset
 from reclip_d2.modeling.class_shares import MAX_SAMPLES, estimate_class_shares
+from reclip_d2.utils.progress import count_steps
 
 logger = logging.getLogger(__name__)
 
 OWN, UNIFORM, ESTIMATED = "own", "uniform", "estimated"
 
 
-def whole_view(store: FeatureStore, image: int) -> tuple[Tensor, tuple[int, int]]:
-    """Features Z ``(n, D)`` float32 of the patches of an image at test resolution, without padding, and its (H, W).
+Features = FeatureStore | RecomputedFeatures
+"""Features of views whose first is the whole image."""
 
-    Args:
-        store: of views whose first is the whole image.
-    """
+
+def whole_view(store: Features, image: int) -> tuple[Tensor, tuple[int, int]]:
+    """Features Z ``(n, D)`` float32 of the patches of an image at test resolution, without padding, and its (H, W)."""
     stored = store.read(image * store.views.plan.number)
     grid = (stored.features.shape[0], stored.features.shape[1])
     inside = valid_patches([stored.size], grid, store.patch_size, torch.device("cpu"))[0]
     return stored.features.flatten(0, 1)[inside].float(), stored.placement.image_size
 
 
-def sample_features(store: FeatureStore, count: int = MAX_SAMPLES) -> Tensor:
+def sample_features(store: Features, count: int = MAX_SAMPLES) -> Tensor:
     """About ``count`` features Z ``(n, D)``, spread evenly over the images and over each image."""
     images = len(store.views.records)
     stride = max(1, images // count)
@@ -69,23 +71,23 @@ def class_offset(features: Tensor, query_features: Tensor, logit_scale: float, s
     return mean_probability_offset(features @ query_features.T, logit_scale, target)
 
 
-def dense_lines(
-    store: FeatureStore, query_features: Tensor, logit_scale: float, shares: str
-) -> Iterator[dict[str, Any]]:
+def dense_lines(store: Features, query_features: Tensor, logit_scale: float, shares: str) -> Iterator[dict[str, Any]]:
     """Lines of the hypothesis file: the share of each class among the labels of an image, as ``scores``.
 
     Args:
-        store: complete, of views whose first is the whole image.
+        store: the features; a store must be complete.
         query_features: W_q ``(C, D)`` on the CPU.
         shares: see :func:`class_offset`.
     """
     offset = class_offset(sample_features(store), query_features, logit_scale, shares)
-    for image, record in enumerate(store.views.records):
-        features, size = whole_view(store, image)
-        labels = (features @ query_features.T + offset).argmax(1)
-        frequency = torch.bincount(labels, minlength=len(query_features)) / len(labels)
-        yield {
-            "image_id": record["image_id"],
-            "size": list(size),
-            "scores": [round(share, 5) for share in frequency.tolist()],
-        }
+    with count_steps("hypotheses", len(store.views.records)) as steps:
+        for image, record in enumerate(store.views.records):
+            features, size = whole_view(store, image)
+            labels = (features @ query_features.T + offset).argmax(1)
+            frequency = torch.bincount(labels, minlength=len(query_features)) / len(labels)
+            yield {
+                "image_id": record["image_id"],
+                "size": list(size),
+                "scores": [round(share, 5) for share in frequency.tolist()],
+            }
+            steps.advance()

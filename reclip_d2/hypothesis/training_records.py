@@ -21,6 +21,7 @@ from reclip_d2.data.classes import check_registered, class_names_of
 from reclip_d2.data.dataset_mapper import LABEL_KEYS
 from reclip_d2.data.images import log_alpha
 from reclip_d2.errors import ReclipError
+from reclip_d2.features.recomputed import RecomputedFeatures
 from reclip_d2.features.store import budget_problem, build_store, images_digest
 from reclip_d2.features.views import WHOLE, ViewPlan
 from reclip_d2.hypothesis.crop_aware import CropHypothesis
@@ -175,19 +176,20 @@ def _make_dense(
     cfg: CfgNode, backbone: VisionLanguageBackbone, records: list[dict[str, Any]], header: HypothesisHeader, path: Path
 ) -> None:
     """Write the hypothesis file of ``HYPOTHESIS.METHOD dense`` from a feature store of whole images: the training's if
-    it is of that kind, otherwise one that is made for the hypotheses."""
+    it is of that kind, otherwise one that is made for the hypotheses. Without room for a store, images are encoded
+    twice instead: for a sample of all, and for the labels of each."""
     keys = cfg.FEATURE_STORE
     plan = ViewPlan.from_config(cfg) if keys.KIND == WHOLE and keys.VIEWS else ViewPlan.whole_images(cfg)
     store = build_store(cfg, backbone, records, plan, header.images)
-    if problem := budget_problem(store, keys.MAX_SIZE):
-        raise ReclipError(
-            f"HYPOTHESIS.METHOD dense needs a feature store, but {problem}: raise FEATURE_STORE.MAX_SIZE, or set"
-            " FEATURE_STORE.FOLDER to a larger disk"
-        )
     backbone.to(cfg.MODEL.DEVICE)
     mean, std = (torch.tensor(values, device=cfg.MODEL.DEVICE).view(-1, 1, 1) for values in header.pixel_statistics)
-    store.make(ViewEncoder(backbone, mean, std))
+    encode, source = ViewEncoder(backbone, mean, std), store
+    if problem := budget_problem(store, keys.MAX_SIZE):
+        logger.warning("hypotheses: %s: falling back to encoding each image twice", problem)
+        source = RecomputedFeatures(store.views, store.patch_size, encode)
+    else:
+        store.make(encode)
     if comm.is_main_process():
         query_features = backbone.query_features(header.class_names, get_templates(header.templates)).cpu()
-        lines = dense_lines(store, query_features, backbone.logit_scale, header.class_shares)
+        lines = dense_lines(source, query_features, backbone.logit_scale, header.class_shares)
         write_hypothesis_file(path, header, lines)

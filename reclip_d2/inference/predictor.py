@@ -25,6 +25,8 @@ from reclip_d2.inference.grid_logits import GridLogits, rows_in
 from reclip_d2.inference.windows import SlidingLogits, Windows, blended_bands, ramp_weights, uniform_weights
 from reclip_d2.layers import use_kernels
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
+from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
+from reclip_d2.modeling.view_batch import batch_views
 
 Turn = Callable[[], contextlib.AbstractContextManager[None]]
 """Makes a context that is entered for each forward pass; it may wait, to let others run in between."""
@@ -143,6 +145,24 @@ class ImagePredictor:
         logits = {row: [predict(*slices) for slices in windows.slices(row)] for row in range(len(windows.tops))}
         return SlidingLogits(windows, logits, size)
 
+    def stored_logits(self, features: Tensor, view_size: tuple[int, int], size: tuple[int, int]) -> GridLogits:
+        """Mask logits from features ``(h, w, D)`` of a feature store; equal to those of the same view if the
+        model rounds features (``MODEL.CLIP.HALF_FEATURES``).
+
+        Args:
+            view_size: (H, W) of the view: the image, resized by the test augmentation.
+            size: output size.
+        """
+        model = self.model
+        assert isinstance(model, CLIPSegmentor), "only models with a frozen CLIP predict from its features"
+        batch = batch_views([features], [view_size], model.device, model.padding_mode)
+        with use_kernels(model.kernels):
+            logits = model.segment_views(batch)[0].float()
+        if self.class_ids is not None:
+            logits = logits[self.class_ids]
+        stride = model.backbone.stride
+        return GridLogits(logits, (features.shape[0] * stride, features.shape[1] * stride), view_size, size)
+
     # ---- at the image's size ----------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -176,7 +196,14 @@ class ImagePredictor:
         Raises:
             ReclipError: the model's scores are not finite.
         """
-        logits = self.network_logits(image, size, turn)
+        yield from self._bands_of(self.network_logits(image, size, turn), size)
+
+    @torch.no_grad()
+    def stored_bands(self, features: Tensor, view_size: tuple[int, int], size: tuple[int, int]) -> Iterator[Band]:
+        """Like :meth:`image_bands`, from the features of a feature store; arguments: see :meth:`stored_logits`."""
+        yield from self._bands_of(self.stored_logits(features, view_size, size), size)
+
+    def _bands_of(self, logits: GridLogits | SlidingLogits, size: tuple[int, int]) -> Iterator[Band]:
         with use_kernels(self.model.kernels):
             labels = logits.labels(self.memory)
         if labels is not None and labels.min() < 0:

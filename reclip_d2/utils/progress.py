@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,6 +29,8 @@ from typing import Any
 _SHORTEST_GAP = 0.1
 # ... another hundredth of the stage is done, or this many seconds have passed.
 _LONGEST_GAP = 10.0
+# Estimates weigh steps by their age: those of this many seconds ago have 1/e of the weight of the latest.
+_MEMORY = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,9 +159,9 @@ class count_steps:  # noqa: N801 (a context manager, read as a verb)
         self.stage, self.total, self.unit, self.done = stage, total, unit, done
         self._silent = silent or not total
         self._message = ""
-        self._initial = done
-        self._start = self._last_time = time.monotonic()
+        self._last_time = time.monotonic()
         self._last_done = done
+        self._recent_seconds = self._recent_steps = 0.0
         self._ended = False
 
     def __enter__(self) -> count_steps:
@@ -185,7 +188,15 @@ class count_steps:  # noqa: N801 (a context manager, read as a verb)
     def _report(self, ended: bool = False) -> None:
         if self._silent:
             return
-        self._last_time, self._last_done, self._ended = time.monotonic(), self.done, ended
-        made = self.done - self._initial
-        left = (self.total - self.done) * (self._last_time - self._start) / made if made and not ended else None
+        now = time.monotonic()
+        self._weigh(now - self._last_time, self.done - self._last_done)
+        self._last_time, self._last_done, self._ended = now, self.done, ended
+        known = self._recent_steps > 0 and not ended
+        left = (self.total - self.done) * self._recent_seconds / self._recent_steps if known else None
         report(Progress(self.stage, self.done, self.total, self.unit, self._message, left, ended))
+
+    def _weigh(self, seconds: float, steps: int) -> None:
+        """Add steps to the recent ones, whose time estimates the rest: the load of a machine changes."""
+        decay = math.exp(-seconds / _MEMORY)
+        self._recent_seconds = self._recent_seconds * decay + seconds
+        self._recent_steps = self._recent_steps * decay + steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -24,9 +25,12 @@ from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.utils.progress import Progress, duration_in_words, report, say
 from reclip_d2.workspace.run_folder import RunFolder
+from reclip_d2.workspace.stores import say_size, training_stores
 
 # Images to try until one can be read, if they have not been surveyed.
 _TRIES = 10
+# Maximum number of timed calls, and seconds after which no further one is made.
+_CALLS, _PATIENCE = 6, 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,19 +56,16 @@ class Work:
 
 
 def estimate(cfg: CfgNode, work: Work) -> dict[str, float]:
-    """Seconds of the stages with work left: ``hypotheses``, ``rectification``, ``masks``.
+    """Seconds of the stages with work left: ``features``, ``hypotheses``, ``rectification``, ``masks``.
 
     Args:
-        cfg: config of the model that predicts the masks; ``custom`` must be registered.
+        cfg: config of the model that predicts the masks; ``custom`` must be registered, with the training images if
+            there is training left.
     """
     model = build_model(cfg).eval()
-    record = {"file_name": work.sample, "image_id": "sample"}
     seconds = {}
-    if work.hypotheses:
-        seconds["hypotheses"] = work.hypotheses * _hypothesis_seconds(cfg, model, work.sample)
-    if work.iterations:
-        seconds["rectification"] = work.iterations * _iteration_seconds(cfg, model.train(), record)
-        model.eval()
+    if work.hypotheses or work.iterations:
+        seconds |= _training_seconds(cfg, model, work)
     if work.masks or work.tiles:
         image = read_image(work.image)
         predictor = ImagePredictor.from_config(model, cfg)
@@ -75,15 +76,50 @@ def estimate(cfg: CfgNode, work: Work) -> dict[str, float]:
     return seconds
 
 
+def _training_seconds(cfg: CfgNode, model: CLIPSegmentor, work: Work) -> dict[str, float]:
+    """Seconds of ``features``, ``hypotheses`` and ``rectification``."""
+    seconds: dict[str, float] = {}
+    views = 0  # to encode for stores
+    room = True
+    for store in training_stores(cfg, model.backbone):
+        if say_size(store, cfg.FEATURE_STORE.MAX_SIZE):
+            views += sum(len(store.shards.ranges[shard]) for shard in store.shards.missing())
+        else:
+            room = False
+    dense, fixed = cfg.HYPOTHESIS.METHOD == "dense", cfg.FEATURE_STORE.VIEWS > 0
+    encode = 0.0
+    if views or (not room and (dense or fixed)):
+        mapped = UnlabelledDatasetMapper(cfg, is_train=False)({"file_name": work.sample, "image_id": "sample"})
+        encode = _time(lambda: model.view_encoder(mapped["image"]), model.device)
+    if views:
+        seconds["features"] = views * encode
+    if work.hypotheses and not dense:
+        seconds["hypotheses"] = work.hypotheses * _hypothesis_seconds(cfg, model, work.sample)
+    elif work.hypotheses and not room:
+        seconds["hypotheses"] = 2 * work.hypotheses * encode
+    if work.iterations:
+        model.train()
+        if fixed:
+            iteration = _stored_iteration_seconds(cfg, model, work.sample)
+            iteration += 0.0 if room else cfg.SOLVER.IMS_PER_BATCH * encode
+        else:
+            iteration = _iteration_seconds(cfg, model, work.sample)
+        seconds["rectification"] = work.iterations * iteration
+        model.eval()
+    return seconds
+
+
 def _time(step: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call on ``device``, after a warm-up call."""
+    """Seconds of a call on ``device``: the median of several after a warm-up call; of a single one if calls take longer
+    than a second, of which the first takes hardly longer than others."""
+    times: list[float] = []
     with torch.no_grad():
-        step()
-        _wait(device)
-        start = time.perf_counter()
-        step()
-        _wait(device)
-    return time.perf_counter() - start
+        while len(times) < _CALLS and sum(times) < _PATIENCE:
+            start = time.perf_counter()
+            step()
+            _wait(device)
+            times.append(time.perf_counter() - start)
+    return statistics.median(times[1:] or times)
 
 
 def _wait(device: torch.device) -> None:
@@ -111,19 +147,36 @@ def _hypothesis_seconds(cfg: CfgNode, model: CLIPSegmentor, sample: str) -> floa
     return encoding / size * windows + reading
 
 
-def _iteration_seconds(cfg: CfgNode, model: LanguageSegmentor, record: dict) -> float:
-    """Seconds for one iteration, extrapolated from a batch of two images."""
-    mapped = UnlabelledDatasetMapper(cfg, is_train=True)(record)
-    mapped["hypothesis"] = torch.arange(min(2, model.num_classes))
-
-    def step(images: Sequence[dict]) -> None:
-        with torch.enable_grad(), EventStorage(1):  # iteration 1 writes no images for TensorBoard
-            sum(model(list(images)).values()).backward()
-        model.zero_grad()
-
-    one, two = (_time(lambda n=n: step([mapped] * n), model.device) for n in (1, 2))
+def _iteration_seconds(cfg: CfgNode, model: LanguageSegmentor, sample: str) -> float:
+    """Seconds for one iteration on fresh crops, extrapolated from a batch of two images."""
+    mapped = UnlabelledDatasetMapper(cfg, is_train=True)({"file_name": sample, "image_id": "sample"})
+    mapped["hypothesis"] = _hypothesis(model)
+    one, two = (_time(lambda n=n: _iterate(model, [mapped] * n), model.device) for n in (1, 2))
     each = max(two - one, 0.1 * two)
     return max(one - each, 0.0) + each * cfg.SOLVER.IMS_PER_BATCH
+
+
+def _stored_iteration_seconds(cfg: CfgNode, model: CLIPSegmentor, sample: str) -> float:
+    """Seconds for one iteration on views from a store: a whole batch, of random features."""
+    views = {"crops": True, "whole": False}[cfg.FEATURE_STORE.KIND]
+    image = UnlabelledDatasetMapper(cfg, is_train=views)({"file_name": sample, "image_id": "sample"})["image"]
+    size = (int(image.shape[-2]), int(image.shape[-1]))
+    stride, divisibility = model.backbone.stride, model.size_divisibility
+    grid = [-(-side // divisibility) * divisibility // stride for side in size]
+    features = torch.nn.functional.normalize(torch.randn(*grid, model.backbone.embed_dim), dim=-1).half()
+    record = {"image": image, "features": features, "view_size": size, "hypothesis": _hypothesis(model)}
+    return _time(lambda: _iterate(model, [record] * cfg.SOLVER.IMS_PER_BATCH), model.device)
+
+
+def _hypothesis(model: LanguageSegmentor) -> torch.Tensor:
+    return torch.arange(min(3, model.num_classes))
+
+
+def _iterate(model: LanguageSegmentor, batch: Sequence[dict]) -> None:
+    """Forward and backward pass of a batch."""
+    with torch.enable_grad(), EventStorage(1):  # iteration 1 writes no images for TensorBoard
+        sum(model(list(batch)).values()).backward()
+    model.zero_grad()
 
 
 def report_estimate(
@@ -144,7 +197,7 @@ def report_estimate(
     work = _work(cfg, folder, missing, surveyed)
     if work is None:
         return
-    say("estimate", "timing a first batch of each step")
+    say("estimate", "encoding the class names, and timing a first batch of each step")
     seconds = estimate(cfg, work)
     parts = ", ".join(f"{name} {duration_in_words(value)}" for name, value in seconds.items())
     more = ", and the distillation" if student else ""

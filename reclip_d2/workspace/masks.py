@@ -21,12 +21,14 @@ from reclip_d2.data.images import peek_pixels, read_image
 from reclip_d2.data.tiling import Tiling
 from reclip_d2.data.working_files import check_shape
 from reclip_d2.errors import ReclipError
+from reclip_d2.features.shards import StoredView
 from reclip_d2.formats import IndexWriter, MaskClasses, Prediction, ScoresWriter, read_index
 from reclip_d2.inference import ImagePredictor
 from reclip_d2.utils.files import open_to_append
 from reclip_d2.utils.io import naming_errors, remove_leftovers
 from reclip_d2.utils.json_files import read_json_lines
 from reclip_d2.utils.progress import count_steps
+from reclip_d2.workspace.stored_images import StoredImages
 
 # Pixels per class of each mask, one line per image; next to the masks, so that they move together.
 COVERAGE = ".coverage.jsonl"
@@ -57,14 +59,20 @@ class MaskClassTable:
         self.mask_classes = MaskClasses.make(names, background=len(names) - 1 if kept else None)
 
     def predict(
-        self, predictor: ImagePredictor, image: np.ndarray, with_scores: bool
+        self, predictor: ImagePredictor, image: np.ndarray | StoredView, with_scores: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Labels ``(H, W)`` uint8 of an image ``(H, W, 3)`` uint8 and, optionally, scores ``(C, H, W)`` float16: the
-        mask logits; for a kept background, the maximum over its names."""
+        """Labels ``(H, W)`` uint8 of an image ``(H, W, 3)`` uint8, or of its view in a feature store, and, optionally,
+        scores ``(C, H, W)`` float16: the mask logits; for a kept background, the maximum over its names."""
         count = len(self.mask_classes.names)
-        labels = np.empty(image.shape[:2], np.uint8)
-        scores = np.empty((count, *image.shape[:2]), np.float16) if with_scores else None
-        for band in predictor.bands(image):
+        if isinstance(image, StoredView):
+            size = image.placement.image_size
+            bands = predictor.stored_bands(image.features, image.size, size)
+        else:
+            size = (image.shape[0], image.shape[1])
+            bands = predictor.bands(image)
+        labels = np.empty(size, np.uint8)
+        scores = np.empty((count, *size), np.float16) if with_scores else None
+        for band in bands:
             labels[band.rows] = self.ids[band.labels.cpu().numpy()]
             if scores is not None:
                 scores[:, band.rows] = self.class_logits(band.logits).half().cpu().numpy()
@@ -77,10 +85,20 @@ class MaskClassTable:
         return torch.stack([logits[torch.from_numpy(group).to(logits.device)].amax(0) for group in groups])
 
 
-def _read_ahead(images: Sequence[ImageFile]) -> Iterator[tuple[ImageFile, np.ndarray | ReclipError]]:
-    """Each image with its pixels, or the reason why it cannot be read; the next is decoded in the background."""
+Input = np.ndarray | StoredView
+"""The pixels of an image, or its view in a feature store."""
 
-    def read(image: ImageFile) -> np.ndarray | ReclipError:
+
+def _read_ahead(
+    images: Sequence[ImageFile], stored: StoredImages | None
+) -> Iterator[tuple[ImageFile, Input | ReclipError]]:
+    """Each image with its view or pixels, or the reason why it cannot be read; the next is decoded in the
+    background."""
+
+    def read(image: ImageFile) -> Input | ReclipError:
+        view = None if stored is None else stored.view(image)
+        if view is not None:
+            return view
         try:
             return read_image(image.path)
         except ReclipError as error:
@@ -98,17 +116,19 @@ def _read_ahead(images: Sequence[ImageFile]) -> Iterator[tuple[ImageFile, np.nda
 
 
 def predict_masks(
-    make_predictor: Callable[[], ImagePredictor],
+    load: Callable[[], tuple[ImagePredictor, StoredImages | None]],
     images: Sequence[ImageFile],
     table: MaskClassTable,
     folder: Path,
     scores_folder: Path | None = None,
+    stage: str = "masks",
 ) -> dict[str, str]:
     """Write the masks missing in ``folder``.
 
     Args:
-        make_predictor: called if a mask is missing.
+        load: loads a predictor and, if there are any, features of the images; called if a mask is missing.
         scores_folder: write scores there too; None for no scores.
+        stage: name in progress events.
 
     Returns:
         The reason for each image that could not be predicted, by image id.
@@ -124,9 +144,9 @@ def predict_masks(
             for image in images
             if not index.is_done(image.name) or (scores_folder and not scores_writer.is_done(image.name))
         ]
-        predictor = make_predictor() if todo else None
-        steps = stack.enter_context(count_steps("masks", len(todo)))
-        for image, pixels in _read_ahead(todo):
+        predictor, stored = load() if todo else (None, None)
+        steps = stack.enter_context(count_steps(stage, len(todo)))
+        for image, pixels in _read_ahead(todo, stored):
             problem = _problem(image, pixels, predictor.tiling, with_scores=scores_folder is not None)
             if problem:
                 problems[image.image_id] = problem
@@ -146,10 +166,12 @@ def predict_masks(
     return problems
 
 
-def _problem(image: ImageFile, pixels: np.ndarray | ReclipError, tiling: Tiling, with_scores: bool) -> str:
+def _problem(image: ImageFile, pixels: Input | ReclipError, tiling: Tiling, with_scores: bool) -> str:
     """The reason why an image cannot be predicted; "" if it can."""
     if isinstance(pixels, ReclipError):
         return str(pixels)
+    if isinstance(pixels, StoredView):  # checked before the training
+        return ""
     size = (pixels.shape[0], pixels.shape[1])
     try:
         check_shape(image.path, size, tiling)

@@ -45,6 +45,8 @@ Add the licence that applies.
 """
 _HOW = {
     "maskclip": "CLIP's own masks (MaskCLIP), without training.",
+    "calibrated": "CLIP's own masks (MaskCLIP) with an offset per class, which gives them the class shares estimated on"
+    " unlabelled images; no network was trained.",
     "rectified": "CLIP with rectified class-preference and space-preference bias, learned from unlabelled images"
     " (ReCLIP++).",
     "student": "A student of ReCLIP++, distilled on unlabelled images. It runs without CLIP.",
@@ -62,7 +64,7 @@ def model_card(kind: str, classes: ClassList, clip: str, pretrained: str, cfg: C
     if classes.background:
         names.append(f"\nBackground: {_plain(', '.join(classes.background))}")
     lines = [_HOW[kind], "", f"- CLIP: `{clip}`, weights `{pretrained}`"]
-    if kind != "maskclip":
+    if kind in ("rectified", "student"):
         lines += [
             f"- iterations: {cfg.SOLVER.MAX_ITER:,}, {cfg.SOLVER.IMS_PER_BATCH} images each",
             f"- hypotheses: `{cfg.HYPOTHESIS.METHOD}`",

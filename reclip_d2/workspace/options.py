@@ -8,8 +8,23 @@ import re
 
 DEFAULT_CLIP, DEFAULT_PRETRAINED = "ViT-B-16-quickgelu", "openai"
 
+# Rectification methods, files of configs/methods, with the file of their distillation stage.
+METHODS = {
+    "reclippp_shares": "reclippp_shares_distill",
+    "reclippp_ext": "reclippp_ext_distill",
+    "reclippp_rectify": "reclippp_distill",
+}
+DEFAULT_METHOD = "reclippp_shares"
+
 # Names of the kinds of model in messages.
-TITLES = {"maskclip": "MaskCLIP", "rectified": "ReCLIP++, rectified", "student": "ReCLIP++, distilled student"}
+TITLES = {
+    "maskclip": "MaskCLIP",
+    "calibrated": "MaskCLIP, calibrated to estimated class shares",
+    "rectified": "ReCLIP++, rectified",
+    "student": "ReCLIP++, distilled student",
+}
+# Whose masks a run with training keeps.
+KEEP = ("rectified", "maskclip")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,16 +56,21 @@ class SegmentOptions(RunOptions):
     Attributes:
         fast: no training: CLIP's own masks (MaskCLIP).
         student: distil a student after the rectification, and predict with it.
+        keep: whose masks to keep after training: those of the trained model (``rectified``, the student if there is
+            one), or CLIP's own (``maskclip``).
+        method: rectification method, a key of :data:`METHODS`; ``reclippp_rectify`` is ReCLIP++ as published.
         clip: open_clip's name, the JSON file of an architecture, or ``reclip-embedded``.
         pretrained: CLIP's weights: a file, or a tag of open_clip's.
-        iterations: iterations of the rectification; None for the config's.
-        student_iterations: iterations of the distillation; None for the config's.
+        iterations: iterations of the rectification; None for a number that suits the images.
+        student_iterations: iterations of the distillation; None for a number that suits the images.
         student_weights: initial weights of the student's backbone; None for the config's.
         tile: cut images with a longer side than this into tiles of this size in pixels; None for the config's.
     """
 
     fast: bool = False
     student: bool = False
+    keep: str = "rectified"
+    method: str = DEFAULT_METHOD
     clip: str = DEFAULT_CLIP
     pretrained: str = DEFAULT_PRETRAINED
     iterations: int | None = None

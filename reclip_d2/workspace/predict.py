@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from reclip_d2.data.image_folder import find_images
 from reclip_d2.engine.logs import logging_to
 from reclip_d2.errors import ReclipError
+from reclip_d2.inference import ImagePredictor
 from reclip_d2.utils.digest import current_digest, file_digest
 from reclip_d2.utils.files import StrPath
 from reclip_d2.utils.output_paths import check_output_folder
@@ -18,7 +19,7 @@ from reclip_d2.workspace.results import MaskRequest, RunResult, report_transpare
 from reclip_d2.workspace.run_folder import CHECKPOINT, RunFolder, check_same_inputs
 from reclip_d2.workspace.run_state import RunState
 from reclip_d2.workspace.stage_config import resolve_device, settings_of
-from reclip_d2.workspace.trained_model import TrainedModel
+from reclip_d2.workspace.trained_model import TrainedModel, load_predictor
 
 
 def predict(
@@ -78,7 +79,7 @@ class PredictRun:
 
     def predict(self, progress: ProgressCallback | None = None) -> RunResult:
         """See the function :func:`predict`."""
-        folder, model = self.folder, self.model
+        folder = self.folder
         folder.is_used()  # raises for a folder with other files
         with folder.lock(), report_to(progress):
             if self.options.overwrite:
@@ -87,13 +88,16 @@ class PredictRun:
             state = self._remember()
             with logging_to(folder.run):
                 report_transparency(self.images)
-                return write_results(folder, state, self.request, self.images, {}, self.cfg, model.weights)
+                return write_results(folder, state, self.request, self.images, {}, self._load)
+
+    def _load(self, kind: str) -> tuple[ImagePredictor, None]:
+        return load_predictor(self.cfg, kind, self.request.classes, self.model.weights), None
 
     def _remember(self) -> RunState:
         """The folder's state with this run added; raises for a folder of another model or of other images."""
         folder, model = self.folder, self.model
         settings = {model.kind: {**settings_of(self.cfg), CHECKPOINT: file_digest(model.weights)}}
-        wanted = dataclasses.replace(model.state, settings=settings, results={}, entries=[])
+        wanted = dataclasses.replace(model.state, settings=settings, results={}, entries=[], kept="")
         known = None if self.options.overwrite else folder.read()
         if known is not None:
             _bring_up_to_date(known, model)

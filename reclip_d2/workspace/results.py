@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-from detectron2.config import CfgNode
+from collections.abc import Callable, Mapping, Sequence
 
 from reclip_d2.data.class_file import IGNORE_LABEL, ClassList
 from reclip_d2.data.image_folder import ImageFile
 from reclip_d2.data.images import describe_alpha, peek_size
 from reclip_d2.formats import check_formats, check_jpeg_size, check_names, write_formats
+from reclip_d2.inference import ImagePredictor
 from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.progress import count_steps, say
+from reclip_d2.workspace.decision import Decision
 from reclip_d2.workspace.masks import MaskClassTable, predict_masks, read_coverage
 from reclip_d2.workspace.run_folder import RunFolder, begin_results
-from reclip_d2.workspace.run_state import MASKS, SUMMARY, RunState
-from reclip_d2.workspace.trained_model import load_predictor
+from reclip_d2.workspace.run_result import ClassShare, RunResult
+from reclip_d2.workspace.run_state import MASKS, PAGE, SUMMARY, RunState
+from reclip_d2.workspace.stored_images import StoredImages
+from reclip_d2.workspace.summary_page import summary_page
 
 
 class MaskRequest:
@@ -44,6 +45,14 @@ class MaskRequest:
         names = [name for part in formats for name in part.split(",") if name]
         self.formats = tuple(name for name in dict.fromkeys(names) if name != "index")
 
+    def of(self, kind: str, *, formats: bool = True) -> MaskRequest:
+        """The same masks by another kind of model.
+
+        Args:
+            formats: also in the other formats.
+        """
+        return MaskRequest(kind, self.classes, self.background, self.formats if formats else ())
+
     @property
     def results(self) -> dict[str, str]:
         """See :attr:`RunState.results`."""
@@ -58,57 +67,32 @@ class MaskRequest:
                 check_jpeg_size(image.name, peek_size(image.path))
 
 
-@dataclasses.dataclass(frozen=True)
-class ClassShare:
-    """A class's share of the masks.
-
-    Attributes:
-        id: id in the masks; 255 for ignored pixels.
-        name: name of the class.
-        pixels: number of pixels in all masks.
-        images: number of masks in which it occurs.
-    """
-
-    id: int
-    name: str
-    pixels: int
-    images: int
-
-
-@dataclasses.dataclass(frozen=True)
-class RunResult:
-    """The results of a run.
-
-    Attributes:
-        folder: the output folder.
-        kind: kind of model, a key of :data:`~reclip_d2.workspace.options.TITLES`.
-        images: number of images.
-        masks: number of images with a mask.
-        made: number of masks made by this run; the others existed.
-        classes: share of each class in the order of the ids; ignored pixels, if any, come last.
-        problems: the reason for each image without a mask, by image id.
-        formats: other formats that were written.
-    """
-
-    folder: RunFolder
-    kind: str
-    images: int
-    masks: int
-    made: int
-    classes: tuple[ClassShare, ...]
-    problems: Mapping[str, str]
-    formats: tuple[str, ...]
-
-    @property
-    def pixels(self) -> int:
-        """Number of pixels in all masks."""
-        return sum(share.pixels for share in self.classes)
-
-
 def report_transparency(images: Sequence[ImageFile]) -> None:
     """Report how many images have transparent regions, and how these are read."""
     if line := describe_alpha(image.path for image in images):
         say("images", line)
+
+
+Load = Callable[[str], tuple[ImagePredictor, StoredImages | None]]
+"""Loads the predictor of a kind of model and, if there are any, features of the images."""
+
+
+def write_candidate(
+    folder: RunFolder, state: RunState, request: MaskRequest, images: Sequence[ImageFile], load: Load, stage: str
+) -> dict[str, str]:
+    """Write the missing masks of a kind of model that may not be the one that is kept.
+
+    Args:
+        images: usable images.
+        stage: name in progress events.
+
+    Returns:
+        The reason for each image that could not be predicted, by image id.
+    """
+    if not folder.lacking_masks(images, request.results):
+        return {}
+    begin_results(folder, state, request.results, [MASKS], silent=True)
+    return predict_masks(lambda: load(request.kind), images, request.table, folder.masks, stage=stage)
 
 
 def write_results(
@@ -117,32 +101,29 @@ def write_results(
     request: MaskRequest,
     images: Sequence[ImageFile],
     problems: Mapping[str, str],
-    cfg: CfgNode,
-    weights: Path,
+    load: Load,
+    decision: Decision | None = None,
+    new: Sequence[str] = (),
 ) -> RunResult:
-    """Write missing masks, other formats, and ``summary.json``.
+    """Write missing masks, other formats, and the summary.
 
     Args:
         images: all images, including broken ones.
         problems: the reason for each image that cannot be used, by image id; more may be found.
-        cfg, weights: config and checkpoint of the model.
+        load: see :data:`Load`.
+        decision: whose masks are kept, and why; None without training.
+        new: ids of images whose masks this run has already made.
     """
-    begin_results(folder, state, request.results, [MASKS, SUMMARY, *request.formats])
+    begin_results(folder, state, request.results, [MASKS, SUMMARY, PAGE, *request.formats], silent=decision is not None)
     problems = dict(problems)
     usable = [image for image in images if image.image_id not in problems]
     missing = folder.missing_masks(usable, request.results)
     scores = folder.path / "scores" if "scores" in request.formats else None
     if missing or scores:
         say("masks")
-        problems |= predict_masks(
-            lambda: load_predictor(cfg, request.kind, request.classes, weights),
-            usable,
-            request.table,
-            folder.masks,
-            scores,
-        )
+        problems |= predict_masks(lambda: load(request.kind), usable, request.table, folder.masks, scores)
         usable = [image for image in usable if image.image_id not in problems]
-    else:
+    elif not new:
         say("masks", "done before")
     if request.formats and usable:
         say("formats", ", ".join(request.formats))
@@ -154,8 +135,10 @@ def write_results(
                 request.formats,
                 progress=lambda done, _: steps.advance(done - steps.done),
             )
-    result = _summarize(folder, request, images, usable, problems, missing)
+    made = {image.image_id for image in missing} | set(new)
+    result = _summarize(folder, request, images, usable, problems, made, decision)
     _write_summary(result)
+    _write_page(result, request, usable)
     return result
 
 
@@ -165,13 +148,14 @@ def _summarize(
     images: Sequence[ImageFile],
     usable: Sequence[ImageFile],
     problems: Mapping[str, str],
-    missing: Sequence[ImageFile],
+    new: set[str],
+    decision: Decision | None,
 ) -> RunResult:
     """Count the pixels of each class.
 
     Args:
         usable: images with a mask.
-        missing: images that had no mask before.
+        new: ids of images that had no mask before.
     """
     coverage = read_coverage(folder.masks, usable)
     shares = []
@@ -185,10 +169,11 @@ def _summarize(
         kind=request.kind,
         images=len(images),
         masks=len(coverage),
-        made=sum(image.image_id not in problems for image in missing),
+        made=len(new - set(problems)),
         classes=tuple(shares),
         problems=problems,
         formats=request.formats,
+        decision=decision,
     )
 
 
@@ -201,5 +186,25 @@ def _write_summary(result: RunResult) -> None:
         "classes": [dataclasses.asdict(share) for share in result.classes],
         "problems": dict(result.problems),
     }
+    if result.decision is not None:
+        decision = result.decision
+        content["kept"] = {
+            "kind": decision.kept,
+            "asked": decision.asked,
+            "reason": decision.reason,
+            "warning": decision.warning,
+            "scores": dict(decision.scores),
+        }
+        content["shares"] = {kind: list(result.shares(kind).values()) for kind in decision.pixels}
     with atomic_write(result.folder.summary) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_page(result: RunResult, request: MaskRequest, images: Sequence[ImageFile]) -> None:
+    kinds = [request.kind]
+    if result.decision is not None:
+        kinds += [kind for kind in result.decision.pixels if kind != request.kind]
+    folders = {kind: result.folder.masks_of(request.of(kind).results) for kind in kinds}
+    page = summary_page(result, images, request.table.mask_classes, folders)
+    with atomic_write(result.folder.page) as temporary:
+        temporary.write_text(page, encoding="utf-8")

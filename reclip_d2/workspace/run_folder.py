@@ -4,9 +4,10 @@
 
     masks/            index PNGs, mirroring the images' folders, and classes.json
     overlay/, ...     other formats
-    summary.json      the summary
+    summary.json      the summary; summary.html, to read
     reclip.json       the inputs and settings
-    run/              hypotheses, trained models, logs; needed to resume, and by predict
+    run/              hypotheses, trained models, logs; needed to resume, and by predict. While a run is not finished
+                      also features/, the feature store
     previous-*/       earlier results of another kind of model
 """
 
@@ -30,7 +31,7 @@ from reclip_d2.utils.io import atomic_write, is_temporary, remove_leftovers, rem
 from reclip_d2.utils.json_files import read_json
 from reclip_d2.utils.locks import LOCK_NAME, exclusive
 from reclip_d2.utils.progress import say
-from reclip_d2.workspace.run_state import ASIDE, MASKS, RESULTS, RUN, SUMMARY, RunState, aside_name
+from reclip_d2.workspace.run_state import ASIDE, MASKS, PAGE, RESULTS, RUN, SUMMARY, RunState, aside_name
 
 ANEW = "give --overwrite to start over, or another --output"
 # The setting that identifies the trained model of the masks, if it is in another folder.
@@ -64,9 +65,12 @@ class RunFolder:
         self.run = self.path / RUN
         self.masks = self.path / MASKS
         self.summary = self.path / SUMMARY
+        self.page = self.path / PAGE
         self.hypotheses = self.run / "hypotheses.jsonl"
         self.survey = self.run / "survey.jsonl"
         self.working_files = self.run / "working"
+        self.features = self.run / "features"
+        self.decision = self.run / "decision.json"
         self._images = self.run / "images.json"
 
     def model(self, kind: str) -> Path:
@@ -131,6 +135,7 @@ class RunFolder:
         with exclusive(self.path / LOCK_NAME, busy):
             remove_leftovers_of(self.marker)
             remove_leftovers_of(self.summary)
+            remove_leftovers_of(self.page)
             if not self.run.is_symlink():
                 remove_leftovers(self.run)
             yield
@@ -157,6 +162,10 @@ class RunFolder:
             for path in itertools.chain([top], links):
                 if path.is_symlink():
                     raise ReclipError(f"{path} is a symbolic link, and results are not written through links: {ANEW}")
+
+    def remove_features(self) -> None:
+        """Remove the feature store, which a finished run no longer needs; one in a folder of the user's is kept."""
+        _remove(self.features)
 
     # ---- images -----------------------------------------------------------------------------------------------
 
@@ -202,7 +211,17 @@ class RunFolder:
         state = self.read()
         if state is None or state.results != results:
             return list(images)
-        return [image for image in images if not (self.masks / image.name.with_suffix(".png")).exists()]
+        return _without_masks(images, self.masks)
+
+    def masks_of(self, results: Mapping[str, str]) -> Path:
+        """Folder of the masks of these results, in their place or moved aside."""
+        state = self.read()
+        in_place = state is not None and state.results == results
+        return self.masks if in_place else _aside(self, results) / MASKS
+
+    def lacking_masks(self, images: Sequence[ImageFile], results: Mapping[str, str]) -> list[ImageFile]:
+        """Images without a mask in these results, in their place or moved aside."""
+        return _without_masks(images, self.masks_of(results))
 
     @property
     def broken(self) -> set[str]:
@@ -224,8 +243,8 @@ class RunFolder:
 
 # Keys that hypotheses depend on; other keys may change until the training begins.
 _HYPOTHESIS_KEYS = (
-    "HYPOTHESIS.METHOD", "HYPOTHESIS.SPLIT_BLOCK", "HYPOTHESIS.WINDOW_RATIO",
-    "INPUT.COPIES", "INPUT.TILES", "MODEL.CLIP",
+    "HYPOTHESIS.CLASS_SHARES", "HYPOTHESIS.METHOD", "HYPOTHESIS.SPLIT_BLOCK", "HYPOTHESIS.WINDOW_RATIO",
+    "INPUT.COPIES", "INPUT.MAX_SIZE_TEST", "INPUT.MIN_SIZE_TEST", "INPUT.TILES", "MODEL.CLIP",
 )  # fmt: skip
 
 
@@ -278,18 +297,26 @@ def _words(names: str | tuple[str, ...]) -> str:
     return names if isinstance(names, str) else ", ".join(names)
 
 
-def begin_results(folder: RunFolder, state: RunState, wanted: Mapping[str, str], entries: Sequence[str]) -> None:
+def _without_masks(images: Sequence[ImageFile], masks: Path) -> list[ImageFile]:
+    return [image for image in images if not (masks / image.name.with_suffix(".png")).exists()]
+
+
+def begin_results(
+    folder: RunFolder, state: RunState, wanted: Mapping[str, str], entries: Sequence[str], silent: bool = False
+) -> None:
     """Make room for the masks of a kind of model; another kind's are moved aside, and back when wanted again.
 
     Args:
         wanted: see :attr:`RunState.results`.
         entries: files and folders of the results.
+        silent: do not report what is moved.
     """
     if state.results and state.results != wanted:
         aside = _aside(folder, state.results)
         _move(folder.path, aside, state.entries)
         state.entries = []
-        say("masks", f"moved the results of {' '.join(state.results.values())} to {aside}")
+        if not silent:
+            say("masks", f"moved the results of {' '.join(state.results.values())} to {aside}")
     back = _aside(folder, wanted)
     returned = [name for name in RESULTS if (back / name).exists()]
     state.results = dict(wanted)

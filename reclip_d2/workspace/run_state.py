@@ -18,10 +18,10 @@ from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.json_files import read_json
 
 FORMAT = "reclip_d2 run 1"
-MASKS, SUMMARY, RUN = "masks", "summary.json", "run"
-KINDS = ("maskclip", "rectified", "student")
+MASKS, SUMMARY, PAGE, RUN = "masks", "summary.json", "summary.html", "run"
+KINDS = ("maskclip", "calibrated", "rectified", "student")
 BACKGROUNDS = ("ignore", "keep")
-RESULTS = (MASKS, SUMMARY, *(name for name in FORMATS if name != "index"))
+RESULTS = (MASKS, SUMMARY, PAGE, *(name for name in FORMATS if name != "index"))
 """All names that results can have in an output folder."""
 
 
@@ -65,6 +65,7 @@ SCHEMA = {
             "dependentRequired": {"model": ["background"], "background": ["model"]},
         },
         "entries": {"type": "array", "items": {"enum": list(RESULTS)}, "maxItems": 1000},
+        "kept": {"enum": ["", *KINDS]},
     },
 }
 
@@ -95,6 +96,8 @@ class RunState:
         settings: keys that each kind of model was made with.
         results: kind of model and background of the current masks; empty if there are none.
         entries: files and folders of these results.
+        kept: kind of model whose masks the run kept in the end, which predicts further images; "" if that is not
+            decided.
     """
 
     classes: ClassList
@@ -104,6 +107,7 @@ class RunState:
     settings: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     results: dict[str, str] = dataclasses.field(default_factory=dict)
     entries: list[str] = dataclasses.field(default_factory=list)
+    kept: str = ""
 
     @classmethod
     def read(cls, file: Path, remedy: str) -> RunState:

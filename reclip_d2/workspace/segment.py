@@ -17,13 +17,14 @@ from detectron2.config import CfgNode
 from reclip_d2.backbones.query import check_names_fit
 from reclip_d2.data.class_file import ClassList, read_class_file
 from reclip_d2.data.datasets.custom import register_images
-from reclip_d2.data.image_folder import find_images
+from reclip_d2.data.image_folder import ImageFile, find_images
 from reclip_d2.data.survey import SurveyedImage, survey_images
 from reclip_d2.data.working_files import WorkingFiles
 from reclip_d2.engine.logs import logging_to
 from reclip_d2.engine.output_dir import remove_intermediate_checkpoints
 from reclip_d2.errors import ReclipError
 from reclip_d2.hypothesis.blocks import remove_blocks
+from reclip_d2.inference import ImagePredictor
 from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.utils.digest import current_digest, file_digest, file_digests
 from reclip_d2.utils.files import StrPath
@@ -32,12 +33,26 @@ from reclip_d2.utils.output_paths import check_output_folder
 from reclip_d2.utils.progress import ProgressCallback, report_to, say
 from reclip_d2.workspace import training
 from reclip_d2.workspace.clip_weights import find_weights
+from reclip_d2.workspace.decision import Decision, asked_for, compared, total_pixels
 from reclip_d2.workspace.estimate import report_estimate
-from reclip_d2.workspace.options import SegmentOptions
-from reclip_d2.workspace.results import MaskRequest, RunResult, report_transparency, write_results
+from reclip_d2.workspace.masks import read_coverage
+from reclip_d2.workspace.options import KEEP, SegmentOptions
+from reclip_d2.workspace.results import (
+    MaskRequest,
+    RunResult,
+    report_transparency,
+    write_candidate,
+    write_results,
+)
 from reclip_d2.workspace.run_folder import RunFolder, check_same_inputs
 from reclip_d2.workspace.run_state import RunState
+from reclip_d2.workspace.schedule import suggested_iterations
 from reclip_d2.workspace.stage_config import resolve_device, resolve_pretrained, settings_of, stage_config
+from reclip_d2.workspace.stored_images import StoredImages
+from reclip_d2.workspace.trained_model import load_predictor
+
+# CLIP's own masks, written before the training.
+FIRST_MASKS = "first masks"
 
 
 def segment(
@@ -89,9 +104,9 @@ class SegmentRun:
         folder: the output folder.
         classes: the class list.
         found: the images.
-        kinds: kinds of model to make, in order; the last one predicts the masks.
+        kinds: kinds of model to make, in order.
         configs: config of each kind.
-        request: the masks to write.
+        request: the masks to write, by the last kind; :meth:`segment` may keep another's.
     """
 
     def __init__(
@@ -108,7 +123,12 @@ class SegmentRun:
         self._class_file = "" if isinstance(classes, ClassList) else str(Path(classes).absolute())
         self.found = find_images(sources, exclude=[self.folder.path])
         self.images = self.found.images
-        self.kinds = ["maskclip"] if options.fast else ["rectified", "student"] if options.student else ["rectified"]
+        self.kinds = ["maskclip"]
+        if not options.fast:
+            self.kinds += ["rectified", "student"] if options.student else ["rectified"]
+        if options.keep not in KEEP:
+            raise ReclipError(f"--keep {options.keep} is unknown: use one of {', '.join(KEEP)}")
+        self._trained_on: list[SurveyedImage] = []
         self.options = dataclasses.replace(
             options,
             clip=resolve_pretrained(options.clip),  # a name, or the path of an architecture file
@@ -126,8 +146,12 @@ class SegmentRun:
 
     def _config(self, kind: str) -> CfgNode:
         options, folder = self.options, self.folder
-        iterations = options.student_iterations if kind == "student" else options.iterations
-        for name, value in (("iterations", iterations), ("tile", options.tile)):
+        iterations = {"rectified": options.iterations, "student": options.student_iterations}.get(kind)
+        for name, value in (
+            ("iterations", options.iterations),
+            ("student-iterations", options.student_iterations),
+            ("tile", options.tile),
+        ):
             if value is not None and value < 1:
                 raise ReclipError(f"--{name} {value}: give a number above 0")
         pairs = {
@@ -135,6 +159,7 @@ class SegmentRun:
             "MODEL.CLIP.PRETRAINED": options.pretrained,
             "DATASETS.CUSTOM.CLASSES": self._class_file,
             "HYPOTHESIS.FILE": str(folder.hypotheses),
+            "FEATURE_STORE.FOLDER": str(folder.features),
             "OUTPUT_DIR": str(folder.model(kind)),
         }
         if kind == "student":
@@ -145,21 +170,31 @@ class SegmentRun:
             pairs["SOLVER.MAX_ITER"] = str(iterations)
         if options.tile is not None:
             pairs |= {"INPUT.TILES.FROM_SIDE": str(options.tile), "INPUT.TILES.SIZE": str(options.tile)}
-        return stage_config(kind, options.clip, [*(part for pair in pairs.items() for part in pair), *options.opts])
+        overrides = [*(part for pair in pairs.items() for part in pair), *options.opts]
+        cfg = stage_config(kind, options.clip, overrides, options.method)
+        if kind != "maskclip" and iterations is None and "SOLVER.MAX_ITER" not in options.opts[::2]:
+            cfg.SOLVER.MAX_ITER = suggested_iterations(len(self.images), cfg)
+        return cfg
 
     def segment(self, progress: ProgressCallback | None = None) -> RunResult:
         """All stages; see the function :func:`segment`."""
         with self._begun(progress) as state:
-            problems = self._train(masks=True)
-            kind, folder = self.request.kind, self.folder
-            return write_results(
-                folder, state, self.request, self.images, problems, self.configs[kind], folder.weights(kind)
+            problems = self._train(state, masks=True)
+            decision, new = self._decide(state, problems)
+            request = self.request if decision is None else self.request.of(decision.kept)
+            result = write_results(
+                self.folder, state, request, self.images, problems, self._load, decision, new.get(request.kind, ())
             )
+            self.folder.remove_features()
+            return result
 
     def train(self, progress: ProgressCallback | None = None) -> dict[str, str]:
         """All stages except the masks; returns the reason for each image that cannot be used, by id."""
-        with self._begun(progress):
-            return self._train(masks=False)
+        with self._begun(progress) as state:
+            problems = self._train(state, masks=False)
+            self._decide(state, problems, masks=False)
+            self.folder.remove_features()
+            return problems
 
     @contextlib.contextmanager
     def _begun(self, progress: ProgressCallback | None) -> Iterator[RunState]:
@@ -186,11 +221,16 @@ class SegmentRun:
         known = None if self.options.overwrite else self.folder.read()  # checked by clear()
         if known is not None:
             known.weights = current_digest(known.weights, self.options.pretrained)
+            # First, since the number of iterations depends on that of the images.
+            trained = self.folder.hypotheses.exists() and not self.options.fast
+            signatures = self.folder.check_images(self.images, trained)
             check_same_inputs(self.folder, known, wanted)
             settings = {**known.settings, **wanted.settings}
-            wanted = dataclasses.replace(wanted, settings=settings, results=known.results, entries=known.entries)
-        trained = self.folder.hypotheses.exists() and not self.options.fast
-        signatures = self.folder.check_images(self.images, trained)
+            wanted = dataclasses.replace(
+                wanted, settings=settings, results=known.results, entries=known.entries, kept=known.kept
+            )
+        else:
+            signatures = self.folder.check_images(self.images, trained=False)
         self.folder.write(wanted)
         self.folder.remember_images(signatures)
         for kind, cfg in self.configs.items():
@@ -198,8 +238,12 @@ class SegmentRun:
                 temporary.write_text(cfg.dump(), encoding="utf-8")
         return wanted
 
-    def _train(self, masks: bool) -> dict[str, str]:
-        """The stages before the masks; returns the reason for each image that cannot be used, by id."""
+    def _train(self, state: RunState, masks: bool) -> dict[str, str]:
+        """The stages before the last masks; returns the reason for each image that cannot be used, by id.
+
+        Args:
+            masks: whether masks are wanted; MaskCLIP's are written before the training.
+        """
         folder = self.folder
         surveyed: list[SurveyedImage] = []
         if self.options.fast:
@@ -208,14 +252,17 @@ class SegmentRun:
             surveyed = self._survey()
         problems = {image.file.image_id: image.problem for image in surveyed if image.problem}
         usable = [image for image in self.images if image.image_id not in problems]
+        decided = self._decided(masks)
+        request = self.request if decided is None else self.request.of(decided.kept)
         report_estimate(
-            self.configs[self.kinds[0]],
+            self.configs["maskclip" if self.options.fast else "rectified"],
             folder,
-            folder.missing_masks(usable, self.request.results) if masks else [],
+            folder.missing_masks(usable, request.results) if masks else [],
             [image for image in surveyed if not image.problem],
             self.options.student and not folder.weights("student").exists(),
         )
-        for stage in self._stages():
+        first = self._first_masks(state, usable) if masks and decided is None else None
+        for stage in self._stages(first):
             if stage.is_done():
                 stage.tidy()
                 say(stage.name, "done before")
@@ -224,17 +271,83 @@ class SegmentRun:
                 stage.run()
         return problems
 
-    def _stages(self) -> list[Stage]:
+    def _stages(self, first_masks: Stage | None) -> list[Stage]:
         if self.options.fast:
             return []
         file, cfg = self.folder.hypotheses, self.configs["rectified"]
         stages = [
             Stage("hypotheses", file.exists, lambda: training.make_hypotheses(cfg), lambda: remove_blocks(file)),
+            *([first_masks] if first_masks else []),
             self._training("rectification", "rectified"),
         ]
         if self.options.student:
             stages.append(self._training("distillation", "student"))
         return stages
+
+    def _first_masks(self, state: RunState, usable: Sequence[ImageFile]) -> Stage:
+        """CLIP's own masks, to look at while the model trains, and to fall back on."""
+        request = self.request.of("maskclip", formats=False)
+        return Stage(
+            FIRST_MASKS,
+            lambda: not self.folder.lacking_masks(usable, request.results),
+            lambda: write_candidate(self.folder, state, request, usable, self._load, FIRST_MASKS),
+            lambda: None,
+        )
+
+    def _load(self, kind: str) -> tuple[ImagePredictor, StoredImages | None]:
+        """The predictor of a kind of model, and the images' features while the run has its store."""
+        predictor = load_predictor(self.configs[kind], kind, self.classes, self.folder.weights(kind))
+        if not self._trained_on:
+            return predictor, None
+        training.register_training_images(self._trained_on, self.classes)  # load_predictor has registered no images
+        return predictor, StoredImages.find(self.configs["rectified"], predictor)
+
+    def _decided(self, masks: bool) -> Decision | None:
+        """The recorded decision, if it is about this run's models and options.
+
+        Args:
+            masks: whether it must have compared masks.
+        """
+        if self.options.fast:
+            return None
+        known = Decision.read(self.folder.decision)
+        if known is None or (known.asked, known.trained) != (self.options.keep, self.kinds[-1]):
+            return None
+        return known if known.pixels or not masks else None
+
+    def _decide(
+        self, state: RunState, problems: dict[str, str], masks: bool = True
+    ) -> tuple[Decision | None, dict[str, list[str]]]:
+        """Whose masks are kept; records it.
+
+        Args:
+            masks: write the masks that are compared.
+
+        Returns:
+            the decision, None for a run without training; and for each kind the ids of the images whose masks were
+            written.
+        """
+        if self.options.fast:
+            return None, {}
+        folder, new = self.folder, {}
+        decision = self._decided(masks)
+        if decision is None:
+            decision, pixels = asked_for(self.options.keep, self.kinds[-1]), {}
+            usable = [image for image in self.images if image.image_id not in problems]
+            for kind in compared(self.kinds) if masks else ():
+                request = self.request.of(kind, formats=False)
+                new[kind] = [image.image_id for image in folder.lacking_masks(usable, request.results)]
+                if new[kind]:
+                    say("masks")
+                problems |= write_candidate(folder, state, request, usable, self._load, "masks")
+                usable = [image for image in usable if image.image_id not in problems]
+                coverage = read_coverage(folder.masks_of(request.results), usable)
+                pixels[kind] = total_pixels(coverage, request.table.mask_classes.background)
+            decision = dataclasses.replace(decision, pixels=pixels)
+            decision.write(folder.decision)
+        state.kept = decision.kept
+        folder.write(state)
+        return decision, new
 
     def _training(self, name: str, kind: str) -> Stage:
         folder, cfg = self.folder, self.configs[kind]
@@ -256,6 +369,7 @@ class SegmentRun:
         if not folder.hypotheses.exists():
             folder.mark_broken(broken)
         trained = [image for image in surveyed if not image.problem and image.file.image_id not in folder.broken]
+        self._trained_on = trained
         if not trained:
             raise ReclipError(f"no image can be used; first problem: {surveyed[0].problem}")
         count = training.register_training_images(trained, self.classes)

@@ -37,8 +37,16 @@ from reclip_d2.utils.files import StrPath
 from reclip_d2.utils.output_paths import check_output_folder
 from reclip_d2.utils.progress import ProgressCallback, report_to
 from reclip_d2.workspace import hub
+from reclip_d2.workspace.decision import Decision
 from reclip_d2.workspace.masks import MaskClassTable
-from reclip_d2.workspace.options import DEFAULT_CLIP, DEFAULT_PRETRAINED, TITLES, SegmentOptions, in_options
+from reclip_d2.workspace.options import (
+    DEFAULT_CLIP,
+    DEFAULT_METHOD,
+    DEFAULT_PRETRAINED,
+    TITLES,
+    SegmentOptions,
+    in_options,
+)
 from reclip_d2.workspace.run_state import RunState
 from reclip_d2.workspace.saved_model import ModelToSave, SavedModelFolder
 from reclip_d2.workspace.segment import SegmentRun
@@ -93,6 +101,8 @@ class Segmenter:
         clip, pretrained: name and weights of the CLIP.
         device: where the networks run.
         problems: the reason for each image that the last :meth:`fit` could not use, by image id.
+        decision: which model the last :meth:`fit` kept, and why; see
+            :class:`~reclip_d2.workspace.decision.Decision`. None before.
     """
 
     def __init__(
@@ -118,6 +128,7 @@ class Segmenter:
         self._temporary: tempfile.TemporaryDirectory | None = None
         self._temporary_of: tuple | None = None  # arguments of the fit() in that folder
         self.problems: dict[str, str] = {}
+        self.decision: Decision | None = None
 
     # ---- creation ---------------------------------------------------------------------------------------------
 
@@ -174,7 +185,7 @@ class Segmenter:
 
         Args:
             folder: folder of :meth:`save`, or the output folder of a run.
-            use: which of a run's models: ``maskclip``, ``rectified`` or ``student``; None for the last one trained.
+            use: which of a run's models: ``maskclip``, ``rectified`` or ``student``; None for the one that was kept.
             pretrained: CLIP's weights, if the file has moved since the training.
             keep_background, device, opts: see :meth:`from_clip`.
 
@@ -262,6 +273,8 @@ class Segmenter:
         progress: ProgressCallback | None = None,
         iterations: int | None = None,
         student: bool = False,
+        keep: str = SegmentOptions.keep,
+        method: str = DEFAULT_METHOD,
         student_iterations: int | None = None,
         student_weights: str | None = None,
         tile: int | None = None,
@@ -279,9 +292,11 @@ class Segmenter:
                 object.
             progress: called with each :class:`~reclip_d2.utils.progress.Progress`, in this thread; for example
                 ``print``.
-            iterations: iterations of the rectification; None for the config's.
+            iterations: iterations of the rectification; None for a number that suits the images.
             student: distil a student after the rectification, and predict with it.
-            student_iterations: iterations of the distillation; None for the config's.
+            keep: which model to keep: see :class:`~reclip_d2.workspace.options.SegmentOptions`, and :attr:`decision`.
+            method: rectification method, see there; ``reclippp_rectify`` is ReCLIP++ as published.
+            student_iterations: iterations of the distillation; None for a number that suits the images.
             student_weights: initial weights of the student's backbone; None for the config's.
             tile: cut images with a longer side than this into tiles of this size in pixels; None for the config's.
             seed: random seed of the training; None for the config's.
@@ -302,6 +317,8 @@ class Segmenter:
         seeds = () if seed is None else ("SEED", str(seed))
         options = SegmentOptions(
             student=student,
+            keep=keep,
+            method=method,
             clip=self.clip,
             pretrained=self.pretrained,
             iterations=iterations,
@@ -317,7 +334,8 @@ class Segmenter:
         if output is not None and not (resume or overwrite) and run.folder.is_used():
             raise ReclipError(f"--output {folder} contains a run: give resume=True, overwrite=True, or another output")
         self.problems = run.train(progress)
-        self._trained, self._predictor = TrainedModel.find(folder, run.kinds[-1], None), None
+        self.decision = Decision.read(run.folder.decision)
+        self._trained, self._predictor = TrainedModel.find(folder, None, None), None
         if output is not None:
             self._temporary = None  # removes its files
         return self

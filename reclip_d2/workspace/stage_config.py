@@ -19,18 +19,18 @@ from reclip_d2.config.files import configs_folder
 from reclip_d2.errors import ReclipError
 from reclip_d2.modeling.build import backbone_class
 from reclip_d2.workspace.clip_weights import find_weights
+from reclip_d2.workspace.options import DEFAULT_METHOD, METHODS
 
-# Kind of model: its file in configs/methods.
-STAGE_CONFIGS = {
-    "maskclip": "maskclip.yaml",
-    "rectified": "reclippp_rectify.yaml",
-    "student": "reclippp_distill.yaml",
-}
 # Keys that do not affect a run's results.
 _HARMLESS = (
-    "CUDNN_BENCHMARK", "DATALOADER", "DATASETS.CUSTOM", "HYPOTHESIS.BATCH_SIZE", "HYPOTHESIS.FILE", "MODEL.DEVICE",
-    "MODEL.CLIP.PRETRAINED", "MODEL.TEACHER.WEIGHTS", "OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "TEST.BAND_MEMORY",
-    "VIS_PERIOD",
+    "CUDNN_BENCHMARK", "DATALOADER", "DATASETS.CUSTOM", "FEATURE_STORE.FOLDER", "FEATURE_STORE.MAX_SIZE",
+    "HYPOTHESIS.BATCH_SIZE", "HYPOTHESIS.FILE", "MODEL.DEVICE", "MODEL.CLIP.PRETRAINED", "MODEL.TEACHER.WEIGHTS",
+    "OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "TEST.BAND_MEMORY", "VIS_PERIOD",
+)  # fmt: skip
+# Keys of the training, which MaskCLIP's masks do not depend on.
+_TRAINING = (
+    "FEATURE_STORE", "HYPOTHESIS", "INPUT.CROP", "MODEL.BIAS_HEAD", "MODEL.DISTILLATION", "MODEL.GUMBEL", "MODEL.LOSS",
+    "MODEL.MASK_DECODER", "MODEL.STUDENT", "SEED", "SOLVER",
 )  # fmt: skip
 # Sizes in configs/datasets/custom.yaml, for a CLIP of the usual input size.
 _SIZES = (
@@ -61,20 +61,39 @@ def resolve_pretrained(pretrained: str) -> str:
     return str(path.resolve()) if is_path else pretrained
 
 
-def stage_config(kind: str, clip: str, overrides: Sequence[str]) -> CfgNode:
+def method_file(kind: str, method: str) -> str:
+    """Name of a kind of model's file in ``configs/methods``.
+
+    Args:
+        method: a key of :data:`~reclip_d2.workspace.options.METHODS`.
+
+    Raises:
+        ReclipError: the method is unknown.
+    """
+    if method not in METHODS:
+        raise ReclipError(f"--method {method} is unknown: use one of {', '.join(METHODS)}")
+    return {"maskclip": "maskclip", "calibrated": "maskclip", "rectified": method, "student": METHODS[method]}[
+        kind
+    ] + ".yaml"
+
+
+def stage_config(kind: str, clip: str, overrides: Sequence[str], method: str = DEFAULT_METHOD) -> CfgNode:
     """Config of a kind of model on a user's images: ``configs/datasets/custom-<clip>.yaml`` if it exists for the CLIP,
     otherwise ``custom.yaml`` with sizes that fit the CLIP.
 
     Args:
-        kind: of :data:`STAGE_CONFIGS`.
+        kind: a key of :data:`~reclip_d2.workspace.options.TITLES`.
         clip: open_clip's name of the model.
         overrides: ``KEY VALUE`` pairs.
+        method: see :func:`method_file`.
     """
     folder = configs_folder()
     dataset = folder / "datasets" / f"custom-{clip}.yaml"
     fitted = dataset.is_file()
-    files = [dataset if fitted else folder / "datasets" / "custom.yaml", folder / "methods" / STAGE_CONFIGS[kind]]
+    files = [dataset if fitted else folder / "datasets" / "custom.yaml", folder / "methods" / method_file(kind, method)]
     cfg = load_config([str(file) for file in files], ["MODEL.CLIP.NAME", clip, *overrides])
+    if kind == "calibrated":
+        cfg.MODEL.MASKCLIP.CALIBRATION = "estimated"
     cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
     if not fitted:
         _fit_sizes(cfg, set(overrides[::2]))
@@ -145,10 +164,11 @@ def _fit_sizes(cfg: CfgNode, given: set[str]) -> None:
 
 def settings_of(cfg: CfgNode) -> dict[str, str]:
     """All keys that results depend on, with their values, to compare with another run's."""
+    harmless = _HARMLESS + (_TRAINING if cfg.MODEL.META_ARCHITECTURE == "MaskCLIP" else ())
     return {
         key: str(_plain(value))
         for key, value in flatten(cfg).items()
-        if not any(key == name or key.startswith(f"{name}.") for name in _HARMLESS)
+        if not any(key == name or key.startswith(f"{name}.") for name in harmless)
     }
 
 

@@ -16,6 +16,7 @@ from reclip_d2.errors import ReclipError
 from reclip_d2.inference import ImagePredictor
 from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from reclip_d2.utils.digest import current_digest, file_digest
+from reclip_d2.workspace.decision import Decision
 from reclip_d2.workspace.run_folder import RunFolder
 from reclip_d2.workspace.run_state import RunState
 from reclip_d2.workspace.saved_model import SavedModelFolder, neutral_paths
@@ -44,7 +45,7 @@ class TrainedModel:
 
         Args:
             model: ``--model``, an output folder, or the folder of a saved model.
-            use: ``--use``, a kind; None for the last one trained.
+            use: ``--use``, a kind; None for the one whose masks the run kept.
             pretrained: ``--pretrained``, CLIP's weights; None for those of the training.
 
             Raises:
@@ -57,7 +58,7 @@ class TrainedModel:
         state = folder.read() if folder.marker.is_file() else None
         if state is None:
             raise ReclipError(f"--model {model} is neither an output folder of reclip segment nor a saved model")
-        kind = use or _last(folder)
+        kind = use or state.kept or _last(folder)
         if kind != "maskclip" and not folder.weights(kind).exists():
             raise ReclipError(f"--model {model} has no finished model ({kind}): run its reclip segment to the end")
         pretrained = state.pretrained if pretrained is None else resolve_pretrained(pretrained)
@@ -69,6 +70,18 @@ class TrainedModel:
     def weights(self) -> Path:
         """Its checkpoint; MaskCLIP has none."""
         return self.folder.weights(self.kind)
+
+    @property
+    def decision(self) -> Decision | None:
+        """Whose masks its run kept, and why; None for a run without training, and a saved model."""
+        return Decision.read(self.folder.decision)
+
+    def to_compare(self) -> TrainedModel:
+        """The model to compare with CLIP's own masks: where a run kept these, the one that it trained."""
+        decision = self.decision
+        if self.kind != "maskclip" or decision is None or decision.kept != "maskclip":
+            return self
+        return dataclasses.replace(self, kind=decision.trained)
 
     def config(self, overrides: Sequence[str]) -> CfgNode:
         """Its config, with ``KEY VALUE`` overrides."""
@@ -86,7 +99,7 @@ class TrainedModel:
 
 
 def _last(folder: RunFolder) -> str:
-    """The last kind of model that a run has finished."""
+    """The last kind of model that an unfinished run, or one of an earlier version, has trained."""
     for kind in ("student", "rectified"):
         if folder.weights(kind).exists():
             return kind

@@ -13,23 +13,6 @@ from reclip_d2.formats import MaskClasses
 CLASSES = MaskClasses(("sky", "<b>fire</b>"), ((255, 0, 0), (0, 0, 255)))
 
 
-def test_reduced_size():
-    assert pictures.reduced_size((100, 200)) == (100, 200)
-    assert pictures.reduced_size((3200, 1000)) == (1600, 500)
-    assert pictures.reduced_size((4, 40000)) == (1, 1600)
-
-
-def test_image_and_labels_are_reduced_alike():
-    """A picture of two halves and its label map keep their border at the same place."""
-    labels = np.zeros((2000, 3200), np.uint8)
-    labels[:, 1200:] = 7
-    image = np.repeat(labels[..., None] * 30, 3, axis=2)
-    small, small_labels = pictures.reduce_image(image), pictures.reduce_labels(labels)
-    assert small.shape == (1000, 1600, 3) and small_labels.shape == (1000, 1600)
-    np.testing.assert_array_equal(small[..., 0], small_labels * 30)
-    assert (small_labels[:, 600:] == 7).all() and not small_labels[:, :600].any()
-
-
 def test_overlay(tmp_path):
     """Half colour, half picture; ignored pixels are the picture; a narrow picture gets margins at the sides."""
     image = np.full((60, 30, 3), 100, np.uint8)

@@ -84,13 +84,16 @@ def test_what_is_there_is_kept(reclip, model, tmp_path):
     assert not list((model / "masks").glob("*.onnx"))
 
 
-def test_a_student_is_the_last_model_of_its_run(reclip, model, tmp_path):
+def test_a_student_that_was_kept(reclip, model, tmp_path):
     """A student with weights of its initialisation: its training is tested elsewhere."""
     folder = model / "run" / "student"
     folder.mkdir()
     cfg = stage_config("student", "reclip-embedded", ["MODEL.DEVICE", "cpu", "MODEL.CLIP.TEMPLATES", "photo"])
     (folder / "config.yaml").write_text(cfg.dump())
-    state = json.loads((model / "reclip.json").read_text())["classes"]
+    recorded = json.loads((model / "reclip.json").read_text())
+    assert recorded["kept"] == "rectified"
+    (model / "reclip.json").write_text(json.dumps({**recorded, "kept": "student"}))
+    state = recorded["classes"]
     classes = type("Classes", (), {"model_classes": [*state["classes"], *([name] for name in state["background"])]})
     register_images([], classes)
     cfg.MODEL.META_ARCHITECTURE = "Student"

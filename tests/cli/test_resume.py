@@ -10,9 +10,10 @@ import torch
 from reclip_d2.cli.main import main
 from reclip_d2.data import survey
 from reclip_d2.engine.train_loop import SeedIteration
+from reclip_d2.features.store import FeatureStore
 from reclip_d2.formats import IndexWriter
 from reclip_d2.formats.pictures import OverlayWriter
-from reclip_d2.hypothesis.blocks import ScoreBlocks
+from reclip_d2.hypothesis import dense
 from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from reclip_d2.workspace import masks
 from reclip_d2.workspace.run_folder import RunFolder
@@ -20,6 +21,8 @@ from tests.cli.conftest import all_files, segment_arguments
 from tests.kills import kill_at_new_rename, run_killed, run_with_kills
 
 FORMATS = ("--formats", "overlay", "cvat")
+# Names of what two runs on the same inputs have in common, byte for byte.
+KEPT = ("masks/", "previous-", "overlay/", "cvat/", "summary.", "run/hypotheses.jsonl", "run/decision.json")
 
 
 def kill_in_call(owner: object, name: str, number: int) -> Callable[[], None]:
@@ -59,7 +62,9 @@ def test_killed_at_every_stage(reclip, photos, classes, tmp_path, monkeypatch):
     assert whole.status == 0, whole.err
     stages = {
         "survey": (survey, "_look", 4),
-        "hypotheses": (ScoreBlocks, "write", 1),
+        "features": (FeatureStore, "_encode", 5),
+        "hypotheses": (dense, "whole_view", 9),
+        "first masks": (masks, "count_pixels", 4),
         "first training": (SeedIteration, "before_step", 4),
         "second training": (SeedIteration, "before_step", 3),
         "masks": (masks, "count_pixels", 3),
@@ -69,16 +74,16 @@ def test_killed_at_every_stage(reclip, photos, classes, tmp_path, monkeypatch):
     for stage, kill in stages.items():
         assert run_killed(lambda: main(arguments("broken")), kill_in_call(*kill)) == -signal.SIGKILL
         done = len(list((tmp_path / "broken" / "masks").rglob("*.png")))
-        expected = {"masks": 2, "a mask, before its rename": 3, "formats": 6}.get(stage, 0)
+        expected = {"first masks": 3, "first training": 6, "second training": 6, "masks": 2,
+                    "a mask, before its rename": 3, "formats": 6}.get(stage, 0)  # fmt: skip
         assert done == expected, stage
     last = reclip(*arguments("broken"))
     assert last.status == 0, last.err
     assert "rectification: done before" in last.out
 
     expected, found = all_files(tmp_path / "whole"), all_files(tmp_path / "broken")
-    kept = ("masks/", "overlay/", "cvat/", "summary.json", "run/hypotheses.jsonl")
-    results = {name for name in expected if name.startswith(kept)}
-    assert {name for name in found if name.startswith(kept)} == results and len(results) > 14
+    results = {name for name in expected if name.startswith(KEPT)}
+    assert {name for name in found if name.startswith(KEPT)} == results and len(results) > 14
     for name in sorted(results):
         assert found[name] == expected[name], name
     weights = [
@@ -97,8 +102,7 @@ def weights_of(run) -> dict[str, dict[str, torch.Tensor]]:
 
 def assert_same_results(whole, broken) -> None:
     """The same masks, formats, hypotheses and weights; and nothing is left of the kills."""
-    kept = ("masks/", "overlay/", "cvat/", "summary.json", "run/hypotheses.jsonl")
-    expected, found = ({k: v for k, v in all_files(run).items() if k.startswith(kept)} for run in (whole, broken))
+    expected, found = ({k: v for k, v in all_files(run).items() if k.startswith(KEPT)} for run in (whole, broken))
     assert found == expected
     weights, others = weights_of(whole), weights_of(broken)
     assert weights.keys() == others.keys()
@@ -108,7 +112,7 @@ def assert_same_results(whole, broken) -> None:
         names = {path.name for path in run.rglob("*")}
         hidden = {name for name in names if name.startswith(".")} - {".lock", ".coverage.jsonl"}
         assert not {name for name in hidden if not name.endswith(".lock")}
-        assert not any(name.startswith("model_0") or ".parts-" in name for name in names)
+        assert not any(name.startswith("model_0") or ".parts-" in name or name == "features" for name in names)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -135,7 +139,11 @@ def test_killed_at_every_rename_without_training(reclip, photos, classes, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("flags", [(), ("--student", "--student-iterations", "4")])
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--student", "--student-iterations", "4"), ("--method", "reclippp_rectify")],
+    ids=["rectified", "student", "published"],
+)
 def test_killed_at_every_rename(reclip, photos, classes, tmp_path, flags):
     """With checkpoints after iteration 2, 4 and 6, where the training ends: the last is followed by the final one."""
     arguments = [*flags, "--iterations", "6", *FORMATS]
@@ -144,7 +152,11 @@ def test_killed_at_every_rename(reclip, photos, classes, tmp_path, flags):
     assert {"before model_final.pth", "after model_final.pth", "after last_checkpoint: model_0000005.pth"} <= set(
         moments
     )
-    assert {"before hypotheses.jsonl", "after images.json", "before summary.json", "after 000000.npz"} <= set(moments)
+    shard = "after 000000.npz" if "--method" in flags else "after 0000.safetensors"
+    assert {"before hypotheses.jsonl", "after images.json", "before summary.html", "after decision.json"} <= set(
+        moments
+    )
+    assert shard in moments
     assert_same_results(tmp_path / "whole", tmp_path / "broken")
 
 

@@ -33,7 +33,7 @@ def test_a_whole_run(segment, tmp_path):
     # What it says: what it will do, how long that takes, what came out, and where.
     for words in (
         "images    6", "classes   3: sky, wood, fire", "ignored: road, snow", "reclip-embedded",
-        "steps     hypotheses, rectification (ReCLIP++), masks", "estimate: about", "(6 new)",
+        "steps     hypotheses, first masks (MaskCLIP), rectification (ReCLIP++), masks", "estimate: about", "(6 new)",
         str(out / "masks"), str(out / "overlay"), "reclip predict IMAGES --model",
     ):  # fmt: skip
         assert words in first.out
@@ -84,7 +84,6 @@ def test_fast_then_trained_then_fast(segment, tmp_path):
     trained = segment()
     assert trained.status == 0, trained.err
     aside = out / "previous-maskclip-ignore"
-    assert str(aside) in trained.out
     assert all_files(aside / "masks") == maskclip
     rectified = all_files(out / "masks")
     assert rectified != maskclip
@@ -93,6 +92,55 @@ def test_fast_then_trained_then_fast(segment, tmp_path):
     assert "masks: done before" in again.out
     assert all_files(out / "masks") == maskclip and not aside.exists()
     assert all_files(out / "previous-rectified-ignore" / "masks") == rectified
+
+
+def test_keep(segment, reclip, tmp_path):
+    """CLIP's own masks or the trained model's, also changed afterwards; prediction uses the model that was kept."""
+    assert segment("--fast", output="fast").status == 0
+    kept = segment("--keep", "maskclip")
+    assert kept.status == 0, kept.err
+    assert "kept the masks by MaskCLIP: as --keep maskclip asks" in kept.out and "rectified" in kept.out
+    out = tmp_path / "out"
+    maskclip = all_files(out / "masks")
+    assert maskclip == all_files(tmp_path / "fast" / "masks")
+    rectified = all_files(out / "previous-rectified-ignore" / "masks")
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["kept"]["kind"] == summary["model"] == "maskclip"
+    for kind, folder in (("maskclip", "masks"), ("rectified", "previous-rectified-ignore/masks")):
+        labels = np.concatenate([read_mask(out / folder / f"{name}.png").ravel() for name in MASKS])
+        assert summary["shares"][kind] == [(labels == row["id"]).mean() for row in summary["classes"]]
+    assert "MaskCLIP (kept)" in (out / "summary.html").read_text()
+    assert not (out / "run" / "features").exists()
+
+    assert reclip("predict", "photos", "--model", "out", "--output", "more", "--device", "cpu").status == 0
+    assert all_files(tmp_path / "more" / "masks") == maskclip
+    assert "masks: done before" in segment("--keep", "maskclip").out
+
+    other = segment("--keep", "rectified")
+    assert "rectification: done before" in other.out and "(0 new)" in other.out
+    assert all_files(out / "masks") == rectified != maskclip
+    assert all_files(out / "previous-maskclip-ignore" / "masks") == maskclip
+    assert reclip("predict", "photos", "--model", "out", "--output", "most", "--device", "cpu").status == 0
+    assert all_files(tmp_path / "most" / "masks") == rectified
+
+
+def test_the_published_method(segment, tmp_path):
+    """With 121 crops (here 9) and new crops in each iteration: no feature store."""
+    result = segment("--method", "reclippp_rectify", "--iterations", "2")
+    assert result.status == 0, result.err
+    assert "hypotheses" in result.err and "features" not in result.out + result.err
+    header = json.loads((tmp_path / "out" / "run" / "hypotheses.jsonl").read_text().splitlines()[0])
+    assert "crops" in json.dumps(header)
+    assert "was made with" in segment("--iterations", "2").error  # the default method's keys differ
+
+
+def test_no_room_for_the_features(segment, tmp_path):
+    """Views are encoded again, with the same masks."""
+    assert segment("--iterations", "2", output="whole").status == 0
+    result = segment("--iterations", "2", keys=("FEATURE_STORE.MAX_SIZE", "1e-9"))
+    assert result.status == 0, result.err
+    assert "features: not stored, but encoded whenever they are needed" in result.out
+    assert all_files(tmp_path / "out" / "masks") == all_files(tmp_path / "whole" / "masks")
 
 
 def test_background_kept(segment, tmp_path):

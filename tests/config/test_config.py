@@ -119,7 +119,7 @@ def test_every_method_has_a_config_on_every_data_set(dataset, method):
         assert cfg.MODEL.RESNETS.DEPTH == (18 if "embedded" in dataset else 50 if dataset == "custom" else 101)
     assert cfg.MODEL.META_ARCHITECTURE == architecture
     teachers = {"reclip_distill": "reclip_rectify", "reclippp_distill": "reclippp_rectify"}
-    teachers["reclippp_ext_distill"] = "reclippp_ext"
+    teachers |= {"reclippp_ext_distill": "reclippp_ext", "reclippp_shares_distill": "reclippp_shares"}
     if method in teachers:
         folder = load_config(config_files(dataset, teachers[method])).OUTPUT_DIR
         assert cfg.MODEL.TEACHER.WEIGHTS == f"{folder}/model_final.pth"
@@ -132,7 +132,7 @@ def test_all_files_are_there():
     ]  # fmt: skip
     assert METHODS == [
         "maskclip", "maskclip_plus", "reclip_distill", "reclip_rectify", "reclippp_distill", "reclippp_ext",
-        "reclippp_ext_distill", "reclippp_rectify", "reclippp_shares",
+        "reclippp_ext_distill", "reclippp_rectify", "reclippp_shares", "reclippp_shares_distill",
     ]  # fmt: skip
 
 

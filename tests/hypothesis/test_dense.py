@@ -2,13 +2,13 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
 
 from reclip_d2.config import load_config
 from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper
-from reclip_d2.errors import ReclipError
 from reclip_d2.features.store import build_store, images_digest
 from reclip_d2.features.training import fixed_views
 from reclip_d2.features.views import ViewPlan
@@ -138,10 +138,16 @@ def test_what_the_file_depends_on(cfg, isolated_cache):
     assert len(list((isolated_cache / "hypotheses").glob("*.jsonl"))) == 4
 
 
-def test_no_room_for_the_store(cfg):
+def test_no_room_for_the_store(cfg, isolated_cache, caplog):
+    """The images are encoded twice instead: the hypotheses are the same, and nothing is stored."""
+    expected = [record["hypothesis"] for record in build_training_records(cfg)]
+    for folder in ("features", "hypotheses"):
+        shutil.rmtree(isolated_cache / folder)
     cfg.FEATURE_STORE.MAX_SIZE = 1e-9
-    with pytest.raises(ReclipError, match="but 5 images x 1 views need .*: raise FEATURE_STORE.MAX_SIZE"):
-        build_training_records(cfg)
+    with caplog.at_level(logging.WARNING):
+        assert [record["hypothesis"] for record in build_training_records(cfg)] == expected
+    assert "5 images x 1 views need" in caplog.text and "encoding each image twice" in caplog.text
+    assert not (isolated_cache / "features").exists()
 
 
 def test_classes_per_image(cfg):

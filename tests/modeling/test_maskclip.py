@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from reclip_d2.backbones.query import get_templates
 from reclip_d2.errors import ReclipError
+from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from reclip_d2.modeling.meta_arch.maskclip import denoise_prompts, mean_filter, smooth_by_keys
 from tests.helpers import PIXEL_MEAN, PIXEL_STD, make_maskclip, random_image
 
@@ -195,3 +196,17 @@ def test_offset_by_class_and_by_position():
     wide = normalise(random_image(7, 32, 64))[None]
     resized = F.interpolate(model.calibration_offset[None], size=(4, 8), mode="bilinear", align_corners=False)
     torch.testing.assert_close(model.mask_logits(wide), make_maskclip().mask_logits(wide) + resized)
+
+
+def test_a_calibrated_model_in_a_checkpoint(tmp_path):
+    """The offset, found on images, is saved and loaded; other models have none."""
+    model = make_maskclip(calibration="estimated")
+    model.calibration_offset = torch.tensor([0.3, -0.1, -0.2, 0.0])[: model.num_classes, None, None]
+    ReclipCheckpointer(model, str(tmp_path)).save("model_final")
+    other = make_maskclip(calibration="estimated")
+    ReclipCheckpointer(other).load(str(tmp_path / "model_final.pth"))
+    assert torch.equal(other.calibration_offset, model.calibration_offset)
+    image = random_image(40, 60)
+    assert torch.equal(predict(other, image), predict(model, image))
+    with pytest.raises(ReclipError, match="calibration_offset is unknown"):
+        ReclipCheckpointer(make_maskclip()).load(str(tmp_path / "model_final.pth"))

@@ -1,5 +1,7 @@
 """Progress events: reports of a stage, their listeners, and their text."""
 
+import math
+
 import pytest
 
 from reclip_d2.utils import progress as module
@@ -56,9 +58,23 @@ def test_steps_are_reported_with_the_time_that_is_left(clock, events):
             steps.advance(message="loss 1")
     assert [event.done for event in events] == [4, 5, 6, 7, 8, 9, 10]
     # Two seconds for each that was made now; the first event cannot know it, the last has nothing left.
-    assert [event.seconds_left for event in events] == [None, 10, 8, 6, 4, 2, None]
+    left = [event.seconds_left for event in events]
+    assert left[0] is None and left[1:-1] == pytest.approx([10, 8, 6, 4, 2]) and left[-1] is None
     assert [event.ended for event in events] == [False] * 6 + [True]
     assert events[-1] == Progress("training", 10, 10, "iteration", "loss 1", None, ended=True)
+
+
+def test_recent_steps_weigh_more(clock, events):
+    """After a load on the machine ends, the estimate follows within a few steps."""
+    with count_steps("training", 200) as steps:
+        for seconds in [10] * 30 + [1] * 120:
+            clock[0] += seconds
+            steps.advance()
+    # By weight, 1 - 1/e^2 of the time is in steps of a second, the rest in steps of ten.
+    assert events[30].done == 30 and events[30].seconds_left == pytest.approx(170 * 10)
+    before, after = math.exp(-120 / 60), 1 - math.exp(-120 / 60)
+    assert events[-2].done == 150
+    assert events[-2].seconds_left == pytest.approx(50 / (before / 10 + after), rel=0.05)
 
 
 def test_many_steps_are_reported_by_the_hundredth_or_every_ten_seconds(clock, events):

@@ -99,7 +99,8 @@ def test_fit_reports_its_progress(fitted):
     events = fitted.events
     assert all(type(event) is Progress for event in events)
     ends = {event.stage: (event.done, event.total) for event in events if event.ended}
-    assert ends == {"images": (6, 6), "hypotheses": (6, 6), "rectification": (6, 6)}  # no masks: nobody asked for them
+    assert ends == {"images": (6, 6), "features": (12, 12), "hypotheses": (6, 6), "rectification": (6, 6)}
+    # No masks: nobody asked for them.
     assert str(events[-1]).startswith("rectification: 6 of 6 iterations (100 %)")
 
 

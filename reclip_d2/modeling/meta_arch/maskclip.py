@@ -52,7 +52,9 @@ class MaskCLIP(CLIPSegmentor):
         self.key_smoothing = key_smoothing
         self.mean_filter = mean_filter
         self.calibration = calibration
-        self.calibration_offset: Tensor | None = None
+        # In checkpoints once it is found.
+        self.calibration_offset: Tensor | None
+        self.register_buffer("calibration_offset", None)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -87,6 +89,12 @@ class MaskCLIP(CLIPSegmentor):
         model.calibration_offset = None
         return model
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        offset = state_dict.get(f"{prefix}calibration_offset")
+        if self.calibration != "none" and isinstance(offset, Tensor):  # its size is known only now
+            self.calibration_offset = torch.empty_like(offset, device=self.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
         if self.training:
             raise ReclipError("MaskCLIP has nothing to train: add --eval-only")
@@ -94,6 +102,7 @@ class MaskCLIP(CLIPSegmentor):
 
     def segment(self, images: Tensor, image_sizes: ImageSizes | None = None) -> tuple[Tensor, Tensor]:
         features, keys = self.backbone.dense_and_keys(images, image_sizes, keys=self.key_smoothing > 0)
+        features = self.predicting_features(features)
         return features, self._options(features, keys)
 
     def segment_views(self, batch: ViewBatch) -> Tensor:

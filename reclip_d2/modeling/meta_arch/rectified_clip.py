@@ -257,7 +257,7 @@ class RectifiedCLIP(CLIPSegmentor):
         return MaskLogits(decoder.decode_folded(features, self._decoder_cache), self._decoded_bias_cache[size])
 
     def segment(self, images: Tensor, image_sizes: ImageSizes | None = None) -> tuple[Tensor, Tensor]:
-        features = self.backbone(images, image_sizes)["dense"]
+        features = self.predicting_features(self.backbone(images, image_sizes)["dense"])
         return features, self.decode(features, self.query_features, self.bias_to_rectify(features)).tensor()
 
     def segment_views(self, batch: ViewBatch) -> Tensor:

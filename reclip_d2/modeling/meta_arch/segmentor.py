@@ -35,6 +35,7 @@ class CLIPSegmentor(LanguageSegmentor):
         class_names: list[list[str]],
         *,
         statistics_from_weights: bool = False,
+        half_features: bool = False,
         **base: Any,
     ) -> None:
         """
@@ -43,11 +44,13 @@ class CLIPSegmentor(LanguageSegmentor):
             class_names: for each class its name and any synonyms.
             statistics_from_weights: the pixel statistics come from the weights' settings, not from the config keys, see
                 :func:`~reclip_d2.backbones.settings.pixel_statistics`.
+            half_features: round image features to half precision in prediction, as feature stores do.
             base: arguments of :class:`LanguageSegmentor`; the pixel statistics are CLIP's.
         """
         super().__init__(class_names, **base)
         self.backbone = backbone
         self.statistics_from_weights = statistics_from_weights
+        self.half_features = half_features
         self.register_buffer("template_query_features", query_features, persistent=False)
         self.register_load_state_dict_post_hook(_expect_no_frozen_weights)
 
@@ -65,6 +68,7 @@ class CLIPSegmentor(LanguageSegmentor):
             "pixel_mean": statistics.mean,
             "pixel_std": statistics.std,
             "statistics_from_weights": statistics.from_weights,
+            "half_features": cfg.MODEL.CLIP.HALF_FEATURES,
         }
 
     @property
@@ -83,6 +87,10 @@ class CLIPSegmentor(LanguageSegmentor):
             image_sizes: (H, W) of each image without padding; None to treat padding as part of the image.
         """
         raise NotImplementedError
+
+    def predicting_features(self, features: Tensor) -> Tensor:
+        """Image features Z as :meth:`segment` uses them: rounded if ``half_features``."""
+        return round_features(features) if self.half_features else features
 
     def segment_views(self, batch: ViewBatch) -> Tensor:
         """Mask logits M_o ``(B, C, h, w)`` of views with given features: see :meth:`segment`."""

@@ -1,0 +1,46 @@
+"""The feature stores of a run on a user's images."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+from reclip_d2.backbones.interface import VisionLanguageBackbone
+from reclip_d2.features.store import FeatureStore, budget_problem, build_store, images_digest
+from reclip_d2.features.views import WHOLE, ViewPlan
+from reclip_d2.hypothesis.training_records import unlabelled_records
+from reclip_d2.utils.files import format_bytes
+from reclip_d2.utils.progress import say
+
+
+def training_stores(cfg: CfgNode, backbone: VisionLanguageBackbone) -> list[FeatureStore]:
+    """The stores that hypotheses and training of ``cfg`` read, complete or not; one serves both if its views suit both.
+
+    Args:
+        backbone: the frozen backbone of the features.
+    """
+    keys, plans = cfg.FEATURE_STORE, []
+    if keys.VIEWS:
+        plans.append(ViewPlan.from_config(cfg))
+    if cfg.HYPOTHESIS.METHOD == "dense" and not (keys.VIEWS and keys.KIND == WHOLE):
+        plans.append(ViewPlan.whole_images(cfg))
+    if not plans:
+        return []
+    records = unlabelled_records(cfg.DATASETS.TRAIN)
+    digest = images_digest(records)
+    return [build_store(cfg, backbone, records, plan, digest) for plan in plans]
+
+
+def say_size(store: FeatureStore, limit: float) -> bool:
+    """Report the size of a store that is not complete, before it is made; returns whether there is room for it.
+
+    Args:
+        limit: ``FEATURE_STORE.MAX_SIZE`` in GiB.
+    """
+    images, number = len(store.views.records), store.views.plan.number
+    what = f"{images:,} image{'s' if images > 1 else ''} x {number} view{'s' if number > 1 else ''}"
+    if problem := budget_problem(store, limit):
+        say("features", f"not stored, but encoded whenever they are needed, which is slow: {problem}")
+        return False
+    if store.shards.missing():
+        say("features", f"{what} take {format_bytes(store.bytes())} of disk until the run ends")
+    return True
