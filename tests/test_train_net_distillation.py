@@ -6,6 +6,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from PIL import Image
 
 import reclip_d2.backbones.dense
 from reclip_d2.modeling.student.inherited import HEADS
@@ -115,6 +116,23 @@ def test_maskclip_plus_needs_no_hypotheses(scene, isolated_cache):
     assert not (isolated_cache / "hypotheses").exists()
     assert "without hypotheses" in (scene / "out" / "log.txt").read_text()
     assert run(scene, "out", "--eval-only", "--resume", *listed(PLUS))["sem_seg"]["mIoU"] == last["sem_seg/mIoU"]
+
+
+def test_masks_of_another_system(scene, tmp_path, isolated_cache, capfd):
+    """A student of files: it needs a mask of each image, no hypotheses, and is evaluated without them."""
+    keys = listed(PLUS | {"MODEL.TEACHER.META_ARCHITECTURE": "MaskFolder"})
+    masks = tmp_path / "masks"
+    keys += ["MODEL.TEACHER.MASKS.FOLDER", str(masks), "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "2"]
+    images = sorted((scene / "train" / "images").iterdir())
+    masks.mkdir()
+    for image in images[1:]:
+        Image.new("L", (8, 8), 1).save(masks / f"{image.stem}.png")
+    assert "1 of 6 images have no mask" in mistake(capfd, scene, *keys)
+    Image.new("L", (8, 8), 1).save(masks / f"{images[0].stem}.png")
+    run(scene, "out", *keys)
+    last = metrics(scene, "out")
+    assert last["total_loss"] > 0 and not (isolated_cache / "hypotheses").exists()
+    assert run(scene, "out", "--eval-only", "--resume", *keys)["sem_seg"]["mIoU"] == last["sem_seg/mIoU"]
 
 
 def test_initial_weights_of_the_backbone(scene):

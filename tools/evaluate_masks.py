@@ -22,7 +22,7 @@ from pathlib import Path
 import reclip_d2.data.datasets  # noqa: F401  (registers the data sets)
 from reclip_d2.data.class_file import read_class_file
 from reclip_d2.data.classes import check_labelled
-from reclip_d2.data.mask_folder import SIZE_RULES, MaskFolder
+from reclip_d2.data.mask_files import SIZE_RULES, MaskFiles
 from reclip_d2.errors import ReclipError, exit_on_error
 from reclip_d2.evaluation.folder_scores import FolderEvaluation, FolderScores, class_ids
 from reclip_d2.evaluation.label_evaluator import plain_json
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.names:
         names = read_class_file(args.names).model_classes
     ids = None if args.match else class_ids(args.dataset, names)
-    masks = MaskFolder(args.folder, ids=ids, suffix=args.suffix, size_rule=args.size)
+    masks = MaskFiles(args.folder, ids=ids, suffix=args.suffix, size_rule=args.size)
     scores = FolderEvaluation(args.dataset, masks).evaluate(args.match, args.match_by, args.bias)
     print(f"{args.folder} on {args.dataset}, {scores.images} images; percent")
     print(report(scores))

@@ -60,7 +60,19 @@ def _model_relations(cfg: CfgNode) -> Iterator[tuple[object, str]]:
         " PIXEL_MEAN [103.53, 116.28, 123.675] and PIXEL_STD [1, 1, 1]",
     )
     architectures = (model.META_ARCHITECTURE, model.TEACHER.META_ARCHITECTURE)
-    maskclip = architectures[0] == "MaskCLIP" or architectures == ("Distillation", "MaskCLIP")
+    maskclip = architectures[0] == "MaskCLIP" or architectures in (
+        ("Distillation", "MaskCLIP"),
+        ("Distillation", "MaskFolder"),
+    )
+    yield (
+        model.META_ARCHITECTURE != "MaskFolder",
+        "MODEL.META_ARCHITECTURE MaskFolder is a teacher: set MODEL.META_ARCHITECTURE Distillation and"
+        " MODEL.TEACHER.META_ARCHITECTURE MaskFolder",
+    )
+    yield (
+        architectures != ("Distillation", "MaskFolder") or model.TEACHER.MASKS.FOLDER,
+        "MODEL.TEACHER.META_ARCHITECTURE MaskFolder needs MODEL.TEACHER.MASKS.FOLDER: set it to a folder of masks",
+    )
     for key in ("LEARNABLE_QUERY", "FINE_TUNE"):
         yield (
             not (maskclip and model.CLIP[key]),

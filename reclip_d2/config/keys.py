@@ -131,10 +131,20 @@ KEYS: dict[str, Key] = {
     "MODEL.LOSS.OUTSIDE_WEIGHT": Key(0.0, LOSS_WEIGHT),
     # ---- distillation (section III-E) ---------------------------------------------------------------------
     # META_ARCHITECTURE "Distillation" trains a student on the teacher's outputs; checkpoints hold the student.
-    # "RectifiedCLIP", with all keys above as in its training, or "MaskCLIP" (MaskCLIP+).
+    # "RectifiedCLIP", with all keys above as in its training; "MaskCLIP" (MaskCLIP+); "MaskFolder", masks from files.
     "MODEL.TEACHER.META_ARCHITECTURE": Key("RectifiedCLIP", Text()),
     # Checkpoint of the rectification stage; "" for MaskCLIP.
     "MODEL.TEACHER.WEIGHTS": Key("", Text(empty=True, path=True)),
+    # Not in the paper: for MaskFolder, the folder of index PNGs that some system has predicted for the training images.
+    "MODEL.TEACHER.MASKS.FOLDER": Key("", Text(empty=True, path=True)),
+    # Class file with the names of the masks' ids, in order; "": ids are the data set's.
+    "MODEL.TEACHER.MASKS.NAMES": Key("", Text(empty=True, path=True)),
+    # What the masks' names have after the images': "_pred" for a_pred.png of a.jpg.
+    "MODEL.TEACHER.MASKS.SUFFIX": Key("", Text(empty=True)),
+    # Folder of grey PNGs with the confidence of each pixel, black 0 and white 1; "" for none.
+    "MODEL.TEACHER.MASKS.CONFIDENCE": Key("", Text(empty=True, path=True)),
+    # Pixels of a lower confidence have no pseudo label.
+    "MODEL.TEACHER.MASKS.MIN_CONFIDENCE": Key(0.5, Number(minimum=0, maximum=1)),
     # Name in Detectron2's BACKBONE_REGISTRY.
     "MODEL.STUDENT.BACKBONE": Key("build_dilated_resnet_backbone", Text()),
     # Detectron2's ResNet keys, with defaults for torchvision's weights and all layers trained. DEPTH 18 and 34 need

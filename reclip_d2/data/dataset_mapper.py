@@ -12,6 +12,8 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform, TransformList
 
 from reclip_d2.data.images import check_aspect, read_image
+from reclip_d2.data.mask_files import NO_CLASS
+from reclip_d2.data.pseudo_labels import PseudoLabels
 from reclip_d2.data.tiling import Tiling
 
 LABEL_KEYS = (
@@ -35,7 +37,8 @@ class UnlabelledDatasetMapper:
 
     The record's other entries (file name, size, image id) pass through. ``crop_hypothesis``, a function of the image's
     (H, W), the transforms and the crop's (H, W), replaces ``hypothesis``; see ``reclip_d2.hypothesis.crop_aware``.
-    Records with an annotation are rejected, so "unsupervised" is checked where the data enters.
+    Records with an annotation are rejected, so "unsupervised" is checked where the data enters. With a teacher's masks,
+    ``pseudo_labels`` ``(H, W)`` int64 are the image's mask after the same augmentation, -1 without a class.
     """
 
     @configurable
@@ -45,6 +48,7 @@ class UnlabelledDatasetMapper:
         augmentations: list[T.Augmentation],
         refuse_labels: bool = True,
         tiling: Tiling | None = None,
+        pseudo_labels: PseudoLabels | None = None,
     ) -> None:
         """
         Args:
@@ -52,16 +56,19 @@ class UnlabelledDatasetMapper:
             refuse_labels: raise for a record with an annotation (training); otherwise ignore the annotation (test: the
                 evaluator reads the label itself).
             tiling: images that it cuts into tiles keep their size; None augments all images.
+            pseudo_labels: masks of a teacher that are files.
         """
         self.augmentations = T.AugmentationList(augmentations)
         self.refuse_labels = refuse_labels
         self.tiling = tiling
+        self.pseudo_labels = pseudo_labels
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
         return {
             "augmentations": build_train_augmentations(cfg) if is_train else build_test_augmentations(cfg),
             "refuse_labels": is_train,
+            "pseudo_labels": PseudoLabels.from_config(cfg) if is_train else None,
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -77,11 +84,23 @@ class UnlabelledDatasetMapper:
         tiled = self.tiling is not None and self.tiling.applies_to((record["height"], record["width"]))
         transforms = T.TransformList([]) if tiled else self.augmentations(inputs)
         record["image"] = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+        if self.pseudo_labels is not None:
+            mask = self.pseudo_labels.read(record["file_name"], image.shape[:2])
+            record["pseudo_labels"] = _transformed(mask, transforms)
         if crop_hypothesis := record.pop("crop_hypothesis", None):
             record["hypothesis"] = crop_hypothesis(image.shape[:2], transforms, inputs.image.shape[:2])
         if "hypothesis" in record:
             record["hypothesis"] = torch.as_tensor(record["hypothesis"], dtype=torch.int64)
         return record
+
+
+def _transformed(mask: np.ndarray, transforms: T.TransformList) -> torch.Tensor:
+    """Class ids after the transforms of their image, int64; -1 for no class."""
+    # Detectron2 resizes uint8 to the nearest pixel's centre, other types to the pixel on its left.
+    dtype, none = (np.uint8, 255) if mask.max(initial=0) < 255 else (np.float32, NO_CLASS)
+    moved = transforms.apply_segmentation(np.where(mask == NO_CLASS, none, mask).astype(dtype))
+    labels = torch.from_numpy(np.array(moved, dtype=np.int64))
+    return labels.masked_fill(labels == none, NO_CLASS)
 
 
 def build_test_mapper(cfg: CfgNode) -> UnlabelledDatasetMapper:

@@ -24,6 +24,7 @@ import reclip_d2.data.datasets  # noqa: F401  (registers the data sets)
 import reclip_d2.modeling  # noqa: F401  (registers the models)
 from reclip_d2.data.classes import check_labelled
 from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper, build_test_mapper
+from reclip_d2.data.pseudo_labels import PseudoLabels
 from reclip_d2.data.sampling import NumberedDataset, build_train_loader
 from reclip_d2.engine.calibration import calibrate
 from reclip_d2.engine.launch_checks import scale_to_processes
@@ -105,6 +106,8 @@ class Trainer(DefaultTrainer):
         """
         watch_workers()
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        if masks := PseudoLabels.from_config(cfg):
+            masks.check(cfg.DATASETS.TRAIN)
         records, workers = build_training_records(cfg), cfg.DATALOADER.NUM_WORKERS
         if cfg.FEATURE_STORE.VIEWS:
             if model is None:

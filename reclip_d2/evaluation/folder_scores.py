@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog
 
 from reclip_d2.data.classes import check_labelled, class_names_of
 from reclip_d2.data.images import read_geometry
-from reclip_d2.data.mask_folder import NO_CLASS, MaskFolder, ids_of_names, images_of
+from reclip_d2.data.mask_files import NO_CLASS, MaskFiles, ids_of_names, images_of
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.class_preference import class_preference_score, row_normalized
 from reclip_d2.evaluation.label_files import DatasetLabels
@@ -49,7 +49,7 @@ class FolderScores:
 class FolderEvaluation:
     """Compares the masks of a folder with the labels of a data set."""
 
-    def __init__(self, dataset: str, masks: MaskFolder) -> None:
+    def __init__(self, dataset: str, masks: MaskFiles) -> None:
         """
         Raises:
             ReclipError: the data set is not registered or has no labels, or an image has no mask.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from reclip_d2.data.mask_folder import NO_CLASS
+from reclip_d2.data.mask_files import NO_CLASS
 
 MATCHINGS = ("one-to-one", "many-to-one")
 

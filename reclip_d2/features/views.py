@@ -24,6 +24,7 @@ from reclip_d2.data.dataset_mapper import (
     check_unlabelled,
 )
 from reclip_d2.data.images import read_geometry
+from reclip_d2.data.pseudo_labels import PseudoLabels
 from reclip_d2.data.sampling import numbered_random_state
 from reclip_d2.errors import ReclipError
 from reclip_d2.features.shards import Placement
@@ -93,15 +94,17 @@ class Views:
             check_unlabelled(record)
         self.records = records
         self.plan = plan
+        masks = PseudoLabels.from_config(cfg)
         if plan.kind == WHOLE:
             flip = T.RandomFlip(prob=1.0, horizontal=cfg.INPUT.RANDOM_FLIP != "vertical",
                                 vertical=cfg.INPUT.RANDOM_FLIP == "vertical")  # fmt: skip
             plain = build_test_augmentations(cfg)
             self._mappers = [
-                UnlabelledDatasetMapper(augmentations=augmentations) for augmentations in (plain, [*plain, flip])
+                UnlabelledDatasetMapper(augmentations=augmentations, pseudo_labels=masks)
+                for augmentations in (plain, [*plain, flip])
             ]
         else:
-            crops = UnlabelledDatasetMapper(augmentations=build_train_augmentations(cfg))
+            crops = UnlabelledDatasetMapper(augmentations=build_train_augmentations(cfg), pseudo_labels=masks)
             self._mappers = [crops] * plan.number
 
     def __len__(self) -> int:

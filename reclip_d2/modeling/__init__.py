@@ -4,6 +4,7 @@ from reclip_d2.backbones.dense import DenseCLIP
 from reclip_d2.modeling.bias_head import BIAS_HEAD_REGISTRY, BiasHead, ReCLIPPPBiasHead
 from reclip_d2.modeling.mask_decoder import MaskDecoder
 from reclip_d2.modeling.meta_arch.distillation import Distillation
+from reclip_d2.modeling.meta_arch.mask_folder import MaskFolder
 from reclip_d2.modeling.meta_arch.maskclip import MaskCLIP
 from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
 from reclip_d2.modeling.meta_arch.student import Student
@@ -17,6 +18,7 @@ __all__ = [
     "Distillation",
     "MaskCLIP",
     "MaskDecoder",
+    "MaskFolder",
     "ReCLIPBiasHead",
     "ReCLIPPPBiasHead",
     "RectifiedCLIP",

@@ -101,7 +101,7 @@ def check_registered_parts(cfg: CfgNode, num_classes: int | None = None) -> None
             "MODEL.TEACHER.META_ARCHITECTURE",
             cfg.MODEL.TEACHER.META_ARCHITECTURE,
             META_ARCH_REGISTRY,
-            "RectifiedCLIP or MaskCLIP",
+            "RectifiedCLIP, MaskCLIP or MaskFolder",
         ),
         ("MODEL.STUDENT.BACKBONE", cfg.MODEL.STUDENT.BACKBONE, BACKBONE_REGISTRY, "build_dilated_resnet_backbone"),
     )

@@ -6,7 +6,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from reclip_d2.data.mask_folder import NO_CLASS, MaskFolder
+from reclip_d2.data.mask_files import NO_CLASS, MaskFiles
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.class_preference import ClassPreferenceEvaluator
 from reclip_d2.evaluation.folder_scores import FolderEvaluation, class_ids
@@ -43,7 +43,7 @@ def write_masks(folder, *masks):
 def test_scores_by_hand(folder):
     """Label a: 2 of 3 right, the third without a class. b: all 5 right, and one of c. c: 2 of 3."""
     write_masks(folder, [[0, 0, 1], [255, 0, 1]], [[2, 2, 1], [1, 1, 1]])
-    found = FolderEvaluation(NAME, MaskFolder(folder, ids=range(3))).evaluate()
+    found = FolderEvaluation(NAME, MaskFiles(folder, ids=range(3))).evaluate()
     ious = [200 / 3, 500 / 6, 200 / 3]
     assert list(found.ious) == ["a", "b", "c"] and np.allclose(list(found.ious.values()), ious)
     assert found.scores["mIoU"] == pytest.approx(np.mean(ious))
@@ -67,7 +67,7 @@ def test_with_a_class_everywhere_the_scores_are_detectron2s(tmp_path, datasets, 
         masks.append(np.where(rng.random((20, 30)) < 0.6, labels % 4, rng.integers(0, 4, (20, 30))))
     write_masks(tmp_path / "masks", *masks)
     datasets(NAME, records, ["a", "b", "c", "d"])
-    found = FolderEvaluation(NAME, MaskFolder(tmp_path / "masks")).evaluate(space_preference=True)
+    found = FolderEvaluation(NAME, MaskFiles(tmp_path / "masks")).evaluate(space_preference=True)
     evaluators = [
         LabelMapEvaluator(NAME, distributed=False),
         ClassPreferenceEvaluator(NAME, distributed=False),
@@ -87,7 +87,7 @@ def test_with_a_class_everywhere_the_scores_are_detectron2s(tmp_path, datasets, 
 def test_clusters(folder):
     """Cluster 7 is b, 4 is a and 5 is c by most pixels; 6 finds no class any more."""
     write_masks(folder, [[4, 4, 7], [6, 6, 7]], [[5, 5, 5], [7, 7, 7]])
-    evaluation = FolderEvaluation(NAME, MaskFolder(folder))
+    evaluation = FolderEvaluation(NAME, MaskFiles(folder))
     one = evaluation.evaluate("one-to-one", space_preference=True)
     assert one.clusters == [None, None, None, None, "a", "c", None, "b"]
     assert list(one.ious.values()) == pytest.approx([200 / 3, 100, 100]) and one.without_class == pytest.approx(1 / 11)
@@ -99,7 +99,7 @@ def test_clusters(folder):
 
 def test_clusters_and_pixels_without_one(folder):
     write_masks(folder, [[1, 1, 0], [1, 1, 255]], [[2, 2, 2], [0, 0, 0]])
-    found = FolderEvaluation(NAME, MaskFolder(folder)).evaluate("one-to-one", space_preference=True)
+    found = FolderEvaluation(NAME, MaskFiles(folder)).evaluate("one-to-one", space_preference=True)
     assert found.clusters == ["b", "a", "c"]
     assert found.ious["b"] == pytest.approx(80) and found.without_class == pytest.approx(1 / 11)
 
@@ -107,20 +107,20 @@ def test_clusters_and_pixels_without_one(folder):
 def test_an_id_too_many(folder):
     write_masks(folder, [[0, 0, 3], [0, 0, 0]], [[0, 0, 0], [0, 0, 0]])
     with pytest.raises(ReclipError, match=r"id 3, but .* has the classes 0 to 2: give the names .*--names"):
-        FolderEvaluation(NAME, MaskFolder(folder)).evaluate()
+        FolderEvaluation(NAME, MaskFiles(folder)).evaluate()
 
 
 def test_a_mask_is_missing(folder):
     write_masks(folder, [[0, 0, 0], [0, 0, 0]])
     with pytest.raises(ReclipError, match="1 of 2 images have no mask"):
-        FolderEvaluation(NAME, MaskFolder(folder))
+        FolderEvaluation(NAME, MaskFiles(folder))
 
 
 def test_a_data_set_without_labels(folder, datasets):
     write_masks(folder, [[0]])
     datasets("reclip_test_unlabelled", [{"file_name": "a.png"}], ["a"])
     with pytest.raises(ReclipError, match="no labels"):
-        FolderEvaluation("reclip_test_unlabelled", MaskFolder(folder))
+        FolderEvaluation("reclip_test_unlabelled", MaskFiles(folder))
 
 
 def test_ids_by_name(folder):

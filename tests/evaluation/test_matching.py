@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from reclip_d2.data.mask_folder import NO_CLASS
+from reclip_d2.data.mask_files import NO_CLASS
 from reclip_d2.evaluation.matching import cluster_ious, match_many_to_one, match_one_to_one
 
 # Class 0 has 10 pixels, class 1 has 8. Cluster 0 takes most of both.

@@ -17,6 +17,7 @@ from reclip_d2.backbones.dense import DenseCLIP
 from reclip_d2.errors import ReclipError
 from reclip_d2.layers import draw_seed, gumbel_softmax
 from reclip_d2.modeling.meta_arch.distillation import inherit
+from reclip_d2.modeling.meta_arch.mask_folder import MaskFolder
 from reclip_d2.modeling.student.inherited import HEADS
 from tests.helpers import (
     IMAGENET_MEAN,
@@ -216,6 +217,38 @@ def test_pseudo_labels_are_the_teachers_predictions_and_padding_has_none():
     # One image without padding: what the teacher predicts in a test.
     predicted = teacher(inputs[:1])[0]["sem_seg"].argmax(0)
     assert (model.teach(inputs[:1])[1][0] == predicted).float().mean() > 0.99
+
+
+def make_mask_folder() -> MaskFolder:
+    """A teacher with masks from files, with the CLIP of :func:`make_maskclip`."""
+    teacher = make_maskclip()
+    teacher.__class__ = MaskFolder
+    return teacher
+
+
+@pytest.mark.parametrize("feature_weight", [0.0, 0.5])
+def test_masks_from_files(feature_weight, monkeypatch):
+    """Pseudo labels are those of the inputs; the image encoder runs only for the features of Eq. (9)."""
+    teacher = make_mask_folder()
+    model = make_distillation(teacher, mask_weight=1.0, feature_weight=feature_weight, text_weight=0.0)
+    inputs = batch(*PADDED)
+    for k, record in enumerate(inputs):
+        record["pseudo_labels"] = torch.full(record["image"].shape[1:], k)
+        record["pseudo_labels"][0] = -1
+    if feature_weight:
+        expected = make_distillation(make_maskclip()).teach(inputs)[0]
+    else:
+        monkeypatch.setattr(teacher, "segment", None)
+    features, labels = model.teach(inputs)
+    for k, (record, label) in enumerate(zip(inputs, labels, strict=True)):
+        height, width = record["image"].shape[1:]
+        assert (label[1:height, :width] == k).all() and (label[0] == -1).all()
+        assert (label[height:] == -1).all() and (label[:, width:] == -1).all()
+    if feature_weight:
+        torch.testing.assert_close(features, expected)
+    else:
+        assert features is None
+    assert set(model(inputs)) == ({"loss_mask", "loss_feature"} if feature_weight else {"loss_mask"})
 
 
 @pytest.mark.parametrize(("make", "texts"), [(make_rectified, 1), (make_reclip, 1)])

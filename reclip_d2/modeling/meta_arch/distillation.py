@@ -28,6 +28,7 @@ from reclip_d2.modeling.losses import (
     mask_guided_loss,
     valid_pixels,
 )
+from reclip_d2.modeling.meta_arch.mask_folder import MaskFolder
 from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.modeling.meta_arch.student import Student, bias_grid
@@ -147,25 +148,38 @@ class Distillation(nn.Module):
             return self.losses(batched_inputs)
 
     @torch.no_grad()
-    def teach(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+    def teach(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor | None, Tensor]:
         """The teacher's features Z ``(B, D, h', w')`` and pseudo labels ``(B, H, W)`` int64, -1 on padding.
 
         One forward pass computes both. The teacher caches what does not depend on the images (text features, bias
-        logits).
+        logits). The pseudo labels of a :class:`MaskFolder` come with the inputs; its features are None if no loss needs
+        them.
         """
+        image_sizes = [(x["image"].shape[-2], x["image"].shape[-1]) for x in batched_inputs]
+        largest = (max(sides) for sides in zip(*image_sizes, strict=True))
+        size = tuple(math.ceil(side / self.divisibility) * self.divisibility for side in largest)
+        given = isinstance(self.teacher, MaskFolder)
+        if given and not self.weights["alpha"]:
+            return None, self._given_labels(batched_inputs, size)
         if has_fixed_views(batched_inputs):
-            image_sizes = [(x["image"].shape[-2], x["image"].shape[-1]) for x in batched_inputs]
-            largest = (max(sides) for sides in zip(*image_sizes, strict=True))
-            size = tuple(math.ceil(side / self.divisibility) * self.divisibility for side in largest)
             grid = size[0] // self.teacher.backbone.stride, size[1] // self.teacher.backbone.stride
             batch = self.teacher.view_batch(batched_inputs, smallest=grid)
             features, logits = batch.features, self.teacher.segment_views(batch)
         else:
             images = self.teacher.preprocess_image(batched_inputs, self.divisibility)
-            image_sizes, size = images.image_sizes, (images.tensor.shape[-2], images.tensor.shape[-1])
-            features, logits = self.teacher.segment(images.tensor, image_sizes)
+            features, logits = self.teacher.segment(images.tensor, images.image_sizes)
+        if given:
+            return features, self._given_labels(batched_inputs, size)
         labels = upsample_argmax(logits, size)
         return features, labels.masked_fill(~valid_pixels(image_sizes, size, self.device), NO_PSEUDO_LABEL)
+
+    def _given_labels(self, batched_inputs: list[dict[str, Any]], size: tuple[int, int]) -> Tensor:
+        """Pseudo labels ``(B, H, W)`` that come with the inputs, padded with -1."""
+        labels = torch.full((len(batched_inputs), *size), NO_PSEUDO_LABEL)
+        for padded, x in zip(labels, batched_inputs, strict=True):
+            height, width = x["pseudo_labels"].shape
+            padded[:height, :width] = x["pseudo_labels"]
+        return labels.to(self.device)
 
     def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Weighted losses of a batch, summing to Eq. (10).
@@ -187,7 +201,7 @@ class Distillation(nn.Module):
         check_finite(
             losses,
             trained=self.student,
-            frozen_features=teacher_features,
+            frozen_features=pseudo_labels if teacher_features is None else teacher_features,
             logits=lambda: logits,
             temperatures={"MODEL.GUMBEL.TAU": self.gumbel_tau, "MODEL.LOSS.TAU": self.loss_tau},
         )
@@ -244,8 +258,8 @@ def build_teacher(cfg: CfgNode) -> CLIPSegmentor:
     architecture = META_ARCH_REGISTRY.get(keys.META_ARCHITECTURE)
     if not (isinstance(architecture, type) and issubclass(architecture, CLIPSegmentor)):
         raise ReclipError(
-            f"MODEL.TEACHER.META_ARCHITECTURE {keys.META_ARCHITECTURE!r} cannot be a teacher: use RectifiedCLIP or"
-            " MaskCLIP"
+            f"MODEL.TEACHER.META_ARCHITECTURE {keys.META_ARCHITECTURE!r} cannot be a teacher: use RectifiedCLIP,"
+            " MaskCLIP or MaskFolder"
         )
     rectified = issubclass(architecture, RectifiedCLIP)
     if keys.WEIGHTS and not rectified:

@@ -187,7 +187,7 @@ def bias_grid(cfg: CfgNode) -> tuple[int, int]:
 def empty_head(cfg: CfgNode, num_classes: int) -> InheritedHead:
     """The inherited head for a config, to be filled by the teacher or a checkpoint."""
     embed_dim = backbone_class(cfg).summary(cfg).embed_dim
-    rectified = cfg.MODEL.TEACHER.META_ARCHITECTURE != "MaskCLIP"
+    rectified = cfg.MODEL.TEACHER.META_ARCHITECTURE not in ("MaskCLIP", "MaskFolder")
     image_dependent = rectified and BIAS_HEAD_REGISTRY.get(cfg.MODEL.BIAS_HEAD.NAME).image_dependent
     return InheritedHead(
         torch.zeros(num_classes, embed_dim),

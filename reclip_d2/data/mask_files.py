@@ -26,7 +26,7 @@ SIZE_RULES = ("same", "nearest")
 """What happens to a mask of another size than its image: an error, or a resize to the nearest pixel."""
 
 
-class MaskFolder:
+class MaskFiles:
     """The masks of one folder, found by the names of images."""
 
     def __init__(
@@ -109,6 +109,25 @@ class MaskFolder:
             ReclipError: there is no mask, it cannot be read, has another size (with the rule ``same``), or an id
                 that has no class.
         """
+        pixels, path = self.pixels(image, size)
+        none = 255 if pixels.dtype == np.uint8 else 65535
+        mask = pixels.astype(np.int64)
+        unlabelled = mask == none
+        if self.ids is None:
+            return np.where(unlabelled, NO_CLASS, mask)
+        highest = int(np.where(unlabelled, 0, mask).max(initial=0))
+        if highest >= len(self.ids):
+            raise ReclipError(
+                f"mask {display_path(path)} has id {highest}, but there are names for 0 to {len(self.ids) - 1} only;"
+                f" {none} means no class"
+            )
+        return np.where(unlabelled, NO_CLASS, self.ids[np.where(unlabelled, 0, mask)])
+
+    def pixels(self, image: StrPath, size: tuple[int, int]) -> tuple[np.ndarray, Path]:
+        """The pixels ``(H, W)`` of an image's mask as they are in the file, uint8 or wider, and the file.
+
+        Arguments and errors as for :meth:`read`.
+        """
         path = self.path(image)
         if path is None:
             self.check([image])
@@ -123,25 +142,12 @@ class MaskFolder:
             palette=self.palette,
             wrong_mode="write a single-channel PNG of ids",
         )
-        none = 255 if pixels.dtype == np.uint8 else 65535
-        mask = pixels.astype(np.int64)
-        if mask.shape != tuple(size):
-            mask = resize_nearest(mask, size)
-        unlabelled = mask == none
-        if self.ids is None:
-            return np.where(unlabelled, NO_CLASS, mask)
-        highest = int(np.where(unlabelled, 0, mask).max(initial=0))
-        if highest >= len(self.ids):
-            raise ReclipError(
-                f"mask {display_path(path)} has id {highest}, but there are names for 0 to {len(self.ids) - 1} only;"
-                f" {none} means no class"
-            )
-        return np.where(unlabelled, NO_CLASS, self.ids[np.where(unlabelled, 0, mask)])
+        return (pixels if pixels.shape == tuple(size) else resize_nearest(pixels, size)), path
 
 
 def resize_nearest(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """``(h, w)`` integer ids resized to (H, W): each pixel takes the id at its centre."""
-    resized = Image.fromarray(mask.astype(np.int32), mode="I").resize(size[::-1], Image.Resampling.NEAREST)
+    resized = Image.fromarray(mask.astype(np.int32)).resize(size[::-1], Image.Resampling.NEAREST)
     return np.asarray(resized).astype(mask.dtype)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reclip_d2.data.mask_folder import NO_CLASS, MaskFolder, ids_of_names, resize_nearest
+from reclip_d2.data.mask_files import NO_CLASS, MaskFiles, ids_of_names, resize_nearest
 from reclip_d2.errors import ReclipError
 
 
@@ -15,21 +15,21 @@ def write(path, pixels, dtype=np.uint8):
 
 def test_a_mask_has_the_name_of_its_image(tmp_path):
     write(tmp_path / "a.png", [[0, 1], [255, 2]])
-    masks = MaskFolder(tmp_path)
+    masks = MaskFiles(tmp_path)
     assert masks.read("/images/a.jpg", (2, 2)).tolist() == [[0, 1], [NO_CLASS, 2]]
 
 
 def test_suffix(tmp_path):
     write(tmp_path / "a_pred.png", [[3]])
-    assert MaskFolder(tmp_path, suffix="_pred").read("a.jpg", (1, 1)).tolist() == [[3]]
+    assert MaskFiles(tmp_path, suffix="_pred").read("a.jpg", (1, 1)).tolist() == [[3]]
     with pytest.raises(ReclipError, match=r"1 of 1 images have no mask in .* whose mask is a\.png"):
-        MaskFolder(tmp_path).read("a.jpg", (1, 1))
+        MaskFiles(tmp_path).read("a.jpg", (1, 1))
 
 
 def test_sub_folders_tell_masks_of_one_name_apart(tmp_path):
     for k, folder in enumerate(("day", "night", "night/wet")):
         write(tmp_path / folder / "1.png", [[k]])
-    masks = MaskFolder(tmp_path)
+    masks = MaskFiles(tmp_path)
     found = [masks.read(f"/data/{folder}/1.jpg", (1, 1)).item() for folder in ("day", "night", "night/wet")]
     assert found == [0, 1, 2]
     with pytest.raises(ReclipError, match="several masks"):
@@ -38,22 +38,22 @@ def test_sub_folders_tell_masks_of_one_name_apart(tmp_path):
 
 def test_sixteen_bits(tmp_path):
     write(tmp_path / "a.png", [[255, 300, 65535]], np.uint16)
-    assert MaskFolder(tmp_path).read("a.jpg", (1, 3)).tolist() == [[255, 300, NO_CLASS]]
+    assert MaskFiles(tmp_path).read("a.jpg", (1, 3)).tolist() == [[255, 300, NO_CLASS]]
 
 
 def test_ids_are_translated(tmp_path):
     write(tmp_path / "a.png", [[0, 1, 2, 255]])
-    masks = MaskFolder(tmp_path, ids=[4, NO_CLASS, 0])
+    masks = MaskFiles(tmp_path, ids=[4, NO_CLASS, 0])
     assert masks.read("a.jpg", (1, 4)).tolist() == [[4, NO_CLASS, 0, NO_CLASS]]
     with pytest.raises(ReclipError, match="has id 2, but there are names for 0 to 1 only"):
-        MaskFolder(tmp_path, ids=[0, 1]).read("a.jpg", (1, 4))
+        MaskFiles(tmp_path, ids=[0, 1]).read("a.jpg", (1, 4))
 
 
 def test_another_size(tmp_path):
     write(tmp_path / "a.png", [[0, 1]])
     with pytest.raises(ReclipError, match="has size 2x1, its image 4x2"):
-        MaskFolder(tmp_path).read("a.jpg", (2, 4))
-    resized = MaskFolder(tmp_path, size_rule="nearest").read("a.jpg", (2, 4))
+        MaskFiles(tmp_path).read("a.jpg", (2, 4))
+    resized = MaskFiles(tmp_path, size_rule="nearest").read("a.jpg", (2, 4))
     assert resized.tolist() == [[0, 0, 1, 1]] * 2
 
 
@@ -66,13 +66,13 @@ def test_resize_takes_the_id_at_the_centre():
 def test_nothing_to_read(tmp_path, make):
     make(tmp_path / "masks")
     with pytest.raises(ReclipError, match="does not exist|has no PNG"):
-        MaskFolder(tmp_path / "masks")
+        MaskFiles(tmp_path / "masks")
 
 
 def test_colour_masks_are_refused(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
     with pytest.raises(ReclipError, match="RGB image: write a single-channel PNG of ids"):
-        MaskFolder(tmp_path).read("a.jpg", (2, 2))
+        MaskFiles(tmp_path).read("a.jpg", (2, 2))
 
 
 def test_names_in_another_order():
