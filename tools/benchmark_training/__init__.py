@@ -1,0 +1,1 @@
+"""The training benchmark: see ``__main__``."""
