@@ -280,6 +280,23 @@ KEYS: dict[str, Key] = {
     # Number of parts that a batch of IMS_PER_BATCH images is split into to save memory; their gradients are accumulated
     # for one optimizer step. Iterations, learning rate and sampling do not change; batch norm sees one part at a time.
     "SOLVER.ACCUMULATE_STEPS": Key(1, Whole(1, 1_000_000)),
+    # Not in the papers: end the training when the masks of held-out views and the loss no longer change, at MAX_ITER at
+    # the latest (reclip_d2/engine/plateau.py).
+    "SOLVER.PLATEAU.ENABLED": Key(False, Flag()),
+    # Iterations between two looks at the masks.
+    "SOLVER.PLATEAU.PERIOD": Key(10, Whole(1)),
+    # Periods in each of the two windows that are compared.
+    "SOLVER.PLATEAU.WINDOW": Key(4, Whole(2, 1000)),
+    # Largest share of patches whose label changes from window to window, beyond the jitter within a window, ...
+    "SOLVER.PLATEAU.MASK_CHANGE": Key(0.01, Number(minimum=0, maximum=1)),
+    # ... and largest relative decrease of the loss, for PATIENCE periods in a row.
+    "SOLVER.PLATEAU.LOSS_CHANGE": Key(0.02, Number(minimum=0, maximum=1)),
+    "SOLVER.PLATEAU.PATIENCE": Key(3, Whole(1, 1000)),
+    # Iterations in which the learning rate then decays to 0.
+    "SOLVER.PLATEAU.COOL_DOWN": Key(40, Whole(0)),
+    # Number of images with a held-out view, at most a quarter of all. With a feature store of several views per image
+    # it is the image's first view; otherwise the image at test size.
+    "SOLVER.PLATEAU.IMAGES": Key(16, Whole(1, 10_000)),
     # ---- test --------------------------------------------------------------------------------------------
     # Predict overlapping windows of the resized image and average their logits, instead of the whole image at once.
     "TEST.SLIDING_WINDOW.ENABLED": Key(False, Flag()),

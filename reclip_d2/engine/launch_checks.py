@@ -71,13 +71,17 @@ def check_config_for(cfg: CfgNode, processes: int) -> None:
 
 
 def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
-    """Detectron2's ``auto_scale_workers``, but without rounding periods or the number of iterations down to 0."""
+    """Detectron2's ``auto_scale_workers``, but without rounding periods or the number of iterations down to 0;
+    also scales the iterations of ``SOLVER.PLATEAU``."""
     scaled = DefaultTrainer.auto_scale_workers(cfg, processes)
     if scaled is not cfg:
         frozen = scaled.is_frozen()
         scaled.defrost()
         for key in ("MAX_ITER", "CHECKPOINT_PERIOD"):
             scaled.SOLVER[key] = max(1, scaled.SOLVER[key])
+        ratio = processes / cfg.SOLVER.REFERENCE_WORLD_SIZE
+        scaled.SOLVER.PLATEAU.PERIOD = max(1, round(cfg.SOLVER.PLATEAU.PERIOD / ratio))
+        scaled.SOLVER.PLATEAU.COOL_DOWN = round(cfg.SOLVER.PLATEAU.COOL_DOWN / ratio)
         if frozen:
             scaled.freeze()
     return scaled

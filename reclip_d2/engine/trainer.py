@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
 from collections.abc import Sequence
@@ -12,11 +13,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model
-from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.engine.hooks import EvalHook, LRScheduler, PeriodicCheckpointer, PeriodicWriter
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
+from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -29,6 +30,7 @@ from reclip_d2.data.sampling import NumberedDataset, build_train_loader
 from reclip_d2.engine.calibration import calibrate
 from reclip_d2.engine.launch_checks import scale_to_processes
 from reclip_d2.engine.logs import build_writers
+from reclip_d2.engine.plateau import PlateauRule, StopAtPlateau
 from reclip_d2.engine.run_setup import describe_model
 from reclip_d2.engine.solver import build_lr_scheduler, build_optimizer
 from reclip_d2.engine.sync_batch_norm import broadcast_statistics, synchronize_on_cpu
@@ -37,6 +39,7 @@ from reclip_d2.engine.worker_watch import watch_workers
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.bias import build_bias_evaluators
 from reclip_d2.evaluation.label_maps import LabelMapEvaluator, check_own_labels
+from reclip_d2.features.held_out import HeldOutViews
 from reclip_d2.features.training import fixed_views
 from reclip_d2.hypothesis.training_records import build_training_records, unlabelled_records
 from reclip_d2.inference import DatasetPredictor
@@ -44,6 +47,10 @@ from reclip_d2.modeling import MaskCLIP
 from reclip_d2.modeling.checkpoint import FINAL_CHECKPOINT, ReclipCheckpointer, training_resolution
 
 NOTHING_TO_EVALUATE = "nothing to evaluate: set MODEL.WEIGHTS to a checkpoint, or give --resume after training"
+
+
+class EndOfTraining(BaseException):
+    """Leaves the loop of a training whose end was brought forward. No error, so nothing logs it as one."""
 
 
 class Trainer(DefaultTrainer):
@@ -158,10 +165,40 @@ class Trainer(DefaultTrainer):
         for hook in result:
             if isinstance(hook, PeriodicCheckpointer):
                 hook.max_to_keep = self._keep_checkpoints
+        if self.cfg.SOLVER.PLATEAU.ENABLED:
+            scheduler = next(index for index, hook in enumerate(result) if isinstance(hook, LRScheduler))
+            result.insert(scheduler + 1, self.build_plateau_hook())
         return [SeedIteration(self.cfg.SEED), *result] if self.cfg.SEED >= 0 else result
+
+    def build_plateau_hook(self) -> StopAtPlateau:
+        """The hook of ``SOLVER.PLATEAU``."""
+        keys = self.cfg.SOLVER.PLATEAU
+        rule = PlateauRule(
+            window=keys.WINDOW, patience=keys.PATIENCE, mask_change=keys.MASK_CHANGE, loss_change=keys.LOSS_CHANGE
+        )
+        views = HeldOutViews.of(self.cfg, self._trainer.data_loader.dataset, keys.IMAGES)
+        return StopAtPlateau(
+            rule, views, period=keys.PERIOD, cool_down=keys.COOL_DOWN, power=self.cfg.SOLVER.POLY_POWER
+        )
 
     def build_writers(self) -> list[EventWriter]:
         return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+
+    def end_after(self, iterations: int) -> None:
+        """Bring the end of the training forward to this number of iterations."""
+        self.max_iter = min(iterations, self.max_iter)
+        for hook in self._hooks:
+            if isinstance(hook, PeriodicCheckpointer):
+                hook.max_iter = self.max_iter
+            if isinstance(hook, PeriodicWriter):
+                for writer in hook._writers:
+                    if isinstance(writer, CommonMetricPrinter):
+                        writer._max_iter = self.max_iter
+
+    def before_step(self) -> None:
+        if self.iter >= self.max_iter:
+            raise EndOfTraining
+        super().before_step()
 
     def train(self) -> Any:
         """Train. If a run was interrupted after its last iteration, only write what is missing."""
@@ -173,7 +210,12 @@ class Trainer(DefaultTrainer):
         if self.start_iter == self.max_iter and not Path(self.cfg.OUTPUT_DIR, FINAL_CHECKPOINT).is_file():
             # PeriodicCheckpointer writes it after the last iteration, which was before the interruption.
             self.checkpointer.save(Path(FINAL_CHECKPOINT).stem, iteration=self.iter)
-        return super().train()
+        with contextlib.suppress(EndOfTraining):
+            return super().train()
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():  # as DefaultTrainer does after its loop
+            verify_results(self.cfg, self._last_eval_results)
+            return self._last_eval_results
+        return None
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)

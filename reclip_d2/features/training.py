@@ -27,16 +27,20 @@ class FixedViews(Dataset):
     """Samples by ``(draw, index)``, like :class:`~reclip_d2.data.sampling.NumberedDataset`: a view of an image with its
     ``hypothesis`` and, from a store, its ``features`` ``(h, w, D)`` and ``view_size``."""
 
-    def __init__(self, views: Views, store: FeatureStore | None, pixels: bool) -> None:
+    def __init__(
+        self, views: Views, store: FeatureStore | None, pixels: bool, held_out: frozenset[int] = frozenset()
+    ) -> None:
         """
         Args:
             views: the views of the data set.
             store: store of their features; None to return pixels for the model to encode.
             pixels: return ``image`` even from a store, for a student or for images in TensorBoard.
+            held_out: numbers of views that are not drawn; the next view of the image replaces them.
         """
         self.views = views
         self.store = store
         self.pixels = pixels
+        self.held_out = held_out
 
     @property
     def reads_pixels(self) -> bool:
@@ -49,6 +53,11 @@ class FixedViews(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         draw, index = key
         number = self.views.number(index, draw)
+        return self.sample(number + 1 if number in self.held_out else number)
+
+    def sample(self, number: int) -> dict[str, Any]:
+        """The sample of a view by its number."""
+        index = number // self.views.plan.number
         if self.store is None:
             return {**self.views.sample(number), "fixed_view": True}
         stored = self.store.read(number)
@@ -87,8 +96,28 @@ def fixed_views(cfg: CfgNode, model: torch.nn.Module, records: Sequence[dict[str
     images = comm.all_gather(images_digest(records) if comm.is_main_process() else "")[0]
     store = build_store(cfg, source.backbone, records, ViewPlan.from_config(cfg), images)
     pixels = isinstance(model, Distillation) or cfg.VIS_PERIOD > 0
+    held_out = held_out_views(cfg, len(records))
     if problem := budget_problem(store, cfg.FEATURE_STORE.MAX_SIZE):
         logger.warning("feature store: %s: falling back to encoding views in each iteration, which is slow", problem)
-        return FixedViews(store.views, None, pixels)
+        return FixedViews(store.views, None, pixels, held_out)
     store.make(source.view_encoder)
-    return FixedViews(store.views, store, pixels)
+    return FixedViews(store.views, store, pixels, held_out)
+
+
+def held_out_views(cfg: CfgNode, images: int) -> frozenset[int]:
+    """Numbers of the views that ``SOLVER.PLATEAU`` holds out: the first view of some of the images, unless it is their
+    only one."""
+    keys, views = cfg.SOLVER.PLATEAU, cfg.FEATURE_STORE.VIEWS
+    if not keys.ENABLED or views < 2:
+        return frozenset()
+    return frozenset(image * views for image in spread(images, keys.IMAGES))
+
+
+def spread(total: int, number: int) -> list[int]:
+    """Indices of images, evenly spread: ``number``, but at most a quarter of ``total``, rounded up.
+
+    >>> spread(10, 4)
+    [0, 3, 6]
+    """
+    number = min(number, -(-total // 4))
+    return [k * total // number for k in range(number)]

@@ -58,6 +58,8 @@ class ReportProgress(HookBase):
         loss = None
         if (self.trainer.iter + 1) % 20 == 0:
             loss = f"loss {self.trainer.storage.history('total_loss').median(20):.3f}"
+        if self.trainer.max_iter < self._steps.total:  # SOLVER.PLATEAU has brought the end forward
+            self._steps.total = self.trainer.max_iter
         self._steps.advance(message=loss)
 
     def after_train(self) -> None:
