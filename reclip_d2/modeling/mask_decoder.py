@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
+from reclip_d2.layers import frozen_linear
 from reclip_d2.modeling.build import build_norm
 from reclip_d2.modeling.numerics import at_least_float32, full_precision
 from reclip_d2.modeling.pooling import MaskLogits
@@ -151,7 +152,7 @@ class MaskDecoder(nn.Module):
     def _folded_weight(self, query_features: Tensor) -> Tensor:
         """``W_z + W_m W_q`` ``(C, D, k, k)``."""
         weight_z, weight_m = self._weights()
-        return weight_z + (weight_m.movedim(1, 3) @ query_features).movedim(3, 1)
+        return weight_z + frozen_linear(weight_m.movedim(1, 3), query_features.T).movedim(3, 1)
 
     def _bias_map(self, bias: Tensor | None, size: tuple[int, int]) -> Tensor:
         """``conv(M_b; W_m) - b`` ``(C, h, w)``, with b the bias parameter of the convolution."""
