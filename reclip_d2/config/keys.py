@@ -227,6 +227,8 @@ KEYS: dict[str, Key] = {
     # Maximum size of a store, in GiB. If it would be larger, views are computed again in each iteration instead.
     # 0: no limit but the disk's.
     "FEATURE_STORE.MAX_SIZE": Key(50.0, Number(minimum=0, maximum=1e6)),
+    # On a GPU, the store is held in device memory if it takes at most this fraction of what is free; 0: read from disk.
+    "FEATURE_STORE.DEVICE_MEMORY": Key(0.5, Number(minimum=0, maximum=0.95)),
     # Folder of stores; "": the cache folder. Each is a subfolder named by a digest of everything it depends on.
     "FEATURE_STORE.FOLDER": Key("", Text(empty=True, path=True)),
     # ---- inputs: CLIP's normalisation, the paper's augmentation ---------------------------------------------

@@ -41,6 +41,7 @@ from reclip_d2.evaluation.bias import build_bias_evaluators
 from reclip_d2.evaluation.label_maps import LabelMapEvaluator, check_own_labels
 from reclip_d2.features.held_out import HeldOutViews
 from reclip_d2.features.training import fixed_views
+from reclip_d2.features.whole_images import whole_images
 from reclip_d2.hypothesis.training_records import build_training_records, unlabelled_records
 from reclip_d2.inference import DatasetPredictor
 from reclip_d2.modeling import MaskCLIP
@@ -239,7 +240,8 @@ def build_evaluation_model(cfg: CfgNode, resume: bool) -> nn.Module:
     model = Trainer.build_model(cfg).eval()
     if isinstance(model, MaskCLIP):
         if model.calibration != "none":
-            calibrate(model, unlabelled_records(cfg.DATASETS.TRAIN), UnlabelledDatasetMapper(cfg, is_train=False))
+            records = unlabelled_records(cfg.DATASETS.TRAIN)
+            calibrate(model, whole_images(cfg, model.backbone, records, model.view_encoder))
         return model
     checkpointer = ReclipCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
     if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):

@@ -5,6 +5,7 @@ Shape letters: B views of a batch, (h, w) patch grid, D width of the joint embed
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,12 +22,13 @@ from detectron2.utils import comm
 
 from reclip_d2.backbones.interface import VisionLanguageBackbone
 from reclip_d2.backbones.precision import tower_precision
+from reclip_d2.errors import ReclipError
 from reclip_d2.features.shards import Shards, StoredView
 from reclip_d2.features.views import ViewPlan, Views
 from reclip_d2.modeling.view_batch import ViewEncoder
 from reclip_d2.utils.digest import file_digests
 from reclip_d2.utils.files import format_bytes
-from reclip_d2.utils.io import cache_dir
+from reclip_d2.utils.io import atomic_write, cache_dir
 from reclip_d2.utils.one_maker import one_maker
 from reclip_d2.utils.progress import count_steps
 
@@ -80,7 +82,23 @@ class FeatureStore:
         self.shards = Shards(folder, len(views), embed_dim)
 
     def bytes(self) -> int:
-        """Estimated size of the features of the complete store, from the images' headers."""
+        """Estimated size of the features of the complete store, from the images' headers.
+
+        Recorded in the folder, which is named after the images' content: the headers are read once.
+        """
+        file = self.folder / "size.json"
+        try:
+            recorded = json.loads(file.read_text())["bytes"]
+        except (OSError, ValueError, KeyError, TypeError):
+            recorded = None
+        if type(recorded) is int and recorded > 0:
+            return recorded
+        size = self._estimate_bytes()
+        with contextlib.suppress(OSError, ReclipError), atomic_write(file) as temporary:  # a store can be read-only
+            temporary.write_text(json.dumps({"bytes": size}))
+        return size
+
+    def _estimate_bytes(self) -> int:
         patches = 0
         for image in range(len(self.views.records)):
             height, width = self.views.largest_size(image)
@@ -100,6 +118,10 @@ class FeatureStore:
                 for shard in mine:
                     self.shards.write(shard, [self._encode(encode, k, steps) for k in self.shards.ranges[shard]])
             comm.synchronize()
+
+    def is_complete(self) -> bool:
+        """Whether no shard is missing, as the main process sees them."""
+        return not self._missing()
 
     def _missing(self) -> list[int]:
         """Missing shards, as the main process sees them."""
@@ -128,8 +150,21 @@ def images_digest(records: Sequence[dict[str, Any]]) -> str:
 
 def store_folder(cfg: CfgNode, key: StoreKey) -> Path:
     """Folder of a store, below ``FEATURE_STORE.FOLDER`` or the cache, named by the hash of its key."""
-    root = Path(cfg.FEATURE_STORE.FOLDER) if cfg.FEATURE_STORE.FOLDER else cache_dir() / "features"
-    return root / f"{key.dataset}-{key.digest}"
+    return _root(cfg) / f"{key.dataset}-{key.digest}"
+
+
+def stores_exist(cfg: CfgNode) -> bool:
+    """Whether ``FEATURE_STORE.FOLDER`` or the cache has any store of ``DATASETS.TRAIN``, for the main process."""
+    found = comm.is_main_process() and any(_root(cfg).glob(f"{_dataset(cfg)}-*/"))
+    return comm.all_gather(found)[0]
+
+
+def _root(cfg: CfgNode) -> Path:
+    return Path(cfg.FEATURE_STORE.FOLDER) if cfg.FEATURE_STORE.FOLDER else cache_dir() / "features"
+
+
+def _dataset(cfg: CfgNode) -> str:
+    return "+".join(cfg.DATASETS.TRAIN)
 
 
 def build_store(
@@ -143,7 +178,7 @@ def build_store(
     """
     statistics = backbone.pixel_statistics
     key = StoreKey(
-        dataset="+".join(cfg.DATASETS.TRAIN),
+        dataset=_dataset(cfg),
         images=images,
         backbone={**backbone.identity(), "precision": tower_precision(cfg)},
         pixel_statistics=[[float(x) for x in values] for values in (statistics.mean, statistics.std)],

@@ -5,6 +5,7 @@ Shape letters: (h, w) patch grid, D width of the joint embedding.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from detectron2.utils import comm
 from torch.utils.data import Dataset
 
 from reclip_d2.errors import ReclipError
+from reclip_d2.features.resident import ResidentFeatures, resident_features
 from reclip_d2.features.store import FeatureStore, budget_problem, build_store, images_digest
 from reclip_d2.features.views import ViewPlan, Views
 from reclip_d2.modeling.meta_arch.distillation import Distillation
@@ -22,13 +24,21 @@ from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 
 logger = logging.getLogger(__name__)
 
+CPU = torch.device("cpu")
+
 
 class FixedViews(Dataset):
     """Samples by ``(draw, index)``, like :class:`~reclip_d2.data.sampling.NumberedDataset`: a view of an image with its
     ``hypothesis`` and, from a store, its ``features`` ``(h, w, D)`` and ``view_size``."""
 
     def __init__(
-        self, views: Views, store: FeatureStore | None, pixels: bool, held_out: frozenset[int] = frozenset()
+        self,
+        views: Views,
+        store: FeatureStore | None,
+        pixels: bool,
+        held_out: frozenset[int] = frozenset(),
+        device: torch.device = CPU,
+        device_memory: float = 0.0,
     ) -> None:
         """
         Args:
@@ -36,16 +46,26 @@ class FixedViews(Dataset):
             store: store of their features; None to return pixels for the model to encode.
             pixels: return ``image`` even from a store, for a student or for images in TensorBoard.
             held_out: numbers of views that are not drawn; the next view of the image replaces them.
+            device: the model's.
+            device_memory: fraction of its free memory that the store may take, from the first sample on. With
+                ``pixels`` it stays on disk: these samples come from worker processes, which cannot share the device.
         """
         self.views = views
         self.store = store
         self.pixels = pixels
         self.held_out = held_out
+        self.device = device
+        self.device_memory = 0.0 if pixels else device_memory
 
     @property
     def reads_pixels(self) -> bool:
         """Whether samples read image files."""
         return self.pixels or self.store is None
+
+    @functools.cached_property
+    def _features(self) -> FeatureStore | ResidentFeatures:
+        assert self.store is not None
+        return resident_features(self.store, self.device, self.device_memory) or self.store
 
     def __len__(self) -> int:
         return len(self.views.records)
@@ -60,7 +80,7 @@ class FixedViews(Dataset):
         index = number // self.views.plan.number
         if self.store is None:
             return {**self.views.sample(number), "fixed_view": True}
-        stored = self.store.read(number)
+        stored = self._features.read(number)
         if self.pixels:
             sample = self.views.sample(number)
         else:
@@ -101,7 +121,7 @@ def fixed_views(cfg: CfgNode, model: torch.nn.Module, records: Sequence[dict[str
         logger.warning("feature store: %s: falling back to encoding views in each iteration, which is slow", problem)
         return FixedViews(store.views, None, pixels, held_out)
     store.make(source.view_encoder)
-    return FixedViews(store.views, store, pixels, held_out)
+    return FixedViews(store.views, store, pixels, held_out, source.device, cfg.FEATURE_STORE.DEVICE_MEMORY)
 
 
 def held_out_views(cfg: CfgNode, images: int) -> frozenset[int]:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reclip_d2.backbones.interface import valid_patches
 from reclip_d2.features.recomputed import RecomputedFeatures
 from reclip_d2.features.store import FeatureStore
+from reclip_d2.features.whole_images import inside_image
 from reclip_d2.modeling.calibration import mean_probability_offset
 from reclip_d2.modeling.class_shares import MAX_SAMPLES, estimate_class_shares
 from reclip_d2.utils.progress import count_steps
@@ -37,9 +37,8 @@ Features = FeatureStore | RecomputedFeatures
 def whole_view(store: Features, image: int) -> tuple[Tensor, tuple[int, int]]:
     """Features Z ``(n, D)`` float32 of the patches of an image at test resolution, without padding, and its (H, W)."""
     stored = store.read(image * store.views.plan.number)
-    grid = (stored.features.shape[0], stored.features.shape[1])
-    inside = valid_patches([stored.size], grid, store.patch_size, torch.device("cpu"))[0]
-    return stored.features.flatten(0, 1)[inside].float(), stored.placement.image_size
+    features = inside_image(stored.features, stored.size, store.patch_size)
+    return features.flatten(0, 1).float(), stored.placement.image_size
 
 
 def sample_features(store: Features, count: int = MAX_SAMPLES) -> Tensor:

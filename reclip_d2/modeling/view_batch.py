@@ -74,6 +74,14 @@ def pad_grid(maps: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     return F.pad(maps, missing, mode=PADDING_MODES[mode]) if any(missing) else maps
 
 
+def stack_on(device: torch.device, features: Sequence[Tensor]) -> Tensor:
+    """Stack features ``(h, w, D)`` of one grid on a device: ``(B, h, w, D)``; from the host through pinned memory."""
+    stacked = torch.stack(list(features))
+    if device.type == "cuda" and stacked.device.type == "cpu":
+        stacked = stacked.pin_memory()
+    return stacked.to(device, non_blocking=True)
+
+
 def batch_views(
     features: Sequence[Tensor],
     image_sizes: Sequence[tuple[int, int]],
@@ -93,7 +101,7 @@ def batch_views(
     grids = [(view.shape[0], view.shape[1]) for view in features]
     size = tuple(max(*(grid[axis] for grid in grids), smallest[axis]) for axis in (0, 1))
     if all(grid == size for grid in grids):
-        stacked = torch.stack(list(features)).to(device, non_blocking=True).float()
+        stacked = stack_on(device, features).float()
         return ViewBatch(stacked.permute(0, 3, 1, 2), list(image_sizes), None)
     padded = [pad_grid(view.to(device).float().permute(2, 0, 1)[None], size, mode) for view in features]
     # Channels last in memory, like the backbone's output: the pooling operator reads contiguous features per patch.

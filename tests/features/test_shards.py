@@ -1,5 +1,7 @@
 """Features on disk (``reclip_d2.features.shards``)."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -104,3 +106,32 @@ def test_placement_is_what_the_transforms_do():
     expected = np.array([[50 - (1.5 * x - 7), 2 * y - 5] for x, y in points])
     np.testing.assert_allclose(placement.apply_coords(points), expected, atol=1e-12)
     assert placement.image_size == (40, 60)
+
+
+def mapped_bytes(name: str) -> int:
+    """Resident bytes of this process's mappings of a file."""
+    total, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ", 1)[0]:
+            ours = line.endswith(name)
+        elif ours and line.startswith("Rss:"):
+            total += 1024 * int(line.split()[1])
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="counts the pages of Linux's memory maps")
+def test_reading_a_view_reads_its_pages_only(tmp_path):
+    """A shard of 32 views of 1 MiB: opening it reads no features, and a view its own megabyte, up to whole pages, which
+    can be 2 MiB large at both ends."""
+    shards = Shards(tmp_path / "pages", 32, 512)
+    shards.ranges = [range(32)]
+    one = torch.zeros(32, 32, 512, dtype=torch.float16)
+    shards.write(0, [StoredView(one + k, (512, 512), WHOLE) for k in range(32)])
+    again = Shards(tmp_path / "pages", 32, 512)
+    again.ranges = [range(32)]
+    name, mib = str(again.file(0)), 1 << 20
+    assert again.missing() == [] and mapped_bytes(name) < mib / 4
+    for count, number in enumerate((3, 19), start=1):
+        features = again.read(number).features
+        assert (features == number).all() and features.untyped_storage().nbytes() >= mib
+        assert count * mib * 0.9 <= mapped_bytes(name) <= count * 5 * mib

@@ -126,3 +126,16 @@ def test_budget(cfg, records, tmp_path, caplog, monkeypatch):
         assert "more than FEATURE_STORE.MAX_SIZE (1e-09 GiB)" in budget_problem(store, limit=1e-9)
         monkeypatch.setattr("reclip_d2.features.store._free_space", lambda _: 10)
         assert "has 10" in budget_problem(store, limit=1.0)
+
+
+def test_the_size_is_estimated_once(cfg, records, tmp_path, monkeypatch):
+    """From the images' headers; the folder is named after their content."""
+    size = store_of(cfg, records, tmp_path / "store").bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Views, "largest_size", None)
+        assert store_of(cfg, records, tmp_path / "store").bytes() == size == 40 * 2 * 4 * 5 * 2
+    for damage in ("", "{}", '{"bytes": "x"}', '{"bytes": -1}', "[]"):
+        (tmp_path / "store" / "size.json").write_text(damage)
+        assert store_of(cfg, records, tmp_path / "store").bytes() == size
+    (tmp_path / "file").touch()
+    assert store_of(cfg, records, tmp_path / "file" / "store").bytes() == size  # nowhere to write it

@@ -84,7 +84,7 @@ def predict(model: LanguageSegmentor, record: dict) -> None:
 
 def calibrated(model: LanguageSegmentor, record: dict) -> None:
     model.calibration = "class"
-    calibrate(model, [record], lambda record: record)
+    calibrate(model, [model.view_encoder(record["image"])[0]])
 
 
 def probe(model: LanguageSegmentor, record: dict) -> None:
