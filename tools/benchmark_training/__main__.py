@@ -51,26 +51,33 @@ CLASSES = {12: 11}
 
 
 def measurements(settings: Settings, photographs: list[int], ceilings: paper_sum.Ceilings) -> Measurements:
-    """All measurements by name, ``part/rest``, in the order in which they are made."""
+    """All measurements by name, ``part/rest``, in the order in which they are made: what goals depend on first, the
+    longest run last."""
     quick = settings.quick
-    found: Measurements = {}
-    for name, case in steps.step_cases(settings).items():
-        found[f"a/{name}"] = lambda case=case: steps.rectification(settings, case())
-    for number in sorted(photographs):
-        classes = 4 if quick else CLASSES.get(number, 20)
-        found[f"b/{number}"] = lambda n=number, c=classes: runs.segment_run(settings, n, c)
-        if number == min(photographs):
-            found[f"b/{number}-fast"] = lambda n=number, c=classes: runs.segment_run(settings, n, c, fast=True)
     counts, sides, images = ([4, 12], [128, 256], [10, 40]) if quick else (
         [20, 150, 1000], [512, 1024, 2048, 4096, 8192], [10, 100, 1000, 10_000]
     )  # fmt: skip
-    found["c/classes"] = lambda: steps.class_growth(settings, counts)
-    found["c/sides"] = lambda: growth.image_sides(settings, sides)
-    found["c/images"] = lambda: growth.store_sizes(settings, images, draws=5 if quick else 200)
-    found["d/voc20" if not quick else "d/embedded"] = lambda: steps.distillation(settings)
-    name, case = next(iter(steps.step_cases(settings).items()))
-    found[f"paper/{name}"] = lambda: on_paper(settings, case(), ceilings)
-    return found
+    cases = steps.step_cases(settings)
+    first = next(iter(cases))
+    numbers = sorted(set(photographs))
+
+    def run(number: int, fast: bool = False) -> Callable[[], dict[str, Any]]:
+        return lambda: runs.segment_run(settings, number, 4 if quick else CLASSES.get(number, 20), fast)
+
+    def step(name: str) -> Callable[[], dict[str, Any]]:
+        return lambda: steps.rectification(settings, cases[name]())
+
+    return {
+        f"b/{numbers[0]}": run(numbers[0]),
+        f"b/{numbers[0]}-fast": run(numbers[0], fast=True),
+        **{f"a/{name}": step(name) for name in cases},
+        "c/classes": lambda: steps.class_growth(settings, counts),
+        "c/sides": lambda: growth.image_sides(settings, sides),
+        "c/images": lambda: growth.store_sizes(settings, images, draws=5 if quick else 200),
+        f"paper/{first}": lambda: on_paper(settings, cases[first](), ceilings),
+        f"d/{first}": lambda: steps.distillation(settings),
+        **{f"b/{number}": run(number) for number in numbers[1:]},
+    }
 
 
 def on_paper(settings: Settings, case: steps.StepCase, ceilings: paper_sum.Ceilings) -> dict[str, Any]:
@@ -105,9 +112,7 @@ def chosen(found: Measurements, parts: list[str], only: list[str]) -> Measuremen
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
-        prog="python -m tools.benchmark_training", description=__doc__.splitlines()[0]
-    )  # fmt: skip
+    result = argparse.ArgumentParser(prog="python -m tools.benchmark_training", description=__doc__.splitlines()[0])
     result.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure (default: all)")
     result.add_argument("--only", nargs="+", default=[], metavar="NAME", help="single measurements, such as a/voc20")
     result.add_argument("--json", type=Path, metavar="FILE", help="the figures; those that it has are kept")

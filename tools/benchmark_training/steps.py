@@ -30,8 +30,6 @@ from tools.benchmark_training.inputs import Settings, classes_of, generated_clas
 
 # Training images of a case: each is encoded once for the store.
 _IMAGES = 4
-# Steps from the store in a repetition: they are far shorter than those without.
-_STORE_STEPS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +71,7 @@ def step_cases(settings: Settings) -> dict[str, Callable[[], StepCase]]:
 def rectification(settings: Settings, case: StepCase) -> dict[str, Any]:
     """Part a: the step of a case with fresh crops and from the store."""
     with Workplace(settings, case) as place:
-        return place.fresh_and_stored()
+        return place.fresh_and_stored(store_steps=3)
 
 
 def distillation(settings: Settings) -> dict[str, Any]:
@@ -89,7 +87,7 @@ def distillation(settings: Settings) -> dict[str, Any]:
         if settings.device.type == "cpu":
             opts += ["SOLVER.IMS_PER_BATCH", "2"]
         place.case = dataclasses.replace(teacher, method="reclippp_distill", opts=tuple(opts))
-        return place.fresh_and_stored()
+        return place.fresh_and_stored(store_steps=1)
 
 
 def class_growth(settings: Settings, counts: Sequence[int]) -> dict[str, Any]:
@@ -101,7 +99,7 @@ def class_growth(settings: Settings, counts: Sequence[int]) -> dict[str, Any]:
             classes = ClassList(base.classes.classes[:count]) if settings.quick else generated_classes(count)
             place.case = dataclasses.replace(base, classes=classes, classes_per_image=min(count / 2, 22.3))
             trainers[str(count)] = place.trainer(True)
-        return compare(trainers, settings)
+        return compare(trainers, settings, store_steps=3)
 
 
 class Workplace:
@@ -125,10 +123,10 @@ class Workplace:
         self._register()
         return Trainer(self._config(store), evaluate=False)
 
-    def fresh_and_stored(self) -> dict[str, Any]:
+    def fresh_and_stored(self, store_steps: int) -> dict[str, Any]:
         """:func:`compare` the case with fresh crops and from the store."""
         trainers = {"fresh crops": self.trainer(False), "store": self.trainer(True)}
-        return {"classes": len(self.case.classes.classes), **compare(trainers, self.settings)}
+        return {"classes": len(self.case.classes.classes), **compare(trainers, self.settings, store_steps)}
 
     def _config(self, store: bool) -> CfgNode:
         case, settings = self.case, self.settings
@@ -170,8 +168,12 @@ class Workplace:
         write_hypothesis_file(self.folder / "hypotheses.jsonl", header, lines)
 
 
-def compare(trainers: Mapping[str, Trainer], settings: Settings) -> dict[str, Any]:
+def compare(trainers: Mapping[str, Trainer], settings: Settings, store_steps: int) -> dict[str, Any]:
     """Time and memory of a step of each trainer; the trainers take turns.
+
+    Args:
+        trainers: by name; ``fresh crops`` is the one without a store.
+        store_steps: steps of each of the others in a repetition, since theirs are shorter.
 
     Returns:
         ``images`` per step, ``classes`` and ``variants``: for each its ``seconds`` (a list), ``median_seconds``,
@@ -183,11 +185,10 @@ def compare(trainers: Mapping[str, Trainer], settings: Settings) -> dict[str, An
     for name, step in steps.items():
         for _ in range(3 if device.type == "cuda" else int(name != "fresh crops")):
             step()
-    # A variant takes part several times in a repetition if its steps are short.
     turns = {
         (name, part): (lambda turn, step=step: step())
         for name, step in steps.items()
-        for part in range(1 if name == "fresh crops" else _STORE_STEPS)
+        for part in range(1 if name == "fresh crops" else store_steps)
     }
     seconds = take_turns(turns, device, settings.repeats)
     repetitions = {
