@@ -247,6 +247,8 @@ KEYS: dict[str, Key] = {
     "DATASETS.CUSTOM.LABELS": Key("", Text(empty=True, path=True)),
     # Class file: one class per line, synonyms after commas (reclip_d2/data/class_file.py).
     "DATASETS.CUSTOM.CLASSES": Key("", Text(empty=True, path=True)),
+    # Resize of test images: Pillow's bilinear filter (Detectron2's), or OpenCV's, as in the public code of ReCLIP++.
+    "INPUT.RESIZE_TEST": Key("pillow", Choice(("pillow", "opencv"))),
     # `reclip segment` trains on copies of images with more pixels than FROM_PIXELS, reduced to this short side (six
     # windows of CLIP's 224 px).
     "INPUT.COPIES.FROM_PIXELS": Key(16_000_000, Whole(1)),
@@ -305,6 +307,25 @@ KEYS: dict[str, Key] = {
     # Window size and stride in pixels, (height, width).
     "TEST.SLIDING_WINDOW.SIZE": Key([512, 512], Items(SIDE, 2, 2)),
     "TEST.SLIDING_WINDOW.STRIDE": Key([341, 341], Items(SIDE, 2, 2)),
+    # Not in the paper: refinements of the logits, in this order: denoise, lposs and pamr of each forward pass; flip and
+    # scales average the probabilities of several views. See docs/refinements.md.
+    "TEST.REFINE": Key([], Items(Text(), 0, 20)),
+    # Factor of the logits before the soft-max of refinements; 0: CLIP's logit scale for cosines, 10 after a mask
+    # decoder, 1 for a student.
+    "TEST.SOFTMAX_SCALE": Key(0.0, Number(minimum=0, maximum=1e6)),
+    # denoise: classes whose highest probability in the image is lower are dropped.
+    "TEST.DENOISE.THRESHOLD": Key(0.5, Number(minimum=0, maximum=1)),
+    # scales: sizes of the views, relative to the resized image.
+    "TEST.SCALES": Key([0.75, 1.0, 1.25], Items(Number(minimum=0.1, maximum=8), 1, 20)),
+    # pamr: iterations, and distances of the neighbours in pixels.
+    "TEST.PAMR.ITERATIONS": Key(10, Whole(1, 1000)),
+    "TEST.PAMR.DILATIONS": Key([8, 16], Items(Whole(1, 1000), 1, 20)),
+    # lposs: nearest patches of each patch, and alpha of (I - alpha W) F = Y.
+    "TEST.LPOSS.NEIGHBOURS": Key(400, Whole(1, 100_000)),
+    "TEST.LPOSS.ALPHA": Key(0.95, Number(minimum=0, below=1)),
+    # Cropping padding off before logits are resized is exact. "stretch" is the public code of ReCLIP++: padding counts
+    # as part of the image, and the whole grid is resized to the resized image, then to the image.
+    "TEST.PADDING": Key("crop", Choice(("crop", "stretch"))),
     # Give the evaluator label maps instead of logits (C, H, W): same labels, less time and memory.
     "TEST.LABEL_MAPS": Key(True, Flag()),
     # Measure class-preference and space-preference bias in addition to mIoU (ReCLIP++, section IV-D).

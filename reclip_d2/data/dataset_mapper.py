@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
@@ -129,6 +130,43 @@ class ColorJitter(T.Augmentation):
         return TransformList(transforms)
 
 
+class OpenCVResize(T.Augmentation):
+    """Resize as the public code of ReCLIP++ does: OpenCV's bilinear interpolation, which takes four pixels and does not
+    smooth first (Pillow, the default, averages all pixels that shrink into one)."""
+
+    def __init__(self, short_side: int, long_side: int) -> None:
+        """
+        Args:
+            short_side: of the result, in pixels, unless the long side would exceed ``long_side``.
+        """
+        super().__init__()
+        self.short_side = short_side
+        self.long_side = long_side
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Transform for an ``(H, W, 3)`` uint8 image."""
+        height, width = image.shape[:2]
+        scale = min(self.long_side / max(height, width), self.short_side / min(height, width))
+        return _OpenCVResizeTransform(int(height * scale + 0.5), int(width * scale + 0.5))
+
+
+class _OpenCVResizeTransform(Transform):
+    """See :class:`OpenCVResize`."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.size = (width, height)
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        return cv2.resize(img, self.size, interpolation=cv2.INTER_LINEAR)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return cv2.resize(segmentation, self.size, interpolation=cv2.INTER_NEAREST)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        raise NotImplementedError("test images have no coordinates")
+
+
 def build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """Resize, random crop, flip, and (off by default) colour."""
     augmentations: list[T.Augmentation] = [
@@ -148,5 +186,7 @@ def build_test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """Resize only; ``INPUT.MIN_SIZE_TEST 0`` keeps the image as it is."""
     if cfg.INPUT.MIN_SIZE_TEST == 0:
         return []
+    if cfg.INPUT.RESIZE_TEST == "opencv":
+        return [OpenCVResize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
     sizes = [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST]
     return [T.ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TEST)]

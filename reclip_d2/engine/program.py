@@ -31,6 +31,7 @@ from reclip_d2.engine.trainer import NOTHING_TO_EVALUATE, Trainer, build_evaluat
 from reclip_d2.engine.training_settings import TrainingSettings
 from reclip_d2.errors import ReclipError, exit_on_error
 from reclip_d2.hypothesis.training_records import unlabelled_records
+from reclip_d2.inference.refinements import build_refinements
 from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from reclip_d2.utils.files import check_regular
@@ -52,6 +53,7 @@ def run_config(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     register_custom(cfg)
     check_registered_parts(cfg)
+    build_refinements(cfg)  # raises for unknown names, before anything is trained
     return cfg
 
 

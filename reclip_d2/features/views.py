@@ -78,7 +78,8 @@ class ViewPlan:
         """One view per image: the whole image at the test resolution."""
         sides = [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST]
         vertical = {"flip": "vertical"} if cfg.INPUT.RANDOM_FLIP == "vertical" else {}
-        return cls(1, WHOLE, 0, {"sides": sides, **vertical})
+        resize = {"resize": cfg.INPUT.RESIZE_TEST} if cfg.INPUT.RESIZE_TEST != "pillow" else {}
+        return cls(1, WHOLE, 0, {"sides": sides, **resize, **vertical})
 
 
 class Views:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reclip_d2.layers import upsample_argmax
 from reclip_d2.modeling.postprocessing import upsample_labels
 
 BYTES = 4  # per logit, float32
@@ -43,12 +44,15 @@ class GridLogits:
         padded_size: (height, width) of the padded network input.
         network_size: (height, width) of the image in it, at the top left.
         size: (height, width) of the output.
+        stretch: resize the whole grid, with its padding, to the image in the input, and that to the output, as the
+            public code of ReCLIP++ does.
     """
 
     logits: Tensor
     padded_size: tuple[int, int]
     network_size: tuple[int, int]
     size: tuple[int, int]
+    stretch: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -66,15 +70,22 @@ class GridLogits:
         """Labels ``(H, W)`` int64 by :func:`~reclip_d2.modeling.postprocessing.upsample_labels`; None if that needs two
         resizes, and more than ``memory`` bytes for logits."""
         pixels = self.padded_size[0] * self.padded_size[1] + self.size[0] * self.size[1]
-        one_resize = self.network_size in (self.padded_size, self.size)
+        one_resize = self.network_size == self.size or (self.network_size == self.padded_size and not self.stretch)
         if not one_resize and self.num_classes * pixels * BYTES > memory:
             return None
+        if self.stretch:
+            inside = F.interpolate(self.logits[None], self.network_size, mode="bilinear", align_corners=False)
+            return upsample_argmax(inside, self.size)[0]
         return upsample_labels(self.logits[None], self.padded_size, self.network_size, self.size)[0]
 
     def _resize(self, axis: int) -> Tensor:
         last = (self.size[axis], self.size[axis])
         padding = (self.padded_size[axis], self.network_size[axis])
-        steps = (last,) if self.padded_size == self.network_size else (padding, last)
+        if self.stretch:
+            padding = (self.network_size[axis], self.network_size[axis])
+        elif self.padded_size == self.network_size:
+            return resize_matrix(self.logits.shape[1 + axis], (last,))
+        steps = (padding, last)
         return resize_matrix(self.logits.shape[1 + axis], steps)
 
 

@@ -22,6 +22,8 @@ from reclip_d2.data.dataset_mapper import build_test_augmentations
 from reclip_d2.data.tiling import SlidingWindow, Tiling
 from reclip_d2.errors import ReclipError
 from reclip_d2.inference.grid_logits import GridLogits, rows_in
+from reclip_d2.inference.refinements import Grid, Refinement, build_refinements, softmax_scale
+from reclip_d2.inference.views import PredictedViews, ViewPlan
 from reclip_d2.inference.windows import SlidingLogits, Windows, blended_bands, ramp_weights, uniform_weights
 from reclip_d2.layers import use_kernels
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
@@ -69,8 +71,8 @@ class ImagePredictor:
     Logits stay on the patch grid. At the image's size they are computed and dropped band by band, so that memory does
     not grow with classes times pixels.
 
-    Refinements of the logits belong in two places: on the grid, at the end of :meth:`grid_logits`, through which every
-    forward pass goes; at the image's size, in :meth:`image_bands` and :meth:`bands`.
+    ``TEST.REFINE`` changes the logits of each forward pass (:mod:`reclip_d2.inference.refinements`), or averages the
+    probabilities of several views of an image (:class:`~reclip_d2.inference.views.PredictedViews`).
     """
 
     def __init__(
@@ -80,6 +82,11 @@ class ImagePredictor:
         tiling: Tiling,
         memory: int,
         sliding_window: SlidingWindow | None = None,
+        *,
+        refinements: Sequence[Refinement] = (),
+        views: ViewPlan | None = None,
+        scale: float = 0.0,
+        stretch_padding: bool = False,
     ) -> None:
         """
         Args:
@@ -88,21 +95,41 @@ class ImagePredictor:
             tiling: which images are cut into tiles, and how.
             memory: bytes for logits at the image's size.
             sliding_window: None to pass the resized image through the network as a whole.
+            refinements: of each forward pass, in order.
+            views: views of each image or tile whose probabilities are averaged; None for the image alone.
+            scale: factor of the logits before refinements; 0 for :func:`softmax_scale`.
+            stretch_padding: treat padding as part of the image: see :class:`GridLogits`.
         """
         self.model = model
         self.augmentations = T.AugmentationList(augmentations)
         self.tiling = tiling
         self.memory = memory
         self.sliding_window = sliding_window
+        self.refinements = list(refinements)
+        self.views = views
+        self.scale = scale or softmax_scale(model)
+        self.stretch_padding = stretch_padding
         self.class_ids: list[int] | None = None
 
     @classmethod
     def from_config(cls, model: LanguageSegmentor, cfg: CfgNode) -> ImagePredictor:
-        """A predictor for ``INPUT.*_TEST``, ``INPUT.TILES``, ``TEST.SLIDING_WINDOW`` and ``TEST.BAND_MEMORY``."""
-        memory = cfg.TEST.BAND_MEMORY * 2**20
+        """A predictor for ``INPUT.*_TEST``, ``INPUT.TILES`` and ``TEST``."""
         return cls(
-            model, build_test_augmentations(cfg), Tiling.from_config(cfg), memory, SlidingWindow.from_config(cfg)
+            model,
+            build_test_augmentations(cfg),
+            Tiling.from_config(cfg),
+            cfg.TEST.BAND_MEMORY * 2**20,
+            SlidingWindow.from_config(cfg),
+            refinements=build_refinements(cfg),
+            views=ViewPlan.from_config(cfg),
+            scale=cfg.TEST.SOFTMAX_SCALE,
+            stretch_padding=cfg.TEST.PADDING == "stretch",
         )
+
+    @property
+    def refines(self) -> bool:
+        """Whether predictions are more than the model's own logits, so that features in a store are not enough."""
+        return bool(self.refinements) or self.views is not None
 
     def for_classes(self, class_ids: Sequence[int]) -> ImagePredictor:
         """A predictor for a subset of the model's classes, in this order: each pixel gets the best of these."""
@@ -121,18 +148,34 @@ class ImagePredictor:
     def grid_logits(self, pixels: Tensor, size: tuple[int, int], turn: Turn = contextlib.nullcontext) -> GridLogits:
         """One forward pass: mask logits of a normalised image or window ``(3, H', W')``, with output size ``size``."""
         image = ImageList.from_tensors([pixels], self.model.size_divisibility)
+        sizes, features = (None if self.stretch_padding else image.image_sizes), None
         with turn(), use_kernels(self.model.kernels):
-            logits = self.model.mask_logits(image.tensor, image.image_sizes)[0].float()
+            if any(refinement.needs_features for refinement in self.refinements):
+                features, logits = self.model.segment(image.tensor, sizes)
+                features = features[0].float()
+            else:
+                logits = self.model.mask_logits(image.tensor, sizes)
+        logits = logits[0].float()
         if self.class_ids is not None:
             logits = logits[self.class_ids]
-        (padded_height, padded_width), (height, width) = image.tensor.shape[-2:], pixels.shape[-2:]
-        return GridLogits(logits, (padded_height, padded_width), (height, width), size)
+        padded, network = (image.tensor.shape[-2], image.tensor.shape[-1]), (pixels.shape[-2], pixels.shape[-1])
+        if not self.refines:
+            return GridLogits(logits, padded, network, size, self.stretch_padding)
+        grid = Grid(logits * self.scale, pixels, padded, features, self.stretch_padding)
+        for refinement in self.refinements:
+            grid = refinement(grid)
+        return GridLogits(grid.logits, grid.padded_size, network, size, self.stretch_padding)
 
     def network_logits(
         self, image: Tensor, size: tuple[int, int], turn: Turn = contextlib.nullcontext
-    ) -> GridLogits | SlidingLogits:
+    ) -> GridLogits | SlidingLogits | PredictedViews:
         """Logits of a resized image or tile ``(3, H', W')``, RGB in [0, 255], with output size ``size``: from one
-        forward pass, or from windows."""
+        forward pass, from windows, or from views of either kind."""
+        if self.views is not None:
+            return PredictedViews.predict(self.views, image, size, lambda view, size: self._one_view(view, size, turn))
+        return self._one_view(image, size, turn)
+
+    def _one_view(self, image: Tensor, size: tuple[int, int], turn: Turn) -> GridLogits | SlidingLogits:
         pixels = self.model.normalize(image)
         if self.sliding_window is None:
             return self.grid_logits(pixels, size, turn)
@@ -179,7 +222,7 @@ class ImagePredictor:
         side, stride = (self.tiling.size, self.tiling.size), (self.tiling.stride, self.tiling.stride)
         tiles = Windows(size, side, stride, ramp_weights)
 
-        def predict(rows: slice, columns: slice) -> GridLogits | SlidingLogits:
+        def predict(rows: slice, columns: slice) -> GridLogits | SlidingLogits | PredictedViews:
             return self.network_logits(self.resize(image[rows, columns]), tiles.size, turn)
 
         for rows, logits in blended_bands(tiles, predict, self.memory):
@@ -203,7 +246,7 @@ class ImagePredictor:
         """Like :meth:`image_bands`, from the features of a feature store; arguments: see :meth:`stored_logits`."""
         yield from self._bands_of(self.stored_logits(features, view_size, size), size)
 
-    def _bands_of(self, logits: GridLogits | SlidingLogits, size: tuple[int, int]) -> Iterator[Band]:
+    def _bands_of(self, logits: GridLogits | SlidingLogits | PredictedViews, size: tuple[int, int]) -> Iterator[Band]:
         with use_kernels(self.model.kernels):
             labels = logits.labels(self.memory)
         if labels is not None and labels.min() < 0:

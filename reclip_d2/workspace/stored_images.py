@@ -39,6 +39,8 @@ class StoredImages:
         model = predictor.model
         if not isinstance(model, CLIPSegmentor) or not model.half_features or predictor.sliding_window is not None:
             return None
+        if predictor.refines or predictor.stretch_padding:
+            return None
         if getattr(model, "key_smoothing", 0) > 0:
             return None
         for store in training_stores(cfg, model.backbone):

@@ -17,6 +17,7 @@ from reclip_d2.data.survey import SurveyedImage
 from reclip_d2.engine.output_dir import remove_intermediate_checkpoints
 from reclip_d2.engine.trainer import Trainer
 from reclip_d2.hypothesis.training_records import build_training_records
+from reclip_d2.inference.refinements import build_refinements
 from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.modeling.student.weights import load_backbone_weights
 from reclip_d2.utils.progress import count_steps
@@ -86,6 +87,7 @@ def train(cfg: CfgNode, stage: str) -> None:
         stage: name of the training in events.
     """
     check_registered_parts(cfg)
+    build_refinements(cfg)  # raises for unknown names, before anything is trained
     seed_all_rng(cfg.SEED if cfg.SEED >= 0 else None)
     trainer = Trainer(cfg, extra_hooks=[ReportProgress(stage)], keep_checkpoints=2)
     trainer.resume_or_load(resume=True)

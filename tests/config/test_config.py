@@ -131,7 +131,8 @@ def test_all_files_are_there():
         "embedded_longtail", "voc20",
     ]  # fmt: skip
     assert METHODS == [
-        "maskclip", "maskclip_plus", "masks_distill", "reclip_distill", "reclip_rectify", "reclippp_distill",
+        "maskclip", "maskclip_plus", "masks_distill", "reclip-as-released", "reclip_distill", "reclip_rectify",
+        "reclippp-as-released", "reclippp_distill",
         "reclippp_ext", "reclippp_ext_distill", "reclippp_rectify", "reclippp_shares", "reclippp_shares_distill",
     ]  # fmt: skip
 

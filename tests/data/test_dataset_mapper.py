@@ -3,10 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from detectron2.data import transforms as T
 from PIL import Image
 
 from reclip_d2.config import load_config
-from reclip_d2.data.dataset_mapper import LABEL_KEYS, ColorJitter, UnlabelledDatasetMapper
+from reclip_d2.data.dataset_mapper import (
+    LABEL_KEYS,
+    ColorJitter,
+    OpenCVResize,
+    UnlabelledDatasetMapper,
+    build_test_augmentations,
+)
 from reclip_d2.errors import ReclipError
 
 
@@ -159,3 +166,27 @@ def test_an_image_that_is_too_thin(tmp_path):
     Image.fromarray(np.zeros((2, 300, 3), np.uint8)).save(tmp_path / "thin.png")
     with pytest.raises(ReclipError, match=r"thin\.png has 300 x 2 pixels, with one side more than 100 times the other"):
         mapped({"file_name": str(tmp_path / "thin.png"), "image_id": "thin"})
+
+
+@pytest.mark.parametrize(
+    ("size", "sides", "expected"),
+    [((30, 40), (15, 100), (15, 20)), ((30, 40), (15, 16), (12, 16)), ((33, 47), (20, 99), (20, 28))],
+)
+def test_resize_by_opencv(size, sides, expected):
+    """The long side's limit wins; half-way sizes are rounded up; four pixels are blended."""
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    inputs = T.AugInput(image)
+    T.AugmentationList([OpenCVResize(*sides)])(inputs)
+    assert inputs.image.shape == (*expected, 3)
+    rows, columns = ((np.arange(n) + 0.5) * m / n - 0.5 for n, m in zip(expected, size, strict=True))
+    y, x = (np.clip(np.floor(p).astype(int), 0, m - 2) for p, m in zip((rows, columns), size, strict=True))
+    v, u = np.clip(rows - y, 0, 1)[:, None, None], np.clip(columns - x, 0, 1)[None, :, None]
+    upper = image[y][:, x] * (1 - u) + image[y][:, x + 1] * u
+    lower = image[y + 1][:, x] * (1 - u) + image[y + 1][:, x + 1] * u
+    assert np.abs(upper * (1 - v) + lower * v - inputs.image).max() <= 1
+
+
+def test_the_test_augmentation_by_key():
+    cfg = load_config("", ["INPUT.RESIZE_TEST", "opencv", "INPUT.MIN_SIZE_TEST", "15", "INPUT.MAX_SIZE_TEST", "16"])
+    (resize,) = build_test_augmentations(cfg)
+    assert isinstance(resize, OpenCVResize) and (resize.short_side, resize.long_side) == (15, 16)

@@ -138,6 +138,19 @@ class MaskCLIP(CLIPSegmentor):
         return F.interpolate(offset, size=size, mode="bilinear", align_corners=False)
 
 
+def absent_classes(probabilities: Tensor, threshold: float) -> Tensor:
+    """Classes whose highest probability in an image is below a threshold, without the image's best class.
+
+    Args:
+        probabilities: ``(B, C, h, w)``.
+
+    Returns:
+        ``(B, C)`` bool.
+    """
+    confidence = probabilities.amax((2, 3))
+    return (confidence < threshold) & (confidence < confidence.amax(1, keepdim=True))
+
+
 def denoise_prompts(logits: Tensor, scale: float, threshold: float) -> Tensor:
     """Prompt denoising of MaskCLIP: drop classes whose highest probability in the image is below the threshold.
 
@@ -151,8 +164,7 @@ def denoise_prompts(logits: Tensor, scale: float, threshold: float) -> Tensor:
     Returns:
         ``(B, C, h, w)``, with dropped classes at -1.
     """
-    confidence = (logits * scale).softmax(1).amax((2, 3))
-    absent = (confidence < threshold) & (confidence < confidence.amax(1, keepdim=True))
+    absent = absent_classes((logits * scale).softmax(1), threshold)
     return logits.masked_fill(absent[:, :, None, None], -1.0)  # the lowest cosine similarity
 
 

@@ -1,0 +1,122 @@
+"""What refinements have in common.
+
+Shape letters: C classes, D width of the features, (h, w) grid of the logits, (H, W) size of the network's input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+from detectron2.config import CfgNode
+from detectron2.utils.registry import Registry
+from torch import Tensor
+
+from reclip_d2.errors import ReclipError
+from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
+from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
+
+VIEW_REFINEMENTS = ("flip", "scales")
+"""Names in ``TEST.REFINE`` that predict several views of an image and average their probabilities
+(:class:`~reclip_d2.inference.views.PredictedViews`)."""
+DECODER_SCALE = 10.0
+"""Scale of a mask decoder's logits before a soft-max, as in the public code of ReCLIP++."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The logits of one forward pass, and what they were computed from.
+
+    Attributes:
+        logits: ``(C, h, w)``, such that their soft-max over C gives probabilities.
+        pixels: ``(3, H, W)``: the normalised image or window, without padding.
+        padded_size: (height, width) of the network's input that the grid covers.
+        features: ``(D, h', w')`` on the patch grid, if :attr:`Refinement.needs_features`.
+        padding_counts: whether padding is part of the image (``TEST.PADDING stretch``).
+    """
+
+    logits: Tensor
+    pixels: Tensor
+    padded_size: tuple[int, int]
+    features: Tensor | None = None
+    padding_counts: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) without padding."""
+        return self.pixels.shape[-2], self.pixels.shape[-1]
+
+    @property
+    def valid(self) -> tuple[int, int]:
+        """(rows, columns) of the grid whose cells contain a pixel of the image."""
+        cells = self.logits.shape[-2:]
+        if self.padding_counts:
+            return cells[0], cells[1]
+        rows, columns = (
+            -(-side * count // padded) for side, count, padded in zip(self.size, cells, self.padded_size, strict=True)
+        )
+        return rows, columns
+
+    def with_logits(self, logits: Tensor) -> Grid:
+        """The same grid with other logits."""
+        return dataclasses.replace(self, logits=logits)
+
+
+class Refinement(Protocol):
+    """Changes the logits of one forward pass. Built from a config: ``Refinement(cfg)``."""
+
+    name: str
+    """In ``TEST.REFINE``."""
+    needs_features: bool
+    """Whether :attr:`Grid.features` must be there."""
+    needs_pixels: bool
+    """Whether :attr:`Grid.pixels` are read; otherwise stored features are enough."""
+
+    def __call__(self, grid: Grid) -> Grid:
+        """The grid with refined logits, possibly finer: up to one cell per pixel."""
+        ...
+
+
+class RefinementRegistry(Registry):
+    """Registers refinements under their ``name``: ``@REFINEMENTS.register()``."""
+
+    def register(self, obj: Any = None) -> Any:  # noqa: ANN401
+        """Register a class, as decorator or call."""
+
+        def add(refinement: type[Refinement]) -> type[Refinement]:
+            self._do_register(refinement.name, refinement)
+            return refinement
+
+        return add if obj is None else add(obj)
+
+
+REFINEMENTS = RefinementRegistry("REFINEMENTS")
+"""Classes of :class:`Refinement`, by the name in ``TEST.REFINE``."""
+
+
+def known_refinements() -> list[str]:
+    """All names for ``TEST.REFINE``."""
+    return sorted([*VIEW_REFINEMENTS, *(name for name, _ in REFINEMENTS)])
+
+
+def build_refinements(cfg: CfgNode) -> list[Refinement]:
+    """The refinements of single forward passes in ``TEST.REFINE``, in order.
+
+    Raises:
+        ReclipError: there is no such refinement, or one is named twice.
+    """
+    names, known = list(cfg.TEST.REFINE), known_refinements()
+    for name in names:
+        if name not in known:
+            raise ReclipError(f"TEST.REFINE has {name!r}, which is not known: choose from {', '.join(known)}")
+        if names.count(name) > 1:
+            raise ReclipError(f"TEST.REFINE has {name!r} twice: remove one")
+    return [REFINEMENTS.get(name)(cfg) for name in cfg.TEST.REFINE if name not in VIEW_REFINEMENTS]
+
+
+def softmax_scale(model: LanguageSegmentor) -> float:
+    """Factor of a model's mask logits before their soft-max: CLIP's logit scale for cosines,
+    :data:`DECODER_SCALE` behind a mask decoder, 1 for a student, whose logits include it."""
+    if not isinstance(model, CLIPSegmentor):
+        return 1.0
+    return model.backbone.logit_scale if getattr(model, "mask_decoder", None) is None else DECODER_SCALE
