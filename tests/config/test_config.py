@@ -140,8 +140,30 @@ def test_all_files_are_there():
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "datasets").glob("*.yaml")), ids=lambda path: path.stem)
 def test_sections_are_of_methods_that_exist(path):
     sections = read_yaml(path, "config file").get("_METHODS_", {})
-    methods = {read_yaml(file, "config file")["_METHOD_"] for file in (ROOT / "configs" / "methods").glob("*.yaml")}
-    assert set(sections) <= methods and methods == {*METHODS, "student"}
+    methods, protocols = (
+        {read_yaml(file, "config file")["_METHOD_"] for file in (ROOT / "configs" / folder).glob("*.yaml")}
+        for folder in ("methods", "protocols")
+    )
+    assert set(sections) <= methods | protocols and methods == {*METHODS, "student"}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "protocol", "side", "window"),
+    [
+        ("voc20", "sliding_224", 336, 224),
+        ("cityscapes19", "sliding_224", 560, 224),
+        ("ade150", "sliding_224", 336, 224),
+        ("context59", "sliding_336", 336, 336),
+        ("cityscapes19", "sliding_336", 448, 224),
+        ("ade150", "sliding_336", 448, 336),
+    ],
+)
+def test_protocols_of_training_free_methods(dataset, protocol, side, window):
+    cfg = load_config([*config_files(dataset, "maskclip"), str(ROOT / "configs" / "protocols" / f"{protocol}.yaml")])
+    assert (side, 2048) == (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    assert cfg.TEST.SLIDING_WINDOW.ENABLED and list(cfg.TEST.SLIDING_WINDOW.SIZE) == [window, window]
+    assert list(cfg.TEST.SLIDING_WINDOW.STRIDE) == [112, 112] and cfg.MODEL.CLIP.TEMPLATES == "imagenet"
+    assert cfg.MODEL.META_ARCHITECTURE == "MaskCLIP" and cfg.OUTPUT_DIR == f"output/{dataset}/maskclip"
 
 
 # Data set, method: values of its merged config, by hand from the papers, their supplements and docs/results.md.
