@@ -170,6 +170,30 @@ def test_resume_ends_as_an_unbroken_run(scene, teacher, monkeypatch, amp):
         assert torch.equal(state["momentum_buffer"], momenta[1][key]["momentum_buffer"])
 
 
+def test_averaged_weights_are_evaluated_saved_and_resumed(scene, teacher, monkeypatch):
+    average = ["MODEL.DISTILLATION.EMA_DECAY", "0.5"]
+    run(scene, "plain", *teacher)
+    run(scene, "unbroken", *teacher, *average, "TEST.EVAL_PERIOD", "3")
+    with stopped_in_iteration(4, monkeypatch):
+        run(scene, "stopped", *teacher, *average)
+    run(scene, "stopped", *teacher, *average, "--resume")
+    contents = [
+        torch.load(scene / name / "model_final.pth", weights_only=True) for name in ("plain", "unbroken", "stopped")
+    ]
+    assert_same(contents[1]["model"], contents[2]["model"])
+    trained = [content["trained_student"] for content in contents[1:]]
+    assert trained[0]["averaged"] == trained[1]["averaged"] == 6
+    for content in trained:  # the average does not take part in the training
+        assert_same(content["student"], contents[0]["model"])
+    assert not torch.equal(
+        contents[1]["model"]["backbone.stem.conv1.weight"], contents[0]["model"]["backbone.stem.conv1.weight"]
+    )
+    # Whoever reads the checkpoint gets the average, and need not know.
+    keys = [*listed(SMALL), "MODEL.WEIGHTS", str(scene / "unbroken" / "model_final.pth")]
+    alone = run(scene, "other", "--eval-only", *keys)["sem_seg"]["mIoU"]
+    assert alone == metrics(scene, "unbroken")["sem_seg/mIoU"]
+
+
 @pytest.mark.parametrize("kind", ["rectified", "MaskCLIP+"])
 def test_distillation_is_blind_to_labels(scene, teacher, monkeypatch, kind):
     keys = teacher if kind == "rectified" else listed(PLUS)

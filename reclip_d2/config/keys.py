@@ -173,6 +173,9 @@ KEYS: dict[str, Key] = {
     "MODEL.DISTILLATION.MASK_WEIGHT": Key(1.0, LOSS_WEIGHT),
     "MODEL.DISTILLATION.FEATURE_WEIGHT": Key(0.5, LOSS_WEIGHT),
     "MODEL.DISTILLATION.TEXT_WEIGHT": Key(0.5, LOSS_WEIGHT),
+    # Not in the paper: evaluate and save an exponential moving average of the student, with this decay per iteration.
+    # 0: off.
+    "MODEL.DISTILLATION.EMA_DECAY": Key(0.0, Number(minimum=0, below=1)),
     # Where Eq. (9) compares features: at the image's size (the paper), or on the student's grid (less memory).
     "MODEL.DISTILLATION.FEATURE_SIZE": Key("image", Choice(("image", "grid"))),
     # Use the compiled kernels where they are built; False: plain PyTorch.

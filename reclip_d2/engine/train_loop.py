@@ -116,6 +116,13 @@ class SeedIteration(HookBase):
         torch.manual_seed(int(state[0]) >> 1)
 
 
+class AverageStudent(HookBase):
+    """Updates the average of a student's weights after every iteration."""
+
+    def after_step(self) -> None:
+        self.trainer.checkpointer.model.update_average()
+
+
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
     """Split a batch into consecutive parts whose lengths differ by at most one.
 

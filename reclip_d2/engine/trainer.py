@@ -34,7 +34,7 @@ from reclip_d2.engine.plateau import PlateauRule, StopAtPlateau
 from reclip_d2.engine.run_setup import describe_model
 from reclip_d2.engine.solver import build_lr_scheduler, build_optimizer
 from reclip_d2.engine.sync_batch_norm import broadcast_statistics, synchronize_on_cpu
-from reclip_d2.engine.train_loop import SeedIteration, TrainLoop, amp_dtype_of
+from reclip_d2.engine.train_loop import AverageStudent, SeedIteration, TrainLoop, amp_dtype_of
 from reclip_d2.engine.worker_watch import watch_workers
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.bias import build_bias_evaluators
@@ -44,8 +44,9 @@ from reclip_d2.features.training import fixed_views
 from reclip_d2.features.whole_images import whole_images
 from reclip_d2.hypothesis.training_records import build_training_records, unlabelled_records
 from reclip_d2.inference import DatasetPredictor
-from reclip_d2.modeling import MaskCLIP
+from reclip_d2.modeling import Distillation, MaskCLIP
 from reclip_d2.modeling.checkpoint import FINAL_CHECKPOINT, ReclipCheckpointer, training_resolution
+from reclip_d2.modeling.meta_arch.distillation import TrainedStudent
 
 NOTHING_TO_EVALUATE = "nothing to evaluate: set MODEL.WEIGHTS to a checkpoint, or give --resume after training"
 
@@ -89,6 +90,8 @@ class Trainer(DefaultTrainer):
         states = {"optimizer": optimizer}
         if self._trainer.grad_scaler.is_enabled():
             states["grad_scaler"] = self._trainer.grad_scaler
+        if isinstance(model, Distillation) and model.average is not None:
+            states["trained_student"] = TrainedStudent(model)
         self.checkpointer = ReclipCheckpointer(
             model, cfg.OUTPUT_DIR, resolution=training_resolution(cfg), trainer=weakref.proxy(self), **states
         )
@@ -166,6 +169,8 @@ class Trainer(DefaultTrainer):
         for hook in result:
             if isinstance(hook, PeriodicCheckpointer):
                 hook.max_to_keep = self._keep_checkpoints
+        if "trained_student" in self.checkpointer.checkpointables:
+            result.insert(0, AverageStudent())
         if self.cfg.SOLVER.PLATEAU.ENABLED:
             scheduler = next(index for index, hook in enumerate(result) if isinstance(hook, LRScheduler))
             result.insert(scheduler + 1, self.build_plateau_hook())

@@ -46,7 +46,7 @@ class HeldOutViews:
 
         Features of a frozen CLIP are computed once. The model's mode is restored afterwards.
         """
-        segmentor = model.student if isinstance(model, Distillation) else model
+        segmentor = model.final_student if isinstance(model, Distillation) else model
         training = model.training
         model.eval()
         try:

@@ -81,4 +81,4 @@ def predicting_model(model: nn.Module) -> LanguageSegmentor:
     """The model that predicts: unwraps a distributed model, and returns the student of a distillation."""
     if isinstance(model, DistributedDataParallel):
         model = model.module
-    return model.student if isinstance(model, Distillation) else model
+    return model.final_student if isinstance(model, Distillation) else model

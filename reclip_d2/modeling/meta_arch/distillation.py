@@ -15,6 +15,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from reclip_d2.backbones.interface import valid_patches
 from reclip_d2.errors import ReclipError
@@ -46,6 +47,10 @@ class Distillation(nn.Module):
 
     State, identity and inference are the student's: its checkpoints are checkpoints of :class:`Student`. The teacher
     needs no gradient and is always in eval mode. Images are normalised for each model separately.
+
+    With ``ema_decay`` (not in the paper), state and inference are those of an exponential moving average of the
+    student's weights and of the running statistics of its batch norms; :meth:`update_average` advances it. The weights
+    that train are in the checkpoint, too: see :class:`TrainedStudent`.
     """
 
     @configurable
@@ -61,6 +66,7 @@ class Distillation(nn.Module):
         gumbel_tau: float = 0.0,
         gumbel_hard: bool = True,
         loss_tau: float = 0.0,
+        ema_decay: float = 0.0,
         vis_period: int = 0,
     ) -> None:
         """
@@ -71,6 +77,7 @@ class Distillation(nn.Module):
                 logits of the teacher: a student that does not inherit the teacher's decoder uses the inverse scale.
             gumbel_hard: one-hot masks with the straight-through gradient; otherwise soft masks.
             loss_tau: tau of Eq. (7); 0 for the inverse of CLIP's logit scale.
+            ema_decay: decay of the average per iteration, in [0, 1); 0 for no average.
             vis_period: iterations between images in TensorBoard; 0 for none.
         """
         super().__init__()
@@ -83,6 +90,11 @@ class Distillation(nn.Module):
         if teacher.training:  # otherwise not: eval() invalidates the teacher's caches
             teacher.eval()
         self.student = student
+        self.average: AveragedModel | None = None
+        if ema_decay:
+            # The buffers, too: batch norm's statistics belong to the weights that they were collected with.
+            self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+            self.average.requires_grad_(False).eval()
         self.weights = {"mask_weight": mask_weight, "alpha": feature_weight, "beta": text_weight}
         self.feature_size = feature_size
         scale = teacher.backbone.logit_scale
@@ -113,6 +125,7 @@ class Distillation(nn.Module):
             "gumbel_tau": cfg.MODEL.GUMBEL.TAU,
             "gumbel_hard": cfg.MODEL.GUMBEL.HARD,
             "loss_tau": cfg.MODEL.LOSS.TAU,
+            "ema_decay": cfg.MODEL.DISTILLATION.EMA_DECAY,
             "vis_period": cfg.VIS_PERIOD,
         }
 
@@ -121,10 +134,21 @@ class Distillation(nn.Module):
         return self.student.device
 
     def train(self, mode: bool = True) -> Distillation:
-        """Set the student's mode. The teacher stays in eval mode and keeps its caches."""
+        """Set the student's mode. The teacher stays in eval mode and keeps its caches; the average is for inference."""
         self.training = mode
         self.student.train(mode)
+        if self.average is not None:
+            self.average.eval()
         return self
+
+    @property
+    def final_student(self) -> Student:
+        """The student that is evaluated and saved: the average, if there is one."""
+        return self.student if self.average is None else self.average.module
+
+    def update_average(self) -> None:
+        """Add the student's weights after an optimizer step to their average."""
+        self.average.update_parameters(self.student)
 
     def identity(self) -> dict[str, Any]:
         return self.student.identity()
@@ -133,17 +157,19 @@ class Distillation(nn.Module):
         return self.student.former_identity()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The student's state."""
-        return self.student.state_dict(*args, **kwargs)
+        """The state of the final student."""
+        return self.final_student.state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load the student's state."""
+        """Load a student's state, as the weights to train and as their average."""
+        if self.average is not None:
+            self.average.module.load_state_dict(state_dict, *args, **kwargs)
         return self.student.load_state_dict(state_dict, *args, **kwargs)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]] | dict[str, Tensor]:
         """Training: a dict of losses, with inputs as for :class:`RectifiedCLIP`; inference: see :class:`Student`."""
         if not self.training:
-            return self.student(batched_inputs)
+            return self.final_student(batched_inputs)
         with use_kernels(self.student.kernels):
             return self.losses(batched_inputs)
 
@@ -246,6 +272,24 @@ class Distillation(nn.Module):
             record["image"], [x[:height, :width] for x in (prediction, pseudo_labels)], self.student.num_classes
         )
         get_event_storage().put_image("image | student | teacher", panel)
+
+
+class TrainedStudent:
+    """The weights that train, next to their average, for the checkpoint: a resumed run needs both."""
+
+    def __init__(self, model: Distillation) -> None:
+        """
+        Args:
+            model: with an average.
+        """
+        self.model = model
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"student": self.model.student.state_dict(), "averaged": int(self.model.average.n_averaged)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.student.load_state_dict(state["student"])
+        self.model.average.n_averaged.fill_(state["averaged"])
 
 
 def build_teacher(cfg: CfgNode) -> CLIPSegmentor:
