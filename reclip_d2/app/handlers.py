@@ -200,7 +200,7 @@ class Handlers:
             text = f"**After**: {_plain(TITLES[trained.kind])}"
             text += f", {_plain(trained.folder.path)}." if trained is self.session.trained else ", learnt on this page."
             if (decision := trained.decision) is not None:
-                text += f" The run {_plain(decision.sentence())}."
+                text += f" The run {_plain(decision.reason)}."
                 if model.keeps_before:
                     text += " The index mask below is of the masks before."
                 if decision.warning:

@@ -130,8 +130,8 @@ def _add_segment_arguments(parser: argparse.ArgumentParser) -> None:
     _add_background_argument(parser)
     parser.add_argument(
         "--keep", choices=list(KEEP), default=SegmentOptions.keep,
-        help="whose masks to keep after training: the trained model's (rectified), or CLIP's own (maskclip)"
-        " (default: %(default)s)",
+        help="whose masks to keep after training: the best by a judgement without labels, the trained model's"
+        " (rectified), or CLIP's own (maskclip) (default: %(default)s)",
     )  # fmt: skip
     _add_clip_arguments(parser)
     parser.add_argument(

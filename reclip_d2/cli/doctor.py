@@ -121,7 +121,7 @@ def _devices() -> Iterator[str]:
     yield f"cpu: {torch.get_num_threads()} threads, {os.cpu_count()} cores"
     if not torch.cuda.is_available():
         why = "this torch was built without CUDA" if torch.version.cuda is None else "no GPU or no driver"
-        yield f"cuda: none ({why}); training with a real CLIP takes hours to days on a CPU; --fast needs none"
+        yield f"cuda: none ({why}); the CPU takes minutes for a dozen photographs"
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         yield f"cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"

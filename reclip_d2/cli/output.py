@@ -42,7 +42,7 @@ def print_result(result: RunResult) -> None:
     """Print the classes' shares, the images without masks, and where the results are."""
     print(f"\n{result.masks:,} masks by {TITLES[result.kind]} ({result.made:,} new)")
     if result.decision is not None:
-        print(f"  {result.decision.sentence()}")
+        print(f"  {result.decision.reason}")
         if result.decision.warning:
             print(f"  warning: {result.decision.warning}")
     width = max(len("class"), *(len(share.name) for share in result.classes))

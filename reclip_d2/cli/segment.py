@@ -14,6 +14,11 @@ STEPS = {
     "rectified": "hypotheses, first masks (MaskCLIP), rectification (ReCLIP++), masks",
     "student": "hypotheses, first masks (MaskCLIP), rectification (ReCLIP++), distillation, masks",
 }
+KEEPS = {
+    "best": "the best masks by a judgement without labels",
+    "rectified": "the trained model's masks",
+    "maskclip": "CLIP's own masks",
+}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,6 +62,8 @@ def _announce(run: SegmentRun) -> None:
     print_field("CLIP", f"{options.clip}{weights}")
     print_field("device", run.configs[run.kinds[0]].MODEL.DEVICE)
     print_field("steps", STEPS[run.request.kind])
+    if not options.fast:
+        print_field("keep", KEEPS[options.keep])
     print_field("output", run.folder.path)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import logging
+from collections.abc import Iterator
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec, get_norm
@@ -33,10 +36,35 @@ def backbone_class(cfg: CfgNode) -> type[VisionLanguageBackbone]:
 
 
 def build_clip_backbone(cfg: CfgNode) -> VisionLanguageBackbone:
-    """Build ``MODEL.BACKBONE.NAME``, which must be a :class:`VisionLanguageBackbone`."""
-    backbone = backbone_class(cfg)(cfg, ShapeSpec(channels=3))
+    """Build ``MODEL.BACKBONE.NAME``, which must be a :class:`VisionLanguageBackbone`; within :func:`shared_backbones`,
+    once for equal keys."""
+    shared = _shared.get()
+    if shared is None or cfg.MODEL.CLIP.FINE_TUNE:
+        backbone = backbone_class(cfg)(cfg, ShapeSpec(channels=3))
+    else:
+        keys = cfg.MODEL
+        key = (keys.BACKBONE.NAME, keys.DEVICE, str(keys.PIXEL_MEAN), str(keys.PIXEL_STD), keys.CLIP.dump())
+        if key not in shared:
+            shared[key] = backbone_class(cfg)(cfg, ShapeSpec(channels=3))
+        backbone = shared[key]
     _warn_about_resolution(cfg, min(backbone.image_size))
     return backbone
+
+
+_shared: contextvars.ContextVar[dict[tuple[str, ...], VisionLanguageBackbone] | None] = contextvars.ContextVar(
+    "shared_backbones", default=None
+)
+
+
+@contextlib.contextmanager
+def shared_backbones() -> Iterator[None]:
+    """In the block, and this thread, models with equal keys share one frozen backbone: a run builds several models, and
+    reading and hashing a CLIP's weights takes seconds."""
+    token = _shared.set({})
+    try:
+        yield
+    finally:
+        _shared.reset(token)
 
 
 def _warn_about_resolution(cfg: CfgNode, clip_side: int) -> None:

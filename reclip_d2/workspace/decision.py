@@ -7,9 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from reclip_d2.evaluation.label_free import Verdict
 from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.json_files import read_json
-from reclip_d2.workspace.options import KEEP, TITLES
+from reclip_d2.workspace.options import KEEP
 from reclip_d2.workspace.run_state import KINDS
 
 _COUNTS = {
@@ -45,7 +46,7 @@ class Decision:
         asked: ``--keep``.
         trained: kind of the model that was trained last.
         kept: kind of the model whose masks were kept.
-        reason: one sentence.
+        reason: one sentence for the user: which masks were kept, and why.
         warning: one sentence if the masks need a second look; "" if not.
         scores: the judge's score of each candidate, higher is better; empty if it was not asked.
         pixels: for each kind that is compared, pixels per mask id in all images, with background names ignored; empty
@@ -76,10 +77,6 @@ class Decision:
         with atomic_write(file) as temporary:
             temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
 
-    def sentence(self) -> str:
-        """Which masks were kept and why, in one line."""
-        return f"kept the masks by {TITLES[self.kept]}: {self.reason}"
-
 
 def asked_for(keep: str, trained: str) -> Decision:
     """The decision without a judgement: ``rectified`` or ``maskclip``.
@@ -89,7 +86,16 @@ def asked_for(keep: str, trained: str) -> Decision:
         trained: kind of the model that was trained last.
     """
     kept = "maskclip" if keep == "maskclip" else trained
-    return Decision(keep, trained, kept, f"as --keep {keep} asks")
+    return Decision(keep, trained, kept, f"kept the masks of {kept}, as --keep {keep} asks")
+
+
+def judged(verdict: Verdict, trained: str) -> Decision:
+    """The decision of a judgement without labels, ``best``.
+
+    Args:
+        trained: kind of the model that was trained last.
+    """
+    return Decision("best", trained, verdict.kept, verdict.reason, verdict.warning or "", dict(verdict.scores))
 
 
 def total_pixels(coverage: Mapping[str, Mapping[str, int]], kept_background: int | None) -> dict[str, int]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -18,9 +20,11 @@ from reclip_d2.data.images import peek_size, read_image
 from reclip_d2.data.survey import SurveyedImage
 from reclip_d2.data.tiling import Tiling, window_starts
 from reclip_d2.errors import ReclipError
+from reclip_d2.features.views import WHOLE
 from reclip_d2.hypothesis.generate import HypothesisGenerator
 from reclip_d2.hypothesis.windows import crop_windows
 from reclip_d2.inference import ImagePredictor
+from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.utils.progress import Progress, duration_in_words, report, say
@@ -43,6 +47,7 @@ class Work:
         hypotheses: number of files whose hypotheses are missing.
         iterations: training iterations.
         masks: number of images whose masks are missing.
+        copies: how many of these the training reads as smaller copies: the features in its store are not theirs.
         tiles: number of tiles, in prediction, of very large images; ``image`` is one of these images if there are no
             others.
     """
@@ -53,6 +58,7 @@ class Work:
     iterations: int
     masks: int
     tiles: int
+    copies: int = 0
 
 
 def estimate(cfg: CfgNode, work: Work) -> dict[str, float]:
@@ -63,21 +69,40 @@ def estimate(cfg: CfgNode, work: Work) -> dict[str, float]:
             there is training left.
     """
     model = build_model(cfg).eval()
-    seconds = {}
+    seconds, stored = {}, False
     if work.hypotheses or work.iterations:
-        seconds |= _training_seconds(cfg, model, work)
+        seconds, stored = _training_seconds(cfg, model, work)
     if work.masks or work.tiles:
-        image = read_image(work.image)
-        predictor = ImagePredictor.from_config(model, cfg)
-        seconds["masks"] = work.masks * _time(lambda: predictor.labels(image), model.device) if work.masks else 0.0
-        if work.tiles:  # a tile takes as long as an image, plus half for the blending
-            tile = image[: predictor.tiling.size, : predictor.tiling.size].copy()
-            seconds["masks"] += 1.5 * work.tiles * _time(lambda: predictor.labels(tile), model.device)
+        # CLIP's own masks before the training, and those of the trained model.
+        times = 2 if work.iterations else 1
+        seconds["masks"] = times * _mask_seconds(ImagePredictor.from_config(model, cfg), work, stored)
     return seconds
 
 
-def _training_seconds(cfg: CfgNode, model: CLIPSegmentor, work: Work) -> dict[str, float]:
-    """Seconds of ``features``, ``hypotheses`` and ``rectification``."""
+def _mask_seconds(predictor: ImagePredictor, work: Work, stored: bool) -> float:
+    """Seconds for the masks of one model.
+
+    Args:
+        stored: whether the features of whole images come from a store.
+    """
+    model, image = predictor.model, read_image(work.image)
+    seconds, encoded = 0.0, work.copies if stored else work.masks
+    if stored and work.masks > work.copies:
+        resized = predictor.resize(image)
+        view = (int(resized.shape[-2]), int(resized.shape[-1]))
+        features = _random_features(model, view)
+        decode = _time(lambda: list(predictor.stored_bands(features, view, image.shape[:2])), model.device)
+        seconds += (work.masks - work.copies) * decode
+    if encoded:
+        seconds += encoded * _time(lambda: predictor.labels(image), model.device)
+    if work.tiles:  # a tile takes as long as an image, plus half for the blending
+        tile = image[: predictor.tiling.size, : predictor.tiling.size].copy()
+        seconds += 1.5 * work.tiles * _time(lambda: predictor.labels(tile), model.device)
+    return seconds
+
+
+def _training_seconds(cfg: CfgNode, model: CLIPSegmentor, work: Work) -> tuple[dict[str, float], bool]:
+    """Seconds of ``features``, ``hypotheses`` and ``rectification``; and whether masks can read stored features."""
     seconds: dict[str, float] = {}
     views = 0  # to encode for stores
     room = True
@@ -106,7 +131,7 @@ def _training_seconds(cfg: CfgNode, model: CLIPSegmentor, work: Work) -> dict[st
             iteration = _iteration_seconds(cfg, model, work.sample)
         seconds["rectification"] = work.iterations * iteration
         model.eval()
-    return seconds
+    return seconds, room and fixed and cfg.FEATURE_STORE.KIND == WHOLE
 
 
 def _time(step: Callable[[], object], device: torch.device) -> float:
@@ -158,14 +183,19 @@ def _iteration_seconds(cfg: CfgNode, model: LanguageSegmentor, sample: str) -> f
 
 def _stored_iteration_seconds(cfg: CfgNode, model: CLIPSegmentor, sample: str) -> float:
     """Seconds for one iteration on views from a store: a whole batch, of random features."""
-    views = {"crops": True, "whole": False}[cfg.FEATURE_STORE.KIND]
-    image = UnlabelledDatasetMapper(cfg, is_train=views)({"file_name": sample, "image_id": "sample"})["image"]
+    crops = cfg.FEATURE_STORE.KIND != WHOLE
+    image = UnlabelledDatasetMapper(cfg, is_train=crops)({"file_name": sample, "image_id": "sample"})["image"]
     size = (int(image.shape[-2]), int(image.shape[-1]))
-    stride, divisibility = model.backbone.stride, model.size_divisibility
-    grid = [-(-side // divisibility) * divisibility // stride for side in size]
-    features = torch.nn.functional.normalize(torch.randn(*grid, model.backbone.embed_dim), dim=-1).half()
+    features = _random_features(model, size)
     record = {"image": image, "features": features, "view_size": size, "hypothesis": _hypothesis(model)}
     return _time(lambda: _iterate(model, [record] * cfg.SOLVER.IMS_PER_BATCH), model.device)
+
+
+def _random_features(model: CLIPSegmentor, size: tuple[int, int]) -> torch.Tensor:
+    """Features ``(h, w, D)`` as in a store, of a view of size (H, W)."""
+    stride, divisibility = model.backbone.stride, model.size_divisibility
+    grid = [-(-side // divisibility) * divisibility // stride for side in size]
+    return torch.nn.functional.normalize(torch.randn(*grid, model.backbone.embed_dim), dim=-1).half()
 
 
 def _hypothesis(model: LanguageSegmentor) -> torch.Tensor:
@@ -199,11 +229,31 @@ def report_estimate(
         return
     say("estimate", "encoding the class names, and timing a first batch of each step")
     seconds = estimate(cfg, work)
-    parts = ", ".join(f"{name} {duration_in_words(value)}" for name, value in seconds.items())
-    more = ", and the distillation" if student else ""
     total = sum(seconds.values())
-    message = f"about {duration_in_words(total)} in total ({parts}){more}"
-    report(Progress("estimate", message=message, seconds_left=total))
+    report(Progress("estimate", message=_in_words(cfg, work, seconds, student), seconds_left=total))
+
+
+def _in_words(cfg: CfgNode, work: Work, seconds: Mapping[str, float], student: bool) -> str:
+    """The estimate as text; a range if the training may end much earlier, by ``SOLVER.PLATEAU``."""
+    total, spared = sum(seconds.values()), 0.0
+    if work.iterations:
+        spared = seconds["rectification"] * (1 - _fewest_iterations(cfg, work.iterations) / work.iterations)
+    is_range = total > 1.3 * (total - spared)
+    words = {name: duration_in_words(value) for name, value in seconds.items()}
+    if is_range:
+        words["rectification"] = f"up to {words['rectification']}"
+    span = f"{duration_in_words(total - spared)} to {duration_in_words(total)}"
+    parts = ", ".join(f"{name} {text}" for name, text in words.items())
+    more = ", and the distillation" if student else ""
+    return f"about {span if is_range else duration_in_words(total)} in total ({parts}){more}"
+
+
+def _fewest_iterations(cfg: CfgNode, iterations: int) -> int:
+    """Iterations of a training that reaches its plateau as early as the rule allows."""
+    keys = cfg.SOLVER.PLATEAU
+    if not keys.ENABLED:
+        return iterations
+    return min(iterations, (2 * keys.WINDOW + keys.PATIENCE - 1) * keys.PERIOD + keys.COOL_DOWN)
 
 
 def _work(
@@ -220,6 +270,7 @@ def _work(
         some = [image for image in missing if not tiling.applies_to(sizes[image.image_id])][:_TRIES] or large[:1]
         path = next((str(image.path) for image in some if _is_readable(image)), None)
         return path and Work(path, path, 0, 0, len(missing) - len(large), tiles)
+    wanted = {image.image_id for image in missing}
     ordered = sorted(surveyed, key=lambda image: image.size[0] * image.size[1])
     middle = ordered[len(ordered) // 2]
     sample = middle.training_files[0]
@@ -227,11 +278,26 @@ def _work(
         sample=str(sample),
         image=str(sample if tiling.applies_to(middle.size) else middle.file.path),
         hypotheses=0 if folder.hypotheses.exists() else sum(len(image.training_files) for image in surveyed),
-        iterations=0 if folder.weights("rectified").exists() else cfg.SOLVER.MAX_ITER,
+        iterations=_iterations_left(cfg, folder),
         masks=len(missing) - len(large),
         tiles=tiles,
+        copies=sum(
+            image.training_files != (image.file.path,) and not tiling.applies_to(image.size)
+            for image in surveyed
+            if image.file.image_id in wanted
+        ),
     )
     return work if work.hypotheses or work.iterations or work.masks or work.tiles else None
+
+
+def _iterations_left(cfg: CfgNode, folder: RunFolder) -> int:
+    """Iterations of the rectification after the last checkpoint."""
+    model = folder.model("rectified")
+    if folder.weights("rectified").exists():
+        return 0
+    last = ReclipCheckpointer(None, str(model)).get_checkpoint_file()
+    number = re.fullmatch(r"model_(\d+)\.pth", Path(last).name)
+    return max(0, cfg.SOLVER.MAX_ITER - (int(number[1]) + 1 if number else 0))
 
 
 def _is_readable(image: ImageFile) -> bool:

@@ -24,7 +24,7 @@ TITLES = {
     "student": "ReCLIP++, distilled student",
 }
 # Whose masks a run with training keeps.
-KEEP = ("rectified", "maskclip")
+KEEP = ("best", "rectified", "maskclip")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,8 @@ class SegmentOptions(RunOptions):
     Attributes:
         fast: no training: CLIP's own masks (MaskCLIP).
         student: distil a student after the rectification, and predict with it.
-        keep: whose masks to keep after training: those of the trained model (``rectified``, the student if there is
+        keep: whose masks to keep after training: the ``best`` by a judgement without labels
+            (:mod:`reclip_d2.evaluation.label_free`), those of the trained model (``rectified``, the student if there is
             one), or CLIP's own (``maskclip``).
         method: rectification method, a key of :data:`METHODS`; ``reclippp_rectify`` is ReCLIP++ as published.
         clip: open_clip's name, the JSON file of an architecture, or ``reclip-embedded``.
@@ -69,7 +70,7 @@ class SegmentOptions(RunOptions):
 
     fast: bool = False
     student: bool = False
-    keep: str = "rectified"
+    keep: str = "best"
     method: str = DEFAULT_METHOD
     clip: str = DEFAULT_CLIP
     pretrained: str = DEFAULT_PRETRAINED

@@ -25,7 +25,7 @@ from reclip_d2.engine.output_dir import remove_intermediate_checkpoints
 from reclip_d2.errors import ReclipError
 from reclip_d2.hypothesis.blocks import remove_blocks
 from reclip_d2.inference import ImagePredictor
-from reclip_d2.modeling.build import check_registered_parts
+from reclip_d2.modeling.build import check_registered_parts, shared_backbones
 from reclip_d2.utils.digest import current_digest, file_digest, file_digests
 from reclip_d2.utils.files import StrPath
 from reclip_d2.utils.io import atomic_write
@@ -33,8 +33,9 @@ from reclip_d2.utils.output_paths import check_output_folder
 from reclip_d2.utils.progress import ProgressCallback, report_to, say
 from reclip_d2.workspace import training
 from reclip_d2.workspace.clip_weights import find_weights
-from reclip_d2.workspace.decision import Decision, asked_for, compared, total_pixels
+from reclip_d2.workspace.decision import Decision, asked_for, compared, judged, total_pixels
 from reclip_d2.workspace.estimate import report_estimate
+from reclip_d2.workspace.judgement import calibrate_maskclip, judge
 from reclip_d2.workspace.masks import read_coverage
 from reclip_d2.workspace.options import KEEP, SegmentOptions
 from reclip_d2.workspace.results import (
@@ -125,6 +126,7 @@ class SegmentRun:
         self.images = self.found.images
         self.kinds = ["maskclip"]
         if not options.fast:
+            self.kinds += ["calibrated"] if options.keep == "best" else []
             self.kinds += ["rectified", "student"] if options.student else ["rectified"]
         if options.keep not in KEEP:
             raise ReclipError(f"--keep {options.keep} is unknown: use one of {', '.join(KEEP)}")
@@ -172,7 +174,7 @@ class SegmentRun:
             pairs |= {"INPUT.TILES.FROM_SIDE": str(options.tile), "INPUT.TILES.SIZE": str(options.tile)}
         overrides = [*(part for pair in pairs.items() for part in pair), *options.opts]
         cfg = stage_config(kind, options.clip, overrides, options.method)
-        if kind != "maskclip" and iterations is None and "SOLVER.MAX_ITER" not in options.opts[::2]:
+        if kind in ("rectified", "student") and iterations is None and "SOLVER.MAX_ITER" not in options.opts[::2]:
             cfg.SOLVER.MAX_ITER = suggested_iterations(len(self.images), cfg)
         return cfg
 
@@ -200,7 +202,7 @@ class SegmentRun:
     def _begun(self, progress: ProgressCallback | None) -> Iterator[RunState]:
         """Hold the folder's lock; send logs to its log file and progress to the callback."""
         self.folder.is_used()  # raises for a folder with other files
-        with self.folder.lock(), report_to(progress):
+        with self.folder.lock(), report_to(progress), shared_backbones():
             if self.options.overwrite:
                 self.folder.clear()
             self.folder.check_links()
@@ -282,6 +284,9 @@ class SegmentRun:
         ]
         if self.options.student:
             stages.append(self._training("distillation", "student"))
+        if "calibrated" in self.kinds:
+            weights = self.folder.weights("calibrated")
+            stages.append(Stage("calibration", weights.exists, self._calibrate, lambda: None))
         return stages
 
     def _first_masks(self, state: RunState, usable: Sequence[ImageFile]) -> Stage:
@@ -293,6 +298,12 @@ class SegmentRun:
             lambda: write_candidate(self.folder, state, request, usable, self._load, FIRST_MASKS),
             lambda: None,
         )
+
+    def _calibrate(self) -> None:
+        cfg = self.configs["calibrated"]
+        model = load_predictor(cfg, "maskclip", self.classes).model
+        training.register_training_images(self._trained_on, self.classes)
+        calibrate_maskclip(model, cfg, self.configs["rectified"])
 
     def _load(self, kind: str) -> tuple[ImagePredictor, StoredImages | None]:
         """The predictor of a kind of model, and the images' features while the run has its store."""
@@ -332,7 +343,7 @@ class SegmentRun:
         folder, new = self.folder, {}
         decision = self._decided(masks)
         if decision is None:
-            decision, pixels = asked_for(self.options.keep, self.kinds[-1]), {}
+            decision, pixels = self._judgement(), {}
             usable = [image for image in self.images if image.image_id not in problems]
             for kind in compared(self.kinds) if masks else ():
                 request = self.request.of(kind, formats=False)
@@ -348,6 +359,13 @@ class SegmentRun:
         state.kept = decision.kept
         folder.write(state)
         return decision, new
+
+    def _judgement(self) -> Decision:
+        if self.options.keep != "best":
+            return asked_for(self.options.keep, self.kinds[-1])
+        say("judgement")
+        verdict = judge(self.kinds, lambda kind: self._load(kind)[0], self.configs["rectified"])
+        return judged(verdict, self.kinds[-1])
 
     def _training(self, name: str, kind: str) -> Stage:
         folder, cfg = self.folder, self.configs[kind]

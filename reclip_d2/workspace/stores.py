@@ -5,9 +5,12 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 
 from reclip_d2.backbones.interface import VisionLanguageBackbone
+from reclip_d2.features.recomputed import RecomputedFeatures
 from reclip_d2.features.store import FeatureStore, budget_problem, build_store, images_digest
 from reclip_d2.features.views import WHOLE, ViewPlan
+from reclip_d2.hypothesis.dense import Features
 from reclip_d2.hypothesis.training_records import unlabelled_records
+from reclip_d2.modeling.view_batch import ViewEncoder
 from reclip_d2.utils.files import format_bytes
 from reclip_d2.utils.progress import say
 
@@ -28,6 +31,23 @@ def training_stores(cfg: CfgNode, backbone: VisionLanguageBackbone) -> list[Feat
     records = unlabelled_records(cfg.DATASETS.TRAIN)
     digest = images_digest(records)
     return [build_store(cfg, backbone, records, plan, digest) for plan in plans]
+
+
+def whole_features(cfg: CfgNode, backbone: VisionLanguageBackbone, encode: ViewEncoder) -> Features:
+    """Features of the whole training images: of the training's store, or of one that is made here; without room for one
+    they are encoded whenever they are read.
+
+    Args:
+        encode: encoder of the backbone.
+    """
+    store = next((s for s in training_stores(cfg, backbone) if s.views.plan.kind == WHOLE), None)
+    if store is None:
+        records = unlabelled_records(cfg.DATASETS.TRAIN)
+        store = build_store(cfg, backbone, records, ViewPlan.whole_images(cfg), images_digest(records))
+    if budget_problem(store, cfg.FEATURE_STORE.MAX_SIZE):
+        return RecomputedFeatures(store.views, store.patch_size, encode)
+    store.make(encode)
+    return store
 
 
 def say_size(store: FeatureStore, limit: float) -> bool:

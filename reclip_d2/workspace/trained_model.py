@@ -77,9 +77,9 @@ class TrainedModel:
         return Decision.read(self.folder.decision)
 
     def to_compare(self) -> TrainedModel:
-        """The model to compare with CLIP's own masks: where a run kept these, the one that it trained."""
+        """The model to compare with CLIP's own masks: the one that was trained, even where a run kept other masks."""
         decision = self.decision
-        if self.kind != "maskclip" or decision is None or decision.kept != "maskclip":
+        if decision is None or self.kind != decision.kept:
             return self
         return dataclasses.replace(self, kind=decision.trained)
 

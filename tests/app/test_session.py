@@ -45,7 +45,8 @@ def test_before_is_maskclip(session, served, tmp_path, capsys):
 def test_after_is_the_trained_model(session, served, tmp_path, capsys):
     photo = served.photos / "3.jpg"
     result = session.segment(photo, CLASSES)
-    expected = predict(tmp_path, photo, result.model.trained.folder.path)
+    trained = result.model.trained
+    expected = predict(tmp_path, photo, trained.folder.path, "--use", trained.kind)
     np.testing.assert_array_equal(result.after, expected)
     np.testing.assert_array_equal(read_mask(result.mask_file), expected)
     assert result.mask_file.name == "3.png" and not result.tiled

@@ -87,6 +87,8 @@ def segment_arguments(*arguments: object, keys: tuple = (), output: str = "out",
         keys: further KEY VALUE pairs.
     """
     training = [] if "--fast" in arguments or "--iterations" in arguments else ["--iterations", "6"]
+    if "--fast" not in arguments and "--keep" not in arguments:  # blocks of colour are nothing to judge by
+        training += ["--keep", "rectified"]
     return [
         "segment", *images, "--classes", "classes.txt", "--output", output, "--clip", "reclip-embedded",
         "--device", "cpu", *training, *arguments, "--opts", *FAST_KEYS, *keys,

@@ -15,7 +15,7 @@ from reclip_d2.formats import IndexWriter
 from reclip_d2.formats.pictures import OverlayWriter
 from reclip_d2.hypothesis import dense
 from reclip_d2.modeling.checkpoint import ReclipCheckpointer
-from reclip_d2.workspace import masks
+from reclip_d2.workspace import judgement, masks
 from reclip_d2.workspace.run_folder import RunFolder
 from tests.cli.conftest import all_files, segment_arguments
 from tests.kills import kill_at_new_rename, run_killed, run_with_kills
@@ -55,7 +55,7 @@ def one_thread():
 @pytest.mark.usefixtures("one_thread")
 def test_killed_at_every_stage(reclip, photos, classes, tmp_path, monkeypatch):
     def arguments(output: str) -> list[str]:
-        return segment_arguments("--iterations", "7", *FORMATS, output=output)
+        return segment_arguments("--iterations", "7", "--keep", "best", *FORMATS, output=output)
 
     monkeypatch.setattr(survey, "_LARGE", 0)  # one image after the other, so that the order of calls is known
     whole = reclip(*arguments("whole"))
@@ -67,6 +67,8 @@ def test_killed_at_every_stage(reclip, photos, classes, tmp_path, monkeypatch):
         "first masks": (masks, "count_pixels", 4),
         "first training": (SeedIteration, "before_step", 4),
         "second training": (SeedIteration, "before_step", 3),
+        "calibration": (judgement, "class_offset", 1),
+        "judgement": (judgement, "predicted_labels", 2),
         "masks": (masks, "count_pixels", 3),
         "a mask, before its rename": (IndexWriter, "_add", 2),
         "formats": (OverlayWriter, "_add", 4),
@@ -74,7 +76,8 @@ def test_killed_at_every_stage(reclip, photos, classes, tmp_path, monkeypatch):
     for stage, kill in stages.items():
         assert run_killed(lambda: main(arguments("broken")), kill_in_call(*kill)) == -signal.SIGKILL
         done = len(list((tmp_path / "broken" / "masks").rglob("*.png")))
-        expected = {"first masks": 3, "first training": 6, "second training": 6, "masks": 2,
+        expected = {"first masks": 3, "first training": 6, "second training": 6, "calibration": 6,
+                    "judgement": 6, "masks": 2,
                     "a mask, before its rename": 3, "formats": 6}.get(stage, 0)  # fmt: skip
         assert done == expected, stage
     last = reclip(*arguments("broken"))

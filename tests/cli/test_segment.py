@@ -10,7 +10,8 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from reclip_d2.errors import ReclipError
-from reclip_d2.workspace import training
+from reclip_d2.evaluation.label_free import Verdict
+from reclip_d2.workspace import judgement, training
 from tests.cli.conftest import CLASSES, all_files, picture, read_mask
 
 MASKS = ["0", "1", "2", "3", "in/4", "in/5"]
@@ -99,7 +100,7 @@ def test_keep(segment, reclip, tmp_path):
     assert segment("--fast", output="fast").status == 0
     kept = segment("--keep", "maskclip")
     assert kept.status == 0, kept.err
-    assert "kept the masks by MaskCLIP: as --keep maskclip asks" in kept.out and "rectified" in kept.out
+    assert "kept the masks of maskclip, as --keep maskclip asks" in kept.out and "rectified" in kept.out
     out = tmp_path / "out"
     maskclip = all_files(out / "masks")
     assert maskclip == all_files(tmp_path / "fast" / "masks")
@@ -122,6 +123,33 @@ def test_keep(segment, reclip, tmp_path):
     assert all_files(out / "previous-maskclip-ignore" / "masks") == maskclip
     assert reclip("predict", "photos", "--model", "out", "--output", "most", "--device", "cpu").status == 0
     assert all_files(tmp_path / "most" / "masks") == rectified
+
+
+@pytest.mark.parametrize("best", ["maskclip", "calibrated", "rectified"])
+def test_keep_the_best(segment, reclip, tmp_path, monkeypatch, best):
+    """The judge chooses; the summary says so, and prediction gives the same masks."""
+    judged = []
+
+    def judge(candidates: list, reference: object) -> Verdict:
+        judged.append([candidate.name for candidate in candidates])
+        scores = {candidate.name: 10.0 + (candidate.name == best) for candidate in candidates}
+        return Verdict(best, scores, f"kept the masks of {best}: they look best", "look twice")
+
+    monkeypatch.setattr(judgement, "judge_masks", judge)
+    result = segment("--keep", "best", "--iterations", "2", "--background", "keep")
+    assert result.status == 0, result.err
+    assert f"kept the masks of {best}: they look best" in result.out and "warning: look twice" in result.out
+    assert judged == [["maskclip", "calibrated", "rectified"]]
+    out = tmp_path / "out"
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["model"] == summary["kept"]["kind"] == best and summary["kept"]["scores"][best] == 11
+    assert summary["kept"]["warning"] == "look twice" and set(summary["shares"]) == {"maskclip", "rectified"}
+    assert "look twice" in (out / "summary.html").read_text()
+    call = ("predict", "photos", "--model", "out", "--output", "more", "--device", "cpu", "--background", "keep")
+    assert reclip(*call).status == 0
+    assert all_files(tmp_path / "more" / "masks") == all_files(out / "masks")
+    again = segment("--keep", "best", "--iterations", "2", "--background", "keep")
+    assert "(0 new)" in again.out and f"kept the masks of {best}" in again.out and len(judged) == 1
 
 
 def test_the_published_method(segment, tmp_path):
@@ -322,7 +350,7 @@ def test_overwrite(segment, classes, tmp_path):
     (tmp_path / "out" / "mine.txt").write_text("not ours")
     assert segment("--fast", "--overwrite").status == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "masks", "run", "reclip.json", "summary.json", "mine.txt", ".lock",
+        "masks", "run", "reclip.json", "summary.json", "summary.html", "mine.txt", ".lock",
     }  # fmt: skip
     assert set(np.unique(read_mask(tmp_path / "out" / "masks" / "0.png"))) <= {0, 1}
 
@@ -338,7 +366,15 @@ def test_overwrite_of_a_folder_whose_memory_cannot_be_read(segment, tmp_path, te
     error = segment("--fast").error
     assert "reclip.json is damaged" in error and "give --overwrite" in error
     assert segment("--fast", "--overwrite").status == 0
-    assert {path.name for path in out.iterdir()} == {"masks", "run", "reclip.json", "summary.json", "mine.txt", ".lock"}
+    assert {path.name for path in out.iterdir()} == {
+        "masks",
+        "run",
+        "reclip.json",
+        "summary.json",
+        "summary.html",
+        "mine.txt",
+        ".lock",
+    }
 
 
 def test_a_folder_of_other_things_is_left_alone(segment, tmp_path):

@@ -5,13 +5,16 @@ import json
 import pytest
 
 from reclip_d2.errors import ReclipError
-from reclip_d2.workspace.decision import Decision, asked_for, total_pixels
+from reclip_d2.evaluation.label_free import Verdict
+from reclip_d2.workspace.decision import Decision, asked_for, judged, total_pixels
 
 
 def test_what_is_asked_for():
     assert [asked_for("rectified", trained).kept for trained in ("student", "rectified")] == ["student", "rectified"]
     assert asked_for("maskclip", "student").kept == "maskclip"
-    assert asked_for("maskclip", "rectified").sentence() == "kept the masks by MaskCLIP: as --keep maskclip asks"
+    assert asked_for("maskclip", "rectified").reason == "kept the masks of maskclip, as --keep maskclip asks"
+    verdict = Verdict("student", {"maskclip": 1.0, "student": 2.0}, "why", None)
+    assert judged(verdict, "student") == Decision("best", "student", "student", "why", "", verdict.scores)
 
 
 def test_written_and_read(tmp_path):

@@ -41,11 +41,12 @@ def test_from_a_feature_store(sample, ticking, capsys, tmp_path):
     cfg = stage_config("rectified", "reclip-embedded", keys)
     work = Work(sample, sample, hypotheses=1, iterations=50, masks=4, tiles=0)
     with report_to(print):
-        assert estimate(cfg, work) == {"features": 2, "rectification": 50, "masks": 4}
+        # CLIP's own masks and the trained model's.
+        assert estimate(cfg, work) == {"features": 2, "rectification": 50, "masks": 2 * 4}
     assert "features: 1 image x 2 views take 54 KiB of disk until the run ends" in capsys.readouterr().out
     cfg.FEATURE_STORE.MAX_SIZE = 1e-9
     with report_to(print):  # each view is encoded in each iteration, and each image twice before
-        assert estimate(cfg, work) == {"hypotheses": 2, "rectification": 50 * (1 + 10), "masks": 4}
+        assert estimate(cfg, work) == {"hypotheses": 2, "rectification": 50 * (1 + 10), "masks": 2 * 4}
     assert "features: not stored" in capsys.readouterr().out
 
 
@@ -56,7 +57,7 @@ def test_what_is_left_to_do_is_what_counts(sample, ticking):
     assert seconds["hypotheses"] == pytest.approx(7 * (121 / 16 + 1))
     # One image and two take the same: a tenth of that is taken to grow with the batch.
     assert seconds["rectification"] == pytest.approx(50 * (0.9 + 0.1 * 10))
-    assert seconds["masks"] == 4
+    assert seconds["masks"] == 2 * 4
     assert estimate(cfg, Work(sample, sample, 0, 0, masks=4, tiles=0)) == {"masks": 4}
     assert estimate(cfg, Work(sample, sample, 0, 0, masks=0, tiles=10)) == {"masks": pytest.approx(15)}
 
@@ -79,3 +80,17 @@ def test_nothing_to_do_says_nothing(sample, tmp_path, capsys):
     (tmp_path / "photos" / "a.png").write_bytes(b"")  # nothing to time it on
     report_estimate(cfg, RunFolder(tmp_path / "out"), find_images([tmp_path / "photos"]).images, [], student=False)
     assert capsys.readouterr().out == ""
+
+
+def test_a_range_where_the_training_may_end_early():
+    """The plateau's rule needs (2 x 4 + 3 - 1) x 10 iterations, and 40 to cool down: 140."""
+    cfg = stage_config("rectified", "reclip-embedded", KEYS)
+    work = Work("", "", 0, 1400, 0, 0)
+    seconds = {"features": 60.0, "rectification": 1400.0}
+    assert module._in_words(cfg, work, seconds, student=True) == (
+        "about 3 min to 24 min in total (features 60 s, rectification up to 23 min), and the distillation"
+    )
+    cfg.SOLVER.PLATEAU.ENABLED = False
+    assert module._in_words(cfg, work, seconds, student=False) == (
+        "about 24 min in total (features 60 s, rectification 23 min)"
+    )

@@ -55,7 +55,10 @@ def fitted(place, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RECLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
         model, events = untrained(), []
-        assert model.fit(place / "photos", output=place / "out", progress=events.append, iterations=6) is model
+        assert (
+            model.fit(place / "photos", output=place / "out", progress=events.append, iterations=6, keep="rectified")
+            is model
+        )
         model.events = events
         yield model
 
@@ -242,10 +245,10 @@ def test_an_interrupted_fit_resumes_in_its_temporary_folder(place, tmp_path, mon
 
     monkeypatch.setattr("reclip_d2.utils.progress._SHORTEST_GAP", 0)  # every iteration is reported
     with pytest.raises(KeyboardInterrupt):
-        model.fit([place / "photos"], iterations=6, seed=3, progress=stop)
+        model.fit([place / "photos"], iterations=6, seed=3, progress=stop, keep="rectified")
     assert model.kind == "maskclip" and len(list(tmp_path.glob("reclip-*"))) == 1
     events = []
-    model.fit([place / "photos"], iterations=6, seed=3, progress=events.append)
+    model.fit([place / "photos"], iterations=6, seed=3, progress=events.append, keep="rectified")
     begun = [event.done for event in events if event.stage == "rectification" and event.total]
     assert begun[0] == 4 and begun[-1] == 6  # a checkpoint is written after every two iterations
     assert [event.message for event in events if event.stage == "hypotheses"] == ["done before"]
@@ -255,7 +258,7 @@ def test_an_interrupted_fit_resumes_in_its_temporary_folder(place, tmp_path, mon
     assert not list(tmp_path.glob("reclip-*"))
     again = Segmenter.load(target, device="cpu")
     assert same(model, again)
-    other = untrained().fit(place / "photos", iterations=6, seed=3)  # the same seed: the same model
+    other = untrained().fit(place / "photos", iterations=6, seed=3, keep="rectified")  # the same seed: the same model
     assert same(model, other)
     del other
     gc.collect()
@@ -265,12 +268,12 @@ def test_an_interrupted_fit_resumes_in_its_temporary_folder(place, tmp_path, mon
 def test_the_folder_of_another_run(fitted, place):
     model = untrained()
     with pytest.raises(ReclipError, match=r"^output .* contains a run: give resume=True, overwrite=True"):
-        model.fit(place / "photos", output=place / "out", iterations=6, resume=False)
+        model.fit(place / "photos", output=place / "out", iterations=6, resume=False, keep="rectified")
     with pytest.raises(ReclipError, match=r"was made with SOLVER.MAX_ITER|was made with iterations") as error:
-        model.fit(place / "photos", output=place / "out", iterations=7)
+        model.fit(place / "photos", output=place / "out", iterations=7, keep="rectified")
     assert "--" not in str(error.value) and "give overwrite=True" in str(error.value)
     assert model.kind == "maskclip"
-    assert same(model.fit(place / "photos", output=place / "out", iterations=6), fitted)  # as it is
+    assert same(model.fit(place / "photos", output=place / "out", iterations=6, keep="rectified"), fitted)  # as it is
 
 
 def test_a_student(fitted, place, tmp_path):
@@ -280,7 +283,7 @@ def test_a_student(fitted, place, tmp_path):
     keys = ("HYPOTHESIS.FILE", str(place / "out" / "run" / "hypotheses.jsonl"))
     model.fit(
         place / "photos", output=tmp_path / "out", student=True, iterations=6, student_iterations=2, student_weights="",
-        opts=keys,
+        opts=keys, keep="rectified",
     )  # fmt: skip
     assert model.kind == "student"
     path = model.save(tmp_path / "saved")
@@ -291,7 +294,7 @@ def test_a_student(fitted, place, tmp_path):
 def test_broken_images_are_left_out(place, tmp_path):
     shutil.copytree(place / "photos", tmp_path / "photos")
     (tmp_path / "photos" / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut short")
-    model = untrained().fit(tmp_path / "photos", iterations=1)
+    model = untrained().fit(tmp_path / "photos", iterations=1, keep="rectified")
     assert list(model.problems) == ["bad"] and "bad.jpg" in model.problems["bad"] and model.kind == "rectified"
 
 
@@ -307,7 +310,7 @@ def test_saved_and_loaded(fitted, saved, place):
     maskclip = Segmenter.load(place / "out", use="maskclip", device="cpu", opts=FAST_KEYS)
     assert same(maskclip, untrained())
     # A loaded model can be trained further on other images, with the names that it knows.
-    assert Segmenter.load(saved, device="cpu", opts=FAST_KEYS).fit(place / "photos" / "in", iterations=1).kind
+    assert Segmenter.load(saved, device="cpu", opts=FAST_KEYS).fit(place / "photos" / "in", iterations=1).decision
 
 
 def test_maskclip_is_saved_without_weights(tmp_path):
