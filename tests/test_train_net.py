@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from reclip_d2.config import load_config
 from reclip_d2.engine import program, trainer
+from reclip_d2.experiments import execute
 from reclip_d2.hypothesis import training_records
 from tests.helpers import (
     datasets,
@@ -325,9 +327,16 @@ def test_what_last_checkpoint_may_say(scene, capfd, name):
     assert f"{scene}/out/last_checkpoint" in mistake(capfd, scene, "--resume")
 
 
-def test_training_is_blind_to_labels(scene, monkeypatch):
+DENSE = (
+    *("HYPOTHESIS.METHOD", "dense", "HYPOTHESIS.CLASS_SHARES", "estimated", "HYPOTHESIS.THRESHOLD", "0.05"),
+    *("FEATURE_STORE.VIEWS", "2", "FEATURE_STORE.KIND", "whole"),
+)
+
+
+@pytest.mark.parametrize("options", [(), DENSE], ids=["crops", "dense hypotheses, estimated shares"])
+def test_training_is_blind_to_labels(scene, monkeypatch, options):
     """Without the label files, and with every way to open one barred, the weights are the same, bit for bit."""
-    run(scene, "with_labels")
+    run(scene, "with_labels", *options)
     labels = scene / "train" / "annotations_detectron2"
     for path in labels.iterdir():
         path.unlink()
@@ -340,9 +349,39 @@ def test_training_is_blind_to_labels(scene, monkeypatch):
 
     monkeypatch.setenv("RECLIP_CACHE", str(scene / "another_cache"))  # hypotheses are made again, label-blind too
     with watch_opened_files(guard):
-        run(scene, "without_labels")
+        run(scene, "without_labels", *options)
     assert any(name.endswith(".jpg") for name in opened)
     assert_same(weights(scene, "with_labels"), weights(scene, "without_labels"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", ["embedded", "embedded_longtail"])
+def test_training_on_the_embedded_worlds_is_blind_to_labels(tmp_path, monkeypatch, world):
+    """As above, with the default of own images: estimated class shares, dense hypotheses, the feature store."""
+
+    def train(name: str) -> dict[str, torch.Tensor]:
+        files = [str(ROOT / "configs" / part) for part in (f"datasets/{world}.yaml", "methods/reclippp_shares.yaml")]
+        options = ["MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "3", "TEST.EVAL_PERIOD", "0", "SEED", "0"]
+        cfg = load_config(files, [*options, "OUTPUT_DIR", str(tmp_path / name)])
+        return {key: value.clone() for key, value in execute.train(cfg).model.state_dict().items()}
+
+    monkeypatch.setenv("RECLIP_CACHE", str(tmp_path / "cache"))
+    expected = train("with_labels")
+    labels = [
+        path for path in (tmp_path / "cache").rglob("*.png") if "annotations" in str(path) and "train" in path.parts
+    ]
+    assert len(labels) == 400
+    for path in labels:
+        path.unlink()
+    for made in ("features", "hypotheses"):
+        shutil.rmtree(tmp_path / "cache" / made)
+
+    def guard(path: str) -> None:
+        assert "/annotations_detectron2/" not in path, f"training opens a label: {path}"
+
+    with watch_opened_files(guard):
+        found = train("without_labels")
+    assert_same(expected, found)
 
 
 def test_overwrite_forgets_the_run_that_it_replaces(scene, monkeypatch):

@@ -26,6 +26,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -64,6 +65,7 @@ PEAK_LR, WEIGHT_DECAY, WARMUP_SHARE, GRADIENT_CLIP = 2e-3, 0.05, 0.06, 1.0
 # Fractions of all steps: until the first, close-ups count as regions too; from the second, rare names are rare.
 EASY_UNTIL, PRIOR_FROM = 0.3, 0.55
 PROGRAM = "python tools/pretrain_embedded_clip.py"
+STEPS, POOL, EVAL_SCENES = 1000, 4000, 150
 EVALUATION_SEED_OFFSET = 7919  # pictures for evaluation have another seed than those for training
 
 
@@ -220,13 +222,58 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--world", choices=sorted(WORLDS), default=EMBEDDED.name, help="world of the pictures")
     parser.add_argument("--log", help="JSON log to write (default: pretrain_log.json next to the checkpoint)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the world, the weights and the batches")
-    parser.add_argument("--steps", type=int, default=1000, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=STEPS, help="optimiser steps")
     parser.add_argument(
-        "--pool", type=int, default=4000, help="compositions, and as many close-ups, to render and draw from"
+        "--pool", type=int, default=POOL, help="compositions, and as many close-ups, to render and draw from"
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--eval-scenes", type=int, default=150, help="unseen pictures for the log's accuracies")
+    parser.add_argument("--eval-scenes", type=int, default=EVAL_SCENES, help="unseen pictures for the log's accuracies")
     return parser
+
+
+def pretrain(
+    out: Path,
+    world: World,
+    seed: int,
+    *,
+    steps: int = STEPS,
+    pool: int = POOL,
+    threads: int = 1,
+    eval_scenes: int = EVAL_SCENES,
+) -> dict[str, Any]:
+    """Pretrain, and write the checkpoint to ``out``, atomically.
+
+    Args:
+        threads: CPU threads for rendering.
+
+    Returns:
+        The log: the settings, the seconds, the accuracies and the losses.
+    """
+    torch.set_flush_denormal(True)  # denormals of saturated probabilities slow down the CPU many times
+    start = time.time()
+    model, token_ids, rows = train(world, seed, steps, pool, threads)
+    seconds = round(time.time() - start, 1)
+    metadata = {
+        "format": "pt",
+        "model": EMBEDDED_MODEL_NAME,
+        "world": world.name,
+        "seed": str(seed),
+        "steps": str(steps),
+    }
+    save_embedded_checkpoint(out, model, token_ids, metadata)
+    return {
+        "command": f"{PROGRAM} --world {world.name} --seed {seed} --steps {steps} --pool {pool}",
+        "world": world.name,
+        "seed": seed,
+        "steps": steps,
+        "seconds": seconds,
+        "threads": threads,
+        "torch": torch.__version__,
+        "tokens_kept": len(token_ids),
+        "bytes": out.stat().st_size,
+        **evaluate(out, world, seed, max(eval_scenes, 12), eval_scenes),
+        "training": rows,
+    }
 
 
 @exit_on_error
@@ -241,32 +288,15 @@ def main() -> None:
     if args.out.suffix != ".safetensors":
         raise ReclipError(f"--out {args.out}: the file name must end in .safetensors")
     torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)  # denormals of saturated probabilities slow down the CPU many times
-    start = time.time()
-    world = WORLDS[args.world]
-    model, token_ids, rows = train(world, args.seed, args.steps, args.pool, args.threads)
-    seconds = round(time.time() - start, 1)
-    metadata = {
-        "format": "pt",
-        "model": EMBEDDED_MODEL_NAME,
-        "world": args.world,
-        "seed": str(args.seed),
-        "steps": str(args.steps),
-    }
-    save_embedded_checkpoint(args.out, model, token_ids, metadata)
-    report = {
-        "command": f"{PROGRAM} --world {args.world} --seed {args.seed} --steps {args.steps} --pool {args.pool}",
-        "world": args.world,
-        "seed": args.seed,
-        "steps": args.steps,
-        "seconds": seconds,
-        "threads": args.threads,
-        "torch": torch.__version__,
-        "tokens_kept": len(token_ids),
-        "bytes": args.out.stat().st_size,
-        **evaluate(args.out, world, args.seed, max(args.eval_scenes, 12), args.eval_scenes),
-        "training": rows,
-    }
+    report = pretrain(
+        args.out,
+        WORLDS[args.world],
+        args.seed,
+        steps=args.steps,
+        pool=args.pool,
+        threads=args.threads,
+        eval_scenes=args.eval_scenes,
+    )
     log = args.log or args.out.with_name("pretrain_log.json")
     with atomic_write(log) as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n")

@@ -1,18 +1,20 @@
 #!/usr/bin/env python
 """Reproduce the papers' tables and figures on one data set: all runs, then a report that checks each claimed ordering.
 
-    python tools/reproduce.py --suite embedded --seeds 0 1 2 --out output/reproduce
+    python tools/reproduce.py --suite embedded --seeds 0 1 2 --out output/reproduce          # both embedded worlds
     python tools/reproduce.py --suite voc20 --tables II V --out output/reproduce_voc20    # real data and weights
 
 The runs are listed in configs/ablations/paper.yaml, with the papers' numbers. Results are kept in DIR/runs; an
-interrupted suite resumes when you repeat the command. DIR/REPORT.md is written at the end; --report-only writes it from
-the finished runs.
+interrupted suite resumes when you repeat the command. Further CLIPs are pretrained to DIR/clips, unless they are there:
+<world>-seed1.safetensors, as tools/pretrain_embedded_clip.py writes it. DIR/REPORT.md is written at the end;
+--report-only writes it from the finished runs.
 """
 
 from __future__ import annotations
 
 import reclip_d2.utils.program_start  # noqa: F401  isort: skip  (first: see there)
 import argparse
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -26,17 +28,23 @@ import torch
 
 from reclip_d2.config import load_config
 from reclip_d2.data.classes import class_names_from_config
+from reclip_d2.engine.calibration import calibrate
 from reclip_d2.engine.logs import logging_to
+from reclip_d2.engine.trainer import build_evaluation_model
 from reclip_d2.errors import ReclipError, exit_on_error
 from reclip_d2.experiments import execute
-from reclip_d2.experiments.measurements import Measurements
+from reclip_d2.experiments.across import AcrossConditions
 from reclip_d2.experiments.plan import Job, Runs, Settings
 from reclip_d2.experiments.process import Processes
 from reclip_d2.experiments.report import write_report
-from reclip_d2.experiments.runner import run_pending
-from reclip_d2.experiments.suite import load_suite, suite_names
-from reclip_d2.hypothesis.training_records import build_training_records
+from reclip_d2.experiments.runner import estimated_time, run_pending
+from reclip_d2.experiments.suite import PRETRAIN
+from reclip_d2.experiments.suite_file import load_suite, suite_names
+from reclip_d2.features.whole_images import whole_images
+from reclip_d2.hypothesis.training_records import build_training_records, unlabelled_records
+from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.output_paths import check_output_folder, check_output_path
+from reclip_d2.utils.tensor_files import read_tensor_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITE_FILE = ROOT / "configs" / "ablations" / "paper.yaml"
@@ -47,12 +55,19 @@ PRELOAD = ("reclip_d2.experiments.execute", "torch.utils.tensorboard")
 def argument_parser() -> argparse.ArgumentParser:
     """Arguments of the program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", required=True, help="data set: a suite in the suite file, such as embedded or voc20")
+    parser.add_argument("--suite", required=True, help="a suite in the suite file, such as embedded or voc20")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the training runs")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the runs and the report")
     parser.add_argument("--tables", nargs="+", metavar="KEY", help="tables to run and report, such as II IX Fig3")
     parser.add_argument("--experiments", nargs="+", default=[], metavar="KEY", help="run only these, see --list")
-    parser.add_argument("--dataset", default="", help="where to evaluate; by default the configs' DATASETS.TEST")
+    parser.add_argument(
+        "--dataset",
+        default="",
+        help="where to evaluate, with * for the name of each data set ('*_dev'); by default the configs' DATASETS.TEST",
+    )
+    parser.add_argument(
+        "--conditions", nargs="+", metavar="KEY", help="only these data sets and CLIPs, such as embedded embedded-clip1"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--jobs",
@@ -71,20 +86,56 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def probe_program() -> ModuleType:
-    """``tools/linear_probe.py``, the only program that trains with labels."""
-    name = "reclip_d2_linear_probe"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / "linear_probe.py")
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
+def tool(name: str) -> ModuleType:
+    """Another program in ``tools``: the one that trains with labels, or the one that pretrains a CLIP."""
+    module = f"reclip_d2_{name}"
+    if module not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module, ROOT / "tools" / f"{name}.py")
+        sys.modules[module] = program = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(program)
+    return sys.modules[module]
+
+
+def perform_pretrain(job: Job) -> dict[str, Any]:
+    """Pretrain a CLIP, or take the file if it is there.
+
+    Raises:
+        ReclipError: there is a file of another CLIP.
+    """
+    world, seed, file = job.value("WORLD"), job.value("SEED"), Path(job.value("FILE"))
+    program = tool("pretrain_embedded_clip")
+    if world not in program.WORLDS:
+        raise ReclipError(f"clip_seeds: only the worlds {', '.join(sorted(program.WORLDS))} have a CLIP to pretrain")
+    job.folder.mkdir(parents=True, exist_ok=True)
+    seconds, reused = None, file.exists()
+    if reused:
+        found = read_tensor_file(file, "pretrained CLIP").metadata
+        if (found.get("world"), found.get("seed")) != (world, str(seed)):
+            raise ReclipError(f"{file} is not the CLIP of world {world} and seed {seed}: remove it")
+    else:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        log = program.pretrain(file, program.WORLDS[world], seed)
+        seconds = log["seconds"]
+        with atomic_write(job.folder / "pretrain_log.json") as temporary:
+            temporary.write_text(json.dumps(log, indent=1) + "\n")
+    return {
+        "dataset": "",
+        "protocol": "",
+        "supervision": "captions of generated pictures",
+        "metrics": {},
+        "training": None if reused else {"seconds": seconds, "first_iteration": 0},
+        "versions": execute.versions(),
+        "machine": execute.machine("cpu"),
+        "world": world,
+        "clip_seed": seed,
+        "reused": reused,
+    }
 
 
 def perform_probe(job: Job) -> dict[str, Any]:
     """Train and evaluate a linear probe, with labels; also writes its results file."""
     with logging_to(job.folder):
-        program = probe_program()
+        program = tool("linear_probe")
         overrides = program.probe_overrides(load_config(job.config_files, job.options))
         cfg = load_config(job.config_files, [*job.options, *overrides])
         trained = execute.train(cfg, resume=True, trainer_class=program.ProbeTrainer)
@@ -113,23 +164,48 @@ def perform_hypotheses(job: Job) -> dict[str, Any]:
         return {**result, "dataset": ", ".join(datasets)}
 
 
+def perform_true_shares(job: Job) -> dict[str, Any]:
+    """MaskCLIP, calibrated to the class shares in the training images' labels: a control that knows the truth."""
+    # Here, not at the top: see perform_hypotheses.
+    from reclip_d2.evaluation.label_files import DatasetLabels
+    from reclip_d2.evaluation.labelled_data import labelled_records, probe_datasets
+    from reclip_d2.evaluation.true_shares import label_shares
+
+    with logging_to(job.folder):
+        cfg = load_config(job.config_files, job.options)
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+        datasets = probe_datasets(cfg)
+        labels = DatasetLabels(datasets[0])
+        shares = label_shares(labelled_records(datasets, class_names_from_config(cfg)), labels)
+        model = build_evaluation_model(cfg, resume=False)
+        if len(shares) != model.num_classes:
+            raise ReclipError(f"{datasets[0]}: its labels merge classes, so that they have no shares to calibrate to")
+        records = unlabelled_records(cfg.DATASETS.TRAIN)
+        calibrate(model, whole_images(cfg, model.backbone, records, model.view_encoder), shares=shares)
+        return execute.result_of(cfg, execute.evaluate(cfg, model).scores, None, supervision="labels (class shares)")
+
+
 def perform(job: Job) -> dict[str, Any]:
     """Do one run in this process."""
-    of_its_own = {"probe": perform_probe, "hypotheses": perform_hypotheses}
+    of_its_own = {
+        "probe": perform_probe,
+        "hypotheses": perform_hypotheses,
+        "true_shares": perform_true_shares,
+        PRETRAIN: perform_pretrain,
+    }
     return of_its_own.get(job.kind, execute.perform)(job)
 
 
-def print_list(runs: Runs) -> None:
-    """List the runs, and how many are finished."""
+def print_list(runs: Runs, jobs: int) -> None:
+    """List the runs, how many are finished, and the estimated time of the others."""
     suite = runs.suite
     tables: dict[str, list[str]] = {}
     for table in suite.tables:
         for row in table.rows:
             tables.setdefault(row.experiment, []).append(table.key)
-    keys = list(dict.fromkeys(planned.run.experiment.key for planned in runs.selected))
-    width = max(map(len, keys))
-    for key in keys:
-        experiment = suite.experiments[key]
+    experiments = {planned.run.experiment.key: planned.run.experiment for planned in runs.selected}
+    width = max(map(len, experiments))
+    for key, experiment in experiments.items():
         own = [planned for planned in runs.planned if planned.run.experiment is experiment]
         done = sum(planned.folder.result is not None for planned in own)
         print(
@@ -137,14 +213,14 @@ def print_list(runs: Runs) -> None:
             f"  [{', '.join(tables.get(key, ['needed by others']))}]"
         )
     done = sum(planned.folder.result is not None for planned in runs.selected)
-    print(f"{len(runs.selected)} runs, {done} of them done")
+    print(f"{len(runs.selected)} runs, {done} of them done; {estimated_time(runs, jobs)}")
 
 
 def report_command(args: argparse.Namespace) -> list[str]:
     """The command that makes a report's runs."""
     command = ["python", "tools/reproduce.py", "--suite", args.suite, "--seeds", *map(str, args.seeds)]
     command += ["--out", str(args.out)]
-    for name in ("tables", "experiments", "opts"):
+    for name in ("tables", "experiments", "conditions", "opts"):
         if getattr(args, name):
             command += [f"--{name}", *getattr(args, name)]
     for name in ("dataset", "jobs"):
@@ -164,6 +240,11 @@ def main() -> None:
     if args.suite not in names:
         raise ReclipError(f"--suite {args.suite!r} is not in {args.suite_file}: choose one of {', '.join(names)}")
     suite = load_suite(args.suite_file, args.suite, args.tables)
+    if args.conditions is not None:
+        by_key = {condition.key: condition for condition in suite.conditions}
+        if unknown := [key for key in args.conditions if key not in by_key]:
+            raise ReclipError(f"--conditions {unknown[0]!r}: choose from {', '.join(by_key)}")
+        suite = dataclasses.replace(suite, conditions=tuple(c for c in suite.conditions if c.key in args.conditions))
     cores = os.cpu_count() or 1
     # These models are small: two parallel runs with one thread each are much faster than two sequential runs with two.
     jobs = (1 if args.device.startswith("cuda") else min(4, cores)) if args.jobs is None else args.jobs
@@ -182,13 +263,14 @@ def main() -> None:
     if unknown := [key for key in args.experiments if key not in planned]:
         raise ReclipError(f"no table has the experiment {unknown[0]!r}: see --list")
     if args.list:
-        print_list(runs)
+        print_list(runs, jobs)
         return
     failed: list[str] = []
     if not args.report_only:
         with runs.lock():
             runs.check_changes(args.overwrite)
             runs.check_datasets()
+            print(estimated_time(runs, jobs))
             processes = Processes(max(1, cores // jobs) if jobs > 1 else 0, PRELOAD)
             try:
                 failed = run_pending(
@@ -201,7 +283,7 @@ def main() -> None:
             except KeyboardInterrupt:
                 print("\ninterrupted: repeat the command to resume", file=sys.stderr)
                 sys.exit(130)
-    report, *pictures = write_report(Measurements.of(runs), args.report or args.out / REPORT, report_command(args))
+    report, *pictures = write_report(AcrossConditions.of(runs), args.report or args.out / REPORT, report_command(args))
     print(f"Written: {report}" + (f" and {len(pictures)} pictures in {pictures[0].parent}" if pictures else ""))
     if failed:
         count = f"{len(failed)} runs" if len(failed) > 1 else "1 run"

@@ -46,7 +46,7 @@ def _relations(cfg: CfgNode) -> Iterator[tuple[object, str]]:
 def _model_relations(cfg: CfgNode) -> Iterator[tuple[object, str]]:
     model, student = cfg.MODEL, cfg.MODEL.STUDENT
     yield (
-        any(model.LOSS[f"{name}_WEIGHT"] for name in ("CONTRASTIVE", "COVERAGE", "OUTSIDE")),
+        any(model.LOSS[f"{name}_WEIGHT"] for name in ("CONTRASTIVE", "COVERAGE", "OUTSIDE", "ANCHOR")),
         "all weights of MODEL.LOSS are 0, so nothing would train: set one",
     )
     yield (

@@ -129,6 +129,9 @@ KEYS: dict[str, Key] = {
     "MODEL.LOSS.COVERAGE_WEIGHT": Key(0.0, LOSS_WEIGHT),
     # Not in the paper: weight of the mask mass outside the hypothesis, mean_n sum_{c not in H} p_nc.
     "MODEL.LOSS.OUTSIDE_WEIGHT": Key(0.0, LOSS_WEIGHT),
+    # Not in the paper: weight of a loss that keeps MaskCLIP's labels where it is confident, -mean_n q_n log p_n[y_n]
+    # with y_n the label of M_q and q_n its probability.
+    "MODEL.LOSS.ANCHOR_WEIGHT": Key(0.0, LOSS_WEIGHT),
     # ---- distillation (section III-E) ---------------------------------------------------------------------
     # META_ARCHITECTURE "Distillation" trains a student on the teacher's outputs; checkpoints hold the student.
     # "RectifiedCLIP", with all keys above as in its training; "MaskCLIP" (MaskCLIP+); "MaskFolder", masks from files.

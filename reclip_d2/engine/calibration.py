@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def calibrate(model: MaskCLIP, images: Sequence[Tensor], max_images: int = 2000) -> None:
+def calibrate(model: MaskCLIP, images: Sequence[Tensor], max_images: int = 2000, shares: Tensor | None = None) -> None:
     """Set ``model.calibration_offset`` so that the mean softmax over unlabelled images is uniform or, with
     ``estimated``, equals the class shares of :mod:`reclip_d2.modeling.class_shares`.
 
@@ -31,6 +31,7 @@ def calibrate(model: MaskCLIP, images: Sequence[Tensor], max_images: int = 2000)
         images: Z ``(h, w, D)`` of each image at the test resolution, such as
             :class:`~reclip_d2.features.whole_images.WholeImages`.
         max_images: maximum number of images, spread evenly.
+        shares: class shares ``(C,)`` to use in place of the estimated ones.
     """
     chosen = range(0, len(images), max(1, -(-len(images) // max_images)))
     logger.info("Mean-probability calibration (%s) on %d images", model.calibration, len(chosen))
@@ -52,8 +53,7 @@ def calibrate(model: MaskCLIP, images: Sequence[Tensor], max_images: int = 2000)
             steps.advance()
     scale = model.backbone.logit_scale
     if model.calibration != "position_class":
-        shares = None
-        if estimated:
+        if estimated and shares is None:
             shares = estimate_class_shares(torch.cat(patches), query_features, scale)
         offset = mean_probability_offset(torch.cat(samples), scale, shares)[:, None, None]
     else:

@@ -2,10 +2,12 @@
 
 In reading order:
 
-- ``suite``: experiments, tables and claims, read from a YAML file (``configs/ablations/paper.yaml``);
-- ``plan``: the config of each run, its folder, finished and pending runs;
+- ``suite``: experiments, tables and claims, and the data sets and CLIPs that they are run with; ``suite_file`` reads
+  them from a YAML file (``configs/ablations/paper.yaml``);
+- ``plan``: the config of each run, finished and pending runs; ``run_folder``: the folder of one;
 - ``runner``: do the pending runs, each after those it depends on; ``process`` calls each in a separate process;
 - ``execute``: one run, trained and evaluated in this process;
-- ``measurements``: scores by seed, paired differences with confidence intervals, verdicts on the claims;
+- ``measurements``: scores by seed, paired differences with confidence intervals, verdicts on the claims; ``across``:
+  the same for all data sets and CLIPs together;
 - ``report``: the Markdown page (its text is ``report.md.jinja``), with the pictures of ``charts``.
 """

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 from scipy import stats
 
 from reclip_d2.experiments.plan import Runs
-from reclip_d2.experiments.suite import DIGITS, METRICS, SCORES, Claim, Suite, Table
+from reclip_d2.experiments.suite import DIGITS, METRICS, PRETRAIN, SCORES, Claim, Condition, Suite, Table
 
 CONFIDENCE = 0.95
 HOLDS, FAILS, NOISE, UNKNOWN = "holds", "does not hold", "within noise", "not run"
+MIXED = "mixed"
+"""Over several data sets or CLIPs: holds on one, and does not on another."""
 
 Scores = Mapping[int | None, float]
 """A row's scores by seed; ``{None: score}`` for a row that does not depend on the seed."""
@@ -91,8 +93,6 @@ class Judged(NamedTuple):
     claim: Claim
     table: Table
     verdict: Verdict
-    explanation: str
-    """"" where the claim holds, or has none."""
     paper: dict[str, float]
     """The paper's difference by data set."""
 
@@ -115,11 +115,13 @@ class Measurements:
         """Runs that were made with another config than the suite's; they do not count."""
 
     @classmethod
-    def of(cls, runs: Runs) -> Measurements:
-        """Read the finished runs in a folder, for the requested seeds."""
+    def of(cls, runs: Runs, condition: Condition) -> Measurements:
+        """Read the finished runs in a folder on one condition, for the requested seeds."""
         results: dict[str, dict[int | None, dict[str, Any]]] = {key: {} for key in runs.suite.experiments}
-        measurements = cls(runs.suite, results, runs.settings.seeds)
+        measurements = cls(runs.suite.on(condition), results, runs.settings.seeds)
         for planned in runs.planned:
+            if planned.run.condition != condition or planned.run.experiment.kind == PRETRAIN:
+                continue
             key, result = planned.run.experiment.key, planned.folder.result
             if result is None:
                 measurements.failed |= {key} if planned.folder.failure else set()
@@ -150,14 +152,6 @@ class Measurements:
         missing = None not in scores and len(scores) < len(self.seeds)
         return f"{text} ({len(scores)} of {len(self.seeds)} seeds)" if missing else text
 
-    def training_seconds(self, key: str) -> str:
-        """Mean seconds of the training, over runs that were not interrupted; ``none`` without training."""
-        trainings = [result["training"] for result in self.results[key].values()]
-        if not trainings:
-            return ""
-        seconds = [t["seconds"] for t in trainings if t and not t["first_iteration"]]
-        return f"{statistics.mean(seconds):.0f}" if seconds else "resumed" if any(trainings) else "none"
-
     def all_results(self) -> list[dict[str, Any]]:
         """Results of all runs that are done."""
         return [result for results in self.results.values() for result in results.values()]
@@ -165,15 +159,9 @@ class Measurements:
     # ---- claims ---------------------------------------------------------------------------------------------
 
     def judge(self, claim: Claim, table: Table) -> Judged:
-        """Verdict on a claim, with the explanation if it does not hold."""
+        """Verdict on a claim."""
         verdict = judge(self.scores(claim.better, claim.metric), self.scores(claim.worse, claim.metric))
-        explain = verdict.difference is not None and verdict.word != HOLDS
-        explanation = self.fill_in(claim.explanation) if explain else ""
-        return Judged(claim, table, verdict, explanation, self._paper_difference(claim, table))
-
-    def judge_all(self) -> list[Judged]:
-        """All claims in the order of the tables."""
-        return [self.judge(claim, table) for table in self.suite.tables for claim in table.claims]
+        return Judged(claim, table, verdict, self._paper_difference(claim, table))
 
     def _paper_difference(self, claim: Claim, table: Table) -> dict[str, float]:
         """By data set, from the numbers in the claim's table, or else in the first table that has both."""
@@ -189,29 +177,34 @@ class Measurements:
                 return found
         return {}
 
-    def fill_in(self, text: str) -> str:
-        """A text with its ``{...}`` filled in; "" if one of them was not measured, or is no experiment of this suite.
+    def quantity(self, text: str) -> str:
+        """The number that ``a``, ``a - b`` or ``...: metric`` stands for; "" if it was not measured."""
+        names, _, metric = (part.strip() for part in text.partition(":"))
+        metric = metric or "mIoU"
+        keys = [key.strip() for key in names.split(" - ")]
+        known = metric in METRICS and len(keys) <= 2 and all(key in self.results for key in keys)
+        scores = [self.scores(key, metric) for key in keys] if known else []
+        if len(scores) == 2 and (difference := paired_difference(*scores)) is not None:
+            return difference_text(difference, metric)
+        return self.cell(keys[0], metric) if len(scores) == 1 and scores[0] else ""
 
-        ``{a}`` is the mIoU of a, ``{a - b}`` the paired difference; ``{...: metric}`` takes another metric.
-        """
-        missing = False
 
-        def number(match: re.Match[str]) -> str:
-            nonlocal missing
-            names, _, metric = (part.strip() for part in match[1].partition(":"))
-            metric = metric or "mIoU"
-            keys = [key.strip() for key in names.split(" - ")]
-            known = metric in METRICS and len(keys) <= 2 and all(key in self.results for key in keys)
-            scores = [self.scores(key, metric) for key in keys] if known else []
-            if len(scores) == 2 and (difference := paired_difference(*scores)) is not None:
-                return difference_text(difference, metric)
-            if len(scores) == 1 and scores[0]:
-                return self.cell(keys[0], metric)
-            missing = True
-            return ""
+def fill_in(text: str, found: Sequence[Measurements]) -> str:
+    """A text with its ``{...}`` filled in from each of the measurements, separated by slashes; "" if one of them was
+    not measured, or is no experiment of the suite.
 
-        filled = re.sub(r"\{([^{}]+)\}", number, text)
-        return "" if missing else filled
+    ``{a}`` is the mIoU of a, ``{a - b}`` the paired difference; ``{...: metric}`` takes another metric.
+    """
+    missing = False
+
+    def number(match: re.Match[str]) -> str:
+        nonlocal missing
+        numbers = [measurements.quantity(match[1]) for measurements in found]
+        missing = missing or not all(numbers)
+        return " / ".join(numbers)
+
+    filled = re.sub(r"\{([^{}]+)\}", number, text)
+    return "" if missing else filled
 
 
 def difference_text(difference: Difference, metric: str) -> str:

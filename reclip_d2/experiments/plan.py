@@ -1,25 +1,18 @@
 """The runs of a suite in a folder: their configs, and which are finished or pending.
 
-Each run is done once, in a folder that records its settings; it does not resume with other settings.
-
-::
-
-    DIR/runs/<experiment>[-seedN]/
-        settings.json   everything that the result depends on, written before the run begins
-        result.json     written when it is done: metrics, overrides, durations, versions
-        failure.txt     why it failed, until the next attempt
-        log.txt, output.txt, metrics.json, model_final.pth, ...
+Each run is done once, in a folder that records its settings (:mod:`reclip_d2.experiments.run_folder`); it does not
+resume with other settings. A suite of several data sets or CLIPs does every experiment on each, in subfolders
+``DIR/runs/<data set>[-clipN]``; the CLIPs are in ``DIR/clips``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
+import functools
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,18 +22,19 @@ from detectron2.config import CfgNode
 import reclip_d2.data.datasets  # noqa: F401  (registers the data sets)
 from reclip_d2.config import flatten, load_config
 from reclip_d2.data.classes import check_labelled
-from reclip_d2.engine.output_dir import remove_intermediate_checkpoints
 from reclip_d2.errors import ReclipError
-from reclip_d2.experiments.suite import Experiment, Suite, value_of
+from reclip_d2.experiments.run_folder import ExperimentFolder
+from reclip_d2.experiments.suite import PRETRAIN, Condition, Experiment, Suite, value_of
 from reclip_d2.hypothesis.training_records import unlabelled_records
-from reclip_d2.modeling.checkpoint import FINAL_CHECKPOINT
-from reclip_d2.utils.io import atomic_write
-from reclip_d2.utils.json_files import MissingFileError, read_json
 from reclip_d2.utils.locks import LOCK_NAME, exclusive
 
 _CHECKPOINTS = ("MODEL.TEACHER.WEIGHTS", "LINEAR_PROBE.WEIGHTS")
+_CLIP = "MODEL.CLIP.PRETRAINED"
 MADE_WITH = "teacher"
 """Entry of a run's settings: fingerprint of the run whose checkpoint it uses."""
+MADE_ON = "clip"
+"""Entry of a run's settings: fingerprint of the pretraining of its CLIP; missing for the CLIP of the config."""
+PRETRAINING = Experiment("pretraining", "pretraining of another CLIP", PRETRAIN, config="", seeded=False)
 
 
 def experiment_options(suite: Suite, experiment: Experiment) -> dict[str, Any]:
@@ -69,39 +63,20 @@ def resolve(suite: Suite, experiment: Experiment, options: Sequence[Any] = ()) -
         raise ReclipError(f"experiment {experiment.key} of suite {suite.name}: {error}") from error
 
 
-def run_settings(cfg: CfgNode, kind: str, teacher_fingerprint: str) -> dict[str, Any]:
-    """Everything that a run's result depends on, flat and JSON-serialisable: config values by key, kind, teacher's run.
+def run_settings(cfg: CfgNode, kind: str, teacher_fingerprint: str, clip_fingerprint: str = "") -> dict[str, Any]:
+    """Everything that a run's result depends on, flat and JSON-serialisable: config values by key, kind, the runs whose
+    files it uses.
 
     Args:
         teacher_fingerprint: fingerprint of the run whose checkpoint this one uses, in place of the checkpoint's path;
             "" for none.
+        clip_fingerprint: fingerprint of the pretraining of its CLIP, in place of that file's path; "" for the CLIP of
+            the config.
     """
-    left_out = ("OUTPUT_DIR", *(_CHECKPOINTS if teacher_fingerprint else ()))
+    left_out = ("OUTPUT_DIR", *(_CHECKPOINTS if teacher_fingerprint else ()), *((_CLIP,) if clip_fingerprint else ()))
     flat = {key: value for key, value in flatten(cfg).items() if key not in left_out}
-    return json.loads(json.dumps({**flat, "kind": kind, MADE_WITH: teacher_fingerprint}))
-
-
-def fingerprint(settings: Mapping[str, Any]) -> str:
-    """Short hash of a run's settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Differences between the settings that a run was made with and the current ones.
-
-    Keys added to the project since then count as unchanged at their defaults; keys removed since then are ignored.
-    """
-    defaults: dict[str, Any] | None = None
-    found = []
-    for key, value in now.items():
-        if key in before:
-            then = before[key]
-        else:
-            defaults = defaults or json.loads(json.dumps(flatten(load_config(""))))
-            then = defaults.get(key)
-        if then != value:
-            found.append(f"{key} is {value!r} now and was {then!r}")
-    return found
+    made_on = {MADE_ON: clip_fingerprint} if clip_fingerprint else {}
+    return json.loads(json.dumps({**flat, "kind": kind, MADE_WITH: teacher_fingerprint, **made_on}))
 
 
 def checkpoint_options(experiment: Experiment, checkpoint: Path | None) -> list[Any]:
@@ -113,135 +88,49 @@ def checkpoint_options(experiment: Experiment, checkpoint: Path | None) -> list[
 
 @dataclass(frozen=True)
 class Run:
-    """An experiment with a seed."""
+    """An experiment with a seed, on a data set with a CLIP."""
 
     experiment: Experiment
     seed: int | None
     """None if the result does not depend on the seed."""
+    condition: Condition
 
     @property
     def name(self) -> str:
         """Name of the run's folder."""
-        return self.experiment.key if self.seed is None else f"{self.experiment.key}-seed{self.seed}"
+        name = self.experiment.key if self.seed is None else f"{self.experiment.key}-seed{self.seed}"
+        return f"{self.condition.key}/{name}" if self.condition.several else name
 
 
-def run_of(suite: Suite, key: str, seed: int) -> Run:
+def run_of(suite: Suite, condition: Condition, key: str, seed: int) -> Run:
     """The run of an experiment for a seed."""
     experiment = suite.experiments[key]
-    return Run(experiment, seed if experiment.seeded else None)
+    return Run(experiment, seed if experiment.seeded else None, condition)
 
 
 def teacher_of(suite: Suite, run: Run, seed: int) -> Run | None:
     """The run whose checkpoint a run needs: the teacher's of the same seed."""
-    return run_of(suite, run.experiment.teacher, seed) if run.experiment.teacher else None
+    teacher = run.experiment.teacher
+    return run_of(suite, run.condition, teacher, seed) if teacher else None
 
 
 def plan_runs(suite: Suite, seeds: Sequence[int]) -> list[Run]:
-    """Runs of the suite's tables, each after the one that it depends on.
+    """Runs of the suite's tables, each after the ones that it depends on.
 
-    First the main table, seed by seed, then all other tables, seed by seed, so that an interrupted suite has a complete
-    main table.
+    First the pretraining of CLIPs, then the main table, seed by seed, then all other tables, seed by seed, so that an
+    interrupted suite has a complete main table.
     """
     found: dict[Run, None] = {}
     main = [table for table in suite.tables if table.main]
     for tables in (main, suite.tables):
-        keys = [row.experiment for table in tables for row in table.rows]
-        keys += [key for table in tables for claim in table.claims for key in (claim.better, claim.worse)]
         for seed in seeds:
-            found.update(dict.fromkeys(run_of(suite, key, seed) for key in suite.needed(keys)))
-    return list(found)
-
-
-PROBE_FOLDER = "linear_probe"
-
-
-class ExperimentFolder:
-    """Paths and recorded state of one run."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.checkpoint = path / FINAL_CHECKPOINT
-        self.failure_file = path / "failure.txt"
-        self._settings = path / "settings.json"
-        self._result = path / "result.json"
-
-    @property
-    def settings(self) -> dict[str, Any] | None:
-        """The settings that the run was started with; None before that."""
-        return self._read(self._settings)
-
-    @property
-    def result(self) -> dict[str, Any] | None:
-        """The result; None if the run is not done."""
-        return self._read(self._result)
-
-    @property
-    def failure(self) -> str:
-        """Why the run failed; "" if it did not."""
-        try:
-            return self.failure_file.read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
-            return ""
-
-    def changes(self, settings: Mapping[str, Any]) -> list[str]:
-        """Differences between the run's recorded settings and ``settings``."""
-        begun = self.settings
-        return [] if begun is None else differences(begun, settings)
-
-    def fingerprint(self, settings: Mapping[str, Any]) -> str:
-        """Hash of the settings, or of the recorded ones if they are equivalent."""
-        begun = self.settings
-        return fingerprint(settings if begun is None or differences(begun, settings) else begun)
-
-    def begin(self, settings: Mapping[str, Any]) -> None:
-        """Record the run's settings, and clear an earlier failure.
-
-        Raises:
-            ReclipError: there are checkpoints of unknown settings.
-        """
-        if self.settings is None:
-            if self.checkpoint.exists() or any(self.path.glob("*.pth")):
-                raise ReclipError(
-                    f"{self.path} contains checkpoints of unknown origin: remove them, or name another --out"
-                )
-            self._write(self._settings, settings)
-        self.failure_file.unlink(missing_ok=True)
-
-    def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the result, and remove intermediate checkpoints."""
-        self._write(self._result, result)
-        for folder in (self.path, self.path / PROBE_FOLDER):
-            remove_intermediate_checkpoints(folder)
-
-    def fail(self, message: str) -> None:
-        """Record why the run failed."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.failure_file) as temporary:
-            temporary.write_text(message + "\n", encoding="utf-8")
-
-    def clear(self) -> None:
-        """Remove the run. It is renamed first, so that a partly removed folder does not count as a run."""
-        if self.path.exists():
-            removed = Path(tempfile.mkdtemp(prefix=f".removed-{self.path.name}-", dir=self.path.parent))
-            self.path.rename(removed / self.path.name)
-            shutil.rmtree(removed, ignore_errors=True)
-
-    def drop_checkpoints(self) -> None:
-        """Remove all weights, but keep the result."""
-        for pattern in ("last_checkpoint", "*.pth"):  # the pointer first, so that it never dangles
-            for file in self.path.rglob(pattern):
-                file.unlink()
-
-    def _read(self, file: Path) -> dict[str, Any] | None:
-        try:
-            return read_json(file, {"type": "object"}, "run file", f"remove {self.path} to run it again")
-        except MissingFileError:
-            return None
-
-    @staticmethod
-    def _write(file: Path, content: Mapping[str, Any]) -> None:
-        with atomic_write(file) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            for condition in suite.conditions:
+                shown = [table for table in tables if condition in suite.conditions_of(table)]
+                keys = [row.experiment for table in shown for row in table.rows]
+                keys += [key for table in shown for claim in table.claims for key in (claim.better, claim.worse)]
+                found.update(dict.fromkeys(run_of(suite, condition, key, seed) for key in suite.needed(keys)))
+    clips = dict.fromkeys(run.condition for run in found if run.condition.clip_seed)
+    return [*(Run(PRETRAINING, None, condition) for condition in clips), *found]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,15 +138,19 @@ class Job:
     """One run, picklable for another process."""
 
     kind: str
-    """``evaluate``, ``train`` or ``probe``."""
+    """``evaluate``, ``train``, ``probe``, ``hypotheses`` or ``pretrain``."""
     config_files: tuple[str, ...]
     options: tuple[Any, ...]
-    """``KEY value`` pairs, ``OUTPUT_DIR`` and ``SEED`` among them."""
+    """``KEY value`` pairs, ``OUTPUT_DIR`` and ``SEED`` among them; of a pretraining also ``WORLD`` and ``FILE``."""
 
     @property
     def folder(self) -> Path:
         """``OUTPUT_DIR``."""
-        return Path(self.options[self.options.index("OUTPUT_DIR") + 1])
+        return Path(self.value("OUTPUT_DIR"))
+
+    def value(self, key: str) -> Any:  # noqa: ANN401
+        """Value of a key in ``options``, where the last one counts."""
+        return dict(zip(self.options[::2], self.options[1::2], strict=True))[key]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +161,7 @@ class Settings:
     seeds: tuple[int, ...]
     device: str
     dataset: str = ""
-    """Where to evaluate; "" for the configs' data set."""
+    """Where to evaluate, with ``*`` for the name of the condition's data set; "" for the configs' data set."""
     options: tuple[str, ...] = ()
     """``KEY VALUE`` overrides of all runs."""
     only: tuple[str, ...] = ()
@@ -281,17 +174,32 @@ class Planned:
 
     run: Run
     folder: ExperimentFolder
-    cfg: CfgNode
+    cfg: CfgNode | None
+    """None for a pretraining."""
     job: Job
     overrides: dict[str, Any]
     """Overrides of the experiment, without those common to all runs."""
     settings: dict[str, Any]
-    teacher: Planned | None
+    teacher: Planned | None = None
+    clip: Planned | None = None
+    """Pretraining of its CLIP; None for the CLIP of the config."""
 
     @property
     def name(self) -> str:
         """The run's."""
         return self.run.name
+
+    @property
+    def needs(self) -> list[Planned]:
+        """Runs that must be done before."""
+        return [needed for needed in (self.clip, self.teacher) if needed is not None]
+
+    @property
+    def product(self) -> Path | None:
+        """File that other runs need: a checkpoint, or a CLIP."""
+        if self.run.experiment.kind == PRETRAIN:
+            return Path(self.job.value("FILE"))
+        return self.folder.checkpoint if self.run.experiment.kind == "train" else None
 
     @property
     def fingerprint(self) -> str:
@@ -309,13 +217,19 @@ class Runs:
     def __init__(self, suite: Suite, settings: Settings) -> None:
         self.suite = suite
         self.settings = settings
+        # What an experiment's runs with different seeds have in common: overrides, options and config.
+        self._shared: dict[tuple[Experiment, Condition], tuple[dict[str, Any], list[Any], CfgNode]] = {}
+        clips: dict[Condition, Planned] = {}
         by_run: dict[Run, Planned] = {}
         for run in plan_runs(suite, settings.seeds):
+            if run.experiment is PRETRAINING:
+                clips[run.condition] = self._plan_clip(run)
+                continue
             # Experiments without seeds use the first seed, which has no effect.
             seed = settings.seeds[0] if run.seed is None else run.seed
             teacher = teacher_of(suite, run, seed)
-            by_run[run] = self._plan(run, seed, by_run[teacher] if teacher else None)
-        self.planned: list[Planned] = list(by_run.values())
+            by_run[run] = self._plan(run, seed, by_run[teacher] if teacher else None, clips.get(run.condition))
+        self.planned: list[Planned] = [*clips.values(), *by_run.values()]
 
     @property
     def selected(self) -> list[Planned]:
@@ -323,28 +237,48 @@ class Runs:
         if not self.settings.only:
             return self.planned
         keys = self.suite.needed(list(self.settings.only))
-        return [planned for planned in self.planned if planned.run.experiment.key in keys]
+        chosen = [planned for planned in self.planned if planned.run.experiment.key in keys]
+        names = {needed.name for planned in chosen for needed in (planned, *planned.needs)}
+        return [planned for planned in self.planned if planned.name in names]
 
-    def _plan(self, run: Run, seed: int, teacher: Planned | None) -> Planned:
-        folder, experiment = ExperimentFolder((self.settings.out / "runs" / run.name).absolute()), run.experiment
-        # If seeds have no effect, the result is valid for every seed.
-        options: list[Any] = ["SEED", seed if run.seed is not None else 0, "MODEL.DEVICE", self.settings.device]
-        if self.settings.dataset:
-            options += ["DATASETS.TEST", (self.settings.dataset,)]
-        options += self.settings.options
-        # MaskCLIP has no checkpoint.
-        checkpoint = teacher.folder.checkpoint if teacher and teacher.run.experiment.kind == "train" else None
-        options += checkpoint_options(experiment, checkpoint)
-        options += ["OUTPUT_DIR", str(folder.path)]
-        cfg = resolve(self.suite, experiment, options)
-        settings = run_settings(cfg, experiment.kind, teacher.fingerprint if teacher else "")
-        overrides = experiment_options(self.suite, experiment)
+    def _folder(self, run: Run) -> ExperimentFolder:
+        return ExperimentFolder((self.settings.out / "runs" / run.name).absolute())
+
+    def _plan_clip(self, run: Run) -> Planned:
+        folder, condition = self._folder(run), run.condition
+        file = (self.settings.out / "clips" / f"{condition.world}-seed{condition.clip_seed}.safetensors").absolute()
+        settings = {"kind": PRETRAIN, "WORLD": condition.world, "SEED": condition.clip_seed}
+        options = ("WORLD", condition.world, "SEED", condition.clip_seed, "FILE", str(file))
+        job = Job(PRETRAIN, (), (*options, "OUTPUT_DIR", str(folder.path)))
+        return Planned(run, folder, None, job, {}, settings)
+
+    def _plan(self, run: Run, seed: int, teacher: Planned | None, clip: Planned | None) -> Planned:
+        folder, experiment, suite = self._folder(run), run.experiment, self.suite.on(run.condition)
+        if (experiment, run.condition) not in self._shared:
+            shared: list[Any] = ["MODEL.DEVICE", self.settings.device]
+            if self.settings.dataset:
+                shared += ["DATASETS.TEST", (self.settings.dataset.replace("*", run.condition.world),)]
+            if clip is not None:
+                shared += [_CLIP, str(clip.product)]
+            shared += self.settings.options
+            overrides, cfg = experiment_options(suite, experiment), resolve(suite, experiment, shared)
+            self._shared[experiment, run.condition] = overrides, shared, cfg
+        overrides, shared, cfg = self._shared[experiment, run.condition]
+        # If seeds have no effect, the result is valid for every seed. MaskCLIP has no checkpoint.
+        own: list[Any] = ["SEED", seed if run.seed is not None else 0] if "SEED" not in shared[::2] else []
+        own += [*checkpoint_options(experiment, teacher.product if teacher else None), "OUTPUT_DIR", str(folder.path)]
+        cfg = cfg.clone()
+        for key, value in zip(own[::2], own[1::2], strict=True):
+            *nodes, leaf = key.split(".")
+            functools.reduce(operator.getitem, nodes, cfg)[leaf] = value
+        fingerprints = [needed.fingerprint if needed else "" for needed in (teacher, clip)]
+        settings = run_settings(cfg, experiment.kind, *fingerprints)
         job = Job(
             experiment.kind,
-            self.suite.config_files(experiment.config),
-            tuple([*(part for item in overrides.items() for part in item), *options]),
+            suite.config_files(experiment.config),
+            tuple([*(part for item in overrides.items() for part in item), *shared, *own]),
         )
-        return Planned(run, folder, cfg, job, overrides, settings, teacher)
+        return Planned(run, folder, cfg, job, overrides, settings, teacher, clip)
 
     # ---- what is to be done ---------------------------------------------------------------------------------
 
@@ -376,7 +310,7 @@ class Runs:
         Raises:
             ReclipError: a data set is missing, or has no labels to evaluate with.
         """
-        pending = self.pending()
+        pending = [planned for planned in self.pending() if planned.cfg is not None]
         for name in dict.fromkeys(name for planned in pending for name in planned.cfg.DATASETS.TEST):
             check_labelled(name)
         unlabelled = dict.fromkeys(
@@ -386,15 +320,14 @@ class Runs:
             unlabelled_records(names)
 
     def pending(self) -> list[Planned]:
-        """Runs without a result, and those whose missing checkpoint is needed by a run without a result."""
+        """Runs without a result, and those whose missing checkpoint or CLIP is needed by a run without a result."""
         wanted: set[str] = set()
         for planned in reversed(self.selected):
             if planned.folder.result is None:
                 wanted.add(planned.name)
-            teacher = planned.teacher
-            lacks = teacher is not None and teacher.run.experiment.kind == "train"
-            if planned.name in wanted and lacks and not teacher.folder.checkpoint.exists():
-                wanted.add(teacher.name)
+            if planned.name in wanted:
+                lacking = [x for x in planned.needs if x.product is not None and not x.product.exists()]
+                wanted.update(needed.name for needed in lacking)
         return [planned for planned in self.planned if planned.name in wanted]
 
     @contextlib.contextmanager

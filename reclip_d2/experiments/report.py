@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reclip_d2.experiments.across import AcrossConditions, JudgedAcross
 from reclip_d2.experiments.charts import claim_chart, curve_chart, table_chart
 from reclip_d2.experiments.measurements import (
     CONFIDENCE,
     FAILS,
     HOLDS,
+    MIXED,
     NOISE,
     UNKNOWN,
     Judged,
-    Measurements,
     difference_text,
     student_t_quantile,
 )
@@ -31,7 +32,7 @@ from reclip_d2.visualization.figures import save_figure
 NOT_LEGIBLE = "?"
 
 
-def write_report(measurements: Measurements, path: Path, command: Sequence[str]) -> list[Path]:
+def write_report(measured: AcrossConditions, path: Path, command: Sequence[str]) -> list[Path]:
     """Write the Markdown file and its pictures (``images/<name of the report>_*.png`` next to it).
 
     Args:
@@ -40,22 +41,24 @@ def write_report(measurements: Measurements, path: Path, command: Sequence[str])
         Returns:
             The files, the report first.
     """
-    pictures = _draw(measurements, path)
-    results = measurements.all_results()
+    pictures = _draw(measured, path)
+    results = measured.all_results()
     page = render(
         "reclip_d2.experiments",
         "report.md.jinja",
-        suite=measurements.suite,
-        seeds=measurements.seeds,
+        suite=measured.suite,
+        conditions=list(measured.by_condition),
+        seeds=measured.first.seeds,
         pictures=pictures,
         not_legible=NOT_LEGIBLE,
-        tables=[_table(measurements, table) for table in measurements.suite.tables],
-        runs=_runs(measurements),
+        tables=[_table(measured, table) for table in measured.suite.tables],
+        runs=_runs(measured),
         results=results,
+        pretrainings=measured.pretrainings,
         command=shlex.join(command),
-        stale=measurements.stale,
-        failed=sorted(measurements.failed),
-        **_summary(measurements),
+        stale=[name for m in measured.by_condition.values() for name in m.stale],
+        failed=sorted({name for m in measured.by_condition.values() for name in m.failed}),
+        **_summary(measured),
         **_measured(results),
     )
     with atomic_write(path) as temporary:
@@ -63,15 +66,15 @@ def write_report(measurements: Measurements, path: Path, command: Sequence[str])
     return [path, *(path.parent / name for name in pictures.values())]
 
 
-def _draw(measurements: Measurements, path: Path) -> dict[str, str]:
+def _draw(measured: AcrossConditions, path: Path) -> dict[str, str]:
     """Draw the charts; returns paths relative to the report by table key (``claims`` for the verdicts)."""
     figures = {}
-    for table in measurements.suite.tables:
+    for table in measured.suite.tables:
         if table.curves:
-            figures[table.key] = curve_chart(measurements, table, curve_values(measurements.suite, table))
+            figures[table.key] = curve_chart(measured, table, curve_values(measured.suite, table))
         elif table.chart:
-            figures[table.key] = table_chart(measurements, table)
-    figures["claims"] = claim_chart(measurements)
+            figures[table.key] = table_chart(measured, table)
+    figures["claims"] = claim_chart(measured)
     pictures = {}
     for key, figure in figures.items():
         if figure is not None:
@@ -91,51 +94,61 @@ def curve_values(suite: Suite, table: Table) -> dict[str, list[float]]:
 # ---- values for the template ----------------------------------------------------------------------------------
 
 
-def _summary(measurements: Measurements) -> dict[str, Any]:
+def _summary(measured: AcrossConditions) -> dict[str, Any]:
     """The number of claims that hold, and the papers' claims that do not."""
-    judged = measurements.judge_all()
-    words, seeds = (HOLDS, FAILS, NOISE, UNKNOWN), len(measurements.seeds)
+    judged = measured.judge_all()
+    several, seeds = len(measured.by_condition) > 1, len(measured.first.seeds)
+    words = (HOLDS, FAILS, *((MIXED,) if several else ()), NOISE, UNKNOWN)
     counts = []
     for title, ours in (("claimed by the papers", False), ("asked by us", True)):
-        found = Counter(item.verdict.word for item in judged if (item.claim.source == "ours") == ours)
-        counts += [(title, [found[word] for word in words])] if found else []
+        chosen = [item for item in judged if (item.claim.source == "ours") == ours]
+        if not chosen:
+            continue
+        if several:
+            for condition in measured.by_condition:
+                on = [item.by_condition[condition] for item in chosen if condition in item.by_condition]
+                found = Counter(item.verdict.word for item in on)
+                counts.append((f"{title}, on {condition.title}", [found[word] for word in words]))
+        found = Counter(item.word for item in chosen)
+        counts.append((f"**{title}, on all**" if several else title, [found[word] for word in words]))
     return {
         "words": words,
         "counts": counts,
         "percent": f"{100 * CONFIDENCE:.0f}",
         "quantile": f"{student_t_quantile(seeds - 1):.2f}" if seeds > 1 else "",
         "open_claims": [
-            (item.table.short_title, _ordering(measurements, item), item.verdict.word)
+            (item.table.short_title, _ordering(measured.suite, item), item.word)
             for item in judged
-            if item.verdict.word in (FAILS, NOISE) and item.claim.source != "ours"
+            if item.word in (FAILS, MIXED, NOISE) and item.claim.source != "ours"
         ],
     }
 
 
-def _table(measurements: Measurements, table: Table) -> dict[str, Any]:
+def _table(measured: AcrossConditions, table: Table) -> dict[str, Any]:
     """Header, cells and claims of a table."""
-    columns: list[tuple[str, str, str]] = []  # heading, metric, data set of the paper
+    suite, on = measured.suite, measured.of_table(table)
+    columns: list[str] = []
+    cells: list[list[str]] = [[] for _ in table.rows]
     for metric in table.metrics:
-        columns.append((METRICS[metric], metric, ""))
-        for name in measurements.suite.paper_columns:
+        for condition, measurements in on.items():
+            columns.append(METRICS[metric] + (f", {condition.title}" if len(on) > 1 else ""))
+            for own, row in zip(cells, table.rows, strict=True):
+                own.append(measurements.cell(row.experiment, metric))
+        for name in suite.paper_columns:
             if any(name in row.paper.get(metric, {}) for row in table.rows):
-                columns.append((f"paper, {name}", metric, name))
-    rows = []
-    for row in table.rows:
-        cells = [
-            _paper_number(row.paper.get(metric, {}), name, metric)
-            if name
-            else measurements.cell(row.experiment, metric)
-            for _, metric, name in columns
-        ]
-        rows.append([row.title, *cells, measurements.training_seconds(row.experiment)])
+                columns.append(f"paper, {name}")
+                for own, row in zip(cells, table.rows, strict=True):
+                    own.append(_paper_number(row.paper.get(metric, {}), name, metric))
     return {
         "key": table.key,
         "title": table.title,
         "text": table.text,
-        "header": ["model", *(heading for heading, _, _ in columns), "training (s)"],
-        "rows": rows,
-        "claims": [_claim(measurements, measurements.judge(claim, table)) for claim in table.claims],
+        "header": ["model", *columns, "training (s)"],
+        "rows": [
+            [row.title, *own, measured.training_seconds(row.experiment)]
+            for own, row in zip(cells, table.rows, strict=True)
+        ],
+        "claims": [_claim(suite, measured.judge(claim, table)) for claim in table.claims],
     }
 
 
@@ -146,38 +159,45 @@ def _paper_number(numbers: Mapping[str, float | None], name: str, metric: str) -
     return NOT_LEGIBLE if number is None else f"{number:.{PAPER_DIGITS[metric]}f}"
 
 
-def _ordering(measurements: Measurements, item: Judged) -> str:
-    titles = [measurements.suite.experiments[key].title for key in (item.claim.better, item.claim.worse)]
+def _ordering(suite: Suite, item: JudgedAcross) -> str:
+    titles = [suite.experiments[key].title for key in (item.claim.better, item.claim.worse)]
     metric = "" if item.claim.metric == "mIoU" else f" ({METRICS[item.claim.metric]})"
     return f"{titles[0]} > {titles[1]}{metric}"
 
 
-def _claim(measurements: Measurements, item: Judged) -> dict[str, str]:
+def _claim(suite: Suite, item: JudgedAcross) -> dict[str, Any]:
     """A claim with its verdict, in words."""
-    difference = ""
-    if item.verdict.difference is not None:
-        count = item.verdict.difference.seeds
-        seeds = {0: "no seeds", 1: "1 seed: noise unknown"}.get(count, f"{count} seeds")
-        difference = f"{difference_text(item.verdict.difference, item.claim.metric)} ({seeds})"
     digits = PAPER_DIGITS[item.claim.metric]
     return {
-        "word": item.verdict.word,
-        "ordering": _ordering(measurements, item),
-        "difference": difference,
+        "word": item.word,
+        "ordering": _ordering(suite, item),
+        "verdicts": [
+            {"condition": condition.title, "word": judged.verdict.word, "difference": _difference(judged)}
+            for condition, judged in item.by_condition.items()
+        ],
         "source": "Asked by us" if item.claim.source == "ours" else item.claim.source,
         "paper": ", ".join(f"{name} {value:+.{digits}f}" for name, value in item.paper.items()),
         "explanation": item.explanation,
     }
 
 
-def _runs(measurements: Measurements) -> list[dict[str, Any]]:
+def _difference(judged: Judged) -> str:
+    """``+4.1 [+3.2, +5.0] (3 seeds)``."""
+    difference = judged.verdict.difference
+    if difference is None:
+        return ""
+    seeds = {0: "no seeds", 1: "1 seed: noise unknown"}.get(difference.seeds, f"{difference.seeds} seeds")
+    return f"{difference_text(difference, judged.claim.metric)} ({seeds})"
+
+
+def _runs(measured: AcrossConditions) -> list[dict[str, Any]]:
     """Every experiment with its config, for running one of them alone."""
-    suite = measurements.suite
+    suite = measured.suite
     shown = {row.experiment: None for table in suite.tables for row in table.rows}
     runs = []
     for key in suite.needed(list(shown)):
         experiment = suite.experiments[key]
-        seconds = [result["seconds"] for result in measurements.results[key].values()]
+        seconds = [result["seconds"] for m in measured.by_condition.values() for result in m.results[key].values()]
         kind = f" ({experiment.kind})" if experiment.kind in ("probe", "hypotheses") else ""
         overrides = experiment_options(suite, experiment)
         runs.append(
@@ -203,10 +223,8 @@ def busy_seconds(intervals: Sequence[tuple[float, float]]) -> float:
 
 def _measured(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Data, time, machine and versions of the results."""
-    protocols = sorted({result["protocol"] for result in results if result["protocol"]})
     return {
-        "datasets": sorted({result["dataset"] for result in results if "mIoU" in result["metrics"]}),
-        "protocol": protocols[0] if protocols else "",
+        "datasets": sorted({(r["dataset"], r["protocol"]) for r in results if "mIoU" in r["metrics"]}),
         "busy": duration_in_words(busy_seconds([(r["started"], r["started"] + r["seconds"]) for r in results]), step=1),
         "own_times": duration_in_words(sum(r["seconds"] for r in results), step=1),
         "resumed": sum(bool((result["training"] or {}).get("first_iteration")) for result in results),

@@ -76,19 +76,19 @@ class _Queue:
         self.waiting = runs.pending()
         self.unfinished = {planned.name for planned in self.waiting}
         self.total, self.ended = len(self.waiting), 0
-        self.durations = Durations(runs.planned)
+        self.durations = Durations(runs)
         self.succeeded = any(planned.folder.result for planned in runs.planned)
         self.failed: set[str] = set()
         self.failures: list[str] = []
 
     def next(self) -> Planned | None:
-        """The next run whose teacher is finished; None if all pending runs wait for one."""
+        """The next run whose teacher and CLIP are finished; None if all pending runs wait for one."""
         for planned in list(self.waiting):
-            teacher = planned.teacher.name if planned.teacher else ""
-            if teacher in self.failed:
+            needs = [needed.name for needed in planned.needs]
+            if failed := [name for name in needs if name in self.failed]:
                 self.waiting.remove(planned)
-                self._fail(planned, f"not run, since {teacher} failed")
-            elif teacher not in self.unfinished:
+                self._fail(planned, f"not run, since {failed[0]} failed")
+            elif not self.unfinished.intersection(needs):
                 self.waiting.remove(planned)
                 return planned
         return None
@@ -153,13 +153,12 @@ def describe(runs: Runs, planned: Planned) -> dict[str, Any]:
     experiment = planned.run.experiment
     return {
         "experiment": experiment.key,
+        "condition": planned.run.condition.key,
         "title": experiment.title,
         "seed": planned.run.seed,
         "suite": runs.suite.name,
         "kind": experiment.kind,
-        "config_files": [
-            str(Path("configs", *Path(file).parts[-2:])) for file in runs.suite.config_files(experiment.config)
-        ],
+        "config_files": [str(Path("configs", *Path(file).parts[-2:])) for file in planned.job.config_files],
         "overrides": planned.overrides,
         "options": list(runs.settings.options),
         "teacher": planned.teacher.name if planned.teacher else "",
@@ -168,42 +167,62 @@ def describe(runs: Runs, planned: Planned) -> dict[str, Any]:
 
 
 class Durations:
-    """Durations of runs, including those of earlier invocations."""
+    """Durations of runs: those of this and earlier invocations, or else the suite file's."""
 
-    def __init__(self, planned: Sequence[Planned]) -> None:
+    def __init__(self, runs: Runs) -> None:
         """
         Args:
-            planned: the suite's runs; finished ones provide durations.
+            runs: the suite's runs; finished ones provide durations.
         """
+        self._listed = runs.suite.seconds
         self._seconds: dict[tuple[str, ...], list[float]] = defaultdict(list)
-        for run in planned:
+        for run in runs.planned:
             result = run.folder.result
             if result and not (result["training"] or {}).get("first_iteration"):  # resumed runs lack a part
                 self.add(run, result["seconds"])
 
     def add(self, planned: Planned, seconds: float) -> None:
         """Record how long a run took."""
-        for key in self._keys(planned):
+        for key in (*self._near(planned), *self._far(planned)):
             self._seconds[key].append(seconds)
 
     def estimate(self, planned: Sequence[Planned]) -> float | None:
         """Estimated seconds of these runs: as long as other runs of the same experiment, else of the same config file,
-        else of the same kind; None if unknown."""
+        else as the suite file says, else as long as runs of the same kind; None if unknown."""
         total = 0.0
         for run in planned:
-            known = next((self._seconds[key] for key in self._keys(run) if key in self._seconds), None)
-            if known is None:
+            seconds = self._measured(self._near(run)) or self._from_file(run) or self._measured(self._far(run))
+            if seconds is None:
                 return None
-            total += statistics.median(known)
+            total += seconds
         return total
 
-    @staticmethod
-    def _keys(planned: Planned) -> list[tuple[str, ...]]:
-        """From most to least similar."""
+    def _measured(self, keys: Sequence[tuple[str, ...]]) -> float | None:
+        return next((statistics.median(self._seconds[key]) for key in keys if key in self._seconds), None)
+
+    def _from_file(self, planned: Planned) -> float | None:
         experiment = planned.run.experiment
-        return [
-            ("experiment", experiment.key),
-            ("config", experiment.kind, experiment.config),
-            ("kind", experiment.kind),
-            (),
-        ]
+        kind_first = experiment.kind in ("probe", "hypotheses")  # their config is that of another run
+        names = [experiment.key, *((experiment.kind,) if kind_first else (experiment.config, experiment.kind))]
+        return next((self._listed[name] for name in names if name in self._listed), None)
+
+    @staticmethod
+    def _near(planned: Planned) -> list[tuple[str, ...]]:
+        """Runs with about the same duration, from most to least similar."""
+        experiment = planned.run.experiment
+        return [("experiment", experiment.key), ("config", experiment.kind, experiment.config)]
+
+    @staticmethod
+    def _far(planned: Planned) -> list[tuple[str, ...]]:
+        return [("kind", planned.run.experiment.kind), ()]
+
+
+def estimated_time(runs: Runs, jobs: int) -> str:
+    """The number of pending runs and the time that they will take, in words."""
+    pending = runs.pending()
+    seconds = Durations(runs).estimate(pending)
+    count = f"{len(pending)} runs" if len(pending) != 1 else "1 run"
+    if not pending or seconds is None:
+        return f"{count} to do"
+    # With fewer processes than runs the sum is shared evenly; a single run is not shared.
+    return f"{count} to do, about {duration_in_words(seconds / min(jobs, len(pending)))} on {jobs} processes"

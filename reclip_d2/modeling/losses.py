@@ -1,4 +1,4 @@
-"""Losses: Eq. (7) of both stages, two rectification losses that are not in the paper, and Eqs. (8) to (10) of
+"""Losses: Eq. (7) of both stages, three rectification losses that are not in the paper, and Eqs. (8) to (10) of
 distillation.
 
 Shape letters: B images, n = h*w patches, C classes, D width of the joint embedding, (h, w) grids, (H, W) size in
@@ -89,6 +89,25 @@ def outside_hypothesis_penalty(logits: Tensor, in_hypothesis: Tensor, valid: Ten
     outside = (probabilities * ~in_hypothesis[:, None, :]).sum(-1)
     has_hypothesis = in_hypothesis.any(1)
     return _mean_over_valid(outside * has_hypothesis[:, None], valid)
+
+
+@full_precision
+def anchor_loss(logits: Tensor, query_logits: Tensor, valid: Tensor, tau: float, scale: float) -> Tensor:
+    """Not in the paper: ``- mean_n q_n log p_n[y_n]``, which keeps MaskCLIP's labels where it is confident.
+
+    ``p = softmax(logits / tau)``; y_n is MaskCLIP's label, the largest of M_q, and q_n its probability,
+    ``max_c softmax(scale M_q)_nc``.
+
+    Args:
+        logits: M_o ``(B, n, C)``.
+        query_logits: M_q ``(B, n, C)``; gets no gradient.
+        valid: ``(B, n)`` bool, False for patches of padding.
+        tau: temperature tau_1 of the masks.
+        scale: CLIP's logit scale.
+    """
+    confidence, labels = (scale * query_logits.detach().float()).softmax(-1).max(-1)
+    log_probability = (logits.float() / tau).log_softmax(-1).gather(-1, labels[..., None])[..., 0]
+    return _mean_over_valid(-confidence * log_probability, valid)
 
 
 # ---- distillation ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import yaml
 from reclip_d2.config import flatten, load_config, read_yaml
 from reclip_d2.config.yaml_file import MAX_BYTES, parse_yaml
 from reclip_d2.errors import ReclipError
-from reclip_d2.experiments.suite import load_suite
+from reclip_d2.experiments.suite_file import load_suite
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)

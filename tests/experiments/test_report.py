@@ -7,7 +7,8 @@ import pytest
 
 from reclip_d2.errors import ReclipError
 from reclip_d2.experiments import charts
-from reclip_d2.experiments.measurements import Measurements
+from reclip_d2.experiments.across import AcrossConditions, word_across
+from reclip_d2.experiments.measurements import FAILS, HOLDS, MIXED, NOISE, UNKNOWN
 from reclip_d2.experiments.report import busy_seconds, curve_values, write_report
 from reclip_d2.experiments.runner import run_pending
 from tests.experiments.tiny_suite import Worker, made_up_result, make_runs
@@ -34,7 +35,7 @@ def finished(tmp_path):
 
 
 def report_of(runs, path):
-    files = write_report(Measurements.of(runs), path, ["python", "tools/reproduce.py", "--out", "a folder"])
+    files = write_report(AcrossConditions.of(runs), path, ["python", "tools/reproduce.py", "--out", "a folder"])
     assert files[0] == path and all(file.exists() for file in files)
     return path.read_text()
 
@@ -80,13 +81,13 @@ def test_an_explanation_is_for_what_does_not_hold_alone(tmp_path):
 
 
 def test_explanations_of_another_suite_are_left_out(finished):
-    measurements = Measurements.of(finished)
+    measurements = AcrossConditions.of(finished)
     assert measurements.fill_in("{model} and {plain - model}") == "51.0 ± 1.0 and -11.0 [-13.5, -8.5]"
     assert measurements.fill_in("{plain: class_preference}") == "0.400"
     assert measurements.fill_in("{model} and {elsewhere}") == ""
     assert measurements.fill_in("{model: speed}") == ""
     assert measurements.fill_in("nothing to fill in") == "nothing to fill in"
-    measurements.results["added"].clear()  # not run
+    measurements.first.results["added"].clear()  # not run
     assert measurements.fill_in("{added}") == measurements.fill_in("{model - added}") == ""
 
 
@@ -143,7 +144,7 @@ def test_pictures_stand_beside_the_report_and_are_linked(finished, tmp_path):
 
 
 def test_pictures_are_whole(finished):
-    measurements = Measurements.of(finished)
+    measurements = AcrossConditions.of(finished)
     tables = {table.key: table for table in measurements.suite.tables}
     values = curve_values(measurements.suite, tables["curve"])
     assert values == {"HYPOTHESIS.THRESHOLD": [0.1, 0.2, 0.3]}
@@ -160,10 +161,88 @@ def test_pictures_are_whole(finished):
 
 
 def test_no_picture_of_nothing(tmp_path):
-    measurements = Measurements.of(make_runs(tmp_path))
+    measurements = AcrossConditions.of(make_runs(tmp_path))
     tables = {table.key: table for table in measurements.suite.tables}
     assert charts.table_chart(measurements, tables["main"]) is None
     assert charts.curve_chart(measurements, tables["curve"], {"HYPOTHESIS.THRESHOLD": [1, 2, 3]}) is None
     assert charts.claim_chart(measurements) is None
     page = report_of(make_runs(tmp_path), tmp_path / "REPORT.md")
     assert "not run" in page and page.endswith("No run is done yet.\n")
+
+
+# ---- several data sets and CLIPs -----------------------------------------------------------------------------------
+
+WORLDS = {
+    "data/plain": 40.0,
+    "hard/plain": 30.0,
+    "data-clip1/plain": 40.0,
+    "hard-clip1/plain": 30.0,
+    **{
+        f"{world}/model-seed{s}": level + s
+        for world, level in (("data", 50), ("hard", 20), ("data-clip1", 50))
+        for s in (0, 1, 2)
+    },
+    **{f"hard-clip1/model-seed{seed}": 29.0 + seed for seed in range(3)},
+}
+
+
+@pytest.fixture
+def four(tmp_path):
+    """Two data sets with two CLIPs each, done with three seeds."""
+    runs = make_runs(tmp_path, seeds=(0, 1, 2), suite="worlds")
+    run_pending(runs, Worker(WORLDS, runs.settings.out), say=lambda line: None)
+    return runs
+
+
+def test_columns_and_verdicts_of_several_conditions(four, tmp_path):
+    page = report_of(four, tmp_path / "REPORT.md")
+    main = section(page, "Main: models")
+    # The data set with the lower scores first, each with its CLIPs.
+    titles = ("`hard`", "`hard`, CLIP 1", "`data`", "`data`, CLIP 1")
+    assert "| model | " + " | ".join(f"mIoU (%), {title}" for title in titles) + " | training (s) |" in main
+    assert "| Plain | 30.0 | 30.0 | 40.0 | 40.0 | none |" in main
+    assert "| Model | 21.0 ± 1.0 | 30.0 ± 1.0 | 51.0 ± 1.0 | 51.0 ± 1.0 | 4 |" in main
+    # 20, 21, 22 - 30; 29, 30, 31 - 30; 50, 51, 52 - 40: the smallest first.
+    assert "- **mixed**: Model > Plain. Table 1.\n  `hard`: -9.0 [-11.5, -6.5] (3 seeds), does not hold; " in main
+    assert (
+        "`hard`, CLIP 1: +0.0 [-2.5, +2.5] (3 seeds), within noise; `data`: +11.0 [+8.5, +13.5] (3 seeds), holds"
+        in main
+    )
+    # Numbers of explanations are of the CLIPs of the configs.
+    assert "  Plain has 30.0 / 40.0, the model 21.0 ± 1.0 / 51.0 ± 1.0, " in main
+    extra = section(page, "Extra: students")
+    assert "| model | mIoU (%), `hard` | mIoU (%), `data` | training (s) |" in extra
+    summary = section(page, "What holds")
+    assert (
+        "| orderings | holds | does not hold | mixed | within noise | not run |\n|---|---|---|---|---|---|" in summary
+    )
+    assert "| **claimed by the papers, on all** | " in summary and "- Main: Model > Plain: mixed" in summary
+    assert "CLIP 1 of `hard`: `python tools/pretrain_embedded_clip.py --world hard --seed 1 --out FILE`" in page
+
+
+def test_pictures_of_several_conditions(four):
+    measured = AcrossConditions.of(four)
+    tables = {table.key: table for table in measured.suite.tables}
+    bars = charts.table_chart(measured, tables["main"])
+    assert [axes.get_title() for axes in bars.axes] == ["hard", "hard, CLIP 1", "data", "data, CLIP 1"]
+    curve = charts.curve_chart(measured, tables["curve"], curve_values(measured.suite, tables["curve"]))
+    assert len(curve.axes) == 2
+    claims = charts.claim_chart(measured)
+    for figure in (bars, curve, claims):
+        assert_whole(figure)
+
+
+@pytest.mark.parametrize(
+    ("words", "word"),
+    [
+        ([HOLDS, HOLDS], HOLDS),
+        ([HOLDS, UNKNOWN], HOLDS),
+        ([HOLDS, NOISE], NOISE),
+        ([FAILS, NOISE], FAILS),
+        ([FAILS, FAILS], FAILS),
+        ([HOLDS, NOISE, FAILS], MIXED),
+        ([UNKNOWN], UNKNOWN),
+    ],
+)
+def test_one_verdict_for_several_conditions(words, word):
+    assert word_across(words) == word

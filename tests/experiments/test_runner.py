@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from reclip_d2.errors import ReclipError
-from reclip_d2.experiments.runner import run_pending
+from reclip_d2.experiments.runner import estimated_time, run_pending
 from tests.experiments.tiny_suite import SUITE, Worker, made_up_result, make_runs, write_suite
 
 MAIN_SEED_0, MAIN_SEED_1 = ["plain", "model-seed0", "added-seed0"], ["model-seed1", "added-seed1"]
@@ -259,3 +259,61 @@ def test_remaining_time(tmp_path):
     # After model-seed1 remain added, student, probe, and two of the sweep: 1 h and four times 10 min.
     assert lines[0].endswith("about 1 h 40 min left")
     assert lines[-1].endswith("all done")
+
+
+# ---- several data sets and CLIPs -----------------------------------------------------------------------------------
+
+
+def test_clips_come_first_and_only_the_main_table_is_run_with_them(tmp_path):
+    runs = make_runs(tmp_path, seeds=(0,), suite="worlds")
+    worker = Worker(out=tmp_path / "out")
+    assert run(runs, worker)[0] == []
+    clips = ["data-clip1/pretraining", "hard-clip1/pretraining"]
+    main = [f"{key}/{name}" for key in ("data", "hard", "data-clip1", "hard-clip1") for name in MAIN_SEED_0]
+    rest = [f"{key}/{name}-seed0" for key in ("data", "hard") for name in ("probe", "sweep_1")]
+    assert worker.done == [*clips, *main, *rest]
+    assert (tmp_path / "out" / "clips" / "hard-seed1.safetensors").exists()
+    assert make_runs(tmp_path, seeds=(0,), suite="worlds").pending() == []
+
+
+def test_runs_with_another_clip_name_its_file_and_its_pretraining(tmp_path):
+    runs = make_runs(tmp_path, seeds=(0,), suite="worlds", only=("model",), dataset="*_dev")
+    planned = {p.name: p for p in runs.selected}
+    assert [name for name in planned if "pretraining" in name] == ["data-clip1/pretraining", "hard-clip1/pretraining"]
+    run_, clip = planned["hard-clip1/model-seed0"], planned["hard-clip1/pretraining"]
+    assert run_.cfg.MODEL.CLIP.PRETRAINED == str(tmp_path / "out" / "clips" / "hard-seed1.safetensors")
+    assert run_.cfg.DATASETS.TEST == ("hard_dev",)
+    # The CLIP counts by its world and seed, not by its path.
+    assert run_.settings["clip"] == clip.fingerprint and "MODEL.CLIP.PRETRAINED" not in run_.settings
+    assert "clip" not in planned["hard/model-seed0"].settings
+
+
+def test_a_removed_clip_is_made_again_if_a_run_needs_it(tmp_path):
+    folder = tmp_path / "out"
+    run(make_runs(tmp_path, seeds=(0,), suite="worlds", tables=["main"]), Worker(out=folder))
+    (folder / "clips" / "hard-seed1.safetensors").unlink()
+    assert make_runs(tmp_path, seeds=(0,), suite="worlds", tables=["main"]).pending() == []
+    names = [p.name for p in make_runs(tmp_path, seeds=(0, 1), suite="worlds", tables=["main"]).pending()]
+    assert names[0] == "hard-clip1/pretraining" and "data-clip1/pretraining" not in names
+
+
+def test_a_failed_pretraining_stops_the_runs_with_its_clip(tmp_path):
+    class Failing(Worker):
+        def __call__(self, job, output):
+            if job.kind == "pretrain" and job.value("WORLD") == "hard":
+                raise ReclipError("no world hard")
+            return super().__call__(job, output)
+
+    failures, _ = run(make_runs(tmp_path, seeds=(0,), suite="worlds", tables=["main"]), Failing(out=tmp_path / "out"))
+    assert failures[0] == "hard-clip1/pretraining: failed: no world hard"
+    assert failures[1:] == [f"hard-clip1/{name}: not run, since hard-clip1/pretraining failed" for name in MAIN_SEED_0]
+
+
+def test_first_estimate_of_the_time_is_from_the_suite_file(tmp_path):
+    # On each of four: plain 6 s, model and added 30 s each; nothing is known of the pretrainings.
+    runs = make_runs(tmp_path, seeds=(0,), suite="worlds", tables=["main"])
+    assert estimated_time(runs, 2) == "14 runs to do"
+    one = make_runs(tmp_path, seeds=(0, 1, 2), suite="worlds", only=("plain", "model"), tables=["main"])
+    one.planned = [p for p in one.planned if p.run.condition.clip_seed == 0]
+    # Two data sets, each 6 + 3 * 30 s, on two processes.
+    assert estimated_time(one, 2) == "8 runs to do, about 2 min on 2 processes"

@@ -1,5 +1,6 @@
 """Suite files: parsing, mistakes, and that the papers' suite fits every data set."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,17 @@ import pytest
 from reclip_d2.config import load_config
 from reclip_d2.errors import ReclipError
 from reclip_d2.experiments.plan import Runs, Settings, resolve
-from reclip_d2.experiments.suite import load_suite, suite_names
+from reclip_d2.experiments.suite_file import load_suite, suite_names
 from tests.experiments.tiny_suite import SUITE, small_suite, write_suite
 
 PAPER = Path(__file__).resolve().parents[2] / "configs" / "ablations" / "paper.yaml"
 SUITES = ("embedded", "voc20", "context59", "ade150", "cityscapes19", "coco_stuff27")
+
+
+@functools.cache
+def planned_runs(name: str) -> Runs:
+    """The papers' runs with one seed, in a folder that does not exist."""
+    return Runs(load_suite(PAPER, name), Settings(Path("/nowhere"), (0,), "cpu"))
 
 
 # ---- the papers' suite -------------------------------------------------------------------------------------------
@@ -22,15 +29,20 @@ def test_suites_of_the_papers():
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_every_experiment_has_a_config(name, tmp_path):
-    suite = load_suite(PAPER, name)
+def test_every_experiment_has_a_config(name):
+    runs = planned_runs(name)
+    suite = runs.suite
     assert [table.key for table in suite.tables][:10] == "II I III IV V VI VII VIII IX Fig3".split()
-    for planned in Runs(suite, Settings(tmp_path, (0,), "cpu")).planned:
+    for planned in runs.planned:
+        if planned.cfg is None:  # the pretraining of a CLIP
+            continue
         assert planned.cfg.TEST.BIAS.ENABLED
-        assert planned.cfg.DATASETS.TEST == (f"{name}_val",)
+        assert planned.cfg.DATASETS.TEST == (f"{planned.run.condition.world}_val",)
         architecture = planned.cfg.MODEL.META_ARCHITECTURE
         kind = planned.run.experiment.kind
-        assert (architecture == "MaskCLIP") == (kind == "evaluate" or planned.name == "maskclip_lp-seed0")
+        assert (architecture == "MaskCLIP") == (
+            kind in ("evaluate", "true_shares") or planned.run.experiment.key == "maskclip_lp"
+        )
         if kind == "probe" and architecture != "MaskCLIP":
             assert planned.cfg.LINEAR_PROBE.WEIGHTS == str(planned.teacher.folder.checkpoint)
         elif architecture == "Distillation" and planned.cfg.MODEL.TEACHER.META_ARCHITECTURE == "RectifiedCLIP":
@@ -106,6 +118,21 @@ def test_extensions_and_explanations_are_of_the_embedded_suite_only():
     assert not any("ext" in (claim.better, claim.worse) for table in voc.tables for claim in table.claims)
 
 
+def test_every_experiment_of_the_embedded_suite_is_run_on_both_worlds():
+    suite, runs = planned_runs("embedded").suite, planned_runs("embedded").planned
+    on = {}
+    for planned in runs:
+        on.setdefault(planned.run.condition.key, set()).add(planned.run.experiment.key)
+    assert on["embedded"] == on["embedded_longtail"] == set(suite.experiments)
+    main = {row.experiment for table in suite.tables if table.main for row in table.rows}
+    assert on["embedded-clip1"] == on["embedded_longtail-clip1"] == main | {"pretraining"}
+    assert {"maskclip", "calibration_estimated", "calibration_true", "reclip", "ext", "shares"} <= main
+    # Runs read the features of both views of an image, unless CLIP changes.
+    for planned in runs:
+        if planned.cfg is not None and planned.run.experiment.kind == "train":
+            assert (planned.cfg.FEATURE_STORE.VIEWS == 2) != planned.cfg.MODEL.CLIP.FINE_TUNE
+
+
 # ---- reading ---------------------------------------------------------------------------------------------------
 
 
@@ -144,7 +171,7 @@ def test_chosen_tables(tmp_path):
         (
             "kind: evaluate",
             "kind: guess",
-            "plain: 'guess' is not one of evaluate, train, probe, hypotheses",
+            "plain: 'guess' is not one of evaluate, train, probe, hypotheses, true_shares",
         ),
         ("teacher: model, suites", "teacher: nobody, suites", "student: its teacher 'nobody'"),
         ("seeded: false", "seeds: false", "experiments: plain: unknown key 'seeds'"),
@@ -163,6 +190,10 @@ def test_chosen_tables(tmp_path):
         ("methods: configs\n", "methods: [configs]\n", "methods: expected a folder"),
         ("small: {dataset: configs/data.yaml, ", "small: {", "suites: small: no 'dataset'"),
         ("suites:\n", "suites: [\n", "not plain YAML"),
+        ("paper: [VOC], text", "clip_seeds: [1], text", "suites: small: clip_seeds: expected a list of different"),
+        ("paper: [VOC], text", "clip_seeds: [0, 0], text", "suites: small: clip_seeds: expected a list of different"),
+        ("paper: [VOC], text", "seconds: {plain: 0}, text", "suites: small: seconds: expected NAME: number lines"),
+        ("dataset: configs/data.yaml, paper", "dataset: [], paper", "dataset: expected a config file, or a list"),
     ],
 )
 def test_mistakes_name_the_file_and_the_place(tmp_path, old, new, message):
@@ -178,8 +209,12 @@ def test_other_mistakes(tmp_path):
     with pytest.raises(ReclipError, match="nowhere.yaml does not exist"):
         suite_names(tmp_path / "nowhere.yaml")
     file = write_suite(tmp_path)
-    with pytest.raises(ReclipError, match="suite 'voc' is not in .*choose one of small, other"):
+    with pytest.raises(ReclipError, match="suite 'voc' is not in .*choose one of small, other, worlds"):
         load_suite(file, "voc")
+    (tmp_path / "configs" / "hard.yaml").write_text("_BASE_: data.yaml\nHYPOTHESIS: {THRESHOLD: 0.3}\n")
+    (tmp_path / "configs" / "model.yaml").write_text("MODEL: {META_ARCHITECTURE: RectifiedCLIP}\n")
+    with pytest.raises(ReclipError, match="sweeps: sweep: the data sets differ in HYPOTHESIS.THRESHOLD of its base"):
+        load_suite(file, "worlds")
     suite = small_suite(tmp_path)
     (tmp_path / "configs" / "student.yaml").unlink()
     with pytest.raises(ReclipError, match="experiment student of suite small: .*student.yaml does not exist"):

@@ -1,4 +1,4 @@
-"""Equations (7) to (10), and the two terms that are not in the paper, by hand and against loops in float64.
+"""Equations (7) to (10), and the three terms that are not in the paper, by hand and against loops in float64.
 
 Shape letters: B images, n patches, C classes, D width of the joint embedding, K hypothesis rows, (h, w) grids, (H, W)
 size in pixels.
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from reclip_d2.modeling.losses import (
     NO_PSEUDO_LABEL,
+    anchor_loss,
     contrastive_loss,
     coverage_loss,
     distillation_losses,
@@ -190,6 +191,31 @@ def test_extreme_logits_stay_finite():
     assert value.item() == pytest.approx(2e4)
     assert torch.isfinite(logits.grad).all()
     assert outside_hypothesis_penalty(logits.detach(), inside, valid, 1.0).item() == pytest.approx(1.0)
+
+
+def test_anchor_against_a_loop():
+    logits, _, valid = scene()
+    query_logits, tau, scale = logits.flip(2) * 0.1 + 0.05, 0.3, 20.0
+    total, count = 0.0, 0
+    for b, n in valid.nonzero().tolist():
+        own = [math.exp(scale * x) for x in query_logits[b, n].tolist()]
+        label = own.index(max(own))
+        masks = [math.exp(x / tau) for x in logits[b, n].tolist()]
+        total -= max(own) / sum(own) * math.log(masks[label] / sum(masks))
+        count += 1
+    loss = anchor_loss(logits.requires_grad_(), query_logits.requires_grad_(), valid, tau, scale)
+    assert loss.item() == pytest.approx(total / count, rel=1e-5)
+    loss.backward()
+    assert query_logits.grad is None and torch.equal(logits.grad[~valid], torch.zeros_like(logits.grad[~valid]))
+
+
+def test_anchor_vanishes_at_confident_labels():
+    query_logits = torch.tensor([[[9.0, 0.0, 0.0], [0.0, 9.0, 0.0]]])
+    valid = torch.ones(1, 2, dtype=torch.bool)
+    assert anchor_loss(query_logits * 10, query_logits, valid, 1.0, 10.0).item() == pytest.approx(0, abs=1e-6)
+    # Of the other label: 90, the difference of the logits, with a confidence of 1.
+    wrong = query_logits[..., [1, 0, 2]] * 10
+    assert anchor_loss(wrong, query_logits, valid, 1.0, 10.0).item() == pytest.approx(90, rel=1e-5)
 
 
 # ---- distillation ---------------------------------------------------------------------------------------------------

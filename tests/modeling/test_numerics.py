@@ -11,7 +11,7 @@ from torch import nn
 from reclip_d2.errors import ReclipError
 from reclip_d2.layers import draw_seed, rectify_and_pool, use_kernels
 from reclip_d2.modeling.bias_head import bias_logits, query_logits
-from reclip_d2.modeling.losses import contrastive_loss, coverage_loss, outside_hypothesis_penalty
+from reclip_d2.modeling.losses import anchor_loss, contrastive_loss, coverage_loss, outside_hypothesis_penalty
 from reclip_d2.modeling.mask_decoder import MaskDecoder
 from reclip_d2.modeling.numerics import check_finite, full_precision
 from reclip_d2.modeling.pooling import PooledHypotheses
@@ -53,6 +53,7 @@ def test_logits_and_losses_are_those_of_float32():
         (contrastive_loss, (pooled, queries, 0.01)),
         (coverage_loss, (logits, inside, valid, 0.5)),
         (outside_hypothesis_penalty, (logits, inside, valid, 0.5)),
+        (anchor_loss, (logits, torch.randn(2, 12, 5).bfloat16(), valid, 0.5, 20.0)),
     )
     for function, arguments in calls:
         wide = [a.float() if isinstance(a, torch.Tensor) and a.dtype == torch.bfloat16 else a for a in arguments]

@@ -77,14 +77,14 @@ def test_losses_of_a_batch_against_loops(specs, hard, decoder):
     model = make_rectified(
         decoder=decoder,
         gumbel_hard=hard,
-        loss_weights={"contrastive": 2.0, "coverage": 0.5, "outside": 3.0},
+        loss_weights={"contrastive": 2.0, "coverage": 0.5, "outside": 3.0, "anchor": 4.0},
     )
     inputs = batch(*specs)
     valid = inside_image(inputs, (4, 5))
     features, logits, masks = masks_of(model, inputs, seed=11)
     torch.manual_seed(11)
     losses = model(inputs)
-    assert set(losses) == {"loss_contrastive", "loss_coverage", "loss_outside"}
+    assert set(losses) == {"loss_contrastive", "loss_coverage", "loss_outside", "loss_anchor"}
     expected = literal_contrastive(model, inputs, features, masks, valid)
     assert losses["loss_contrastive"].item() == pytest.approx(2 * expected.item(), rel=1e-4)
 
@@ -93,6 +93,10 @@ def test_losses_of_a_batch_against_loops(specs, hard, decoder):
     count = valid.sum().item()
     assert losses["loss_coverage"].item() == pytest.approx(-0.5 * inside.log()[valid].sum().item() / count, rel=1e-4)
     assert losses["loss_outside"].item() == pytest.approx(3 * (1 - inside)[valid].sum().item() / count, rel=1e-4)
+    own = torch.softmax(model.backbone.logit_scale * (features @ model.query_features.T), dim=-1)
+    confidence, labels = own.max(-1)
+    anchored = -confidence * probabilities.gather(-1, labels[..., None])[..., 0].log()
+    assert losses["loss_anchor"].item() == pytest.approx(4 * anchored[valid].sum().item() / count, rel=1e-4)
 
 
 def test_gradient_of_the_contrastive_loss_without_decoder_in_soft_mode():

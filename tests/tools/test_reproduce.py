@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
+from reclip_d2.utils.tensor_files import save_safetensors
 from tests.helpers import datasets, isolated_cache
 from tests.test_train_net import metrics, run, scene
 
@@ -32,6 +34,15 @@ experiments:
     overrides: {MODEL.META_ARCHITECTURE: MaskCLIP}
     seeded: false
   model: {title: ReCLIP++ (rec.), kind: train, config: method.yaml}
+  known:
+    title: true shares
+    kind: true_shares
+    config: method.yaml
+    overrides:
+      MODEL.META_ARCHITECTURE: MaskCLIP
+      MODEL.MASKCLIP.CALIBRATION: estimated
+      LINEAR_PROBE.DATASETS: [reclip_test_train]
+    seeded: false
   probe:
     title: ReCLIP++ (rec., LP)
     kind: probe
@@ -51,7 +62,7 @@ tables:
     title: "Table II: models"
     main: true
     chart: true
-    rows: [{experiment: maskclip, paper: {VOC: 49.5}}, {experiment: model, paper: {VOC: 73.5}}]
+    rows: [{experiment: maskclip, paper: {VOC: 49.5}}, {experiment: model, paper: {VOC: 73.5}}, {experiment: known}]
     claims: [{better: model, worse: maskclip, source: Table II}]
   I: {title: "Table I: linear probing", rows: [{experiment: probe}]}
   H: {title: Hypotheses, metrics: [precision, recall], rows: [{experiment: hypotheses}]}
@@ -100,10 +111,11 @@ def mistake(capsys, reproduce, *arguments: str) -> str:
 def test_a_suite_from_files_to_a_report(scene, reproduce, capsys):
     reproduce("--seeds", "0", "1")
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines[:6]] == [
-        "maskclip:", "model-seed0:", "model-seed1:", "probe-seed0:", "hypotheses:", "probe-seed1:",
+    assert lines[0] == "7 runs to do"
+    assert [line.split()[1] for line in lines[1:8]] == [
+        "maskclip:", "model-seed0:", "known:", "model-seed1:", "probe-seed0:", "hypotheses:", "probe-seed1:",
     ]  # fmt: skip
-    assert lines[6] == f"Written: {scene}/out/REPORT.md and 2 pictures in {scene}/out/images"
+    assert lines[8] == f"Written: {scene}/out/REPORT.md and 2 pictures in {scene}/out/images"
 
     result = json.loads((scene / "out" / "runs" / "model-seed1" / "result.json").read_text())
     run(scene, "by_hand", "SEED", "1", "TEST.EVAL_PERIOD", "6")
@@ -117,6 +129,8 @@ def test_a_suite_from_files_to_a_report(scene, reproduce, capsys):
     assert own["results"]["reclip_test_val"]["mIoU"] == probe["metrics"]["mIoU"]
     hypotheses = json.loads((scene / "out" / "runs" / "hypotheses" / "result.json").read_text())
     assert hypotheses["supervision"] == "labels (analysis of the hypotheses)" and hypotheses["training"] is None
+    true = json.loads((scene / "out" / "runs" / "known" / "result.json").read_text())
+    assert true["supervision"] == "labels (class shares)" and 0 <= true["metrics"]["mIoU"] <= 100
     records = DatasetCatalog.get("reclip_test_train")
     seen = [len(set(np.unique(Image.open(record["sem_seg_file_name"]))) - {255}) for record in records]
     assert hypotheses["metrics"]["classes_per_image"] == np.mean(seen)
@@ -128,13 +142,15 @@ def test_a_suite_from_files_to_a_report(scene, reproduce, capsys):
     # Once more: all is there.
     capsys.readouterr()
     reproduce("--seeds", "0", "1")
-    assert capsys.readouterr().out.splitlines() == lines[6:]
+    assert capsys.readouterr().out.splitlines() == ["0 runs to do", *lines[8:]]
 
 
 def test_list_and_report_only(scene, reproduce, capsys):
     reproduce("--list", "--seeds", "3", "4")
     out = capsys.readouterr().out
-    assert "model       0/2 done  train       ReCLIP++ (rec.)  [II]" in out and out.endswith("6 runs, 0 of them done\n")
+    assert "model       0/2 done  train       ReCLIP++ (rec.)  [II]" in out and out.endswith(
+        "7 runs, 0 of them done; 7 runs to do\n"
+    )
     assert not (scene / "out").exists()
     reproduce("--report-only", "--tables", "I", "--report", str(scene / "page.md"))
     page = (scene / "page.md").read_text()
@@ -184,3 +200,33 @@ def test_ctrl_c(scene, reproduce, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         reproduce("--seeds", "0")
     assert stop.value.code == 130 and capsys.readouterr().err == "\ninterrupted: repeat the command to resume\n"
+
+
+def test_conditions_that_the_suite_does_not_have(scene, reproduce, capsys):
+    assert "--conditions 'moon': choose from config" in mistake(capsys, reproduce, "--conditions", "moon")
+
+
+def test_a_clip_is_pretrained_once_and_a_file_of_another_is_refused(tmp_path, monkeypatch):
+    made = []
+
+    def pretrain(out, world, seed):
+        made.append((world.name, seed))
+        save_safetensors({"weight": torch.zeros(1)}, out, {"world": world.name, "seed": str(seed)})
+        return {"seconds": 3.0}
+
+    monkeypatch.setattr(program.tool("pretrain_embedded_clip"), "pretrain", pretrain)
+    file = tmp_path / "clips" / "embedded_longtail-seed1.safetensors"
+
+    def job(world="embedded_longtail", seed=1):
+        options = ("WORLD", world, "SEED", seed, "FILE", str(file), "OUTPUT_DIR", str(tmp_path / "run"))
+        return program.Job("pretrain", (), options)
+
+    first, second = program.perform(job()), program.perform(job())
+    assert made == [("embedded_longtail", 1)] and file.exists()
+    assert (first["reused"], second["reused"]) == (False, True) and first["training"]["seconds"] == 3.0
+    assert (second["world"], second["clip_seed"], second["training"]) == ("embedded_longtail", 1, None)
+    for other in (job(seed=2), job(world="embedded")):
+        with pytest.raises(program.ReclipError, match="seed1.safetensors is not the CLIP of world .*: remove it"):
+            program.perform(other)
+    with pytest.raises(program.ReclipError, match="only the worlds embedded, embedded_longtail have a CLIP"):
+        program.perform(job(world="voc20"))

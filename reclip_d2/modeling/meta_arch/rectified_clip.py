@@ -18,6 +18,7 @@ from reclip_d2.backbones.interface import valid_patches
 from reclip_d2.layers import use_kernels
 from reclip_d2.modeling.bias_head import BiasHead, bias_to_subtract, build_bias_head, query_logits, rectified_logits
 from reclip_d2.modeling.losses import (
+    anchor_loss,
     contrastive_loss,
     coverage_loss,
     hypothesis_mask,
@@ -76,7 +77,8 @@ class RectifiedCLIP(CLIPSegmentor):
             gumbel_tau: tau_1 of Eq. (5); 0 for the inverse of CLIP's logit scale.
             gumbel_hard: one-hot masks with the straight-through gradient; otherwise soft masks.
             loss_tau: tau of Eq. (7); 0 for the inverse of CLIP's logit scale.
-            loss_weights: weights of ``contrastive``, ``coverage`` and ``outside``; losses of weight 0 are not computed.
+            loss_weights: weights of ``contrastive``, ``coverage``, ``outside`` and ``anchor``; losses of weight 0 are
+                not computed.
             vis_period: iterations between images in TensorBoard; 0 for none.
             segmentor: arguments of :class:`CLIPSegmentor`.
         """
@@ -94,6 +96,7 @@ class RectifiedCLIP(CLIPSegmentor):
             "contrastive": 1.0,
             "coverage": 0.0,
             "outside": 0.0,
+            "anchor": 0.0,
             **(loss_weights or {}),
         }
         self.vis_period = vis_period
@@ -124,6 +127,7 @@ class RectifiedCLIP(CLIPSegmentor):
                 "contrastive": cfg.MODEL.LOSS.CONTRASTIVE_WEIGHT,
                 "coverage": cfg.MODEL.LOSS.COVERAGE_WEIGHT,
                 "outside": cfg.MODEL.LOSS.OUTSIDE_WEIGHT,
+                "anchor": cfg.MODEL.LOSS.ANCHOR_WEIGHT,
             },
             "vis_period": cfg.VIS_PERIOD,
         }
@@ -303,6 +307,12 @@ class RectifiedCLIP(CLIPSegmentor):
             for name, loss in (("coverage", coverage_loss), ("outside", outside_hypothesis_penalty)):
                 if weight := self.loss_weights[name]:
                     losses[f"loss_{name}"] = weight * loss(patch_logits, in_hypothesis, valid, self.gumbel_tau)
+        if weight := self.loss_weights["anchor"]:
+            patch_logits = mask_logits.tensor().flatten(2).transpose(1, 2)  # (B, n, C)
+            anchor = query_logits(features, query_features).flatten(2).transpose(1, 2)
+            valid = valid.to(self.device, non_blocking=True)
+            scale = self.backbone.logit_scale
+            losses["loss_anchor"] = weight * anchor_loss(patch_logits, anchor, valid, self.gumbel_tau, scale)
 
         check_finite(
             losses,
