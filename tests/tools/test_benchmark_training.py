@@ -1,5 +1,6 @@
 """The training benchmark: its counts and sums, its file and its page, and measurements that take seconds."""
 
+import dataclasses
 import json
 
 import pytest
@@ -208,6 +209,21 @@ def test_generated_inputs():
 @pytest.fixture
 def settings(tmp_path):
     return Settings(torch.device("cpu"), tmp_path, quick=True, repeats=2)
+
+
+def test_configs_of_all_cases_load(tmp_path):
+    whole = Settings(torch.device("cpu"), tmp_path)
+    found = {}
+    for name, make in steps.step_cases(whole).items():
+        case = dataclasses.replace(make(), method="reclippp_distill", opts=("MODEL.STUDENT.WEIGHTS", ""))
+        with steps.Workplace(whole, case) as place:
+            cfg = place._config(True)
+        found[name] = (len(case.classes.classes), cfg.SOLVER.IMS_PER_BATCH, cfg.INPUT.MIN_SIZE_TRAIN[0])
+        assert cfg.MODEL.CLIP.NAME == "ViT-B-16-quickgelu" and cfg.FEATURE_STORE.VIEWS == 1
+    assert found == {
+        "voc20": (20, 12, 512), "ade150": (150, 8, 512), "context59": (59, 12, 520), "cityscapes19": (19, 8, 512),
+        "coco_stuff27": (27, 8, 512), "coco_stuff171": (171, 8, 512),
+    }  # fmt: skip
 
 
 def test_a_step_and_its_report(settings):

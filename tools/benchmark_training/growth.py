@@ -28,6 +28,8 @@ from tools.benchmark_training.runs import write_classes
 
 # A view of the store's growth: at 512 px and more, ten thousand need 10 GiB.
 _SIDE, _PATCH, _WIDTH, _BATCH = 128, 16, 512, 12
+# Larger photographs are enlarged ones.
+_DRAWN = 2048
 
 
 def image_sides(settings: Settings, sides: Sequence[int], classes: int = 20) -> dict[str, Any]:
@@ -48,7 +50,8 @@ def image_sides(settings: Settings, sides: Sequence[int], classes: int = 20) -> 
         measure("segment", {**run, "options": options}, folder, environment)
         for side in sides:
             path = folder / f"{side}.jpg"
-            photograph(side, side, side).save(path, "JPEG", quality=90)
+            drawn = min(side, _DRAWN)
+            photograph(side, drawn, drawn).resize((side, side)).save(path, "JPEG", quality=90)
             request = {"images": str(path), "model": str(folder / "model"), "output": str(folder / f"masks{side}")}
             figures = measure("predict", {**request, "options": {"device": settings.device.type}}, folder, environment)
             result[str(side)] = {key: figures[key] for key in ("seconds", "peak_bytes")}

@@ -132,8 +132,9 @@ def count_launches(function: Callable[[], Any]) -> int:
     return counter.count
 
 
-def count_rectification(settings: Settings, case: StepCase, images: int, iterations: int) -> RectificationWork:
-    """Count the work of a case, with two stored views of each image and true crops for the hypotheses."""
+def count_rectification(settings: Settings, case: StepCase, images: int) -> RectificationWork:
+    """Count the work of a case for a number of images and the config's iterations, with two stored views of each image
+    and true crops for the hypotheses."""
     with Workplace(settings, case) as place:
         trainer = place.trainer(True)
         cfg, model = trainer.cfg, trainer._trainer.model
@@ -157,7 +158,7 @@ def count_rectification(settings: Settings, case: StepCase, images: int, iterati
         return RectificationWork(
             images=images,
             views=2,
-            iterations=iterations,
+            iterations=cfg.SOLVER.MAX_ITER,
             texts=Cost(text_flops(backbone, lengths), text_launches * -(-len(lengths) // 256)),
             hypothesis=Cost(
                 windows * global_flops(visual, crop[0, 0].numel() // side**2),
