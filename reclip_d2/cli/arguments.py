@@ -26,6 +26,7 @@ from reclip_d2.workspace.options import (
 # seconds to import. A test compares them.
 EXPORT_FORMATS = ("onnx", "torchscript")
 EXPORT_INPUT_TYPES = ("uint8", "float32")
+COMPLETION_SHELLS = ("bash", "zsh", "tcsh")  # of shtab
 EXPORT_TOLERANCE = 1e-3
 # Limits for images: the defaults of reclip_d2.app.guard.Limits, which takes seconds to import. A test compares them.
 APP_MEGAPIXELS, APP_MEGABYTES = 50, 64
@@ -247,6 +248,10 @@ def _add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_completion_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=list(COMPLETION_SHELLS))
+
+
 COMMANDS: dict[str, Command] = {
     "segment": Command(
         "train on your images, without labels, and write their masks",
@@ -304,5 +309,17 @@ List what is installed and what is missing. The exit status is 0 if `reclip segm
 can run with this --clip and --pretrained, and 1 otherwise.""",
         _add_doctor_arguments,
         "reclip_d2.cli.doctor",
+    ),
+    "completion": Command(
+        "print the completion script of a shell",
+        """\
+Print a script that completes the command's arguments in a shell:
+
+    reclip completion bash > ~/.local/share/bash-completion/completions/reclip
+    reclip completion zsh > "${fpath[1]}/_reclip"
+
+Needs shtab: pip install "reclip_d2[completion]".""",
+        _add_completion_arguments,
+        "reclip_d2.cli.completion",
     ),
 }

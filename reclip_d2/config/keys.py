@@ -342,6 +342,13 @@ KEYS: dict[str, Key] = {
     "TEST.BIAS.MIN_OBJECT_AREA": Key(100, Whole(1)),
     # Space preference: bins with fewer objects are in the curve, but not in the score.
     "TEST.BIAS.MIN_BIN_OBJECTS": Key(20, Whole(1)),
+    # ---- experiment trackers, next to the log, metrics.json and TensorBoard ----------------------------------
+    # "wandb" and "mlflow"; they are configured by their environment variables (WANDB_MODE, MLFLOW_TRACKING_URI).
+    "TRACKERS.USE": Key([], Items(Choice(("wandb", "mlflow")), 0, 2)),
+    # Project of Weights & Biases, experiment of MLflow.
+    "TRACKERS.PROJECT": Key("reclip_d2", Text()),
+    # Name of the run; "": that of OUTPUT_DIR.
+    "TRACKERS.RUN": Key("", Text(empty=True)),
 }
 
 # Rules of all keys that the project reads, including Detectron2's.

@@ -10,9 +10,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from detectron2.config import CfgNode
 from detectron2.engine import default_writers
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 
+from reclip_d2.config import flatten
+from reclip_d2.engine.trackers import build_trackers
 from reclip_d2.errors import error_line
 from reclip_d2.utils.files import check_output_file
 from reclip_d2.utils.io import naming_errors
@@ -96,8 +99,13 @@ class _NamedErrors(EventWriter):
             self.writer.close()
 
 
-def build_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
-    """Detectron2's writers: the log, ``metrics.json``, and TensorBoard if it is installed."""
+def build_writers(cfg: CfgNode, max_iter: int) -> list[EventWriter]:
+    """Those of ``TRACKERS.USE``; Detectron2's: the log, ``metrics.json``, and TensorBoard if it is installed."""
+    # The trackers come first: TensorBoard's writer removes the images from the event storage.
+    return [*build_trackers(cfg, flatten(cfg)), *_file_writers(cfg.OUTPUT_DIR, max_iter)]
+
+
+def _file_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
     metrics = os.path.join(output_dir, "metrics.json")
     check_output_file(metrics)
     try:

@@ -27,6 +27,7 @@ from reclip_d2.data.images import read_image
 from reclip_d2.engine.launch_checks import check_config_for, check_processes
 from reclip_d2.engine.output_dir import forget_run, run_lock
 from reclip_d2.engine.run_setup import set_up_run
+from reclip_d2.engine.trackers import check_trackers
 from reclip_d2.engine.trainer import NOTHING_TO_EVALUATE, Trainer, build_evaluation_model
 from reclip_d2.engine.training_settings import TrainingSettings
 from reclip_d2.errors import ReclipError, exit_on_error
@@ -53,6 +54,7 @@ def run_config(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     register_custom(cfg)
     check_registered_parts(cfg)
+    check_trackers(cfg)
     build_refinements(cfg)  # raises for unknown names, before anything is trained
     return cfg
 

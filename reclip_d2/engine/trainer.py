@@ -188,7 +188,7 @@ class Trainer(DefaultTrainer):
         )
 
     def build_writers(self) -> list[EventWriter]:
-        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        return build_writers(self.cfg, self.max_iter)
 
     def end_after(self, iterations: int) -> None:
         """Bring the end of the training forward to this number of iterations."""

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from reclip_d2.config import load_config
 from reclip_d2.engine.logs import UserErrorFilter, build_writers, logging_to, quiet_logging
 from reclip_d2.engine.run_setup import log_to
 from reclip_d2.errors import ReclipError
@@ -24,7 +25,7 @@ def test_a_log_that_is_a_pipe(tmp_path, start):
 def test_metrics_that_are_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "metrics.json")
     with pytest.raises(ReclipError, match=r"metrics\.json is a named pipe, not a regular file"):
-        build_writers(str(tmp_path), 1)
+        build_writers(load_config("", ["OUTPUT_DIR", str(tmp_path)]), 1)
 
 
 def record(error: BaseException | None) -> logging.LogRecord:

@@ -158,11 +158,12 @@ def test_without_tensorboard_training_runs_and_says_so_once(scene, monkeypatch):
 
 
 def test_writers(tmp_path, monkeypatch, caplog):
-    names = [type(getattr(writer, "writer", writer)).__name__ for writer in build_writers(str(tmp_path), 3)]
+    cfg = load_config("", ["OUTPUT_DIR", str(tmp_path)])
+    names = [type(getattr(writer, "writer", writer)).__name__ for writer in build_writers(cfg, 3)]
     assert names == ["CommonMetricPrinter", "JSONWriter", "TensorboardXWriter"]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with caplog.at_level(logging.WARNING):
-        names = [type(getattr(writer, "writer", writer)).__name__ for writer in build_writers(str(tmp_path), 3)]
+        names = [type(getattr(writer, "writer", writer)).__name__ for writer in build_writers(cfg, 3)]
     assert names == ["CommonMetricPrinter", "JSONWriter"] and len(caplog.records) == 1
 
 
