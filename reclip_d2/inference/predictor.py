@@ -146,7 +146,9 @@ class ImagePredictor:
         return torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
 
     def grid_logits(self, pixels: Tensor, size: tuple[int, int], turn: Turn = contextlib.nullcontext) -> GridLogits:
-        """One forward pass: mask logits of a normalised image or window ``(3, H', W')``, with output size ``size``."""
+        """One forward pass: mask logits of an image or window ``(3, H', W')``, RGB in [0, 255], with output size
+        ``size``."""
+        pixels = self.model.normalize(pixels)
         image = ImageList.from_tensors([pixels], self.model.size_divisibility)
         sizes, features = (None if self.stretch_padding else image.image_sizes), None
         with turn(), use_kernels(self.model.kernels):
@@ -176,14 +178,13 @@ class ImagePredictor:
         return self._one_view(image, size, turn)
 
     def _one_view(self, image: Tensor, size: tuple[int, int], turn: Turn) -> GridLogits | SlidingLogits:
-        pixels = self.model.normalize(image)
         if self.sliding_window is None:
-            return self.grid_logits(pixels, size, turn)
-        area = (pixels.shape[-2], pixels.shape[-1])
+            return self.grid_logits(image, size, turn)
+        area = (image.shape[-2], image.shape[-1])
         windows = Windows(area, self.sliding_window.size, self.sliding_window.stride, uniform_weights)
 
         def predict(rows: slice, columns: slice) -> GridLogits:
-            return self.grid_logits(pixels[:, rows, columns], windows.size, turn)
+            return self.grid_logits(image[:, rows, columns], windows.size, turn)
 
         logits = {row: [predict(*slices) for slices in windows.slices(row)] for row in range(len(windows.tops))}
         return SlidingLogits(windows, logits, size)
