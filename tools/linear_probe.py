@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from reclip_d2.config import load_config
 from reclip_d2.data.classes import class_names_from_config
+from reclip_d2.data.dataset_mapper import build_train_augmentations
 from reclip_d2.data.index_images import PLAIN
 from reclip_d2.data.sampling import NumberedDataset, build_train_loader
 from reclip_d2.engine.output_dir import forget_run
@@ -37,6 +38,7 @@ from reclip_d2.evaluation.labelled_data import (
     labelled_records,
     probe_datasets,
 )
+from reclip_d2.evaluation.labelled_views import labelled_views
 from reclip_d2.evaluation.linear_probe import LinearProbe, probe_overrides, write_results
 from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 
@@ -60,10 +62,12 @@ class ProbeTrainer(Trainer):
             raise ReclipError(f"{', '.join(datasets)} have different ignore labels: probe with one of them")
         palettes = [label_palette(MetadataCatalog.get(name)) for name in datasets]
         palette = palettes[0] if palettes.count(palettes[0]) == len(palettes) else PLAIN
-        mapper = LabelledDatasetMapper(cfg, len(class_names), ignored.pop(), palette)
+        options = {"num_classes": len(class_names), "ignore_label": ignored.pop(), "palette": palette}
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        assert isinstance(model, LinearProbe)
+        fresh = LabelledDatasetMapper(augmentations=build_train_augmentations(cfg), **options)
         return build_train_loader(
-            NumberedDataset(records, mapper, seed),
+            labelled_views(cfg, model.model, records, **options) or NumberedDataset(records, fresh, seed),
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             seed=seed,

@@ -29,6 +29,7 @@ from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.labelled_data import probe_datasets
 from reclip_d2.modeling.checkpoint import ReclipCheckpointer
 from reclip_d2.modeling.meta_arch.base import ImageSizes, LanguageSegmentor
+from reclip_d2.modeling.view_batch import has_fixed_views
 from reclip_d2.utils.io import atomic_write
 
 SUPERVISION = "labels (linear probe)"
@@ -111,13 +112,25 @@ class LinearProbe(LanguageSegmentor):
         Inference: as for every model."""
         if not self.training:
             return super().forward(batched_inputs)
-        batch = self.preprocess_image(batched_inputs)
-        images = batch.tensor
-        labels = torch.full((len(images), *images.shape[-2:]), UNLABELLED, dtype=torch.int64, device=images.device)
+        if has_fixed_views(batched_inputs):
+            logits, size = self._view_logits(batched_inputs)
+        else:
+            batch = self.preprocess_image(batched_inputs)
+            logits, size = self.mask_logits(batch.tensor, batch.image_sizes), batch.tensor.shape[-2:]
+        labels = torch.full((len(logits), *size), UNLABELLED, dtype=torch.int64, device=logits.device)
         for target, record in zip(labels, batched_inputs, strict=True):
             height, width = record["sem_seg"].shape
             target[:height, :width] = record["sem_seg"]
-        return {"loss_linear_probe": probe_loss(self.mask_logits(images, batch.image_sizes), labels)}
+        return {"loss_linear_probe": probe_loss(logits, labels)}
+
+    def _view_logits(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, tuple[int, int]]:
+        """The classifier's logits ``(B, C, h, w)`` of fixed views of a CLIP, and the pixels (H, W) of their grid."""
+        with torch.autocast(self.device.type, enabled=False):
+            with torch.no_grad():
+                embedding = self.model.view_embedding(self.model.view_batch(batched_inputs))
+            stride = self.model.backbone.stride
+            size = embedding.shape[-2] * stride, embedding.shape[-1] * stride
+            return self.classifier(self.norm(embedding)), size
 
 
 def probe_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -184,6 +197,7 @@ def probe_overrides(cfg: CfgNode) -> list[str]:
         "SOLVER.OPTIMIZER": "SGD",
         "SOLVER.LR_SCHEDULER_NAME": "WarmupPolyLR",
         "SOLVER.WARMUP_ITERS": 0,
+        "SOLVER.PLATEAU.ENABLED": False,
         "SOLVER.AMP.ENABLED": False,  # the same embeddings as in the test
         "VIS_PERIOD": 0,
     }

@@ -83,7 +83,11 @@ class ViewPlan:
 
 
 class Views:
-    """Samples of the views: records mapped by :class:`UnlabelledDatasetMapper`, deterministically."""
+    """Samples of the views: records mapped by :class:`UnlabelledDatasetMapper`, deterministically.
+
+    Attributes:
+        augmentations: for each of the V views of an image, what its pixels go through.
+    """
 
     def __init__(self, cfg: CfgNode, records: Sequence[dict[str, Any]], plan: ViewPlan) -> None:
         """
@@ -100,13 +104,13 @@ class Views:
             flip = T.RandomFlip(prob=1.0, horizontal=cfg.INPUT.RANDOM_FLIP != "vertical",
                                 vertical=cfg.INPUT.RANDOM_FLIP == "vertical")  # fmt: skip
             plain = build_test_augmentations(cfg)
-            self._mappers = [
-                UnlabelledDatasetMapper(augmentations=augmentations, pseudo_labels=masks)
-                for augmentations in (plain, [*plain, flip])
-            ]
+            self.augmentations = [plain, [*plain, flip]][: plan.number]
         else:
-            crops = UnlabelledDatasetMapper(augmentations=build_train_augmentations(cfg), pseudo_labels=masks)
-            self._mappers = [crops] * plan.number
+            self.augmentations = [build_train_augmentations(cfg)] * plan.number
+        self._mappers = [
+            UnlabelledDatasetMapper(augmentations=augmentations, pseudo_labels=masks)
+            for augmentations in self.augmentations
+        ]
 
     def __len__(self) -> int:
         """Number of views of all images."""

@@ -193,7 +193,7 @@ def reachable(start: str) -> set[str]:
 
 
 def test_nothing_of_the_unsupervised_path_reaches_the_labelled_data():
-    labelled = {f"reclip_d2.evaluation.{name}" for name in ("labelled_data", "linear_probe")}
+    labelled = {f"reclip_d2.evaluation.{name}" for name in ("labelled_data", "labelled_views", "linear_probe")}
     assert all(file_of(name) for name in labelled)
     programs = ("train_net", "tools.make_hypotheses", "tools.demo")
     for start in (*programs, "reclip_d2.experiments.execute", "reclip_d2.cli.segment", "reclip_d2.app.session"):

@@ -4,14 +4,17 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from reclip_d2.config import load_config
 from reclip_d2.engine import trainer
 from reclip_d2.engine.program import argument_parser
+from reclip_d2.evaluation.labelled_views import labelled_views
 from reclip_d2.evaluation.linear_probe import weights_digest
-from tests.helpers import datasets, isolated_cache, write_scenes
+from tests.helpers import datasets, isolated_cache, make_maskclip, write_scenes
 from tests.test_train_net import assert_same, error_line, scene
 from tests.test_train_net import run as train
 
@@ -166,3 +169,58 @@ def test_mistakes(scene, capfd, datasets):
     (scene / "train" / "annotations_detectron2" / "001.png").unlink()
     line = mistake(capfd, scene, "out", *MASKCLIP)
     assert "001.png does not exist" in line
+
+
+# ---- from a feature store -------------------------------------------------------------------------------------
+
+STORE = ("FEATURE_STORE.VIEWS", "2", "SEED", "0")
+KINDS = [("FEATURE_STORE.KIND", "whole"), ("FEATURE_STORE.KIND", "crops")]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["whole", "crops"])
+@pytest.mark.parametrize("model", ["maskclip", "rectified"])
+def test_from_the_store_as_from_the_same_views_encoded_again(scene, isolated_cache, kind, model):
+    """The same classifier, bit for bit; a training from the store and its probe share one store."""
+    keys = (*STORE, *kind)
+    if model == "maskclip":
+        keys += MASKCLIP
+        probe(scene, "a", *keys)
+        probe(scene, "b", *keys, "FEATURE_STORE.MAX_SIZE", "1e-9")
+    else:
+        train(scene, "a", "SOLVER.MAX_ITER", "1", *keys)
+        weights = ("LINEAR_PROBE.WEIGHTS", str(scene / "a" / "model_final.pth"))
+        probe(scene, "a", *keys)
+        probe(scene, "b", *keys, *weights, "FEATURE_STORE.MAX_SIZE", "1e-9")
+    assert_same(classifier_of(scene, "a"), classifier_of(scene, "b"))
+    assert len({file.parent for file in (isolated_cache / "features").glob("*/*.safetensors")}) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["whole", "crops"])
+def test_labels_follow_the_views(scene, kind):
+    """An image whose red channel is 60 times its label: in each view, too."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, (2, 4, 5)).repeat(12, 1).repeat(12, 2).astype(np.uint8)
+    records = []
+    for number, ids in enumerate(labels):
+        for name, pixels in (("image", np.stack([60 * ids] * 3, -1)), ("label", ids)):
+            Image.fromarray(pixels).save(scene / f"{name}{number}.png")
+        records.append({"file_name": str(scene / f"image{number}.png"), "image_id": str(number),
+                        "sem_seg_file_name": str(scene / f"label{number}.png")})  # fmt: skip
+    sizes = ("INPUT.MIN_SIZE_TEST", "0", "INPUT.MIN_SIZE_TRAIN", "(48,)", "INPUT.CROP.SIZE", "[24,32]")
+    cfg = load_config(str(scene / "config.yaml"), [*STORE, *kind, *sizes, "INPUT.COLOR_JITTER", "0.0"])
+    dataset = labelled_views(cfg, make_maskclip(), records, num_classes=4)
+    seen = set()
+    for draw in range(12):
+        number = dataset.fixed.views.number(draw % 2, draw)
+        sample, pixels = dataset[draw, draw % 2], dataset.fixed.views.sample(number)["image"]
+        assert torch.equal(pixels[0].long(), 60 * sample["sem_seg"])
+        assert sample["view_size"] == tuple(sample["sem_seg"].shape) and "sem_seg_file_name" not in sample
+        seen.add(number)
+    assert len(seen) == 4
+
+
+def test_models_without_a_frozen_clip_are_probed_on_fresh_crops(scene):
+    cfg = load_config(str(scene / "config.yaml"), list(STORE))
+    assert labelled_views(cfg, torch.nn.Identity(), []) is None
+    cfg.MODEL.CLIP.FINE_TUNE = True
+    assert labelled_views(cfg, make_maskclip(), []) is None

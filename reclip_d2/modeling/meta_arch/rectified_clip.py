@@ -273,6 +273,9 @@ class RectifiedCLIP(CLIPSegmentor):
         what this model has learned."""
         return torch.cat(self.segment(images, image_sizes), dim=1)
 
+    def view_embedding(self, batch: ViewBatch) -> Tensor:
+        return torch.cat([batch.features, self.segment_views(batch)], dim=1)
+
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]] | dict[str, Tensor]:
         """Training: a dict of losses; inference: see :meth:`CLIPSegmentor.forward`.
 

@@ -131,6 +131,10 @@ class CLIPSegmentor(LanguageSegmentor):
         """Input of a linear probe: the image features Z ``(B, D, h, w)``. Arguments: see :meth:`segment`."""
         return self.segment(images, image_sizes)[0]
 
+    def view_embedding(self, batch: ViewBatch) -> Tensor:
+        """:meth:`pixel_embedding` of views with given features."""
+        return batch.features
+
     def identity(self) -> dict[str, Any]:
         return checkpoint_identity(
             self.backbone,
