@@ -158,6 +158,15 @@ def test_maskclip_and_its_controls(scene):
         assert 0 <= result["sem_seg"]["mIoU"] <= 100
 
 
+def test_another_dense_attention_and_its_options(scene, capfd):
+    resclip = ("MODEL.CLIP.DENSE_ATTENTION", "resclip")
+    run(scene, "out", *resclip, "MODEL.CLIP.RESCLIP_WEIGHT", "0.5", "TEST.EVAL_PERIOD", "6")
+    assert 0 <= metrics(scene, "out")["sem_seg/mIoU"] <= 100
+    file = str(scene / "out" / "model_final.pth")
+    line = mistake(capfd, scene, "--eval-only", *resclip, "MODEL.WEIGHTS", file)
+    assert "of another MODEL.CLIP.RESCLIP_WEIGHT: 0.5 instead of 0.3; use the MODEL.CLIP.RESCLIP_WEIGHT that" in line
+
+
 # ---- repeatable, resumable, label-blind -------------------------------------------------------------------------
 
 

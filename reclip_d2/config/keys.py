@@ -49,7 +49,19 @@ KEYS: dict[str, Key] = {
     # "value": MaskCLIP's value path, used by the papers.
     "MODEL.CLIP.DENSE_ATTENTION": Key("value", Text()),
     # Keep residual connections and MLP around the last block's value path, as in the public MaskCLIP and ReCLIP code.
+    # For "value"; the keys after it are for other attentions (docs/backbones.md).
     "MODEL.CLIP.VALUE_PATH_RESIDUAL": Key(True, Flag()),
+    # The same for sclip, clearclip, naclip, resclip and radseg: "keep", "drop", or as in the attention's "paper".
+    "MODEL.CLIP.ATTENTION_RESIDUAL": Key("paper", Choice(("paper", "keep", "drop"))),
+    # sigma of naclip and resclip, in patches.
+    "MODEL.CLIP.NACLIP_SIGMA": Key(5.0, Number(minimum=1e-3, maximum=1e6)),
+    # Weight of the middle blocks' attention in resclip (lambda of RCS; the released configs have 0.2 to 0.6), and the
+    # first and last of these blocks, from 0, or one block; []: 5 and 8 of 12.
+    "MODEL.CLIP.RESCLIP_WEIGHT": Key(0.3, Number(minimum=0, maximum=1)),
+    "MODEL.CLIP.RESCLIP_BLOCKS": Key([], Items(Whole(0, 1000), maximum=2)),
+    # Scales of the similarities in radseg: of its attention (SCRA), and of its features (SCGA); 0: without this step.
+    "MODEL.CLIP.RADSEG_ATTENTION_SCALE": Key(10.0, Number(minimum=0, maximum=1000)),
+    "MODEL.CLIP.RADSEG_FEATURE_SCALE": Key(10.0, Number(minimum=0, maximum=1000)),
     # Prompt templates of the Query text features W_q: imagenet_scene (85), imagenet (80), photo (1).
     "MODEL.CLIP.TEMPLATES": Key("imagenet_scene", Choice(("imagenet_scene", "imagenet", "photo"))),
     # Precision of the frozen image tower; "auto": bfloat16 on a GPU that has it, float32 elsewhere and with FINE_TUNE.

@@ -2,7 +2,8 @@
 
 To add one, put a file with a registered :class:`DenseAttention` into this folder and set the key to its ``name``. All
 files of this folder are imported with the package. :mod:`~reclip_d2.backbones.dense_attention.base` defines inputs and
-outputs; :mod:`~reclip_d2.backbones.dense_attention.value` is an example.
+outputs, :mod:`~reclip_d2.backbones.dense_attention.rows` attends in bounded memory, and
+:mod:`~reclip_d2.backbones.dense_attention.clearclip` is an example.
 """
 
 import importlib

@@ -18,6 +18,8 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from reclip_d2.config.checks import value_at
+from reclip_d2.config.keys import KEYS
 from reclip_d2.errors import ReclipError
 
 KEY = "MODEL.CLIP.DENSE_ATTENTION"
@@ -109,18 +111,20 @@ class DenseAttention(nn.Module, abc.ABC):
 
     Attributes:
         name: value of ``MODEL.CLIP.DENSE_ATTENTION``.
+        options: config key of each constructor argument. The attribute of the same name holds its value.
         uses_mlp: whether the last block's MLP is used; only then does it train with ``MODEL.CLIP.FINE_TUNE``.
         upsampling: integer factor from the patch grid to the output grid, for helpers with smaller patches.
     """
 
     name: ClassVar[str]
+    options: ClassVar[Mapping[str, str]] = {}
     uses_mlp: bool = False
     upsampling: int = 1
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> DenseAttention:
-        """Build the attention of a config; by default without arguments."""
-        return cls()
+        """Build the attention of a config, with the values of its :attr:`options`."""
+        return cls(**{argument: value_at(cfg, key) for argument, key in cls.options.items()})
 
     def earlier_blocks(self, count: int) -> Sequence[int]:
         """Indices of the blocks, out of ``count``, whose inputs are needed in :attr:`AttentionInput.earlier`."""
@@ -139,9 +143,10 @@ class DenseAttention(nn.Module, abc.ABC):
         return features
 
     def identity(self) -> dict[str, Any]:
-        """What checkpoints record and compare, as JSON values: by default the name. Attentions with a helper model add
-        a hash of its weights; attentions with keys add those that differ from their defaults."""
-        return {KEY: self.name}
+        """What checkpoints record and compare, as JSON values: the name, and options that differ from their defaults.
+        Attentions with a helper model add a hash of its weights."""
+        values = {key: getattr(self, argument) for argument, key in self.options.items()}
+        return {KEY: self.name} | {key: value for key, value in values.items() if value != KEYS[key].default}
 
 
 class _RegistryByName(Registry):
@@ -176,12 +181,15 @@ def build_dense_attention(cfg: CfgNode) -> DenseAttention:
     """Build the attention of ``MODEL.CLIP.DENSE_ATTENTION``.
 
     Raises:
-        ReclipError: it is not registered, or a key of the value path is set for another attention.
+        ReclipError: it is not registered, or an option of another attention is set.
     """
-    keys = cfg.MODEL.CLIP
-    attention = dense_attention_class(keys.DENSE_ATTENTION)
-    if attention.name != "value" and not keys.VALUE_PATH_RESIDUAL:
-        raise ReclipError(
-            f"MODEL.CLIP.VALUE_PATH_RESIDUAL False is for {KEY} value, not {attention.name}: remove one of the two keys"
-        )
+    attention = dense_attention_class(cfg.MODEL.CLIP.DENSE_ATTENTION)
+    owners: dict[str, list[str]] = {}
+    for name, other in DENSE_ATTENTION_REGISTRY:
+        for key in other.options.values():
+            owners.setdefault(key, []).append(name)
+    for key in sorted(owners.keys() - set(attention.options.values())):
+        if (value := value_at(cfg, key)) != KEYS[key].default:
+            names = ", ".join(sorted(owners[key]))
+            raise ReclipError(f"{key} {value} is for {KEY} {names}, not {attention.name}: remove one of the two keys")
     return attention.from_config(cfg)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from detectron2.config import CfgNode
 from torch import Tensor
 
 from reclip_d2.backbones.dense_attention.base import DENSE_ATTENTION_REGISTRY, AttentionInput, DenseAttention
@@ -19,6 +18,7 @@ class ValueAttention(DenseAttention):
     """
 
     name = "value"
+    options = {"residual": "MODEL.CLIP.VALUE_PATH_RESIDUAL"}
 
     def __init__(self, residual: bool = True) -> None:
         """
@@ -28,10 +28,6 @@ class ValueAttention(DenseAttention):
         """
         super().__init__()
         self.residual = residual
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> ValueAttention:
-        return cls(residual=cfg.MODEL.CLIP.VALUE_PATH_RESIDUAL)
 
     @property
     def uses_mlp(self) -> bool:
@@ -47,4 +43,4 @@ class ValueAttention(DenseAttention):
         return out + block.mlp(out)
 
     def identity(self) -> dict[str, Any]:
-        return {} if self.residual else {"MODEL.CLIP.VALUE_PATH_RESIDUAL": False}
+        return {key: value for key, value in super().identity().items() if key in self.options.values()}
