@@ -137,7 +137,8 @@ def last_block_input(
     valid = None
     if image_sizes is not None and any(tuple(size) != tuple(images.shape[-2:]) for size in image_sizes):
         valid = valid_patches(image_sizes, grid, visual.patch_size[0], images.device)
-    return AttentionInput(images, OpenClipBlock(last), tokens, grid, valid=valid, earlier=earlier)
+    count = len(blocks) + 1
+    return AttentionInput(images, OpenClipBlock(last), tokens, grid, valid=valid, earlier=earlier, count=count)
 
 
 def project_dense(visual: nn.Module, attention: DenseAttention, inputs: AttentionInput) -> Tensor:

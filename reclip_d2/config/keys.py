@@ -62,6 +62,14 @@ KEYS: dict[str, Key] = {
     # Scales of the similarities in radseg: of its attention (SCRA), and of its features (SCGA); 0: without this step.
     "MODEL.CLIP.RADSEG_ATTENTION_SCALE": Key(10.0, Number(minimum=0, maximum=1000)),
     "MODEL.CLIP.RADSEG_FEATURE_SCALE": Key(10.0, Number(minimum=0, maximum=1000)),
+    # scclip and dihclip: lowest similarity that counts (beta), and weight of the class token.
+    "MODEL.CLIP.CALIBRATED_THRESHOLD": Key(0.4, Number(minimum=-1, maximum=1)),
+    "MODEL.CLIP.CALIBRATED_CLASS_TOKEN": Key(0.3, Number(minimum=0, maximum=1000)),
+    # scclip: neighbours of the local outlier factor, and fraction of the patches that are anomalous.
+    "MODEL.CLIP.SCCLIP_NEIGHBOURS": Key(30, Whole(1, 10_000)),
+    "MODEL.CLIP.SCCLIP_ANOMALIES": Key(0.05, Number(minimum=0, below=1)),
+    # dihclip: number of the heads of lowest entropy that are kept.
+    "MODEL.CLIP.DIHCLIP_HEADS": Key(4, Whole(1, 1000)),
     # Prompt templates of the Query text features W_q: imagenet_scene (85), imagenet (80), photo (1).
     "MODEL.CLIP.TEMPLATES": Key("imagenet_scene", Choice(("imagenet_scene", "imagenet", "photo"))),
     # Precision of the frozen image tower; "auto": bfloat16 on a GPU that has it, float32 elsewhere and with FINE_TUNE.

@@ -86,6 +86,7 @@ class AttentionInput:
         class_tokens: p; 1 for a CLIP, 0 for towers with attentional pooling.
         valid: ``(B, n)`` bool, patches in the image, not in padding; None if no image is padded.
         earlier: inputs of the blocks in :meth:`DenseAttention.earlier_blocks`, by index.
+        count: number of the tower's blocks.
     """
 
     images: Tensor
@@ -95,6 +96,7 @@ class AttentionInput:
     class_tokens: int = 1
     valid: Tensor | None = None
     earlier: Mapping[int, BlockInput] = dataclasses.field(default_factory=dict)
+    count: int = 1
 
     @property
     def patches(self) -> Tensor:

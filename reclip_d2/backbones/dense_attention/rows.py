@@ -68,6 +68,11 @@ def mix(queries: Tensor, keys: Tensor, values: Tensor, weigh: Callable[[Tensor, 
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
+def countable(valid: Tensor | None) -> Tensor | None:
+    """``valid`` ``(B, n)``, but all patches of an image that has no valid one, so that soft-maxes stay finite."""
+    return None if valid is None else valid | ~valid.any(dim=1, keepdim=True)
+
+
 def softmax_of_positive(scores: Tensor, valid: Tensor | None = None) -> Tensor:
     """Soft-max over the keys with scores of at least 0; others get the weight 0.
 

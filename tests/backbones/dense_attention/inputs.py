@@ -49,7 +49,7 @@ def make_input(
     blocks = visual.transformer.resblocks
     earlier = {index: BlockInput(OpenClipBlock(blocks[index]), tokens()) for index in attention.earlier_blocks(LAYERS)}
     images = torch.randn(batch, 3, grid[0] * PATCH, grid[1] * PATCH, generator=generator, dtype=torch.float64).to(dtype)
-    return AttentionInput(images, OpenClipBlock(blocks[-1]), tokens(), grid, earlier=earlier)
+    return AttentionInput(images, OpenClipBlock(blocks[-1]), tokens(), grid, earlier=earlier, count=LAYERS)
 
 
 def padded(inputs: AttentionInput, grid: tuple[int, int], seed: int = 1) -> AttentionInput:

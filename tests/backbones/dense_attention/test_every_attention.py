@@ -32,7 +32,7 @@ from tests.helpers import CONFIGS, isolated_cache, make_maskclip, tiny_dense
 __all__ = ["isolated_cache"]
 
 KEY = "MODEL.CLIP.DENSE_ATTENTION"
-NAMES = ["sclip", "clearclip", "naclip", "resclip", "radseg"]
+NAMES = ["sclip", "clearclip", "naclip", "resclip", "radseg", "scclip", "dihclip"]
 # For each option another value than its default.
 OTHER = {
     "MODEL.CLIP.VALUE_PATH_RESIDUAL": False,
@@ -42,6 +42,11 @@ OTHER = {
     "MODEL.CLIP.RESCLIP_BLOCKS": [1, 1],
     "MODEL.CLIP.RADSEG_ATTENTION_SCALE": 5.0,
     "MODEL.CLIP.RADSEG_FEATURE_SCALE": 5.0,
+    "MODEL.CLIP.CALIBRATED_THRESHOLD": 0.5,
+    "MODEL.CLIP.CALIBRATED_CLASS_TOKEN": 0.1,
+    "MODEL.CLIP.SCCLIP_NEIGHBOURS": 5,
+    "MODEL.CLIP.SCCLIP_ANOMALIES": 0.1,
+    "MODEL.CLIP.DIHCLIP_HEADS": 1,
 }
 
 

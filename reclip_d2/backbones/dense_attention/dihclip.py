@@ -1,0 +1,125 @@
+"""DiH-CLIP (Duan, Yang, Wang, "DIH-CLIP: Unleashing the Diversity of Multi-Head Self-Attention for Training-Free
+Open-Vocabulary Semantic Segmentation", ICCV 2025).
+
+Shape letters: B images, G heads, n patches, T tokens, E width of the transformer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from reclip_d2.backbones.dense_attention.base import DENSE_ATTENTION_REGISTRY, AttentionInput, TransformerBlock
+from reclip_d2.backbones.dense_attention.rows import countable, mean_similarity, row_blocks, softmax_of_positive
+from reclip_d2.backbones.dense_attention.self_calibration import (
+    MIDDLE,
+    SCALE,
+    SelfCalibratedAttention,
+    block_output,
+    patches_of,
+    scaled,
+)
+from reclip_d2.backbones.dense_attention.softmax import valid_tokens
+
+
+@DENSE_ATTENTION_REGISTRY.register()
+class DiHCLIPAttention(SelfCalibratedAttention):
+    """:class:`SelfCalibratedAttention` in which the heads of lowest entropy mix the values of all heads.
+
+    The last block's attention is ``A_g = (softmax(3 (S - mean S)) + softmax(k k^T / sqrt(d))) / 2`` of head g, and its
+    output ``sum A_g V / G`` over the selected heads, with the values V ``(n, E)`` of all heads. Middle features are the
+    output of a middle block plus ``out_proj(sum softmax(k k^T / sqrt(d)) V)`` over its selected heads, those of its own
+    attention ``softmax(q k^T / sqrt(d))`` of lowest entropy.
+
+    The paper's text removes heads by a threshold; its code keeps a number of heads, as here.
+    """
+
+    name = "dihclip"
+    options = {
+        "threshold": "MODEL.CLIP.CALIBRATED_THRESHOLD",
+        "class_token": "MODEL.CLIP.CALIBRATED_CLASS_TOKEN",
+        "heads": "MODEL.CLIP.DIHCLIP_HEADS",
+    }
+
+    def __init__(self, threshold: float = 0.4, class_token: float = 0.3, heads: int = 4) -> None:
+        """
+        Args:
+            threshold, class_token: see :class:`SelfCalibratedAttention`.
+            heads: number of selected heads.
+        """
+        super().__init__(threshold, class_token)
+        self.heads = heads
+
+    def calibrated(self, inputs: AttentionInput) -> tuple[Tensor, Tensor]:
+        index = scaled(MIDDLE, inputs.count)
+        middle = patches_of(block_output(inputs, index), inputs)
+        if index >= 0:
+            earlier = inputs.earlier[index]
+            block, normed = earlier.block, earlier.block.norm(earlier.tokens)
+            queries, keys = (block.split_heads(project(normed)) for project in (block.queries, block.keys))
+            valid = valid_tokens(inputs)
+            own, alike = (_softmax_rows(part, keys, valid) for part in (queries, keys))
+            mixed = self.selected(block, own, alike, block.values(normed), valid)
+            middle = middle + block.output(mixed)[:, inputs.class_tokens :]
+        return inputs.patches, middle
+
+    def mixed_values(self, inputs: AttentionInput, patches: Sequence[Tensor], unit: Tensor) -> list[Tensor]:
+        block, valid = inputs.block, countable(inputs.valid)
+        mean = mean_similarity(unit, valid)
+        mixed = []
+        for one in patches:
+            normed = block.norm(one)
+            keys = block.split_heads(block.keys(normed))
+            alike = _softmax_rows(keys, keys, valid)
+
+            def weights(rows: slice, alike: Callable[[slice], Tensor] = alike) -> Tensor:
+                similar = softmax_of_positive(SCALE * (unit[:, rows] @ unit.transpose(1, 2) - mean), valid)
+                return (similar[:, None] + alike(rows)) / 2
+
+            selected = self.selected(block, weights, weights, block.values(normed), valid)
+            mixed.append(selected / block.num_heads)
+        return mixed
+
+    def selected(
+        self,
+        block: TransformerBlock,
+        measured: Callable[[slice], Tensor],
+        weights: Callable[[slice], Tensor],
+        values: Tensor,
+        valid: Tensor | None,
+    ) -> Tensor:
+        """``sum A_g V`` ``(B, T, E)`` over the heads of lowest entropy.
+
+        Args:
+            measured: rows ``(B, G, rows, T)`` of the attention whose entropy selects.
+            weights: rows of A.
+            values: V ``(B, T, E)``.
+            valid: ``(B, T)`` bool; None for all.
+        """
+        blocks = list(row_blocks(values.shape[1], values.shape[0] * block.num_heads * values.shape[1]))
+        entropy = 0
+        for rows in blocks:
+            share = measured(rows).to(torch.promote_types(values.dtype, torch.float32))
+            entropies = -(share * (share + 1e-6).log2()).sum(dim=-1)
+            if valid is not None:
+                entropies = entropies * valid[:, None, rows]
+            entropy = entropy + entropies.sum(dim=-1)  # (B, G)
+        lowest = entropy.topk(min(self.heads, block.num_heads), dim=1, largest=False).indices
+        chosen = torch.zeros_like(entropy).scatter(1, lowest, torch.ones_like(entropy))
+        outputs = [(weights(rows) * chosen[..., None, None].to(values.dtype)).sum(dim=1) @ values for rows in blocks]
+        return torch.cat(outputs, dim=1)
+
+
+def _softmax_rows(queries: Tensor, keys: Tensor, valid: Tensor | None) -> Callable[[slice], Tensor]:
+    """Rows ``(B, G, rows, T)`` of ``softmax(q k^T / sqrt(d))``, by the slice of their queries."""
+    scale = queries.shape[-1] ** -0.5
+
+    def rows_of(rows: slice) -> Tensor:
+        scores = scale * queries[:, :, rows] @ keys.transpose(2, 3)
+        if valid is not None:
+            scores = scores.masked_fill(~valid[:, None, None, :], torch.finfo(scores.dtype).min)
+        return scores.softmax(dim=-1)
+
+    return rows_of
