@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from reclip_d2.backbones.dense_attention.base import DENSE_ATTENTION_REGISTRY, AttentionInput
@@ -33,8 +32,8 @@ from reclip_d2.backbones.dense_attention.self_calibration import (
 
 @DENSE_ATTENTION_REGISTRY.register()
 class SCCLIPAttention(SelfCalibratedAttention):
-    """:class:`SelfCalibratedAttention` with anomalous patches of x and m replaced by the mean of their neighbours, and the
-    attention ``A = (softmax(3 (S - mean S)) + softmax(k k^T / sqrt(d))) / 2``, its first soft-max over S >= mean S.
+    """:class:`SelfCalibratedAttention` with anomalous patches of x and m replaced by the mean of their neighbours, and
+    the attention ``A = (softmax(3 (S - mean S)) + softmax(k k^T / sqrt(d))) / 2``, its first soft-max over S >= mean S.
 
     Patches of the last block's input are anomalous if their local outlier factor is among the largest.
     """

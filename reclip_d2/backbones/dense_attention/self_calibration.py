@@ -22,18 +22,18 @@ SCALE = 3.0
 
 
 def scaled(block: int, count: int) -> int:
-    """Index, out of ``count`` blocks, at the place of ``block`` of 12; never the last block."""
+    """Index, out of ``count`` blocks, of the block at the place of ``block`` of 12; never the last."""
     return min(block * count // 12, count - 2)
 
 
 class SelfCalibratedAttention(DenseAttention):
-    """With x the last block's input patches, S = cos(m, m) of middle features m, S' = cos(f, f) of shallow features f, and
-    N(S) = S where it is at least ``threshold``, else 0, divided by its row's sum::
+    """With x the last block's input patches, S = cos(m, m) of middle features m, S' = cos(f, f) of shallow features f,
+    and N(S) = S where it is at least ``threshold``, else 0, divided by its row's sum::
 
         y = N(S') (attention(N(S) x) + w c  +  attention(r) + w c_r)
 
-    where r is the sum of the outputs of several blocks, and c and c_r are the class tokens of the last block's input and
-    of the sum. Without residual connections and MLP. Blocks are given for 12, and scaled for other depths.
+    where r is the sum of the outputs of several blocks, and c and c_r are the class tokens of the last block's input
+    and of the sum. Without residual connections and MLP. Blocks are given for 12, and scaled for other depths.
 
     Subclasses define the attention and m.
     """
