@@ -70,6 +70,19 @@ KEYS: dict[str, Key] = {
     "MODEL.CLIP.SCCLIP_ANOMALIES": Key(0.05, Number(minimum=0, below=1)),
     # dihclip: number of the heads of lowest entropy that are kept.
     "MODEL.CLIP.DIHCLIP_HEADS": Key(4, Whole(1, 1000)),
+    # Helper vision model of proxy and, if given, regions: a Vision Transformer of timm (DINO, DINOv2, DINOv3, RADIO);
+    # and its weights: "pretrained" (timm's, from the Hub), a local file, or "random".
+    "MODEL.CLIP.HELPER_NAME": Key("", Text(empty=True)),
+    "MODEL.CLIP.HELPER_WEIGHTS": Key("pretrained", Text(path=True)),
+    # proxy: shift (beta) and scale (gamma) of the similarities; and the helper's grid in units of CLIP's, 0: by the two
+    # patch sizes.
+    "MODEL.CLIP.PROXY_SHIFT": Key(1.2, Number(minimum=0, maximum=1000)),
+    "MODEL.CLIP.PROXY_SCALE": Key(3.0, Number(minimum=0, maximum=1000)),
+    "MODEL.CLIP.PROXY_UPSAMPLING": Key(0, Whole(0, 8)),
+    # regions: scale of the similarities; side in patches and compactness of the superpixels.
+    "MODEL.CLIP.REGIONS_SCALE": Key(4.0, Number(minimum=0, maximum=1000)),
+    "MODEL.CLIP.REGIONS_SIZE": Key(4, Whole(1, 1000)),
+    "MODEL.CLIP.REGIONS_COMPACTNESS": Key(1.0, Number(minimum=0, maximum=1e6)),
     # Prompt templates of the Query text features W_q: imagenet_scene (85), imagenet (80), photo (1).
     "MODEL.CLIP.TEMPLATES": Key("imagenet_scene", Choice(("imagenet_scene", "imagenet", "photo"))),
     # Precision of the frozen image tower; "auto": bfloat16 on a GPU that has it, float32 elsewhere and with FINE_TUNE.

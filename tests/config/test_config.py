@@ -47,8 +47,9 @@ def sources() -> str:
 
 
 def is_read(key: str, text: str) -> bool:
-    """Whether ``cfg.<key>`` occurs, or its end below a node that was given a name (``window = cfg.TEST...``)."""
-    if re.search(rf"cfg\.{re.escape(key)}\b", text):
+    """Whether ``cfg.<key>`` occurs, or its end below a node that was given a name (``window = cfg.TEST...``), or the
+    key as an option of a dense attention."""
+    if re.search(rf'cfg\.{re.escape(key)}\b|"\w+": "{re.escape(key)}"', text):
         return True
     node, _, leaf = key.rpartition(".")
     names = re.findall(rf"(\w+)(?:\s*:\s*\w+)? = (?:self\.)?cfg\.{re.escape(node)}\b(?!\.)", text)

@@ -114,12 +114,14 @@ class DenseAttention(nn.Module, abc.ABC):
     Attributes:
         name: value of ``MODEL.CLIP.DENSE_ATTENTION``.
         options: config key of each constructor argument. The attribute of the same name holds its value.
+        other_keys: config keys that ``from_config`` reads besides, such as a helper model's.
         uses_mlp: whether the last block's MLP is used; only then does it train with ``MODEL.CLIP.FINE_TUNE``.
         upsampling: integer factor from the patch grid to the output grid, for helpers with smaller patches.
     """
 
     name: ClassVar[str]
     options: ClassVar[Mapping[str, str]] = {}
+    other_keys: ClassVar[Sequence[str]] = ()
     uses_mlp: bool = False
     upsampling: int = 1
 
@@ -188,9 +190,9 @@ def build_dense_attention(cfg: CfgNode) -> DenseAttention:
     attention = dense_attention_class(cfg.MODEL.CLIP.DENSE_ATTENTION)
     owners: dict[str, list[str]] = {}
     for name, other in DENSE_ATTENTION_REGISTRY:
-        for key in other.options.values():
+        for key in (*other.options.values(), *other.other_keys):
             owners.setdefault(key, []).append(name)
-    for key in sorted(owners.keys() - set(attention.options.values())):
+    for key in sorted(owners.keys() - {*attention.options.values(), *attention.other_keys}):
         if (value := value_at(cfg, key)) != KEYS[key].default:
             names = ", ".join(sorted(owners[key]))
             raise ReclipError(f"{key} {value} is for {KEY} {names}, not {attention.name}: remove one of the two keys")

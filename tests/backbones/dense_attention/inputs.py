@@ -9,10 +9,13 @@ import dataclasses
 import functools
 import math
 
+import timm.models.eva
+import timm.models.vision_transformer
 import torch
 from torch import Tensor, nn
 
 from reclip_d2.backbones.dense_attention import AttentionInput, BlockInput, DenseAttention
+from reclip_d2.backbones.dense_attention.helper import HelperModel
 from reclip_d2.backbones.vision import OpenClipBlock
 from tests.backbones.literal import PATCH, literal_layer_norm
 from tests.helpers import tiny_clip
@@ -29,6 +32,28 @@ def tower() -> nn.Module:
     for block in visual.transformer.resblocks:
         block.attn.in_proj_weight.mul_(3)
     return visual
+
+
+def tiny_helper(kind: str = "class token", patch_size: int = PATCH, **statistics: object) -> HelperModel:
+    """A random model of timm for 32 px: a ViT like DINO's, one with registers like DINOv2's, one like DINOv3."""
+    sizes = {"img_size": 32, "patch_size": patch_size, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        if kind == "class token":
+            model = timm.models.vision_transformer.VisionTransformer(**sizes)
+        elif kind == "registers":
+            model = timm.models.vision_transformer.VisionTransformer(
+                **sizes, reg_tokens=4, no_embed_class=True, init_values=0.5
+            )
+        else:
+            model = timm.models.eva.Eva(
+                **sizes, num_reg_tokens=4, use_abs_pos_emb=False, use_rot_pos_emb=True, rope_type="dinov3",
+                dynamic_img_size=True, init_values=0.5,
+            )  # fmt: skip
+        for parameter in model.parameters():
+            parameter.data.add_(0.3 * torch.randn_like(parameter))
+    model.pretrained_cfg = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    return HelperModel(model.double(), name=f"tiny {kind}", **statistics).double()
 
 
 def make_input(
