@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reclip_d2.backbones.dense_attention.base import DENSE_ATTENTION_REGISTRY, AttentionInput
 from reclip_d2.backbones.dense_attention.rows import attend
-from reclip_d2.backbones.dense_attention.softmax import RESIDUAL_KEY, SoftmaxAttention, valid_tokens
+from reclip_d2.backbones.dense_attention.softmax import SoftmaxAttention, valid_tokens
 
 
 @DENSE_ATTENTION_REGISTRY.register()
@@ -22,7 +22,7 @@ class NACLIPAttention(SoftmaxAttention):
     between two patches, 0 for class tokens; without residual connections and MLP."""
 
     name = "naclip"
-    options = {"residual": RESIDUAL_KEY, "sigma": "MODEL.CLIP.NACLIP_SIGMA"}
+    options = {"residual": "MODEL.CLIP.ATTENTION_RESIDUAL", "sigma": "MODEL.CLIP.NACLIP_SIGMA"}
 
     def __init__(self, residual: str = "paper", sigma: float = 5.0) -> None:
         """

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reclip_d2.backbones.dense_attention.base import DENSE_ATTENTION_REGISTRY, AttentionInput
 from reclip_d2.backbones.dense_attention.rows import attend, mean_similarity, mix, softmax_of_positive
-from reclip_d2.backbones.dense_attention.softmax import RESIDUAL_KEY, SoftmaxAttention, valid_tokens
+from reclip_d2.backbones.dense_attention.softmax import SoftmaxAttention, valid_tokens
 
 
 @DENSE_ATTENTION_REGISTRY.register()
@@ -30,7 +30,7 @@ class RADSegAttention(SoftmaxAttention):
     name = "radseg"
     paper_residual = True
     options = {
-        "residual": RESIDUAL_KEY,
+        "residual": "MODEL.CLIP.ATTENTION_RESIDUAL",
         "attention_scale": "MODEL.CLIP.RADSEG_ATTENTION_SCALE",
         "feature_scale": "MODEL.CLIP.RADSEG_FEATURE_SCALE",
     }

@@ -15,7 +15,7 @@ from torch import Tensor
 from reclip_d2.backbones.dense_attention.base import DENSE_ATTENTION_REGISTRY, AttentionInput
 from reclip_d2.backbones.dense_attention.naclip import NACLIPAttention
 from reclip_d2.backbones.dense_attention.rows import attend
-from reclip_d2.backbones.dense_attention.softmax import RESIDUAL_KEY, valid_tokens
+from reclip_d2.backbones.dense_attention.softmax import valid_tokens
 from reclip_d2.errors import ReclipError
 
 
@@ -29,7 +29,7 @@ class ResCLIPAttention(NACLIPAttention):
 
     name = "resclip"
     options = {
-        "residual": RESIDUAL_KEY,
+        "residual": "MODEL.CLIP.ATTENTION_RESIDUAL",
         "sigma": "MODEL.CLIP.NACLIP_SIGMA",
         "weight": "MODEL.CLIP.RESCLIP_WEIGHT",
         "blocks": "MODEL.CLIP.RESCLIP_BLOCKS",

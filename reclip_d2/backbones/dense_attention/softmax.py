@@ -9,8 +9,6 @@ from torch import Tensor
 
 from reclip_d2.backbones.dense_attention.base import AttentionInput, DenseAttention
 
-RESIDUAL_KEY = "MODEL.CLIP.ATTENTION_RESIDUAL"
-
 
 class SoftmaxAttention(DenseAttention):
     """``output(A v)`` with an attention matrix A for each head over the block's tokens, class tokens included.
@@ -21,7 +19,7 @@ class SoftmaxAttention(DenseAttention):
         paper_residual: whether the paper keeps the block's residual connections and MLP around the attention.
     """
 
-    options = {"residual": RESIDUAL_KEY}
+    options = {"residual": "MODEL.CLIP.ATTENTION_RESIDUAL"}
     paper_residual: bool = False
 
     def __init__(self, residual: str = "paper") -> None:
