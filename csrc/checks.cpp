@@ -7,10 +7,7 @@
 
 namespace reclip {
 
-Hypothesis read_hypothesis(const char* op, const at::Tensor& class_ids, const at::Tensor& offsets, int64_t images,
-                           int64_t classes) {
-  TORCH_CHECK_VALUE(class_ids.device().is_cpu() && offsets.device().is_cpu(), op,
-                    ": `class_ids` and `offsets` must be CPU tensors");
+void check_rows(const char* op, const at::Tensor& class_ids, const at::Tensor& offsets, int64_t images) {
   TORCH_CHECK_TYPE(class_ids.scalar_type() == at::kLong && class_ids.dim() == 1, op,
                    ": `class_ids` must be a one-dimensional int64 tensor, got ", class_ids.scalar_type(), " ", class_ids.sizes());
   TORCH_CHECK_TYPE(offsets.scalar_type() == at::kLong && offsets.dim() == 1, op,
@@ -19,11 +16,19 @@ Hypothesis read_hypothesis(const char* op, const at::Tensor& class_ids, const at
                     " images, got ", offsets.size(0));
   TORCH_CHECK_VALUE(class_ids.is_contiguous() && offsets.is_contiguous(), op,
                     ": `class_ids` and `offsets` must be contiguous");
-  Hypothesis h{class_ids.const_data_ptr<int64_t>(), offsets.const_data_ptr<int64_t>(), images, class_ids.size(0), classes, 0, {}};
+}
+
+Hypothesis read_hypothesis(const char* op, const at::Tensor& class_ids, const at::Tensor& offsets, int64_t images,
+                           int64_t classes) {
+  check_rows(op, class_ids, offsets, images);
+  TORCH_CHECK_VALUE(class_ids.device().is_cpu() && offsets.device().is_cpu(), op,
+                    ": `class_ids` and `offsets` must be CPU tensors");
+  Hypothesis h{class_ids.const_data_ptr<int64_t>(), offsets.const_data_ptr<int64_t>(), images, class_ids.size(0), 0, classes, 0, {}};
   h.row_of_class.assign(static_cast<size_t>(images * classes), -1);
-  bool rising = h.offsets[0] == 0 && h.offsets[images] == h.rows;
+  h.used = h.offsets[images];
+  bool rising = h.offsets[0] == 0 && h.used <= h.rows;
   for (int64_t b = 0; b < images; ++b) rising = rising && h.count(b) >= 0;
-  TORCH_CHECK_VALUE(rising, op, ": `offsets` must rise from 0 to K = ", h.rows, " without falling");
+  TORCH_CHECK_VALUE(rising, op, ": `offsets` must rise from 0 to at most K = ", h.rows, " without falling");
   for (int64_t b = 0; b < images; ++b) {
     h.most_rows = std::max(h.most_rows, h.count(b));
     for (int64_t r = h.offsets[b]; r < h.offsets[b + 1]; ++r) {

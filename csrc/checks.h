@@ -11,12 +11,14 @@
 
 namespace reclip {
 
-// Hypothesis rows: rows offsets[b] .. offsets[b+1]-1 belong to image b and to the classes class_ids[row].
+// Hypothesis rows: rows offsets[b] .. offsets[b+1]-1 belong to image b and to the classes class_ids[row]. Rows from offsets[B] on
+// are padding: they belong to no image, their results are zero, and nothing depends on them.
 struct Hypothesis {
   const int64_t* class_ids;
   const int64_t* offsets;
   int64_t images;
   int64_t rows;
+  int64_t used;  // rows of images, without the padding
   int64_t classes;
   int64_t most_rows;                  // of any one image
   std::vector<int32_t> row_of_class;  // [image * classes + class]: row within the image, or -1
@@ -24,7 +26,10 @@ struct Hypothesis {
   int64_t count(int64_t image) const { return offsets[image + 1] - offsets[image]; }
 };
 
-// Reads and checks the rows; the tensors must outlive the result.
+// int64 vectors class_ids (K) and offsets (B+1), contiguous; their values are not read.
+void check_rows(const char* op, const at::Tensor& class_ids, const at::Tensor& offsets, int64_t images);
+
+// Reads and checks the rows, on the CPU; the tensors must outlive the result.
 Hypothesis read_hypothesis(const char* op, const at::Tensor& class_ids, const at::Tensor& offsets, int64_t images,
                            int64_t classes);
 

@@ -12,9 +12,8 @@ constexpr const char* kOp = "gumbel_softmax";
 at::Tensor gumbel_softmax(const at::Tensor& logits, const at::Tensor& seed, double tau, bool hard) {
   check_tensor(kOp, "logits", logits, 3, c10::DeviceType::CUDA);
   check_tau(kOp, tau);
-  const ScoreInputs in = score_inputs(logits, std::nullopt, read_seed(kOp, seed), tau);
+  const ScoreInputs in = score_inputs(logits, std::nullopt, noise_source(kOp, seed, logits), tau);
   const c10::cuda::CUDAGuard guard(logits.device());
-  check_not_captured(kOp);
   at::Tensor masks = at::empty_like(logits);
   if (logits.numel() > 0)
     C10_CUDA_CHECK(launch_gumbel_softmax(in, hard, view(masks), c10::cuda::getCurrentCUDAStream()));
@@ -25,9 +24,8 @@ at::Tensor gumbel_softmax_backward(const at::Tensor& grad_masks, const at::Tenso
   check_tensor(kOp, "logits", logits, 3, c10::DeviceType::CUDA);
   check_tau(kOp, tau);
   check_saved(kOp, "grad_masks", grad_masks, logits.sizes(), logits.scalar_type(), logits);
-  const ScoreInputs in = score_inputs(logits, std::nullopt, read_seed(kOp, seed), tau);
+  const ScoreInputs in = score_inputs(logits, std::nullopt, noise_source(kOp, seed, logits), tau);
   const c10::cuda::CUDAGuard guard(logits.device());
-  check_not_captured(kOp);
   at::Tensor grad_logits = at::empty_like(logits);
   if (logits.numel() > 0)
     C10_CUDA_CHECK(launch_gumbel_softmax_backward(in, view(grad_masks), view(grad_logits), c10::cuda::getCurrentCUDAStream()));

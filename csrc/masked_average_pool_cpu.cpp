@@ -43,7 +43,7 @@ void forward(const Hypothesis& rows, const at::Tensor& features, const at::Tenso
           std::copy_n(tile, count, weights.get() + r * n + i);
         }
   });
-  sum_weights<T>(weights.get(), rows.rows, n, area);
+  sum_weights<T>(weights.get(), rows.used, n, area);
   pool_weighted<T>(weights.get(), rows, features, area, pooled);
 }
 

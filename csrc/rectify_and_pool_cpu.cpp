@@ -115,7 +115,7 @@ void forward(const Inputs& in, bool hard, T* pooled, T* area) {
   } else {
     const auto weights = scratch<T>(in.rows.rows * in.patches), total = scratch<T>(in.rows.rows);
     log_masks<T>(in, [](int64_t) { return true; }, weights.get());
-    scale_log_masks<T>(weights.get(), in.rows.rows, in.patches, total.get(), area);
+    scale_log_masks<T>(weights.get(), in.rows.used, in.patches, total.get(), area);
     pool_weighted<T>(weights.get(), in.rows, in.features, total.get(), pooled);
   }
 }
@@ -207,7 +207,7 @@ void small_log_areas(const Inputs& in, const T* area, T* log_area) {
   if (!any) return;
   const auto logs = scratch<T>(in.rows.rows * in.patches);
   log_masks<T>(in, any_small, logs.get());
-  for (int64_t r = 0; r < in.rows.rows; ++r)
+  for (int64_t r = 0; r < in.rows.used; ++r)
     if (small(r)) log_area[r] = log_area_of(logs.get() + r * in.patches, in.patches);
 }
 

@@ -21,12 +21,28 @@ struct Batch {
   int64_t image_stride, patch_stride, column_stride;
 };
 
-// Hypothesis rows on the device.
+// Hypothesis rows on the device. Rows from offsets[B] on are padding: they belong to no image.
 struct DeviceRows {
-  const int32_t* class_of_row;  // (K)
+  const int32_t* class_of_row;  // (K), not set for padding
   const int32_t* offsets;       // (B+1)
   const int32_t* row_of_class;  // (B, C): row within the image, or -1
-  int64_t images, rows, classes, most_rows;
+  const int32_t* bad;           // (B+1): 1 for an image with invalid class ids; at B: the offsets are invalid. Null: all valid
+  int64_t images, rows, classes;
+  int64_t most_rows;  // at least those of any one image
+};
+
+// Makes the tables of DeviceRows from class_ids (K) and offsets (B+1) on the device: class_of_row, offsets, row_of_class, bad.
+// Invalid ids and offsets are replaced by valid ones, so that no kernel reads out of bounds, and reported in `bad`.
+cudaError_t launch_rows_table(const int64_t* class_ids, const int64_t* offsets, int64_t images, int64_t rows, int64_t classes,
+                              int32_t* class_of_row, int32_t* offsets_out, int32_t* row_of_class, int32_t* bad,
+                              cudaStream_t stream);
+// Makes the rows of `bad` images NaN in total (K) and area (K) of T; they may be the same.
+cudaError_t launch_poison_rows(const DeviceRows& rows, bool is_double, void* total, void* area, cudaStream_t stream);
+
+// Where the noise comes from: two words in device memory, or, if `device` is null, `key`.
+struct NoiseSource {
+  const int64_t* device;
+  NoiseKey key;
 };
 
 // Inputs of the scores (logits - bias) * inverse_tau + noise. `bias` is (n, C) of T, or null.
@@ -35,7 +51,7 @@ struct ScoreInputs {
   const void* bias;
   int64_t bias_patch_stride, bias_class_stride;
   int64_t images, patches, classes;
-  NoiseKey key;
+  NoiseSource noise;
   double inverse_tau;
 };
 
@@ -69,14 +85,15 @@ cudaError_t launch_pool_hard(const int32_t* row, const DeviceRows& rows, Batch f
                              void* partial, cudaStream_t stream);
 cudaError_t launch_pool_soft(const void* weights, const DeviceRows& rows, Batch features, int64_t patches, int64_t width,
                              void* partial, cudaStream_t stream);
-// area (K) of T, from counts or from weights (K, n); of weights, areas below kSmallArea become 0.
+// area (K) of T, from counts or from weights (K, n); of weights, areas below kSmallArea become 0. Padding gets 0 (from counts:
+// is left as it is).
 cudaError_t launch_area_of_counts(const int32_t* count, const int32_t* bad, const DeviceRows& rows, bool is_double, void* area,
                                   cudaStream_t stream);
-cudaError_t launch_area_of_weights(const void* weights, int64_t rows, int64_t patches, bool is_double, void* area,
+cudaError_t launch_area_of_weights(const void* weights, const DeviceRows& rows, int64_t patches, bool is_double, void* area,
                                    cudaStream_t stream);
 // From logarithms of masks (K, n) of T, replaced by weights of at most 1: their sums `total` (K), by which pooling divides, and
 // the areas of the masks (K), clamped to the smallest normal number.
-cudaError_t launch_scale_log_masks(void* log_masks, int64_t rows, int64_t patches, bool is_double, void* total, void* area,
+cudaError_t launch_scale_log_masks(void* log_masks, const DeviceRows& rows, int64_t patches, bool is_double, void* total, void* area,
                                    cudaStream_t stream);
 // pooled (K, D) = sum of partial over the chunks / total.
 cudaError_t launch_pool_finish(const void* partial, const void* total, int64_t chunks, int64_t rows, int64_t width,
@@ -89,7 +106,7 @@ cudaError_t launch_pooling_gradient(const void* grad_pooled, const void* grad_ar
                                     int64_t rows, int64_t width, bool is_double, void* weight, void* shift, void* of_area,
                                     void* log_area, cudaStream_t stream);
 // log_area of the rows with small areas, from their log_masks.
-cudaError_t launch_small_log_areas(const void* log_masks, const void* area, int64_t rows, int64_t patches, bool is_double,
+cudaError_t launch_small_log_areas(const void* log_masks, const void* area, const DeviceRows& rows, int64_t patches, bool is_double,
                                    void* log_area, cudaStream_t stream);
 // row_gradient (K, n) = weight . feature + shift + of_area, in this order.
 cudaError_t launch_row_gradient(const void* weight, const void* shift, const void* of_area, const DeviceRows& rows,

@@ -145,8 +145,17 @@ __device__ __forceinline__ T max_block(T value) {
   return max_of(max_of(of_warp[0], of_warp[1]), max_of(of_warp[2], of_warp[3]));
 }
 
+// Whether the block's row belongs to no image.
+__device__ __forceinline__ bool is_padding(const DeviceRows& rows) {
+  return static_cast<int64_t>(blockIdx.x) >= rows.offsets[rows.images];
+}
+
 template <typename T>
-__global__ void __launch_bounds__(128) area_of_weights_kernel(const T* weights, int64_t patches, T* area) {
+__global__ void __launch_bounds__(128) area_of_weights_kernel(const T* weights, DeviceRows rows, int64_t patches, T* area) {
+  if (is_padding(rows)) {
+    if (threadIdx.x == 0) area[blockIdx.x] = T(0);
+    return;
+  }
   T total = T(0);
   for (int64_t i = threadIdx.x; i < patches; i += 128) total += weights[blockIdx.x * patches + i];
   total = sum_block(total);
@@ -162,7 +171,11 @@ __device__ __forceinline__ T top_of_row(const T* row, int64_t patches) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(128) scale_log_masks_kernel(T* log_masks, int64_t patches, T smallest, T* total, T* area) {
+__global__ void __launch_bounds__(128) scale_log_masks_kernel(T* log_masks, DeviceRows rows, int64_t patches, T smallest, T* total, T* area) {
+  if (is_padding(rows)) {
+    if (threadIdx.x == 0) total[blockIdx.x] = area[blockIdx.x] = T(0);
+    return;
+  }
   T* row = log_masks + blockIdx.x * patches;
   const T top = top_of_row(row, patches);
   T sum = T(0);
@@ -180,8 +193,8 @@ __global__ void __launch_bounds__(128) scale_log_masks_kernel(T* log_masks, int6
 
 template <typename T>
 __global__ void __launch_bounds__(128)
-    small_log_areas_kernel(const T* log_masks, const T* area, int64_t patches, T* log_area) {
-  if (!(area[blockIdx.x] < T(kSmallArea))) return;
+    small_log_areas_kernel(const T* log_masks, const T* area, DeviceRows rows, int64_t patches, T* log_area) {
+  if (is_padding(rows) || !(area[blockIdx.x] < T(kSmallArea))) return;
   const T* row = log_masks + blockIdx.x * patches;
   const T top = top_of_row(row, patches);
   T sum = T(0);
@@ -251,35 +264,35 @@ cudaError_t launch_area_of_counts(const int32_t* count, const int32_t* bad, cons
   });
 }
 
-cudaError_t launch_area_of_weights(const void* weights, int64_t rows, int64_t patches, bool is_double, void* area,
+cudaError_t launch_area_of_weights(const void* weights, const DeviceRows& rows, int64_t patches, bool is_double, void* area,
                                    cudaStream_t stream) {
-  if (rows == 0) return cudaSuccess;
+  if (rows.rows == 0) return cudaSuccess;
   return dispatch_accumulate(is_double, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    area_of_weights_kernel<T>
-        <<<static_cast<unsigned>(rows), 128, 0, stream>>>(static_cast<const T*>(weights), patches, static_cast<T*>(area));
+    area_of_weights_kernel<T><<<static_cast<unsigned>(rows.rows), 128, 0, stream>>>(static_cast<const T*>(weights), rows, patches,
+                                                                                   static_cast<T*>(area));
     return cudaGetLastError();
   });
 }
 
-cudaError_t launch_scale_log_masks(void* log_masks, int64_t rows, int64_t patches, bool is_double, void* total, void* area,
+cudaError_t launch_scale_log_masks(void* log_masks, const DeviceRows& rows, int64_t patches, bool is_double, void* total, void* area,
                                    cudaStream_t stream) {
-  if (rows * patches == 0) return cudaSuccess;
+  if (rows.rows * patches == 0) return cudaSuccess;
   return dispatch_accumulate(is_double, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    scale_log_masks_kernel<T><<<static_cast<unsigned>(rows), 128, 0, stream>>>(
-        static_cast<T*>(log_masks), patches, std::numeric_limits<T>::min(), static_cast<T*>(total), static_cast<T*>(area));
+    scale_log_masks_kernel<T><<<static_cast<unsigned>(rows.rows), 128, 0, stream>>>(
+        static_cast<T*>(log_masks), rows, patches, std::numeric_limits<T>::min(), static_cast<T*>(total), static_cast<T*>(area));
     return cudaGetLastError();
   });
 }
 
-cudaError_t launch_small_log_areas(const void* log_masks, const void* area, int64_t rows, int64_t patches, bool is_double,
+cudaError_t launch_small_log_areas(const void* log_masks, const void* area, const DeviceRows& rows, int64_t patches, bool is_double,
                                    void* log_area, cudaStream_t stream) {
-  if (rows * patches == 0) return cudaSuccess;
+  if (rows.rows * patches == 0) return cudaSuccess;
   return dispatch_accumulate(is_double, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    small_log_areas_kernel<T><<<static_cast<unsigned>(rows), 128, 0, stream>>>(
-        static_cast<const T*>(log_masks), static_cast<const T*>(area), patches, static_cast<T*>(log_area));
+    small_log_areas_kernel<T><<<static_cast<unsigned>(rows.rows), 128, 0, stream>>>(
+        static_cast<const T*>(log_masks), static_cast<const T*>(area), rows, patches, static_cast<T*>(log_area));
     return cudaGetLastError();
   });
 }

@@ -21,14 +21,19 @@ struct Scores {
   int64_t bias_patch_stride, bias_class_stride;
   int64_t patches;
   int classes;
-  NoiseKey key;
+  NoiseSource noise;
   T inverse_tau;
 
   explicit Scores(const ScoreInputs& in)
       : logits(static_cast<const S*>(in.logits.data)), image_stride(in.logits.image_stride), patch_stride(in.logits.patch_stride),
         class_stride(in.logits.column_stride), bias(static_cast<const T*>(in.bias)), bias_patch_stride(in.bias_patch_stride),
-        bias_class_stride(in.bias_class_stride), patches(in.patches), classes(static_cast<int>(in.classes)), key(in.key),
+        bias_class_stride(in.bias_class_stride), patches(in.patches), classes(static_cast<int>(in.classes)), noise(in.noise),
         inverse_tau(static_cast<T>(in.inverse_tau)) {}
+
+  __device__ __forceinline__ NoiseKey key() const {
+    if (!noise.device) return noise.key;
+    return {static_cast<uint64_t>(noise.device[0]), static_cast<uint64_t>(noise.device[1])};
+  }
 };
 
 // -log(-log(u)) of a random word. The inner logarithm must be accurate near u = 1, where the noise is large; the outer one
@@ -60,6 +65,7 @@ __device__ __forceinline__ void for_scores(const Scores<S>& s, int64_t image, in
                            static_cast<uint64_t>(slice.begin);
   const S* logits = s.logits + image * s.image_stride + patch * s.patch_stride;
   const T* bias = s.bias ? s.bias + patch * s.bias_patch_stride : nullptr;
+  const NoiseKey key = s.key();
   uint64_t counter = element >> 2;
   for (int first = slice.begin - static_cast<int>(element & 3); first < slice.end; first += 4, ++counter) {
     T value[4];
@@ -71,7 +77,7 @@ __device__ __forceinline__ void for_scores(const Scores<S>& s, int64_t image, in
       if (bias && mine) value[k] -= bias[c * s.bias_class_stride];
     }
     uint32_t word[4];
-    philox4x32(counter, s.key, word);
+    philox4x32(counter, key, word);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       const int c = first + k;

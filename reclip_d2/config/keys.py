@@ -198,6 +198,8 @@ KEYS: dict[str, Key] = {
     # Input of the backbone's weights, channels in the order of FORMAT, in [0, 255]. Defaults are torchvision's; for
     # Detectron2's MSRA weights BGR, [103.53, 116.28, 123.675] and [1, 1, 1] (and MODEL.RESNETS.STRIDE_IN_1X1 True).
     "MODEL.STUDENT.FORMAT": Key("RGB", Choice(("RGB", "BGR"))),
+    # Memory format of the student's network; auto: channels last on a GPU with SOLVER.AMP.
+    "MODEL.STUDENT.CHANNELS_LAST": Key("auto", Choice(("auto", "always", "never"))),
     "MODEL.STUDENT.PIXEL_MEAN": Key([123.675, 116.28, 103.53], PIXEL_MEAN),
     "MODEL.STUDENT.PIXEL_STD": Key([58.395, 57.12, 57.375], PIXEL_STD),
     # Dilations of the branches of DeepLab V2.
@@ -320,6 +322,9 @@ KEYS: dict[str, Key] = {
     # tower unless MODEL.CLIP.AUTOCAST names another. Losses, soft-max, noise and the decoder's norm stay in float32.
     # Gradients are scaled in float16; on the CPU, bfloat16 replaces float16. Evaluation is in float32.
     "SOLVER.AMP.DTYPE": Key("float16", Choice(("float16", "bfloat16"))),
+    # On a GPU: the whole step (losses, gradients, clipping, optimizer) as one CUDA graph. Losses are checked and logged
+    # every 20 iterations. Not with ACCUMULATE_STEPS, AMP.DTYPE float16, FINE_TUNE, or several GPUs: one line says so.
+    "SOLVER.CUDA_GRAPH": Key(False, Flag()),
     # Number of parts that a batch of IMS_PER_BATCH images is split into to save memory; their gradients are accumulated
     # for one optimizer step. Iterations, learning rate and sampling do not change; batch norm sees one part at a time.
     "SOLVER.ACCUMULATE_STEPS": Key(1, Whole(1, 1_000_000)),

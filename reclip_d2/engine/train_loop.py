@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from reclip_d2.engine.static_step import StaticStep
 from reclip_d2.errors import ReclipError
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,9 @@ class TrainLoop(SimpleTrainer):
         *,
         accumulate_steps: int = 1,
         amp_dtype: torch.dtype | None = None,
+        static_step: StaticStep | None = None,
+        check_period: int = 20,
+        max_iter: int = 0,
     ) -> None:
         """
         Args:
@@ -49,12 +53,16 @@ class TrainLoop(SimpleTrainer):
             optimizer: of the model's parameters.
             accumulate_steps: number of parts of a batch, processed one after the other.
             amp_dtype: autocast dtype of the forward pass; for float16, gradients are scaled.
+            static_step: runs the steps instead; then losses are checked and logged every ``check_period`` iterations
+                and at ``max_iter``, since that waits for the GPU.
         """
         # Without the loader: older Detectron2 versions would start its workers here, before a resume replaces it.
         super().__init__(model, (), optimizer)
         self.data_loader = data_loader
         self.accumulate_steps = accumulate_steps
         self.amp_dtype = amp_dtype
+        self.static_step = static_step
+        self.check_period, self.max_iter = check_period, max_iter
         self.device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype is torch.float16)
         self._batches: Iterator[Batch] | None = None
@@ -74,6 +82,9 @@ class TrainLoop(SimpleTrainer):
                 self._batches = iter(self.data_loader)
         batch = next(self._batches)
         data_time = time.perf_counter() - start
+        if self.static_step is not None:
+            self._run_static_step(batch, data_time)
+            return
 
         self.optimizer.zero_grad()
         totals: dict[str, Tensor] = {}
@@ -90,6 +101,13 @@ class TrainLoop(SimpleTrainer):
         self._write_metrics(totals, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _run_static_step(self, batch: Batch, data_time: float) -> None:
+        losses = self.static_step.run(batch)
+        done = self.iter + 1
+        if done % self.check_period == 0 or done == self.max_iter:  # before a checkpoint, too
+            self.static_step.check()
+            self._write_metrics(losses, data_time)
 
     def _exchange_gradients(self, last: bool) -> contextlib.AbstractContextManager:
         """Average gradients over the processes once per iteration, with the last part."""

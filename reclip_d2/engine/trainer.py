@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from reclip_d2.engine.logs import build_writers
 from reclip_d2.engine.plateau import PlateauRule, StopAtPlateau
 from reclip_d2.engine.run_setup import describe_model
 from reclip_d2.engine.solver import build_lr_scheduler, build_optimizer
+from reclip_d2.engine.static_step import LOG_PERIOD, build_static_step
 from reclip_d2.engine.sync_batch_norm import broadcast_statistics, synchronize_on_cpu
 from reclip_d2.engine.train_loop import AverageStudent, SeedIteration, TrainLoop, amp_dtype_of
 from reclip_d2.engine.worker_watch import watch_workers
@@ -79,12 +81,17 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         on_cpu = cfg.MODEL.DEVICE.startswith("cpu")
+        amp_dtype = amp_dtype_of(cfg)
         self._trainer = TrainLoop(
             create_ddp_model(model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {})),
             self.build_train_loader(cfg, model=model),
             optimizer,
             accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
-            amp_dtype=amp_dtype_of(cfg),
+            amp_dtype=amp_dtype,
+            static_step=build_static_step(cfg, model, optimizer, amp_dtype),
+            # The rule of the plateau reads every loss.
+            check_period=1 if cfg.SOLVER.PLATEAU.ENABLED else math.gcd(LOG_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD),
+            max_iter=cfg.SOLVER.MAX_ITER,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         states = {"optimizer": optimizer}

@@ -12,13 +12,14 @@ from reclip_d2.layers.masked_average_pool import (
     masked_average_pool_reference,
     nonfinite_images,
 )
-from reclip_d2.layers.philox import draw_seed, gumbel_noise, philox4x32
+from reclip_d2.layers.philox import NoiseCounter, draw_seed, gumbel_noise, philox4x32
 from reclip_d2.layers.rectify_and_pool import rectify_and_pool, rectify_and_pool_reference
 from reclip_d2.layers.upsample_argmax import upsample_argmax, upsample_argmax_reference
 from reclip_d2.layers.upsample_cross_entropy import upsample_cross_entropy, upsample_cross_entropy_reference
 from reclip_d2.layers.upsample_l1 import upsample_l1, upsample_l1_reference
 
 __all__ = [
+    "NoiseCounter",
     "draw_seed",
     "frozen_linear",
     "gumbel_noise",

@@ -67,17 +67,20 @@ def check_tau(op: str, tau: float) -> float:
     return tau
 
 
-def check_seed(op: str, seed: Tensor) -> Tensor:
-    """The seed; raise unless it is an int64 CPU tensor of shape (2,)."""
+def check_seed(op: str, seed: Tensor, device: torch.device) -> Tensor:
+    """The seed; raise unless it is an int64 tensor of shape (2,), on the CPU or on ``device``."""
     if (
         not isinstance(seed, Tensor)
         or seed.dtype != torch.int64
         or tuple(seed.shape) != (2,)
-        or seed.device.type != "cpu"
+        or seed.device not in (torch.device("cpu"), device)
     ):
         found = f"{seed.dtype} {shape_of(seed)} on {seed.device}" if isinstance(seed, Tensor) else type(seed).__name__
-        raise ValueError(f"{op}: `seed` must be an int64 CPU tensor of shape (2,), see draw_seed(), got {found}")
-    return seed
+        raise ValueError(
+            f"{op}: `seed` must be an int64 tensor of shape (2,), on the CPU or with the logits, see draw_seed(),"
+            f" got {found}"
+        )
+    return seed.contiguous()
 
 
 def check_index_tensors(op: str, class_ids: Tensor, offsets: Tensor, batch: int) -> None:
@@ -92,13 +95,20 @@ def check_index_tensors(op: str, class_ids: Tensor, offsets: Tensor, batch: int)
         )
 
 
+def rows_together(class_ids: Tensor, offsets: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The hypothesis rows as the kernels of a device take them: both tensors on it, or else both on the CPU."""
+    if class_ids.device != device or offsets.device != device:
+        class_ids, offsets = class_ids.cpu(), offsets.cpu()
+    return class_ids.contiguous(), offsets.contiguous()
+
+
 def check_hypothesis(op: str, class_ids: Tensor, offsets: Tensor, classes: int) -> None:
     """Raise unless the hypothesis rows are consistent: non-decreasing offsets, class ids in range and distinct within
-    an image. Both tensors are on the CPU."""
+    an image."""
     rows = class_ids.shape[0]
     bounds = offsets.tolist()
-    if bounds[0] != 0 or bounds[-1] != rows or any(a > b for a, b in pairwise(bounds)):
-        raise ValueError(f"{op}: `offsets` must rise from 0 to K = {rows} without falling, got {bounds}")
+    if bounds[0] != 0 or bounds[-1] > rows or any(a > b for a, b in pairwise(bounds)):
+        raise ValueError(f"{op}: `offsets` must rise from 0 to at most K = {rows} without falling, got {bounds}")
     ids = class_ids.tolist()
     for image, (start, stop) in enumerate(pairwise(bounds)):
         own = ids[start:stop]

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from reclip_d2.layers._checks import accumulate_dtype, check_float, check_seed, check_tau
 from reclip_d2.layers._extension import extension_loaded, kernels_enabled
-from reclip_d2.layers.philox import draw_seed, gumbel_noise
+from reclip_d2.layers.philox import NoiseCounter, gumbel_noise, seed_for
 
 
-def gumbel_softmax(logits: Tensor, tau: float, hard: bool = True, seed: Tensor | None = None) -> Tensor:
+def gumbel_softmax(logits: Tensor, tau: float, hard: bool = True, seed: Tensor | NoiseCounter | None = None) -> Tensor:
     """Sample a soft or one-hot mask for every patch, Eq. (5): ``softmax(logits / tau + g)`` over the classes.
 
     The standard Gumbel noise g is added after the scaling and is not divided by tau, as in the papers' public code
@@ -25,7 +25,8 @@ def gumbel_softmax(logits: Tensor, tau: float, hard: bool = True, seed: Tensor |
         logits: (B, n, C), any strides, float64, float32, float16 or bfloat16.
         tau: temperature tau_1 of the logits, positive.
         hard: one-hot masks with the gradient of the soft masks (straight-through); otherwise soft masks.
-        seed: int64 CPU tensor (2,) that addresses the noise; None draws one with :func:`draw_seed`.
+        seed: int64 tensor (2,) that addresses the noise, on the CPU or with the logits; a
+            :class:`~reclip_d2.layers.philox.NoiseCounter`, which gives one; None draws one with :func:`draw_seed`.
 
     Returns:
         Masks (B, n, C) in the dtype of the logits, computed in float32 or wider. A patch with a non-finite score (NaN,
@@ -37,7 +38,7 @@ def gumbel_softmax(logits: Tensor, tau: float, hard: bool = True, seed: Tensor |
     """
     check_float("gumbel_softmax", "logits", logits, "B,n,C")
     tau = check_tau("gumbel_softmax", tau)
-    seed = draw_seed() if seed is None else check_seed("gumbel_softmax", seed)
+    seed = check_seed("gumbel_softmax", seed_for(seed), logits.device)
     if kernels_enabled(logits.device.type):
         return torch.ops.reclip_d2.gumbel_softmax(logits, seed, tau, hard)
     return gumbel_softmax_reference(logits, tau, hard, seed)

@@ -17,6 +17,7 @@ from reclip_d2.layers._checks import (
     check_hypothesis,
     check_index_tensors,
     check_same,
+    rows_together,
 )
 from reclip_d2.layers._extension import extension_loaded, kernels_enabled
 
@@ -29,13 +30,15 @@ def masked_average_pool(features: Tensor, masks: Tensor, class_ids: Tensor, offs
 
     Row r with offsets[b] <= r < offsets[b+1] belongs to image b and its class class_ids[r]:
     ``area[r] = sum_n masks[b, n, k]`` and ``pooled[r] = sum_n masks[b, n, k] features[b, n] / area[r]``.
+    Rows from offsets[B] on are padding, to a fixed K: their results are zero, and nothing depends on them.
 
     Args:
         features: Z (B, n, D), float64, float32, float16 or bfloat16.
         masks: (B, n, C), any strides.
-        class_ids: int64 (K,), class ids in 0 .. C-1, distinct within an image. Best on the CPU: indices on a GPU are
-            copied to the host to be checked, which synchronises with the GPU.
-        offsets: int64 (B+1,), non-decreasing from 0 to K.
+        class_ids: int64 (K,), class ids in 0 .. C-1, distinct within an image; on the CPU, where they are checked, or
+            with the features. On a GPU the host does not read them, so that a CUDA graph may contain the operator: rows
+            of an image with invalid ids become NaN, all rows if the offsets are invalid.
+        offsets: int64 (B+1,), non-decreasing from 0 to at most K, on the device of ``class_ids``.
 
     Returns:
         pooled (K, D) and area (K,), both float32 (float64 for float64 input). An area between 0 and 1e-30 counts as 0:
@@ -52,7 +55,7 @@ def masked_average_pool(features: Tensor, masks: Tensor, class_ids: Tensor, offs
     if features.shape[:2] != masks.shape[:2]:
         raise ValueError(f"{op}: `features` {tuple(features.shape)} and `masks` {tuple(masks.shape)} differ in (B,n)")
     check_index_tensors(op, class_ids, offsets, features.shape[0])
-    class_ids, offsets = class_ids.cpu().contiguous(), offsets.cpu().contiguous()
+    class_ids, offsets = rows_together(class_ids, offsets, features.device)
     if kernels_enabled(features.device.type):
         return torch.ops.reclip_d2.masked_average_pool(features, masks, class_ids, offsets)
     check_hypothesis(op, class_ids, offsets, masks.shape[2])
@@ -73,9 +76,9 @@ def masked_average_pool_reference(
             # NaN masks make the area NaN; the product leaves them out, so that no gradient is NaN.
             sums.append(torch.where(rows.isnan(), 0.0, rows) @ features[image].to(dtype))
             areas.append(rows.sum(dim=1))
-        width = features.shape[2]
-        total = torch.cat(sums) if sums else features.new_zeros((0, width), dtype=dtype)
-        area = torch.cat(areas) if areas else features.new_zeros((0,), dtype=dtype)
+        padding = class_ids.shape[0] - bounds[-1]
+        total = torch.cat([*sums, features.new_zeros((padding, features.shape[2]), dtype=dtype)])
+        area = torch.cat([*areas, features.new_zeros((padding,), dtype=dtype)])
         small = (area > 0) & (area < SMALL_AREA)
         area = area - torch.where(small, area, 0.0).detach()  # exactly 0; its gradient stays
         used = (area > 0).unsqueeze(1)

@@ -26,18 +26,18 @@ def _mulhilo(multiplier: int, value: Tensor) -> tuple[Tensor, Tensor]:
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
-def philox4x32(counter: Sequence[Tensor], key: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox4x32(counter: Sequence[Tensor], key: Sequence[int | Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Ten rounds of Philox4x32.
 
     Args:
         counter: four int64 tensors of equal or broadcastable shapes, each a 32-bit word in 0 .. 2**32 - 1.
-        key: two 32-bit words.
+        key: two 32-bit words, numbers or int64 tensors that broadcast.
 
     Returns:
         Four int64 tensors, each a random 32-bit word in 0 .. 2**32 - 1.
     """
     c0, c1, c2, c3 = counter
-    k0, k1 = (int(word) & _MASK32 for word in key)
+    k0, k1 = (word & _MASK32 for word in key)
     for _ in range(PHILOX_ROUNDS):
         high0, low0 = _mulhilo(_MULTIPLIERS[0], c0)
         high1, low1 = _mulhilo(_MULTIPLIERS[1], c2)
@@ -55,6 +55,40 @@ def draw_seed() -> Tensor:
         int64 CPU tensor of shape (2,), both entries in 0 .. 2**63 - 2.
     """
     return torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64, device="cpu")
+
+
+class NoiseCounter:
+    """Seeds in device memory that a CUDA graph can draw: each call of :meth:`next` gives a new one.
+
+    ``seed=counter`` is accepted by the operators that draw noise. The counter is advanced by an operation on the
+    device, which is part of a graph that is captured around the operator: each replay draws new noise, without the
+    host. Two counters set to the same seed draw the same noise, on any device.
+    """
+
+    def __init__(self, seed: Tensor, device: torch.device | str = "cpu") -> None:
+        """
+        Args:
+            seed: int64 tensor (2,) from :func:`draw_seed`: the first that :meth:`next` gives.
+            device: device of the operators' logits.
+        """
+        self.state = seed.detach().to(device, copy=True)
+
+    def set(self, seed: Tensor) -> None:
+        """Continue with another seed; without waiting for the GPU if ``seed`` is on it or in pinned memory."""
+        self.state.copy_(seed, non_blocking=True)
+
+    def next(self) -> Tensor:
+        """The seed (2,) of the next noise field; advances the counter, the second number, by one."""
+        seed = self.state.clone()
+        self.state[1] += 1
+        return seed
+
+
+def seed_for(seed: Tensor | NoiseCounter | None) -> Tensor:
+    """The seed of one noise field: given, the next of a counter, or drawn by :func:`draw_seed`."""
+    if seed is None:
+        return draw_seed()
+    return seed.next() if isinstance(seed, NoiseCounter) else seed
 
 
 def gumbel_noise(
@@ -79,15 +113,14 @@ def gumbel_noise(
         raise TypeError(f"gumbel_noise: `dtype` must be a floating dtype, got {dtype}")
     if seed.dtype != torch.int64 or tuple(seed.shape) != (2,):
         raise ValueError(f"gumbel_noise: `seed` must be int64 of shape (2,), got {seed.dtype} {tuple(seed.shape)}")
-    key, offset = (int(word) for word in seed.tolist())
+    key, offset = seed.to(device)  # not read by the host
     numel = math.prod(shape)
     index = torch.arange((numel + 3) // 4, dtype=torch.int64, device=device)
-    zero = torch.zeros((), dtype=torch.int64, device=device)
     words = philox4x32(
-        (index & _MASK32, index >> 32, zero + (offset & _MASK32), zero + ((offset >> 32) & _MASK32)),
+        (index & _MASK32, index >> 32, offset & _MASK32, (offset >> 32) & _MASK32),
         (key & _MASK32, (key >> 32) & _MASK32),
     )
     compute_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    bits = torch.stack(words, dim=1).flatten()[:numel] >> 9
+    bits = torch.stack(torch.broadcast_tensors(*words), dim=1).flatten()[:numel] >> 9
     uniform = (bits.to(compute_dtype) + 0.5) * 2.0**-23
     return (-torch.log(-torch.log(uniform))).to(dtype).view(tuple(shape))

@@ -19,11 +19,12 @@ from reclip_d2.layers._checks import (
     check_same,
     check_seed,
     check_tau,
+    rows_together,
 )
 from reclip_d2.layers._extension import extension_loaded, kernels_enabled
 from reclip_d2.layers.gumbel_softmax import gumbel_softmax_reference
 from reclip_d2.layers.masked_average_pool import masked_average_pool_reference
-from reclip_d2.layers.philox import draw_seed, gumbel_noise
+from reclip_d2.layers.philox import NoiseCounter, gumbel_noise, seed_for
 
 
 def rectify_and_pool(
@@ -34,7 +35,7 @@ def rectify_and_pool(
     offsets: Tensor,
     tau: float,
     hard: bool = True,
-    seed: Tensor | None = None,
+    seed: Tensor | NoiseCounter | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Pool the features under masks sampled from rectified logits, for the hypothesis classes of each image.
 
@@ -49,12 +50,14 @@ def rectify_and_pool(
             ``flatten(2).transpose(1, 2)``, a view; its gradient has the same strides.
         bias: M_b (n, C), subtracted from every image's logits; None for none.
         features: Z (B, n, D); copied first unless D is the innermost, contiguous dimension.
-        class_ids: int64 (K,), class ids in 0 .. C-1, distinct within an image. Best on the CPU (see
-            :func:`masked_average_pool`).
-        offsets: int64 (B+1,), non-decreasing from 0 to K: rows offsets[b] .. offsets[b+1]-1 belong to image b.
+        class_ids: int64 (K,), class ids in 0 .. C-1, distinct within an image; on the CPU, where they are checked, or
+            with the logits (see :func:`masked_average_pool`).
+        offsets: int64 (B+1,), non-decreasing from 0 to at most K: rows offsets[b] .. offsets[b+1]-1 belong to image b,
+            rows from offsets[B] on are padding, with results of zero.
         tau: temperature tau_1 of the logits, positive; it does not divide the noise (see :func:`gumbel_softmax`).
         hard: one-hot masks with the straight-through gradient; otherwise soft masks.
-        seed: int64 CPU tensor (2,) that addresses the noise; None draws one with :func:`draw_seed`.
+        seed: int64 tensor (2,) that addresses the noise, on the CPU or with the logits; a
+            :class:`~reclip_d2.layers.philox.NoiseCounter`, which gives one; None draws one with :func:`draw_seed`.
 
     Returns:
         pooled (K, D) and area (K,), both float32 (float64 for float64 input). A row of area 0 is zero, and ``pooled``
@@ -79,8 +82,8 @@ def rectify_and_pool(
         bias = bias.to(accumulate_dtype(bias.dtype))
     check_index_tensors(op, class_ids, offsets, logits.shape[0])
     tau = check_tau(op, tau)
-    class_ids, offsets = class_ids.cpu().contiguous(), offsets.cpu().contiguous()
-    seed = draw_seed() if seed is None else check_seed(op, seed)
+    class_ids, offsets = rows_together(class_ids, offsets, logits.device)
+    seed = check_seed(op, seed_for(seed), logits.device)
     if kernels_enabled(logits.device.type):
         return torch.ops.reclip_d2.rectify_and_pool(logits, bias, features, class_ids, offsets, seed, tau, hard)
     check_hypothesis(op, class_ids, offsets, logits.shape[2])
@@ -116,13 +119,15 @@ def _pool_soft_masks(
         scores = rectified * (1.0 / tau) + gumbel_noise(rectified.shape, seed, rectified.device, dtype)
         finite = torch.isfinite(scores).all(dim=-1, keepdim=True)
         log_masks = torch.where(finite, torch.log_softmax(torch.where(finite, scores, 0.0), dim=-1), 0.0)
-        pooled = [features.new_zeros((0, features.shape[2]), dtype=dtype)]
-        area = [features.new_zeros((0,), dtype=dtype)]
-        for image, (start, stop) in enumerate(pairwise(offsets.tolist())):
+        pooled, area, bounds = [], [], offsets.tolist()
+        for image, (start, stop) in enumerate(pairwise(bounds)):
             rows = log_masks[image].index_select(1, class_ids[start:stop].to(log_masks.device)).t()
             poison = torch.where(finite[image].all(), 0.0, float("nan"))  # added, to keep the gradient of the area
             pooled.append(torch.where(poison.isnan(), poison, rows.softmax(dim=1) @ features[image].to(dtype)))
             area.append(rows.logsumexp(dim=1).exp().clamp(min=torch.finfo(dtype).tiny) + poison.to(dtype))
+        padding = class_ids.shape[0] - bounds[-1]
+        pooled.append(features.new_zeros((padding, features.shape[2]), dtype=dtype))
+        area.append(features.new_zeros((padding,), dtype=dtype))
         return torch.cat(pooled), torch.cat(area)
 
 

@@ -7,6 +7,8 @@ pixels, K hypothesis rows (all images together; row r belongs to image b when ``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,7 +29,8 @@ def contrastive_loss(pooled: PooledHypotheses, query_features: Tensor, tau: floa
 
     Args:
         pooled: from :func:`~reclip_d2.modeling.pooling.pool_hypotheses`. A row without a feature (area 0, or a mask on
-            padding only, whose pooled feature is exactly 0) adds no loss and no gradient, but counts in |H|.
+            padding only, whose pooled feature is exactly 0) adds no loss and no gradient, but counts in |H|; rows of
+            padding do not count.
         query_features: W_q ``(C, D)``, rows of length 1.
         tau: temperature.
 
@@ -35,23 +38,28 @@ def contrastive_loss(pooled: PooledHypotheses, query_features: Tensor, tau: floa
         scalar; 0 if there are no rows.
     """
     features, area, class_ids, offsets = pooled
-    similarity = F.normalize(features, dim=-1) @ query_features.T
+    images, counts = image_of_rows(offsets, len(class_ids)), offsets.diff()
+    # In float64, rounded at the end: products and sums do not depend on the number of rows of padding.
+    similarity = F.normalize(features.double(), dim=-1) @ query_features.double().T
     row_loss = F.cross_entropy(similarity / tau, class_ids, reduction="none")
     # Not `area > 0`, which would silently turn a NaN area into a loss of zero.
     empty = (area == 0) | (features.detach() == 0).all(dim=-1)
     row_loss = torch.where(empty, torch.zeros_like(row_loss), row_loss)
-    counts = offsets.diff()
-    weight = counts.clamp(min=1).to(row_loss.dtype).reciprocal().repeat_interleave(counts, output_size=len(class_ids))
-    return (row_loss * weight).sum() / len(counts)
+    weight = F.pad(counts.clamp(min=1).to(row_loss.dtype).reciprocal(), (0, 1))[images]
+    return ((row_loss * weight).sum() / len(counts)).to(features.dtype)
+
+
+def image_of_rows(offsets: Tensor, rows: int) -> Tensor:
+    """Image of each hypothesis row, ``(K,)`` int64 in 0 .. B-1; B for rows of padding, from ``offsets[B]`` on."""
+    return torch.searchsorted(offsets[1:], torch.arange(rows, device=offsets.device), right=True)
 
 
 def hypothesis_mask(class_ids: Tensor, offsets: Tensor, num_classes: int) -> Tensor:
     """Multi-hot hypotheses ``(B, C)`` bool from the ragged lists ``class_ids``, ``offsets``."""
-    counts = offsets.diff()
-    images = torch.arange(len(counts), device=class_ids.device).repeat_interleave(counts, output_size=len(class_ids))
-    mask = torch.zeros(len(counts), num_classes, dtype=torch.bool, device=class_ids.device)
-    mask[images, class_ids] = True
-    return mask
+    images, rows = len(offsets) - 1, image_of_rows(offsets, len(class_ids))
+    mask = torch.zeros(images + 1, num_classes, dtype=torch.bool, device=class_ids.device)
+    mask[rows, class_ids] = True
+    return mask[:images]  # without the padding
 
 
 def _mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:
@@ -159,7 +167,7 @@ def distillation_losses(
     return {f"loss_{name}": weights[name] * value for name, value in terms.items()}
 
 
-def valid_pixels(image_sizes: list[tuple[int, int]], size: tuple[int, int], device: torch.device) -> Tensor:
+def valid_pixels(image_sizes: Sequence[tuple[int, int]], size: tuple[int, int], device: torch.device) -> Tensor:
     """``(B, H, W)`` bool: pixels of the images, False for padding (bottom and right)."""
     rows, columns = torch.arange(size[0], device=device), torch.arange(size[1], device=device)
     return torch.stack([(rows < h)[:, None] & (columns < w)[None, :] for h, w in image_sizes])

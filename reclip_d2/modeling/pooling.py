@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from reclip_d2.layers import rectify_and_pool
+from reclip_d2.errors import ReclipError
+from reclip_d2.layers import NoiseCounter, rectify_and_pool
 from reclip_d2.modeling.bias_head import rectified_logits
 
 
@@ -30,12 +32,13 @@ class MaskLogits(NamedTuple):
 
 
 class Hypotheses(NamedTuple):
-    """Hypothesis classes of a batch as ragged rows, on the CPU, where the pooling operators read them."""
+    """Hypothesis classes of a batch as ragged rows: on the CPU, where the pooling operators check them, or on the
+    features' device."""
 
     class_ids: Tensor
     """``(K,)`` int64."""
     offsets: Tensor
-    """``(B + 1,)`` int64, non-decreasing from 0 to K."""
+    """``(B + 1,)`` int64, non-decreasing from 0; rows from ``offsets[B]`` on are padding."""
 
 
 class PooledHypotheses(NamedTuple):
@@ -51,14 +54,31 @@ class PooledHypotheses(NamedTuple):
     """``(B + 1,)`` int64."""
 
 
-def pack_hypotheses(hypotheses: Sequence[Tensor]) -> Hypotheses:
-    """Pack the hypotheses of a batch, class ids ``(|H|,)`` per image, into ragged rows."""
+def pack_hypotheses(hypotheses: Sequence[Tensor], rows: int = 0) -> Hypotheses:
+    """Pack the hypotheses of a batch, class ids ``(|H|,)`` per image, into ragged rows, on the CPU.
+
+    Args:
+        rows: K, with rows of padding after those of the images; 0 for none.
+
+    Raises:
+        ReclipError: there are more than ``rows``.
+    """
     lengths = torch.tensor([0, *(len(h) for h in hypotheses)])
-    return Hypotheses(torch.cat([h.to("cpu", torch.int64) for h in hypotheses]), lengths.cumsum(0))
+    class_ids = torch.cat([h.to("cpu", torch.int64) for h in hypotheses])
+    if rows and len(class_ids) > rows:
+        raise ReclipError(f"the hypotheses of the batch have {len(class_ids)} classes, more than the {rows} rows")
+    padding = max(rows - len(class_ids), 0)
+    return Hypotheses(F.pad(class_ids, (0, padding)) if padding else class_ids, lengths.cumsum(0))
 
 
 def pool_hypotheses(
-    mask_logits: MaskLogits, features: Tensor, hypotheses: Hypotheses, valid: Tensor, tau: float, hard: bool
+    mask_logits: MaskLogits,
+    features: Tensor,
+    hypotheses: Hypotheses,
+    valid: Tensor | None,
+    tau: float,
+    hard: bool,
+    noise: Tensor | NoiseCounter | None = None,
 ) -> PooledHypotheses:
     """Sample masks by Eq. (5) and average the features under the masks of each image's hypothesis.
 
@@ -70,18 +90,18 @@ def pool_hypotheses(
         mask_logits: M_o.
         features: Z ``(B, D, h, w)``, on the same grid.
         hypotheses: H of each image.
-        valid: ``(B, n)`` bool, False for patches of padding; on the CPU, so that checking for padding does not
-            synchronise with a GPU.
+        valid: ``(B, n)`` bool, False for patches of padding; None without padding.
         tau: temperature tau_1 of the masks.
         hard: one-hot masks with the straight-through gradient; otherwise soft masks.
+        noise: ``seed`` of :func:`~reclip_d2.layers.rectify_and_pool`.
 
     Returns:
-        one row for each class of each hypothesis.
+        one row for each class of each hypothesis, then the rows of padding.
     """
     logits = mask_logits.logits.flatten(2).transpose(1, 2)  # (B, n, C), a view
     patches = features.flatten(2).transpose(1, 2)  # (B, n, D)
-    if not bool(valid.all()):
+    if valid is not None:
         patches = patches * valid.to(patches.device, non_blocking=True)[..., None]
-    pooled, area = rectify_and_pool(logits, mask_logits.bias, patches.contiguous(), *hypotheses, tau, hard)
+    pooled, area = rectify_and_pool(logits, mask_logits.bias, patches.contiguous(), *hypotheses, tau, hard, noise)
     rows = (index.to(pooled.device, non_blocking=True) for index in hypotheses)
     return PooledHypotheses(pooled, area, *rows)

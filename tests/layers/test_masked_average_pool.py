@@ -118,7 +118,7 @@ def test_operator_contract(make_sample, kernels):
         (TypeError, "`features` must be float64", {"features": torch.zeros(2, 4, 3, dtype=torch.int32)}),
         (ValueError, "there are 6 classes", {"class_ids": torch.tensor([6, 1])}),
         (ValueError, "there are 6 classes", {"class_ids": torch.tensor([-1, 1])}),
-        (ValueError, "`offsets` must rise", {"offsets": torch.tensor([0, 1, 1])}),
+        (ValueError, "`offsets` must rise", {"offsets": torch.tensor([0, 1, 3])}),
     ],
 )
 def test_wrong_arguments_give_one_clear_line(implementation, device, error, message, change):

@@ -179,3 +179,21 @@ def test_images_as_they_are_have_no_grid(config):
 def test_a_clip_that_nobody_knows(config):
     with pytest.raises(ReclipError, match=r"MODEL\.CLIP\.NAME 'nothing'"):
         Student(config("MODEL.CLIP.NAME", "nothing"))
+
+
+def test_channels_last_gives_the_same_features_and_gradients():
+    student = make_student(make_rectified())
+    student, images = student.double().train(), torch.randn(2, 3, 40, 48, dtype=torch.float64)
+    formats, found = [], []
+    student.backbone.register_forward_hook(
+        lambda _, __, out: formats.append(out["res5"].is_contiguous(memory_format=torch.channels_last))
+    )
+    for student.channels_last in ("never", "auto", "always"):
+        student.zero_grad()
+        features = student._raw_features(images)
+        features.square().sum().backward()
+        found.append([features, *(p.grad.clone() for p in student.parameters() if p.grad is not None)])
+    assert formats == [False, False, True]
+    for other in found[1:]:
+        for got, want in zip(other, found[0], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)

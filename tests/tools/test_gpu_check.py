@@ -341,6 +341,6 @@ def test_rehearsal_on_the_cpu(tmp_path):
     )
     assert state["steps"]["kernels"]["figures"]["left_out"] == 0
     assert set(state["steps"]["whole_step"]["figures"]) == {
-        "training embedded", "hypotheses", "evaluation embedded", "cuda graph",
+        "training embedded", "hypotheses", "evaluation embedded", "CUDA graph embedded",
     }  # fmt: skip
     assert (tmp_path / "out" / "gpu_check_logs.tar.gz").stat().st_size > 0

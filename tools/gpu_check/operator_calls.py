@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from reclip_d2.layers import (
+    NoiseCounter,
     gumbel_softmax,
     masked_average_pool,
     rectify_and_pool,
@@ -61,8 +62,14 @@ class Calls:
         counts: tuple[int, ...] = (5, 0, 1),
         bias: bool = True,
         lift: float = 0.0,
+        padding: int = 0,
     ) -> Call:
-        """rectify_and_pool with all gradients; ``lift`` is added to the logits of the first class of the hypothesis."""
+        """rectify_and_pool with all gradients.
+
+        Args:
+            lift: added to the logits of the first class of the hypothesis.
+            padding: number of rows of padding; rows and seed are then on the device.
+        """
         name = f"rectify_and_pool C{classes} n{patches} D{width} {layout} {str(dtype)[6:]} {'hard' if hard else 'soft'}"
 
         def call() -> list[Tensor]:
@@ -74,11 +81,18 @@ class Calls:
             wide = torch.promote_types(dtype, F32)
             m_b = self.normal(classes, patches, dtype=wide).t().requires_grad_() if bias else None
             features = self.normal(len(counts), patches, width, dtype=dtype).requires_grad_()
-            pooled, area = rectify_and_pool(logits, m_b, features, ids, offsets, 0.5, hard, torch.tensor([1, 2]))
+            seed: Tensor | NoiseCounter = torch.tensor([1, 2])
+            if padding:
+                ids, offsets = torch.cat([ids, ids.new_zeros(padding)]).to(self.device), offsets.to(self.device)
+                seed = NoiseCounter(seed, self.device)
+            pooled, area = rectify_and_pool(logits, m_b, features, ids, offsets, 0.5, hard, seed)
             inputs = [tensor for tensor in (logits, m_b, features) if tensor is not None]
             return [pooled, area, *torch.autograd.grad((pooled.sum() + area.sum()), inputs)]
 
-        return f"{name} rows {counts}{' no bias' * (not bias)}{f' lift {lift}' * bool(lift)}", call
+        name += (
+            f" rows {counts}{f' + {padding}' * bool(padding)}{' no bias' * (not bias)}{f' lift {lift}' * bool(lift)}"
+        )
+        return name, call
 
     def masks(self, classes: int, patches: int, hard: bool, layout: str, dtype: torch.dtype = F32) -> Call:
         """gumbel_softmax and its gradient."""
@@ -153,6 +167,7 @@ class Calls:
             yield self.rectify(20, 33, 64, hard, counts=(0, 0), bias=False)
             yield self.rectify(150, 65, 64, hard, counts=(94, 33), bias=False)
             yield self.rectify(20, 33, 8, hard, counts=(2, 0, 1) * 11)  # several images per block
+            yield self.rectify(20, 65, 130, hard, padding=7)
         yield self.rectify(20, 65, 64, False, lift=-60.0)  # exp(-120): too small for float32
         yield self.rectify(600, 33, 64, False, lift=-60.0)
         for hard in (True, False):

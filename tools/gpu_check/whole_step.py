@@ -1,14 +1,15 @@
 """Images per second of the whole training step, evaluation and hypotheses at the papers' sizes, with a random ViT-B/16.
 
-The step is also timed with plain PyTorch in place of the operators (an eager batched product, PyTorch's random
-numbers), and with given image features, as from a feature store. The image tower runs in float32, or in bfloat16
-(MODEL.CLIP.AUTOCAST and SOLVER.AMP).
+The step is also timed as a CUDA graph; with plain PyTorch in place of the operators (an eager batched product and
+PyTorch's random numbers); and with given image features, as from a feature store. The image tower
+runs in float32, or in bfloat16 (MODEL.CLIP.AUTOCAST and SOLVER.AMP).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -23,9 +24,9 @@ import reclip_d2.data.datasets
 import reclip_d2.modeling  # noqa: F401  (registers the models, as the line above the data sets)
 from reclip_d2.config import load_config
 from reclip_d2.engine.solver import build_optimizer
+from reclip_d2.engine.static_step import WARM_UP, StaticStep
 from reclip_d2.hypothesis.generate import HypothesisGenerator
 from reclip_d2.hypothesis.windows import crop_windows
-from reclip_d2.layers import rectify_and_pool
 from reclip_d2.modeling import pooling
 from reclip_d2.utils.measuring import host_seconds, median_seconds, peak_bytes
 from tools.benchmark_kernels import VOCABULARIES, eager_batched, padded_rows
@@ -42,10 +43,15 @@ CLASSES_IN_AN_IMAGE = {
 CROP_FLOPS = 35.1e9  # of ViT-B/16 on 224 x 224 pixels: two per multiply-add, of which it has 17.6e9
 
 
-def configuration(name: str, device: torch.device, bfloat16: bool) -> CfgNode:
-    """A paper's config with random weights."""
+def configuration(name: str, device: torch.device, bfloat16: bool = True, precision: str = "") -> CfgNode:
+    """A paper's config with random weights.
+
+    Args:
+        bfloat16: precision of the image tower, otherwise float32.
+        precision: a value of ``MODEL.CLIP.AUTOCAST`` instead.
+    """
     keys = ["MODEL.DEVICE", device.type, "MODEL.CLIP.PRETRAINED", "random", "MODEL.CLIP.TEMPLATES", "photo"]
-    keys += ["MODEL.CLIP.AUTOCAST", "bfloat16" if bfloat16 else "float32"]
+    keys += ["MODEL.CLIP.AUTOCAST", precision or ("bfloat16" if bfloat16 else "float32")]
     files = [f"datasets/{name}.yaml", "methods/reclippp_rectify.yaml"]
     return load_config([str(ROOT / "configs" / file) for file in files], keys)
 
@@ -193,18 +199,58 @@ def hypotheses(name: str, device: torch.device, side: int, images: int, repeats:
     return result
 
 
-def graph_capture(device: torch.device) -> str:
-    """The result of capturing the operator in a CUDA graph: an error today, since the host reads seed and rows."""
-    if device.type != "cuda":
-        return "needs a GPU"
-    logits, features = torch.randn(1, 4, 3, device=device), torch.randn(1, 4, 5, device=device)
-    rows = torch.tensor([1]), torch.tensor([0, 1])
-    try:
-        with torch.cuda.graph(torch.cuda.CUDAGraph()):
-            rectify_and_pool(logits, None, features, *rows, 1.0, True, torch.tensor([1, 2]))
-    except RuntimeError as error:
-        return str(error).splitlines()[0]
-    return "captured"
+def stored(batch: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
+    """The batch as a feature store gives it: features in half precision, on the host."""
+    found = []
+    for record in batch:
+        features, size = model.view_encoder(record["image"])
+        found.append({"hypothesis": record["hypothesis"], "features": features.half().cpu(), "view_size": size})
+    return found
+
+
+def static_step(
+    name: str, device: torch.device, images: int, pixels: int, clock: Clock, repeats: int
+) -> dict[str, Any]:
+    """The step with the CUDA graph of SOLVER.CUDA_GRAPH and without, with the default precision of the tower: from the
+    store, and with the tower in each step. On a CPU the graph is replaced by the same step from the same buffers."""
+    done = read_figures().get(f"CUDA graph {name}", {}).get("variants", {})
+    result: dict[str, Any] = {"images": images, "pixels": pixels, "variants": done, "left_out": 0}
+    cfg = configuration(name, device, precision="auto")
+    for store, graph in itertools.product((True, False), (False, True)):
+        label = ("from the store" if store else "tower in each step") + ", CUDA graph" * graph
+        if label in done:
+            continue
+        if clock.left() <= 0:
+            result["left_out"] += 1
+            continue
+        torch.manual_seed(0)
+        model = build_model(cfg).train()
+        optimizer = build_optimizer(cfg, model)
+        batch = training_batch(name, images, pixels, model.num_classes)
+        batch = stored(batch, model) if store else batch
+        static = StaticStep(model, optimizer)
+
+        def step(_: int, model=model, optimizer=optimizer, batch=batch, static=static if graph else None) -> None:  # noqa: ANN001
+            if static is not None:
+                static.run(batch)
+                return
+            loss = sum(model(batch).values())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        for call in range(WARM_UP + 1 if graph else 0):  # then the graph is captured
+            step(call)
+        seconds = median_seconds(step, device, repeats)
+        result["variants"][label] = {
+            "seconds": seconds,
+            "images_per_second": images / seconds,
+            "host_seconds": host_seconds(step, device, repeats),
+            "peak_bytes": peak_bytes(lambda step=step: step(0), device),
+        }
+        if graph:
+            static.check()
+    return result
 
 
 def main() -> int:
@@ -218,22 +264,22 @@ def main() -> int:
     left_out = 0
     parts: dict[str, Callable[[], Any]] = {
         "training voc20": lambda: training("voc20", device, 12, 512, clock, 20),
+        "CUDA graph voc20": lambda: static_step("voc20", device, 12, 512, clock, 20),
         "hypotheses": lambda: hypotheses("voc20", device, 512, 8, 5),
         "evaluation ade150": lambda: evaluation("ade150", device, 512, 683, 20),
         "training ade150": lambda: training("ade150", device, 8, 512, clock, 20),
-        "cuda graph": lambda: graph_capture(device),
     }
     if device.type == "cpu":
         parts = {
             "training embedded": lambda: training("embedded", device, 2, 64, clock, 1),
             "hypotheses": lambda: hypotheses("embedded", device, 96, 1, 1),
             "evaluation embedded": lambda: evaluation("embedded", device, 64, 80, 1),
-            "cuda graph": lambda: graph_capture(device),
+            "CUDA graph embedded": lambda: static_step("embedded", device, 2, 64, clock, 1),
         }
     for name, part in parts.items():
         if name in figures and not (isinstance(figures[name], dict) and figures[name].get("left_out")):
             continue
-        if clock.left() <= 0 and name != "cuda graph":
+        if clock.left() <= 0:
             print(f"{name}: no time left")
             left_out += 1
             continue

@@ -7,6 +7,7 @@ size of the padded batch in pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,11 @@ from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.modeling.meta_arch.student import Student, bias_grid
 from reclip_d2.modeling.numerics import check_finite
-from reclip_d2.modeling.pooling import MaskLogits, pack_hypotheses, pool_hypotheses
+from reclip_d2.modeling.pooling import MaskLogits, pool_hypotheses
 from reclip_d2.modeling.student.inherited import HEADS_WITH_BIAS, InheritedHead
 from reclip_d2.modeling.student.weights import load_backbone_weights
 from reclip_d2.modeling.training_panel import label_panel
+from reclip_d2.modeling.training_step import StepInputs, StepOutputs, hypothesis_tensors, padding_tensors
 from reclip_d2.modeling.view_batch import has_fixed_views
 
 
@@ -213,30 +215,62 @@ class Distillation(nn.Module):
         Raises:
             ReclipError: a loss is not finite; the message names the likely key.
         """
+        inputs = self.step_inputs(batched_inputs)
+        outputs = self.step(inputs)
+        self.check_step(inputs, outputs)
+        if self.vis_period and get_event_storage().iter % self.vis_period == 0:
+            self.visualize(batched_inputs[0], outputs.logits.logits[0], inputs.tensors["pseudo_labels"][0])
+        return outputs.losses
+
+    def step_inputs(self, batched_inputs: list[dict[str, Any]], rows: int = 0) -> StepInputs:
+        """Inputs of :meth:`step`: the teacher runs here.
+
+        Args:
+            rows: number of hypothesis rows, padding included; 0 for no padding.
+        """
         teacher_features, pseudo_labels = self.teach(batched_inputs)
         images = self.student.preprocess_image(batched_inputs, self.divisibility)
-        features, logits = self.student.segment(images.tensor)
+        height, width = images.tensor.shape[-2:]
+        grid = (height // self.student.output_stride, width // self.student.output_stride)
+        sizes = tuple((int(h), int(w)) for h, w in images.image_sizes)
+        tensors = {"images": images.tensor, "pseudo_labels": pseudo_labels}
+        if teacher_features is not None:
+            tensors["teacher_features"] = teacher_features
+        if self.weights["beta"]:
+            tensors |= hypothesis_tensors(batched_inputs, rows)
+            tensors |= padding_tensors(sizes, grid, self.student.output_stride, self.device)
+        return StepInputs(tensors, sizes)
+
+    def step(self, inputs: StepInputs) -> StepOutputs:
+        """Losses of a batch as a function of tensors: see :mod:`~reclip_d2.modeling.training_step`."""
+        features, logits = self.student.segment(inputs.tensors["images"])
+        pseudo_labels = inputs.tensors["pseudo_labels"]
         terms = {}
         if self.weights["mask_weight"]:
             terms["mask"] = mask_guided_loss(logits, pseudo_labels)
         if self.weights["alpha"]:
-            terms["feature"] = self._feature_loss(features, teacher_features, images.image_sizes, pseudo_labels.shape)
-        if self.weights["beta"]:
-            terms["text"] = self._text_loss(features, logits, images.image_sizes, batched_inputs)
-        losses = distillation_losses(terms, **self.weights)
+            teacher_features = inputs.tensors["teacher_features"]
+            terms["feature"] = self._feature_loss(features, teacher_features, inputs.layout, pseudo_labels.shape)
+        if self.weights["beta"]:  # Eq. (7) on the student's features and masks
+            mask_logits = MaskLogits(logits.float())
+            pooled = pool_hypotheses(
+                mask_logits, features, inputs.hypotheses, inputs.valid, self.gumbel_tau, self.gumbel_hard, inputs.noise
+            )
+            terms["text"] = contrastive_loss(pooled, self.student.inherited.query_features, self.loss_tau)
+        return StepOutputs(distillation_losses(terms, **self.weights), MaskLogits(logits))
+
+    def check_step(self, inputs: StepInputs, outputs: StepOutputs) -> None:
+        """Raise :class:`ReclipError` if a loss is not finite; the message names the likely key."""
         check_finite(
-            losses,
+            outputs.losses,
             trained=self.student,
-            frozen_features=pseudo_labels if teacher_features is None else teacher_features,
-            logits=lambda: logits,
+            frozen_features=inputs.tensors.get("teacher_features", inputs.tensors["pseudo_labels"]),
+            logits=outputs.logits.tensor,
             temperatures={"MODEL.GUMBEL.TAU": self.gumbel_tau, "MODEL.LOSS.TAU": self.loss_tau},
         )
-        if self.vis_period and get_event_storage().iter % self.vis_period == 0:
-            self.visualize(batched_inputs[0], logits[0], pseudo_labels[0])
-        return losses
 
     def _feature_loss(
-        self, features: Tensor, teacher_features: Tensor, sizes: list[tuple[int, int]], padded: torch.Size
+        self, features: Tensor, teacher_features: Tensor, sizes: Sequence[tuple[int, int]], padded: torch.Size
     ) -> Tensor:
         """Eq. (9), at the image's size or on the student's grid."""
         if self.feature_size == "image":
@@ -246,21 +280,6 @@ class Distillation(nn.Module):
             size = (features.shape[-2], features.shape[-1])
             valid = valid_patches(sizes, size, self.student.output_stride, self.device).unflatten(1, size)
         return feature_guided_loss(features, teacher_features, valid)
-
-    def _text_loss(
-        self, features: Tensor, logits: Tensor, sizes: list[tuple[int, int]], batched_inputs: list[dict[str, Any]]
-    ) -> Tensor:
-        """Eq. (7) on the student's features and masks."""
-        size = (features.shape[-2], features.shape[-1])
-        pooled = pool_hypotheses(
-            MaskLogits(logits.float()),
-            features,
-            pack_hypotheses([x["hypothesis"] for x in batched_inputs]),
-            valid_patches(sizes, size, self.student.output_stride, torch.device("cpu")),
-            self.gumbel_tau,
-            self.gumbel_hard,
-        )
-        return contrastive_loss(pooled, self.student.inherited.query_features, self.loss_tau)
 
     @torch.no_grad()
     def visualize(self, record: dict[str, Any], logits: Tensor, pseudo_labels: Tensor) -> None:

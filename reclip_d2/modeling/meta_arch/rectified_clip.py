@@ -14,7 +14,6 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
-from reclip_d2.backbones.interface import valid_patches
 from reclip_d2.layers import use_kernels
 from reclip_d2.modeling.bias_head import BiasHead, bias_to_subtract, build_bias_head, query_logits, rectified_logits
 from reclip_d2.modeling.losses import (
@@ -28,9 +27,10 @@ from reclip_d2.modeling.mask_decoder import MaskDecoder
 from reclip_d2.modeling.meta_arch.base import ImageSizes
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.modeling.numerics import check_finite
-from reclip_d2.modeling.pooling import MaskLogits, pack_hypotheses, pool_hypotheses
+from reclip_d2.modeling.pooling import MaskLogits, pool_hypotheses
 from reclip_d2.modeling.query_head import LearnableQuery
 from reclip_d2.modeling.training_panel import training_panel
+from reclip_d2.modeling.training_step import StepInputs, StepOutputs, hypothesis_tensors, padding_tensors
 from reclip_d2.modeling.view_batch import ViewBatch, pad_grid
 
 
@@ -89,9 +89,10 @@ class RectifiedCLIP(CLIPSegmentor):
         self.mask_decoder = mask_decoder
         self.query_head = query_head
         self.rectification = rectification
-        self.gumbel_tau = gumbel_tau or 1 / self.backbone.logit_scale
+        self.logit_scale = self.backbone.logit_scale  # read once: it may be on a GPU
+        self.gumbel_tau = gumbel_tau or 1 / self.logit_scale
         self.gumbel_hard = gumbel_hard
-        self.loss_tau = loss_tau or 1 / self.backbone.logit_scale
+        self.loss_tau = loss_tau or 1 / self.logit_scale
         self.loss_weights = {
             "contrastive": 1.0,
             "coverage": 0.0,
@@ -292,20 +293,40 @@ class RectifiedCLIP(CLIPSegmentor):
         Raises:
             ReclipError: a loss is not finite; the message names the likely key.
         """
+        inputs = self.step_inputs(batched_inputs)
+        outputs = self.step(inputs)
+        self.check_step(inputs, outputs)
+        if self.vis_period and get_event_storage().iter % self.vis_period == 0:
+            self.visualize(batched_inputs[0], outputs.logits.tensor()[:1], outputs.bias)
+        return outputs.losses
+
+    def step_inputs(self, batched_inputs: list[dict[str, Any]], rows: int = 0) -> StepInputs:
+        """Inputs of :meth:`step`: the frozen tower runs here.
+
+        Args:
+            rows: number of hypothesis rows, padding included; 0 for no padding.
+        """
         features, image_sizes, grids = self.view_batch(batched_inputs)
         size = (features.shape[-2], features.shape[-1])
-        valid = valid_patches(image_sizes, size, self.backbone.stride, torch.device("cpu"))
-        hypotheses = pack_hypotheses([x["hypothesis"] for x in batched_inputs])
+        padding = padding_tensors(image_sizes, size, self.backbone.stride, self.device)
+        tensors = {"features": features, **hypothesis_tensors(batched_inputs, rows), **padding}
+        return StepInputs(tensors, None if grids is None else tuple(grids))
+
+    def step(self, inputs: StepInputs) -> StepOutputs:
+        """Losses of a batch as a function of tensors: see :mod:`~reclip_d2.modeling.training_step`."""
+        features, grids = inputs.tensors["features"], inputs.layout
         query_features, bias = self.query_features, self.bias_to_rectify(features, grids)
         mask_logits = self.decode(features, query_features, bias)
-
-        losses = {}
+        losses, valid = {}, inputs.valid
+        if valid is None:
+            valid = features.new_ones((len(features), features[0, 0].numel()), dtype=torch.bool)
         if weight := self.loss_weights["contrastive"]:
-            pooled = pool_hypotheses(mask_logits, features, hypotheses, valid, self.gumbel_tau, self.gumbel_hard)
+            pooled = pool_hypotheses(
+                mask_logits, features, inputs.hypotheses, inputs.valid, self.gumbel_tau, self.gumbel_hard, inputs.noise
+            )
             losses["loss_contrastive"] = weight * contrastive_loss(pooled, query_features, self.loss_tau)
         if self.loss_weights["coverage"] or self.loss_weights["outside"]:
-            in_hypothesis = hypothesis_mask(*hypotheses, self.num_classes).to(self.device, non_blocking=True)
-            valid = valid.to(self.device, non_blocking=True)
+            in_hypothesis = hypothesis_mask(*inputs.hypotheses, self.num_classes).to(self.device, non_blocking=True)
             patch_logits = mask_logits.tensor().flatten(2).transpose(1, 2)  # (B, n, C)
             for name, loss in (("coverage", coverage_loss), ("outside", outside_hypothesis_penalty)):
                 if weight := self.loss_weights[name]:
@@ -313,20 +334,19 @@ class RectifiedCLIP(CLIPSegmentor):
         if weight := self.loss_weights["anchor"]:
             patch_logits = mask_logits.tensor().flatten(2).transpose(1, 2)  # (B, n, C)
             anchor = query_logits(features, query_features).flatten(2).transpose(1, 2)
-            valid = valid.to(self.device, non_blocking=True)
-            scale = self.backbone.logit_scale
-            losses["loss_anchor"] = weight * anchor_loss(patch_logits, anchor, valid, self.gumbel_tau, scale)
+            loss = anchor_loss(patch_logits, anchor, valid, self.gumbel_tau, self.logit_scale)
+            losses["loss_anchor"] = weight * loss
+        return StepOutputs(losses, mask_logits, bias)
 
+    def check_step(self, inputs: StepInputs, outputs: StepOutputs) -> None:
+        """Raise :class:`ReclipError` if a loss is not finite; the message names the likely key."""
         check_finite(
-            losses,
+            outputs.losses,
             trained=self,
-            frozen_features=features,
-            logits=mask_logits.tensor,
+            frozen_features=inputs.tensors["features"],
+            logits=outputs.logits.tensor,
             temperatures={"MODEL.GUMBEL.TAU": self.gumbel_tau, "MODEL.LOSS.TAU": self.loss_tau},
         )
-        if self.vis_period and get_event_storage().iter % self.vis_period == 0:
-            self.visualize(batched_inputs[0], mask_logits.tensor()[:1], bias)
-        return losses
 
     @torch.no_grad()
     def visualize(self, record: dict[str, Any], logits: Tensor, bias: Tensor | None) -> None:

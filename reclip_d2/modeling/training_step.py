@@ -1,0 +1,65 @@
+"""A training step as a function of tensors, so that a CUDA graph or ``torch.compile`` can hold it.
+
+A model divides its losses into ``step_inputs``, which reads a batch of records on the host, and ``step``, which
+computes the losses from tensors alone: it reads no value of a tensor on the host, and its shapes follow from those of
+its inputs.
+
+Shape letters: B images, n = h*w patches, C classes, (h, w) patch grid, K hypothesis rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from reclip_d2.backbones.interface import valid_patches
+from reclip_d2.layers import NoiseCounter
+from reclip_d2.modeling.pooling import Hypotheses, MaskLogits, pack_hypotheses
+
+
+class StepInputs(NamedTuple):
+    """Inputs of a training step."""
+
+    tensors: dict[str, Tensor]
+    """What differs between batches."""
+    layout: Hashable
+    """What a graph of the step depends on besides the tensors' shapes: plain values."""
+    noise: Tensor | NoiseCounter | None = None
+    """Seed of the Gumbel noise: see :func:`~reclip_d2.layers.rectify_and_pool`."""
+
+    @property
+    def hypotheses(self) -> Hypotheses:
+        """The hypothesis rows."""
+        return Hypotheses(self.tensors["class_ids"], self.tensors["offsets"])
+
+    @property
+    def valid(self) -> Tensor | None:
+        """``(B, n)`` bool, False for patches of padding; None without padding."""
+        return self.tensors.get("valid")
+
+
+class StepOutputs(NamedTuple):
+    """Results of a training step."""
+
+    losses: dict[str, Tensor]
+    """Weighted losses, scalars."""
+    logits: MaskLogits
+    """Mask logits, ``(B, C, h, w)``."""
+    bias: Tensor | None = None
+    """M_b, for pictures."""
+
+
+def hypothesis_tensors(batched_inputs: Sequence[dict[str, Any]], rows: int) -> dict[str, Tensor]:
+    """``class_ids`` and ``offsets`` of a batch, on the CPU; see :func:`~reclip_d2.modeling.pooling.pack_hypotheses`."""
+    return pack_hypotheses([x["hypothesis"] for x in batched_inputs], rows)._asdict()
+
+
+def padding_tensors(
+    image_sizes: Sequence[tuple[int, int]], grid: tuple[int, int], stride: int, device: torch.device
+) -> dict[str, Tensor]:
+    """``valid`` of a batch, on ``device``; nothing if no patch is padding, which is decided on the host."""
+    valid = valid_patches(image_sizes, grid, stride, torch.device("cpu"))
+    return {} if bool(valid.all()) else {"valid": valid.to(device, non_blocking=True)}
