@@ -419,7 +419,7 @@ BAD_CALLS = {
     "holds 5 for image 0; there are 5 classes": lambda s: {"class_ids": s.class_ids.clone().fill_(5)},
     "more than once for image 0": lambda s: {"class_ids": s.class_ids.clone().fill_(1)},
     "`tau` must be positive": lambda s: {"tau": 0.0},
-    "`seed` must be an int64 CPU tensor": lambda s: {"seed": torch.zeros(3, dtype=torch.int64)},
+    "`seed` must be an int64 tensor of shape": lambda s: {"seed": torch.zeros(3, dtype=torch.int64)},
     "`features` is on meta": lambda s: {"features": s.features.to("meta")},
 }
 BAD_TYPES = {
