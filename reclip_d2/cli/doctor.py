@@ -27,6 +27,7 @@ from reclip_d2.workspace.clip_weights import find_weights
 _OPTIONAL = {
     "gradio": ("reclip app", "app"),
     "pillow_heif": ("reading HEIC images", "heif"),
+    "av": ("reclip predict on videos", "video"),
     "onnx": ("reclip export --format onnx", "export"),
     "onnxruntime": ("reclip export --format onnx", "export"),
 }

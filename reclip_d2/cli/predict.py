@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 
 from reclip_d2.cli.output import TerminalProgress, check_problems, print_field, print_images, print_result
+from reclip_d2.data.video import is_video
+from reclip_d2.errors import ReclipError
 from reclip_d2.workspace.options import TITLES, PredictOptions
 from reclip_d2.workspace.predict import PredictRun
+from reclip_d2.workspace.predict_video import predict_video
 
 
 def run(args: argparse.Namespace) -> int:
@@ -20,11 +23,25 @@ def run(args: argparse.Namespace) -> int:
         use=args.use,
         pretrained=args.pretrained,
     )
+    if any(is_video(path) for path in args.images):
+        return _predict_video(args, options)
     prediction = PredictRun(args.images, args.model, args.output, options)
     _announce(prediction)
     result = prediction.predict(TerminalProgress())
     print_result(result)
     check_problems(result, args.skip_broken)
+    return 0
+
+
+def _predict_video(args: argparse.Namespace, options: PredictOptions) -> int:
+    if len(args.images) > 1:
+        raise ReclipError("IMAGES: give one video, or images; several videos need a command each")
+    result = predict_video(args.images[0], args.model, args.output, options, progress=TerminalProgress())
+    print(f"\n{result.frames:,} masks by {TITLES[result.kind]} ({result.made:,} new)")
+    for name, share in result.shares.items():
+        print(f"  {name}  {100 * share:.1f} %")
+    print_field("masks", f"{result.folder / 'masks'} (index PNGs, one per frame)")
+    print_field("overlay", result.overlay)
     return 0
 
 

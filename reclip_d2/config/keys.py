@@ -367,6 +367,8 @@ KEYS: dict[str, Key] = {
     # lposs: nearest patches of each patch, and alpha of (I - alpha W) F = Y.
     "TEST.LPOSS.NEIGHBOURS": Key(400, Whole(1, 100_000)),
     "TEST.LPOSS.ALPHA": Key(0.95, Number(minimum=0, below=1)),
+    # Videos: a frame's logits are the mean of this many frames before it, its own, and as many after it.
+    "TEST.VIDEO_WINDOW": Key(0, Whole(0, 100)),
     # Cropping padding off before logits are resized is exact. "stretch" is the public code of ReCLIP++: padding counts
     # as part of the image, and the whole grid is resized to the resized image, then to the image.
     "TEST.PADDING": Key("crop", Choice(("crop", "stretch"))),

@@ -240,14 +240,20 @@ class ImagePredictor:
         Raises:
             ReclipError: the model's scores are not finite.
         """
-        yield from self._bands_of(self.network_logits(image, size, turn), size)
+        yield from self.bands_of(self.network_logits(image, size, turn), size)
 
     @torch.no_grad()
     def stored_bands(self, features: Tensor, view_size: tuple[int, int], size: tuple[int, int]) -> Iterator[Band]:
         """Like :meth:`image_bands`, from the features of a feature store; arguments: see :meth:`stored_logits`."""
-        yield from self._bands_of(self.stored_logits(features, view_size, size), size)
+        yield from self.bands_of(self.stored_logits(features, view_size, size), size)
 
-    def _bands_of(self, logits: GridLogits | SlidingLogits | PredictedViews, size: tuple[int, int]) -> Iterator[Band]:
+    @torch.no_grad()
+    def bands_of(self, logits: GridLogits | SlidingLogits | PredictedViews, size: tuple[int, int]) -> Iterator[Band]:
+        """The bands of logits with output size ``size``; see :meth:`bands`.
+
+        Raises:
+            ReclipError: the model's scores are not finite.
+        """
         with use_kernels(self.model.kernels):
             labels = logits.labels(self.memory)
         if labels is not None and labels.min() < 0:
