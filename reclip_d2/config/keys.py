@@ -341,7 +341,7 @@ KEYS: dict[str, Key] = {
     "SOLVER.PLATEAU.LOSS_CHANGE": Key(0.02, Number(minimum=0, maximum=1)),
     "SOLVER.PLATEAU.PATIENCE": Key(3, Whole(1, 1000)),
     # Iterations in which the learning rate then decays to 0.
-    "SOLVER.PLATEAU.COOL_DOWN": Key(40, Whole(0)),
+    "SOLVER.PLATEAU.COOL_DOWN": Key(100, Whole(0)),
     # Number of images with a held-out view, at most a quarter of all. With a feature store of several views per image
     # it is the image's first view; otherwise the image at test size.
     "SOLVER.PLATEAU.IMAGES": Key(16, Whole(1, 10_000)),

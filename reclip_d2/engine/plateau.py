@@ -20,13 +20,14 @@ class PlateauRule:
 
     Both are seen once per period, and compared between two windows of ``window`` periods, the last and the one before:
 
-    - masks: the share of patches whose label differs, where a patch's label in a window is its most frequent one, minus
-      their jitter, the mean share of patches whose label differs from one period to the next in the last window;
+    - masks: the share of patches whose label differs, where a patch's label in a window is its most frequent one;
     - loss: the relative decrease of the mean.
 
-    Masks never become constant, because of the Gumbel noise and the batch statistics of the decoder's norm; how much
-    they jitter differs between data sets. A plateau is reached when neither change exceeds its limit for ``patience``
-    periods in a row: the masks then differ between windows about as much as within one.
+    Masks never become constant, because of the Gumbel noise and the batch statistics of the decoder's norm, and they
+    jitter more on some data sets than on others. The share of patches that differ is therefore compared with the
+    jitter, the mean share of patches whose label differs from one period to the next in the last window. A plateau is
+    reached when neither the excess over the jitter nor the decrease of the loss exceeds its limit for ``patience``
+    periods in a row.
     """
 
     def __init__(self, *, window: int, patience: int, mask_change: float, loss_change: float) -> None:
@@ -39,7 +40,8 @@ class PlateauRule:
         """
         self.window = window
         self.patience = patience
-        self.limits = {"masks": mask_change, "loss": loss_change}
+        self.mask_change = mask_change
+        self.loss_change = loss_change
         self.labels: list[Tensor] = []
         self.losses: list[float] = []
         self.calm = 0
@@ -63,11 +65,13 @@ class PlateauRule:
         steps = zip(self.labels[self.window :], self.labels[self.window + 1 :], strict=False)
         jitter = sum(_difference(first, second) for first, second in steps) / (self.window - 1)
         changes = {
-            "masks": _difference(before, last) - jitter,
+            "masks": _difference(before, last),
+            "jitter": jitter,
             "loss": (earlier - recent) / max(abs(earlier), 1e-12),
         }
-        self.calm = self.calm + 1 if all(changes[name] <= limit for name, limit in self.limits.items()) else 0
-        return {**changes, "jitter": jitter}
+        calm = changes["masks"] - jitter <= self.mask_change and changes["loss"] <= self.loss_change
+        self.calm = self.calm + 1 if calm else 0
+        return changes
 
     @property
     def reached(self) -> bool:
@@ -143,11 +147,11 @@ class StopAtPlateau(HookBase):
             trainer = self.trainer
             trainer.storage.put_scalar("plateau/iterations", self._end, smoothing_hint=False)
             logger.info(
-                "plateau after %d of %d iterations: in %d iterations, %.1f %% of the patches of %d held-out views have"
-                " changed their label, beyond a jitter of %.1f %%, and the loss has fallen by %.1f %%; the training"
-                " ends after %d iterations of a decaying learning rate",
-                iteration, trainer.max_iter, self.rule.window * self.period, 100 * changes["masks"],
-                len(self.views.samples), 100 * changes["jitter"], 100 * changes["loss"], self.cool_down,
+                "plateau after %d of %d iterations: in %d held-out views, %.1f %% of the patches have another label"
+                " than %d iterations before, and %.1f %% from one look to the next; the loss has changed by %+.1f %%;"
+                " the training ends after %d iterations of a decaying learning rate",
+                iteration, trainer.max_iter, len(self.views.samples), 100 * changes["masks"],
+                self.rule.window * self.period, 100 * changes["jitter"], -100 * changes["loss"], self.cool_down,
             )  # fmt: skip
         self.trainer.end_after(self._end)
 
