@@ -28,7 +28,12 @@ from reclip_d2.backbones.packed_texts import PackedTexts
 from reclip_d2.backbones.precision import AUTOCAST_DTYPES, tower_precision
 from reclip_d2.backbones.settings import PixelStatistics, default_pixel_statistics, pixel_statistics
 from reclip_d2.backbones.text import TextEncoder
-from reclip_d2.backbones.vision import check_image_tower, dense_image_features, resize_positional_embedding
+from reclip_d2.backbones.vision import (
+    check_image_tower,
+    dense_image_features,
+    global_image_features,
+    resize_positional_embedding,
+)
 from reclip_d2.backbones.windows import patches_inside, window_image_features
 from reclip_d2.errors import ReclipError
 
@@ -160,9 +165,10 @@ class DenseCLIP(VisionLanguageBackbone):
 
     @torch.no_grad()
     def global_features(self, images: Tensor) -> Tensor:
-        """Global image features ``(B, D)`` of length 1, by open_clip's ``encode_image``, at ``image_size``."""
+        """Global image features ``(B, D)`` of length 1, those of open_clip's ``encode_image``, at ``image_size``."""
         with self._autocast(images.device):
-            features = self.clip.encode_image(images)
+            features = global_image_features(self.clip.visual, images)
+            features = self.clip.encode_image(images) if features is None else features
         return F.normalize(features.float(), dim=-1)
 
     @torch.no_grad()

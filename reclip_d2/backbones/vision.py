@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock as UsualBlock
 from torch import Tensor, nn
 
 from reclip_d2.backbones.dense_attention import AttentionInput, BlockInput, DenseAttention, TransformerBlock
@@ -165,3 +166,28 @@ def dense_image_features(
     earlier_blocks = attention.earlier_blocks(len(visual.transformer.resblocks))
     inputs = last_block_input(visual, images, earlier_blocks, image_sizes)
     return project_dense(visual, attention, inputs), inputs
+
+
+def global_image_features(visual: nn.Module, images: Tensor) -> Tensor | None:
+    """Global image features ``(B, D)``, not normalised: open_clip's, but the last block computes the class token only.
+
+    Args:
+        images: ``(B, 3, H, W)`` of the size that the tower was trained at, normalised.
+
+    Returns:
+        None for a tower whose global feature is not its class token, or with other blocks than the usual ones.
+    """
+    *blocks, last = visual.transformer.resblocks
+    if getattr(visual, "pool_type", "") != "tok" or visual.attn_pool is not None or type(last) is not UsualBlock:
+        return None
+    tokens, _ = embed_patches(visual, images)
+    for other in blocks:
+        tokens = other(tokens)
+    block = OpenClipBlock(last)
+    normed = block.norm(tokens)
+    parts = block.queries(normed[:, :1]), block.keys(normed), block.values(normed)
+    heads = [part.unflatten(2, (block.num_heads, -1)).transpose(1, 2) for part in parts]
+    mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    token = tokens[:, :1] + block.output(mixed)
+    pooled = visual.ln_post((token + block.mlp(token))[:, 0])
+    return pooled if visual.proj is None else pooled @ visual.proj

@@ -16,6 +16,7 @@ from reclip_d2.backbones.vision import (
     check_image_tower,
     dense_image_features,
     embed_patches,
+    global_image_features,
     last_block_input,
     resize_positional_embedding,
 )
@@ -179,3 +180,22 @@ def test_unpacked_attention_is_refused():
 
 def test_usual_tower_is_accepted():
     check_image_tower(tiny_clip().visual, "some-model")
+
+
+# ---- global features -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "vision",
+    [{}, {"final_ln_after_pool": True}, {"pool_type": "avg"}, {"no_ln_pre": True}, {"patch_dropout": 0.5}],
+    ids=str,
+)
+def test_global_features_are_open_clips(vision):
+    """By the class token's row of the last block; a tower that averages its patches is open_clip's business."""
+    clip = tiny_clip(**vision).double()
+    images = torch.randn(3, 3, *clip.visual.image_size, dtype=torch.float64)
+    found = global_image_features(clip.visual, images)
+    if vision.get("pool_type") == "avg":
+        assert found is None
+    else:
+        torch.testing.assert_close(found, clip.encode_image(images), rtol=0, atol=1e-12)
