@@ -4,6 +4,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <array>
 #include <tuple>
 
 #include "cuda/host.h"
@@ -86,7 +87,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> rectify_and_pool_backward(
 
   const at::Tensor weight = at::empty({h.rows, width}, options), shift = at::empty({h.rows}, options), of_area = at::empty({h.rows}, options);
   const at::Tensor log_area = at::empty({hard ? 0 : h.rows}, options);
-  const at::Tensor masks = at::empty({hard ? 0 : h.rows, in.patches}, options);
+  // Zero, where rows may be invalid: no kernel writes those.
+  const std::array<int64_t, 2> mask_sizes = {hard ? 0 : h.rows, in.patches};
+  const at::Tensor masks = h.bad ? at::zeros(mask_sizes, options) : at::empty(mask_sizes, options);
   void* const log_area_data = hard ? nullptr : log_area.mutable_data_ptr();
   C10_CUDA_CHECK(launch_pooling_gradient(grad_pooled.contiguous().const_data_ptr(), grad_area.contiguous().const_data_ptr(),
                                          pooled.contiguous().const_data_ptr(), area.contiguous().const_data_ptr(), h.rows, width,

@@ -44,13 +44,14 @@ CROP_FLOPS = 35.1e9  # of ViT-B/16 on 224 x 224 pixels: two per multiply-add, of
 
 
 def configuration(name: str, device: torch.device, bfloat16: bool = True, precision: str = "") -> CfgNode:
-    """A paper's config with random weights.
+    """A paper's config with random weights, or the embedded data set's with its own.
 
     Args:
         bfloat16: precision of the image tower, otherwise float32.
         precision: a value of ``MODEL.CLIP.AUTOCAST`` instead.
     """
-    keys = ["MODEL.DEVICE", device.type, "MODEL.CLIP.PRETRAINED", "random", "MODEL.CLIP.TEMPLATES", "photo"]
+    pretrained = "embedded" if name == "embedded" else "random"
+    keys = ["MODEL.DEVICE", device.type, "MODEL.CLIP.PRETRAINED", pretrained, "MODEL.CLIP.TEMPLATES", "photo"]
     keys += ["MODEL.CLIP.AUTOCAST", precision or ("bfloat16" if bfloat16 else "float32")]
     files = [f"datasets/{name}.yaml", "methods/reclippp_rectify.yaml"]
     return load_config([str(ROOT / "configs" / file) for file in files], keys)
@@ -73,7 +74,14 @@ def training_batch(name: str, images: int, pixels: int, classes: int) -> list[di
 
 
 def plain_rectify_and_pool(
-    logits: Tensor, bias: Tensor | None, features: Tensor, class_ids: Tensor, offsets: Tensor, tau: float, hard: bool
+    logits: Tensor,
+    bias: Tensor | None,
+    features: Tensor,
+    class_ids: Tensor,
+    offsets: Tensor,
+    tau: float,
+    hard: bool,
+    seed: None = None,
 ) -> tuple[Tensor, Tensor]:
     """``rectify_and_pool`` in plain PyTorch: see ``eager_batched``. Areas affect the loss only for rows of area 0; here
     they are 1."""
