@@ -351,8 +351,8 @@ KEYS: dict[str, Key] = {
     # Window size and stride in pixels, (height, width).
     "TEST.SLIDING_WINDOW.SIZE": Key([512, 512], Items(SIDE, 2, 2)),
     "TEST.SLIDING_WINDOW.STRIDE": Key([341, 341], Items(SIDE, 2, 2)),
-    # Not in the paper: refinements of the logits, in this order: denoise, lposs and pamr of each forward pass; flip and
-    # scales average the probabilities of several views. See docs/refinements.md.
+    # Not in the paper: refinements of the logits, in this order: denoise, lposs, pamr and region_vote of each forward
+    # pass; flip and scales average the probabilities of several views. See docs/refinements.md.
     "TEST.REFINE": Key([], Items(Text(), 0, 20)),
     # Factor of the logits before the soft-max of refinements; 0: CLIP's logit scale for cosines, 10 after a mask
     # decoder, 1 for a student.
@@ -364,6 +364,9 @@ KEYS: dict[str, Key] = {
     # pamr: iterations, and distances of the neighbours in pixels.
     "TEST.PAMR.ITERATIONS": Key(10, Whole(1, 1000)),
     "TEST.PAMR.DILATIONS": Key([8, 16], Items(Whole(1, 1000), 1, 20)),
+    # region_vote: side of a superpixel in pixels, and weight of place against colour.
+    "TEST.REGION_VOTE.SIZE": Key(16, Whole(2, 10_000)),
+    "TEST.REGION_VOTE.COMPACTNESS": Key(1.0, Number(minimum=0, maximum=1e6)),
     # lposs: nearest patches of each patch, and alpha of (I - alpha W) F = Y.
     "TEST.LPOSS.NEIGHBOURS": Key(400, Whole(1, 100_000)),
     "TEST.LPOSS.ALPHA": Key(0.95, Number(minimum=0, below=1)),

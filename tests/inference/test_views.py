@@ -60,7 +60,9 @@ def test_labels_are_those_of_the_logits(memory):
         assert np.array_equal(refined.labels(image), logits_of(refined, image).argmax(0).numpy())
 
 
-@pytest.mark.parametrize("refine", ["['denoise']", "['lposs', 'pamr']", "['denoise', 'lposs', 'pamr', 'flip']"])
+@pytest.mark.parametrize(
+    "refine", ["['denoise']", "['region_vote']", "['lposs', 'pamr']", "['denoise', 'lposs', 'pamr', 'flip']"]
+)
 @pytest.mark.parametrize("make", [make_maskclip, make_rectified])
 def test_refinements_in_the_predictor(make, refine):
     model, image = make(), image_of(37, 45)

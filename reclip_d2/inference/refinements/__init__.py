@@ -11,6 +11,7 @@ from reclip_d2.inference.refinements.base import (
 from reclip_d2.inference.refinements.denoise import Denoise
 from reclip_d2.inference.refinements.lposs import LPOSS
 from reclip_d2.inference.refinements.pamr import PAMR
+from reclip_d2.inference.refinements.region_vote import RegionVote
 
 __all__ = [
     "LPOSS",
@@ -19,6 +20,7 @@ __all__ = [
     "Denoise",
     "Grid",
     "Refinement",
+    "RegionVote",
     "build_refinements",
     "known_refinements",
     "softmax_scale",

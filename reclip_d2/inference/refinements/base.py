@@ -6,8 +6,10 @@ Shape letters: C classes, D width of the features, (h, w) grid of the logits, (H
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Protocol
 
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import Tensor
@@ -19,6 +21,7 @@ from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 VIEW_REFINEMENTS = ("flip", "scales")
 """Names in ``TEST.REFINE`` that predict several views of an image and average their probabilities
 (:class:`~reclip_d2.inference.views.PredictedViews`)."""
+_FLOOR = 1e-12
 DECODER_SCALE = 10.0
 """Scale of a mask decoder's logits before a soft-max, as in the public code of ReCLIP++."""
 
@@ -60,6 +63,24 @@ class Grid:
     def with_logits(self, logits: Tensor) -> Grid:
         """The same grid with other logits."""
         return dataclasses.replace(self, logits=logits)
+
+    def at_pixels(self, probabilities: Tensor) -> Grid:
+        """A grid with one cell per pixel, from probabilities ``(C, H, W)``, which it overwrites."""
+        return dataclasses.replace(self, logits=probabilities.clamp_(min=_FLOOR).log_(), padded_size=self.size)
+
+
+def pixel_probabilities(grid: Grid, chunk: int = 8) -> Iterator[tuple[slice, Tensor]]:
+    """Probabilities at the pixels, a few classes at a time, so that memory does not grow with their number.
+
+    Yields:
+        the classes, and their probabilities ``(chunk, H, W)`` float32.
+    """
+    height, width = grid.size
+    covered = grid.size if grid.padding_counts else grid.padded_size
+    low = grid.logits.log_softmax(0)
+    for start in range(0, len(low), chunk):
+        part = F.interpolate(low[None, start : start + chunk], covered, mode="bilinear", align_corners=False)
+        yield slice(start, start + chunk), part[0, :, :height, :width].exp()
 
 
 class Refinement(Protocol):

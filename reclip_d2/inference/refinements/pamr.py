@@ -5,7 +5,6 @@ Shape letters: C classes, (H, W) size of the image in pixels, K neighbours of a 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from reclip_d2.inference.refinements.base import REFINEMENTS, Grid
+from reclip_d2.inference.refinements.base import REFINEMENTS, Grid, pixel_probabilities
 
 _OFFSETS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
 _SIGMA = 0.1  # of the paper
@@ -65,7 +64,7 @@ def refine(probabilities: Tensor, weights: Tensor, dilations: Sequence[int], ite
 class PAMR:
     """Averages the probabilities of neighbouring pixels of similar colour, at the size of the network's input.
 
-    Classes are refined a few at a time, so memory does not grow with their number beyond the result.
+    Classes are refined a few at a time, so that memory beyond the result does not grow with their number.
     """
 
     name = "pamr"
@@ -75,17 +74,11 @@ class PAMR:
     def __init__(self, cfg: CfgNode) -> None:
         self.iterations = cfg.TEST.PAMR.ITERATIONS
         self.dilations = list(cfg.TEST.PAMR.DILATIONS)
-        self.chunk = 8
 
     def __call__(self, grid: Grid) -> Grid:
         height, width = grid.size
         weights = affinities(grid.pixels.float(), self.dilations)
-        covered = (height, width) if grid.padding_counts else grid.padded_size
-        low = grid.logits.log_softmax(0)
-        refined = torch.empty(len(low), height, width, device=low.device)
-        for start in range(0, len(low), self.chunk):
-            part = F.interpolate(low[None, start : start + self.chunk], covered, mode="bilinear", align_corners=False)
-            part = part[0, :, :height, :width].exp()
-            refined[start : start + self.chunk] = refine(part, weights, self.dilations, self.iterations)
-        logits = refined.clamp_(min=1e-12).log_()
-        return dataclasses.replace(grid, logits=logits, padded_size=(height, width))
+        refined = torch.empty(len(grid.logits), height, width, device=grid.logits.device)
+        for classes, part in pixel_probabilities(grid):
+            refined[classes] = refine(part, weights, self.dilations, self.iterations)
+        return grid.at_pixels(refined)
