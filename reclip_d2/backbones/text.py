@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reclip_d2.backbones.packed_texts import PackedTexts
+from reclip_d2.backbones.separate_texts import SeparateTexts
 from reclip_d2.errors import ReclipError
 
 
@@ -43,6 +44,7 @@ class TextEncoder(nn.Module):
         self._pool_type = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
         self._end_id = getattr(tower, "text_eos_id", None) or getattr(tower, "eos_id", None)
         # CoCa appends a class token to the padded text, and reads the embedding there.
+        self._pad_id = getattr(tower, "pad_id", None) or 0
         self._has_class_token = getattr(tower, "cls_emb", None) is not None
         # The bound method, not the module: registering `clip` would register its image tower here.
         self._encode_text = clip.encode_text
@@ -116,20 +118,26 @@ class TextEncoder(nn.Module):
         hidden = self.transformer(embedded, attn_mask=causal_mask(length).to(embedded))
         return F.normalize(self.project(hidden[torch.arange(len(tokens), device=ends.device), ends]).float(), dim=-1)
 
-    def reference_layout(self, segments: Sequence[Sequence[int]], prompt_length: int) -> PackedTexts:
-        """The texts of all classes as one packed sequence: see :class:`PackedTexts`.
+    def reference_layout(self, segments: Sequence[Sequence[int]], prompt_length: int) -> PackedTexts | SeparateTexts:
+        """The texts of all classes as one packed sequence (:class:`PackedTexts`) or, if the transformer is not causal,
+        as one sequence each (:class:`SeparateTexts`).
 
         Raises:
-            ReclipError: the transformer is not causal.
+            ReclipError: the text tower has a class token after the padding, as CoCa's.
         """
-        if not self.is_causal:
-            raise ReclipError("the Reference prompt needs a CLIP whose text transformer is causal")
-        return PackedTexts(self.tokenizer.sot_token_id, segments, prompt_length)
+        start = self.tokenizer.sot_token_id
+        if self.is_causal:
+            return PackedTexts(start, segments, prompt_length)
+        if self._has_class_token:
+            raise ReclipError("the Reference prompt needs a text tower without a class token")
+        return SeparateTexts(start, segments, prompt_length, self.context_length, self._pad_id, self._pool_type)
 
-    def reference(self, vectors: Tensor, layout: PackedTexts) -> Tensor:
+    def reference(self, vectors: Tensor, layout: PackedTexts | SeparateTexts) -> Tensor:
         """Features ``(C, D)``, not normalised, of the texts of C classes with prompt vectors ``(L, F)``."""
         embed = self.token_embedding
         vectors = vectors.to(embed.weight.dtype)
+        if isinstance(layout, SeparateTexts):
+            return self.project(layout.encode(self.transformer, embed, self.positional_embedding, vectors))
         tokens = torch.cat([embed(layout.start_token), vectors, embed(layout.segment_tokens)])
         tokens = tokens + self.positional_embedding[layout.positions]
         return self.project(layout.encode(self.transformer, tokens))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from reclip_d2.backbones import separate_texts
 from reclip_d2.backbones.packed_texts import packed_attention_mask
 from reclip_d2.backbones.reference import ReferencePrompt, cut_name, normalize_reference
 from reclip_d2.backbones.text import TextEncoder
@@ -136,9 +137,29 @@ def test_a_name_without_tokens(name):
         ReferencePrompt(encoder, ["sky", name])
 
 
-def test_a_text_transformer_that_is_not_causal():
-    encoder = TextEncoder(tiny_clip(custom_text=True, text={"no_causal_mask": True}), tiny_tokenizer())
-    with pytest.raises(ReclipError, match="causal"):
+@pytest.mark.parametrize("pool", ["argmax", "eos", "first", "last"])
+def test_a_text_transformer_that_is_not_causal(pool, monkeypatch):
+    """With the embeddings of words as prompt vectors, open_clip's own feature of the text; in batches of two."""
+    monkeypatch.setattr(separate_texts, "BATCH", 2)
+    text = {"no_causal_mask": True, "pool_type": pool, "eos_id": 49407}
+    clip = tiny_clip(custom_text=True, text=text).double()
+    encoder = TextEncoder(clip, tiny_tokenizer())
+    assert not encoder.is_causal
+    prompt = ReferencePrompt(encoder, NAMES, prompt_length=4).double()
+    words = torch.tensor(tiny_tokenizer().encode("a photo of a"))
+    prompt.vectors.data = encoder.token_embeddings(words).detach().clone()
+    got = prompt(encoder)
+    expected = clip.encode_text(tiny_tokenizer()([f"a photo of a {name}" for name in NAMES]))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    got.square().sum().backward()
+    assert (prompt.vectors.grad.abs().sum(1) > 0).all()
+
+
+def test_a_text_tower_with_a_class_token_that_is_not_causal():
+    encoder = TextEncoder(
+        tiny_clip(custom_text=True, text={"no_causal_mask": True, "embed_cls": True}), tiny_tokenizer()
+    )
+    with pytest.raises(ReclipError, match="needs a text tower without a class token"):
         ReferencePrompt(encoder, ["sky"])
 
 

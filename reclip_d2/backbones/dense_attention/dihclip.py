@@ -23,6 +23,9 @@ from reclip_d2.backbones.dense_attention.self_calibration import (
 )
 from reclip_d2.backbones.dense_attention.softmax import valid_tokens
 
+# Rows ``(B, G, rows, T)`` of an attention, by the slice of their queries and, if not all, the indices of the heads.
+HeadRows = Callable[..., Tensor]
+
 
 @DENSE_ATTENTION_REGISTRY.register()
 class DiHCLIPAttention(SelfCalibratedAttention):
@@ -74,9 +77,9 @@ class DiHCLIPAttention(SelfCalibratedAttention):
             keys = block.split_heads(block.keys(normed))
             alike = _softmax_rows(keys, keys, valid)
 
-            def weights(rows: slice, alike: Callable[[slice], Tensor] = alike) -> Tensor:
+            def weights(rows: slice, heads: Tensor | None = None, alike: HeadRows = alike) -> Tensor:
                 similar = softmax_of_positive(SCALE * (unit[:, rows] @ unit.transpose(1, 2) - mean), valid)
-                return (similar[:, None] + alike(rows)) / 2
+                return (similar[:, None] + alike(rows, heads)) / 2
 
             selected = self.selected(block, weights, weights, block.values(normed), valid)
             mixed.append(selected / block.num_heads)
@@ -85,15 +88,15 @@ class DiHCLIPAttention(SelfCalibratedAttention):
     def selected(
         self,
         block: TransformerBlock,
-        measured: Callable[[slice], Tensor],
-        weights: Callable[[slice], Tensor],
+        measured: HeadRows,
+        weights: HeadRows,
         values: Tensor,
         valid: Tensor | None,
     ) -> Tensor:
         """``sum A_g V`` ``(B, T, E)`` over the heads of lowest entropy.
 
         Args:
-            measured: rows ``(B, G, rows, T)`` of the attention whose entropy selects.
+            measured: rows of the attention whose entropy selects.
             weights: rows of A.
             values: V ``(B, T, E)``.
             valid: ``(B, T)`` bool; None for all.
@@ -107,17 +110,20 @@ class DiHCLIPAttention(SelfCalibratedAttention):
                 entropies = entropies * valid[:, None, rows]
             entropy = entropy + entropies.sum(dim=-1)  # (B, G)
         lowest = entropy.topk(min(self.heads, block.num_heads), dim=1, largest=False).indices
-        chosen = torch.zeros_like(entropy).scatter(1, lowest, torch.ones_like(entropy))
-        outputs = [(weights(rows) * chosen[..., None, None].to(values.dtype)).sum(dim=1) @ values for rows in blocks]
-        return torch.cat(outputs, dim=1)
+        return torch.cat([weights(rows, lowest).sum(dim=1).to(values.dtype) @ values for rows in blocks], dim=1)
 
 
-def _softmax_rows(queries: Tensor, keys: Tensor, valid: Tensor | None) -> Callable[[slice], Tensor]:
-    """Rows ``(B, G, rows, T)`` of ``softmax(q k^T / sqrt(d))``, by the slice of their queries."""
+def _softmax_rows(queries: Tensor, keys: Tensor, valid: Tensor | None) -> HeadRows:
+    """Rows of ``softmax(q k^T / sqrt(d))``."""
     scale = queries.shape[-1] ** -0.5
 
-    def rows_of(rows: slice) -> Tensor:
-        scores = scale * queries[:, :, rows] @ keys.transpose(2, 3)
+    def rows_of(rows: slice, heads: Tensor | None = None) -> Tensor:
+        some_queries, some_keys = queries, keys
+        if heads is not None:
+            index = heads[:, :, None, None]
+            some_queries = queries.gather(1, index.expand(-1, -1, *queries.shape[2:]))
+            some_keys = keys.gather(1, index.expand(-1, -1, *keys.shape[2:]))
+        scores = (scale * some_queries[:, :, rows]) @ some_keys.transpose(2, 3)
         if valid is not None:
             scores = scores.masked_fill(~valid[:, None, None, :], torch.finfo(scores.dtype).min)
         return scores.softmax(dim=-1)
