@@ -131,6 +131,7 @@ class SegmentRun:
         if options.keep not in KEEP:
             raise ReclipError(f"--keep {options.keep} is unknown: use one of {', '.join(KEEP)}")
         self._trained_on: list[SurveyedImage] = []
+        self._new: dict[str, list[str]] = {}  # ids of the images whose masks this run has written, by kind of model
         self.options = dataclasses.replace(
             options,
             clip=resolve_pretrained(options.clip),  # a name, or the path of an architecture file
@@ -182,10 +183,17 @@ class SegmentRun:
         """All stages; see the function :func:`segment`."""
         with self._begun(progress) as state:
             problems = self._train(state, masks=True)
-            decision, new = self._decide(state, problems)
+            decision = self._decide(state, problems)
             request = self.request if decision is None else self.request.of(decision.kept)
             result = write_results(
-                self.folder, state, request, self.images, problems, self._load, decision, new.get(request.kind, ())
+                self.folder,
+                state,
+                request,
+                self.images,
+                problems,
+                self._load,
+                decision,
+                self._new.get(request.kind, ()),
             )
             self.folder.remove_features()
             return result
@@ -295,9 +303,19 @@ class SegmentRun:
         return Stage(
             FIRST_MASKS,
             lambda: not self.folder.lacking_masks(usable, request.results),
-            lambda: write_candidate(self.folder, state, request, usable, self._load, FIRST_MASKS),
+            lambda: self._write_candidate(state, request, usable, FIRST_MASKS),
             lambda: None,
         )
+
+    def _write_candidate(
+        self, state: RunState, request: MaskRequest, images: Sequence[ImageFile], stage: str
+    ) -> dict[str, str]:
+        """See :func:`write_candidate`; notes which masks are new."""
+        lacking = self.folder.lacking_masks(images, request.results)
+        self._new.setdefault(request.kind, []).extend(image.image_id for image in lacking)
+        if lacking and stage != FIRST_MASKS:
+            say(stage)
+        return write_candidate(self.folder, state, request, images, self._load, stage)
 
     def _calibrate(self) -> None:
         cfg = self.configs["calibrated"]
@@ -326,31 +344,22 @@ class SegmentRun:
             return None
         return known if known.pixels or not masks else None
 
-    def _decide(
-        self, state: RunState, problems: dict[str, str], masks: bool = True
-    ) -> tuple[Decision | None, dict[str, list[str]]]:
-        """Whose masks are kept; records it.
+    def _decide(self, state: RunState, problems: dict[str, str], masks: bool = True) -> Decision | None:
+        """Whose masks are kept, None for a run without training; records it.
 
         Args:
             masks: write the masks that are compared.
-
-        Returns:
-            the decision, None for a run without training; and for each kind the ids of the images whose masks were
-            written.
         """
         if self.options.fast:
-            return None, {}
-        folder, new = self.folder, {}
+            return None
+        folder = self.folder
         decision = self._decided(masks)
         if decision is None:
             decision, pixels = self._judgement(), {}
             usable = [image for image in self.images if image.image_id not in problems]
             for kind in compared(self.kinds) if masks else ():
                 request = self.request.of(kind, formats=False)
-                new[kind] = [image.image_id for image in folder.lacking_masks(usable, request.results)]
-                if new[kind]:
-                    say("masks")
-                problems |= write_candidate(folder, state, request, usable, self._load, "masks")
+                problems |= self._write_candidate(state, request, usable, "masks")
                 usable = [image for image in usable if image.image_id not in problems]
                 coverage = read_coverage(folder.masks_of(request.results), usable)
                 pixels[kind] = total_pixels(coverage, request.table.mask_classes.background)
@@ -358,7 +367,7 @@ class SegmentRun:
             decision.write(folder.decision)
         state.kept = decision.kept
         folder.write(state)
-        return decision, new
+        return decision
 
     def _judgement(self) -> Decision:
         if self.options.keep != "best":

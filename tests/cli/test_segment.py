@@ -101,6 +101,7 @@ def test_keep(segment, reclip, tmp_path):
     kept = segment("--keep", "maskclip")
     assert kept.status == 0, kept.err
     assert "kept the masks of maskclip, as --keep maskclip asks" in kept.out and "rectified" in kept.out
+    assert "(6 new)" in kept.out and "done before" not in kept.out
     out = tmp_path / "out"
     maskclip = all_files(out / "masks")
     assert maskclip == all_files(tmp_path / "fast" / "masks")
