@@ -118,17 +118,23 @@ class Workplace:
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def trainer(self, store: bool) -> Trainer:
-        """A trainer of the case, with the feature store or with fresh crops; makes the store."""
+    def trainer(self, store: bool, graph: bool = False) -> Trainer:
+        """A trainer of the case, with the feature store or with fresh crops; makes the store.
+
+        Args:
+            graph: the step is a CUDA graph.
+        """
         self._register()
-        return Trainer(self._config(store), evaluate=False)
+        return Trainer(self._config(store, graph), evaluate=False)
 
     def fresh_and_stored(self, store_steps: int) -> dict[str, Any]:
-        """:func:`compare` the case with fresh crops and from the store."""
+        """:func:`compare` the case with fresh crops and from the store; on CUDA, also as a CUDA graph."""
         trainers = {"fresh crops": self.trainer(False), "store": self.trainer(True)}
+        if self.settings.device.type == "cuda":
+            trainers["store, CUDA graph"] = self.trainer(True, graph=True)
         return {"classes": len(self.case.classes.classes), **compare(trainers, self.settings, store_steps)}
 
-    def _config(self, store: bool) -> CfgNode:
+    def _config(self, store: bool, graph: bool = False) -> CfgNode:
         case, settings = self.case, self.settings
         number = len(list(self.folder.glob("run*")))
         keys = {
@@ -139,6 +145,7 @@ class Workplace:
             "FEATURE_STORE.VIEWS": int(store),
             "FEATURE_STORE.KIND": "crops",
             "FEATURE_STORE.FOLDER": str(self.folder / "store"),
+            "SOLVER.CUDA_GRAPH": graph,
             "OUTPUT_DIR": str(self.folder / f"run{number}"),
         }
         if settings.device.type == "cpu":
@@ -183,7 +190,7 @@ def compare(trainers: Mapping[str, Trainer], settings: Settings, store_steps: in
     device = settings.device
     steps = {name: (lambda trainer=trainer: run_step(trainer)) for name, trainer in trainers.items()}
     for name, step in steps.items():
-        for _ in range(3 if device.type == "cuda" else int(name != "fresh crops")):
+        for _ in range(8 if device.type == "cuda" else int(name != "fresh crops")):
             step()
     turns = {
         (name, part): (lambda turn, step=step: step())
