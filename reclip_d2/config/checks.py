@@ -132,6 +132,11 @@ def _solver_relations(cfg: CfgNode) -> Iterator[tuple[object, str]]:
         world == 0 or batch % world == 0,
         f"SOLVER.IMS_PER_BATCH {batch} is not a multiple of SOLVER.REFERENCE_WORLD_SIZE {world}",
     )
+    yield (
+        keys.JUDGE_PERIOD == 0 or (cfg.FEATURE_STORE.VIEWS > 0 and cfg.FEATURE_STORE.KIND == "whole"),
+        "SOLVER.JUDGE_PERIOD needs a feature store of whole images: set FEATURE_STORE.VIEWS 2 and FEATURE_STORE.KIND"
+        " whole, or SOLVER.JUDGE_PERIOD 0",
+    )
     steps = list(keys.STEPS)
     yield steps == sorted(set(steps)), f"SOLVER.STEPS is {tuple(steps)}; steps must be in ascending order"
     yield (

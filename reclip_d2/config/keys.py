@@ -328,6 +328,9 @@ KEYS: dict[str, Key] = {
     # Number of parts that a batch of IMS_PER_BATCH images is split into to save memory; their gradients are accumulated
     # for one optimizer step. Iterations, learning rate and sampling do not change; batch norm sees one part at a time.
     "SOLVER.ACCUMULATE_STEPS": Key(1, Whole(1, 1_000_000)),
+    # Not in the papers: score the model every so many iterations without labels, and keep the best
+    # (reclip_d2/engine/judged_training.py). Needs FEATURE_STORE.KIND whole. 0: keep the last, as in the papers.
+    "SOLVER.JUDGE_PERIOD": Key(0, Whole(0)),
     # Not in the papers: end the training when the masks of held-out views and the loss no longer change, at MAX_ITER at
     # the latest (reclip_d2/engine/plateau.py).
     "SOLVER.PLATEAU.ENABLED": Key(False, Flag()),

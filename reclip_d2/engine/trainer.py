@@ -29,6 +29,7 @@ from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper, build_test_ma
 from reclip_d2.data.pseudo_labels import PseudoLabels
 from reclip_d2.data.sampling import NumberedDataset, build_train_loader
 from reclip_d2.engine.calibration import calibrate
+from reclip_d2.engine.judged_training import KeepBestJudged
 from reclip_d2.engine.launch_checks import scale_to_processes
 from reclip_d2.engine.logs import build_writers
 from reclip_d2.engine.plateau import PlateauRule, StopAtPlateau
@@ -181,6 +182,10 @@ class Trainer(DefaultTrainer):
         if self.cfg.SOLVER.PLATEAU.ENABLED:
             scheduler = next(index for index, hook in enumerate(result) if isinstance(hook, LRScheduler))
             result.insert(scheduler + 1, self.build_plateau_hook())
+        if self.cfg.SOLVER.JUDGE_PERIOD:  # before the checkpoint is written
+            scheduler = next(index for index, hook in enumerate(result) if isinstance(hook, LRScheduler))
+            dataset = self._trainer.data_loader.dataset
+            result.insert(scheduler + 1, KeepBestJudged.of(self.cfg, self.checkpointer.model, dataset))
         return [SeedIteration(self.cfg.SEED), *result] if self.cfg.SEED >= 0 else result
 
     def build_plateau_hook(self) -> StopAtPlateau:

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from reclip_d2.errors import ReclipError
 from reclip_d2.features.store import FeatureStore
+from reclip_d2.features.whole_images import inside_image
+from reclip_d2.layers import use_kernels
 from reclip_d2.modeling.class_shares import fit_class_mixture
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
@@ -201,6 +203,21 @@ def reference_from_store(
     return fit_reference([_view(store, image)[0] for image in images], query_features, logit_scale, images)
 
 
+def judge_score(model: LanguageSegmentor, store: FeatureStore, reference: Reference) -> float:
+    """A model's :func:`estimated_miou` on the images of a reference; the model's mode is restored afterwards.
+
+    Args:
+        store: of the reference.
+    """
+    training = model.training
+    model.eval()
+    try:
+        labels = predicted_labels(model, store, reference.images)
+    finally:
+        model.train(training)
+    return estimated_miou(_flat_labels(Candidate("the model", labels), reference), reference.posteriors)
+
+
 @torch.no_grad()
 def predicted_labels(model: LanguageSegmentor, store: FeatureStore, images: Sequence[int]) -> list[Tensor]:
     """A model's label maps ``(h, w)`` of images on the patch grid: a :class:`Candidate`'s labels.
@@ -212,7 +229,8 @@ def predicted_labels(model: LanguageSegmentor, store: FeatureStore, images: Sequ
         store: of the reference.
         images: the reference's.
     """
-    return [_labels(model, store, image) for image in images]
+    with use_kernels(model.kernels):
+        return [_labels(model, store, image) for image in images]
 
 
 def _labels(model: LanguageSegmentor, store: FeatureStore, image: int) -> Tensor:
@@ -229,5 +247,4 @@ def _labels(model: LanguageSegmentor, store: FeatureStore, image: int) -> Tensor
 def _view(store: FeatureStore, image: int) -> tuple[Tensor, tuple[int, int]]:
     """Features ``(h, w, D)`` float32 of an image's first view, without patches of padding, and its (H, W)."""
     stored = store.read(image * store.views.plan.number)
-    rows, columns = (max(1, math.ceil(side / store.patch_size - 0.5)) for side in stored.size)
-    return stored.features[:rows, :columns].float(), stored.size
+    return inside_image(stored.features, stored.size, store.patch_size).float(), stored.size

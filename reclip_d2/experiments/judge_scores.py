@@ -173,8 +173,8 @@ def share_agreement(evidence: Evidence, found: Predictions) -> float:
 
 
 def likelihood(evidence: Evidence, found: Predictions) -> float:
-    """How well the labels explain the features: ``mean_i log N(z_i; mu_{y_i}, S) - log N(z_i; mu, S_0)``, fitted to every
-    second image and measured on the others, both ways."""
+    """How well the labels explain the features: ``mean_i log N(z_i; mu_{y_i}, S) - log N(z_i; mu, S_0)``, fitted
+    to every second image and measured on the others, both ways."""
     images = torch.arange(len(found.labels)) % 2
     fold = images[:, None, None].expand(found.labels.shape).flatten()
     features, labels = evidence.features.flatten(0, 2), found.labels.flatten()

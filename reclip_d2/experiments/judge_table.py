@@ -78,8 +78,8 @@ def losses_of_three(runs: Sequence[Judged], score: str) -> list[float]:
 
 
 def correlation_of_others_choice(worlds: Mapping[str, Sequence[Judged]], left_out: str) -> tuple[str, float]:
-    """The score with the highest mean rank correlation on the data sets other than ``left_out``, and its rank correlation
-    there.
+    """The score with the highest mean rank correlation on the data sets other than ``left_out``, and its rank
+    correlation there.
 
     Args:
         worlds: snapshots by ``<data set> <CLIP>``; all CLIPs of a data set are left out together.

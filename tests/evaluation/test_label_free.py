@@ -1,9 +1,12 @@
 """The judge without labels (``reclip_d2.evaluation.label_free``)."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from reclip_d2.config import load_config
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.label_free import (
     Candidate,
@@ -12,9 +15,19 @@ from reclip_d2.evaluation.label_free import (
     expected_iou,
     fit_reference,
     judge_masks,
+    judge_score,
+    judged_images,
+    predicted_labels,
+    reference_from_store,
     smooth,
 )
+from reclip_d2.features.store import build_store, images_digest
+from reclip_d2.features.views import ViewPlan
+from reclip_d2.hypothesis.training_records import unlabelled_records
 from reclip_d2.modeling.class_shares import fit_class_mixture
+from tests.helpers import datasets, isolated_cache, make_maskclip, make_student, tiny_dense, write_scenes
+
+__all__ = ["datasets", "isolated_cache"]
 
 
 def test_expected_iou_of_certain_posteriors_is_the_iou():
@@ -120,3 +133,55 @@ def test_candidates_that_do_not_fit():
         judge_masks([Candidate("maskclip", right)] * 2, reference)
     with pytest.raises(ReclipError, match="label maps of rectified do not have the patch grids"):
         judge_masks([Candidate("maskclip", right), Candidate("rectified", wrong)], reference)
+
+
+# ---- labels and features of models ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path, datasets, isolated_cache):
+    """Scenes of two sizes that are no multiples of the patch size, with the store of their views."""
+    records = write_scenes(tmp_path / "wide", 3, size=(34, 60)) + write_scenes(tmp_path / "tall", 2, size=(50, 36))
+    for number, record in enumerate(records):
+        record["image_id"] = str(number)
+    datasets("reclip_test_train", records, ["sky", "tree", "water", "wall"])
+    keys = {"INPUT.MIN_SIZE_TEST": 0, "DATASETS.TRAIN": ("reclip_test_train",), "MODEL.DEVICE": "cpu"}
+    cfg = load_config("", [str(part) for pair in keys.items() for part in pair])
+    records = unlabelled_records(cfg.DATASETS.TRAIN)
+    backbone, images = tiny_dense(), images_digest(records)
+    found = build_store(cfg, backbone, records, dataclasses.replace(ViewPlan.whole_images(cfg), number=2), images)
+    found.make(make_maskclip().view_encoder)
+    return found
+
+
+def test_labels_of_a_model_on_the_patch_grid(store):
+    """Those of an encoded image, without its padding."""
+    model = make_maskclip()
+    found = predicted_labels(model, store, [1, 4])
+    for image, labels in zip((1, 4), found, strict=True):
+        pixels = store.views.sample(2 * image)["image"]
+        batch = model.preprocess_image([{"image": pixels}])
+        expected = model.mask_logits(batch.tensor, batch.image_sizes)[0].argmax(0)
+        rows, columns = (int((side + 3) // 8) for side in pixels.shape[1:])  # patches whose centre is inside
+        assert labels.shape == (rows, columns)
+        assert (labels == expected[:rows, :columns]).float().mean() > 0.9  # a patch may tie after rounding
+
+
+def test_labels_of_a_student_on_the_patch_grid(store):
+    student = make_student(make_maskclip(), head="query").eval()
+    (labels,) = predicted_labels(student, store, [1])
+    assert labels.shape == (4, 7) and labels.dtype == torch.int64
+
+
+def test_images_are_spread_evenly(store):
+    assert judged_images(store) == [0, 1, 2, 3, 4]
+    assert judged_images(store, max_patches=70) == [0, 2, 4]  # the first has 28 patches
+
+
+def test_the_score_of_a_model_is_that_of_its_labels(store):
+    model = make_maskclip().train()
+    reference = reference_from_store(store, model.query_features, 10.0, max_patches=70)
+    assert reference.images == (0, 2, 4)
+    score = judge_score(model, store, reference)
+    verdict = judge_masks([Candidate("maskclip", predicted_labels(model.eval(), store, [0, 2, 4]))], reference)
+    assert score == verdict.scores["maskclip"]
