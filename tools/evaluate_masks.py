@@ -21,7 +21,7 @@ from pathlib import Path
 
 import reclip_d2.data.datasets  # noqa: F401  (registers the data sets)
 from reclip_d2.data.class_file import read_class_file
-from reclip_d2.data.classes import check_labelled
+from reclip_d2.data.classes import check_registered
 from reclip_d2.data.mask_files import SIZE_RULES, MaskFiles
 from reclip_d2.errors import ReclipError, exit_on_error
 from reclip_d2.evaluation.folder_scores import FolderEvaluation, FolderScores, class_ids
@@ -77,10 +77,8 @@ def main(arguments: list[str] | None = None) -> None:
         check_output_file(args.json, "--json")
     if args.match and args.names:
         raise ReclipError("--names is for ids that are classes, --match and --hungarian for clusters: give one of them")
-    check_labelled(args.dataset)
-    names = None
-    if args.names:
-        names = read_class_file(args.names).model_classes
+    check_registered(args.dataset)
+    names = read_class_file(args.names, "--names").model_classes if args.names else None
     ids = None if args.match else class_ids(args.dataset, names)
     masks = MaskFiles(args.folder, ids=ids, suffix=args.suffix, size_rule=args.size)
     scores = FolderEvaluation(args.dataset, masks).evaluate(args.match, args.match_by, args.bias)

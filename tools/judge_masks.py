@@ -25,6 +25,7 @@ from reclip_d2.experiments.judge_runs import JudgedRun, JudgedWorld, read_runs
 from reclip_d2.experiments.judge_scores import SCORES, Evidence, Predictions, collect_evidence
 from reclip_d2.experiments.judge_table import Judged, markdown
 from reclip_d2.toy.worlds import WORLDS
+from reclip_d2.utils.files import check_regular
 from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.output_paths import check_output_folder
 
@@ -59,6 +60,7 @@ def clips_of(world: str, given: list[str]) -> list[str]:
         name, _, file = pair.partition("=")
         if name not in WORLDS or not file:
             raise ReclipError(f"--clip {pair}: give WORLD=FILE, with a world of {', '.join(WORLDS)}")
+        check_regular(file, "CLIP", "make it with tools/pretrain_embedded_clip.py --out FILE")
         if name == world:
             files.append(file)
     return [world, *files]

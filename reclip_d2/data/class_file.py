@@ -75,14 +75,17 @@ class ClassList:
         return [*range(count), *(count if keep_background else IGNORE_LABEL for _ in self.background)]
 
 
-def read_class_file(path: str | os.PathLike[str]) -> ClassList:
+def read_class_file(path: str | os.PathLike[str], option: str = "--classes") -> ClassList:
     """Read a class file, UTF-8 with or without a byte order mark, with any line ends.
+
+    Args:
+        option: what names the file, for errors.
 
     Raises:
         ReclipError: the file is missing or not text, a name is empty or occurs twice, there are fewer than two names or
             more than an index mask can hold. The message names the line.
     """
-    text = read_text(path, "class file", limit=_MAX_BYTES, remedy="check --classes")
+    text = read_text(path, "class file", limit=_MAX_BYTES, remedy=f"check {option}")
     return parse_classes(text, display_path(path))
 
 

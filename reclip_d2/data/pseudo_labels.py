@@ -49,7 +49,7 @@ class PseudoLabels:
         class_names = class_names_from_config(cfg)
         ids: Sequence[int] = range(len(class_names))
         if keys.NAMES:
-            ids = ids_of_names(read_class_file(keys.NAMES).model_classes, class_names)
+            ids = ids_of_names(read_class_file(keys.NAMES, "MODEL.TEACHER.MASKS.NAMES").model_classes, class_names)
         masks = MaskFiles(keys.FOLDER, ids=ids, suffix=keys.SUFFIX, size_rule="nearest")
         confidence = MaskFiles(keys.CONFIDENCE, suffix=keys.SUFFIX, size_rule="nearest") if keys.CONFIDENCE else None
         return cls(masks, confidence, keys.MIN_CONFIDENCE)

@@ -64,6 +64,10 @@ _HEADER_SCHEMA = {
 }
 
 
+# Scores are cosines, or shares of an image; with a margin for rounding.
+_LARGEST_SCORE = 1.001
+
+
 def _default_statistics() -> list[list[float]]:
     return [list(KEYS[f"MODEL.{key}"].default) for key in ("PIXEL_MEAN", "PIXEL_STD")]
 
@@ -276,5 +280,7 @@ def _is_sound(values: Any, key: str, num_classes: int) -> bool:
     if not isinstance(values, list) or not values:
         return False
     if key == "scores":
-        return len(values) == num_classes and all(isinstance(v, int | float) for v in values)
+        return len(values) == num_classes and all(
+            isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= _LARGEST_SCORE for v in values
+        )
     return all(isinstance(v, int) and 0 <= v < num_classes for v in values)

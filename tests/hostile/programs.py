@@ -213,6 +213,14 @@ def tools() -> Iterator[Case]:
         },
         "linear_probe": {"unlabelled": TRAIN},
         "kernel_report": {"nothing": ("nothing",)},
+        "evaluate_masks": {
+            "dataset": ("photos", "--dataset", "nothing"), "folder": ("nothing", "--dataset", "embedded_val"),
+            "names": ("photos", "--dataset", "embedded_val", "--names", "nothing"),
+        },
+        "judge_masks": {
+            "runs": ("--out", "out", "--runs", "nothing"), "clip": ("--out", "out", "--clip", "embedded=nothing"),
+            "world": ("--out", "out", "--clip", "nothing"), "out": ("--out", "precious/letter.txt", "--runs", "none"),
+        },
         "make_hypotheses": {"option": ("--nothing",)},
     }  # fmt: skip
     for tool, variants in wrong.items():

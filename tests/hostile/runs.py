@@ -70,6 +70,11 @@ def second(change: Callable[[dict], object]) -> Callable[[Path], None]:
     return lines(edit)
 
 
+def scores(change: Callable[[list], object]) -> Callable[[Path], None]:
+    """The second line with another list of what the hypothesis is decided from."""
+    return second(lambda value: value.update(scores=change(value["scores"])))
+
+
 def first(change: Callable[[dict], object]) -> Callable[[Path], None]:
     """The head of the hypothesis file, with a change."""
 
@@ -140,14 +145,14 @@ HYPOTHESIS: dict[str, Callable[[Path], None]] = {
     "head-classes": first(lambda value: value.update(class_names=5)),
     "head-ratio": first(lambda value: value.update(window_ratio="x")),
     "head-method": first(lambda value: value.update(method="__import__")),
-    "class-negative": second(lambda value: value.update(top1=[-1] * len(value["top1"]))),
-    "class-large": second(lambda value: value.update(top1=[99] * len(value["top1"]))),
-    "class-huge": second(lambda value: value.update(top1=[10**30] * len(value["top1"]))),
-    "class-text": second(lambda value: value.update(top1="sky")),
-    "class-fraction": second(lambda value: value.update(top1=[0.5] * len(value["top1"]))),
-    "class-true": second(lambda value: value.update(top1=[True] * len(value["top1"]))),
-    "windows": second(lambda value: value.update(top1=[0])),
-    "no-windows": second(lambda value: value.update(top1=[])),
+    "class-negative": scores(lambda values: [-2] * len(values)),
+    "class-large": scores(lambda values: [99] * len(values)),
+    "class-huge": scores(lambda values: [10**30] * len(values)),
+    "class-text": scores(lambda values: "sky"),
+    "class-fraction": scores(lambda values: [1.5] * len(values)),
+    "class-true": scores(lambda values: [True] * len(values)),
+    "windows": scores(lambda values: [0]),
+    "no-windows": scores(lambda values: []),
     "size": second(lambda value: value.update(size=[0, 0])),
     "size-huge": second(lambda value: value.update(size=[10**9, 10**9])),
     "size-text": second(lambda value: value.update(size="x")),
@@ -231,7 +236,14 @@ def cases() -> Iterator[Case]:
         yield Case(f"fast-entries-{kind}", "reclip", FAST_AGAIN, prepare, resumed=True, either=True,
                    telling=kind == "dots")  # fmt: skip
     for kind, prepare in HYPOTHESIS.items():
-        either = kind in ("blank", "class-true", "no-size", "size-huge", "twice")
+        either = kind in (
+            "blank",
+            "no-size",
+            "size",
+            "size-text",
+            "size-huge",
+            "twice",
+        )  # dense hypotheses need no size
         unfinished = _unfinished(prepare)
         yield Case(f"resume-hypotheses-{kind}", "reclip", RESUME, unfinished, resumed=True, either=either,
                    words="hypothes|size|image", telling=kind == "class-large")  # fmt: skip

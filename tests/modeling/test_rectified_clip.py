@@ -174,7 +174,7 @@ def test_from_the_config(tmp_path, datasets):
     model = build_model(cfg)
     assert isinstance(model, RectifiedCLIP) and "MaskCLIP" in META_ARCH_REGISTRY
     assert model.rectification == "add" and model.gumbel_hard is False
-    assert model.loss_weights == {"contrastive": 1.0, "coverage": 2.0, "outside": 0.0}
+    assert model.loss_weights == {"contrastive": 1.0, "coverage": 2.0, "outside": 0.0, "anchor": 0.0}
     assert model.gumbel_tau == model.loss_tau == pytest.approx(0.07, rel=1e-4)  # the inverse of the logit scale
     assert model.bias_head.reference_prompt.vectors.shape[0] == 73
     assert model.num_classes == 3 and model.templates == "photo"

@@ -131,6 +131,7 @@ def test_bars_find_their_figures():
     variants = {"fresh crops": {"peak_bytes": 4, "ratio": 1.0}, "store": {"peak_bytes": 2, "ratio": 30.0}}
     results.add("a/voc20", {"variants": variants})
     results.add("c/classes", {"variants": {"150": {"median_seconds": 2.0}, "1000": {"median_seconds": 3.0}}})
+    results.add("c/classes-fresh", {"variants": {"150": {"median_seconds": 2.0}, "1000": {"median_seconds": 5.0}}})
     results.add("c/sides", {"sides": {"8192": {"peak_bytes": 5e9}}})
     found = {bar.text: (bar.value, bar.verdict) for bar in all_bars(results)}
     assert found["12 photographs, 11 classes, from nothing to masks"] == (400.0, "FAIL")
@@ -138,7 +139,8 @@ def test_bars_find_their_figures():
     assert found["12 photographs: estimate and truth differ by a factor of"] == (2.0, "FAIL")
     assert found["voc20: step without the store / with it"] == (30.0, "pass")
     assert found["voc20: memory of the step with the store / without it"] == (0.5, "pass")
-    assert found["step with 1,000 classes / 150"] == (1.5, "pass")
+    assert found["step from the store: 1,000 classes / 150"] == (1.5, "pass")
+    assert found["step with fresh crops: 1,000 classes / 150"] == (2.5, "FAIL")
     assert found["peak memory of `reclip predict`, 8,192 x 8,192 px"] == (5.0, "FAIL")
     assert found["100 photographs, 20 classes"] == (None, "not measured")
 

@@ -83,12 +83,12 @@ def test_nothing_to_do_says_nothing(sample, tmp_path, capsys):
 
 
 def test_a_range_where_the_training_may_end_early():
-    """The plateau's rule needs (2 x 4 + 3 - 1) x 10 iterations, and 40 to cool down: 140."""
+    """The plateau's rule needs (2 x 4 + 3 - 1) x 10 iterations, and 100 to cool down: 200."""
     cfg = stage_config("rectified", "reclip-embedded", KEYS)
     work = Work("", "", 0, 1400, 0, 0)
     seconds = {"features": 60.0, "rectification": 1400.0}
     assert module._in_words(cfg, work, seconds, student=True) == (
-        "about 3 min to 24 min in total (features 60 s, rectification up to 23 min), and the distillation"
+        "about 4 min to 24 min in total (features 60 s, rectification up to 23 min), and the distillation"
     )
     cfg.SOLVER.PLATEAU.ENABLED = False
     assert module._in_words(cfg, work, seconds, student=False) == (

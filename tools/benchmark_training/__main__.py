@@ -72,6 +72,7 @@ def measurements(settings: Settings, photographs: list[int], ceilings: paper_sum
         f"b/{numbers[0]}-fast": run(numbers[0], fast=True),
         **{f"a/{name}": step(name) for name in cases},
         "c/classes": lambda: steps.class_growth(settings, counts),
+        "c/classes-fresh": lambda: steps.class_growth(settings, counts[-2:], store=False),
         "c/sides": lambda: growth.image_sides(settings, sides),
         "c/images": lambda: growth.store_sizes(settings, images, draws=5 if quick else 200),
         f"paper/{first}": lambda: on_paper(settings, cases[first](), ceilings),

@@ -36,8 +36,12 @@ def _patch_flops(visual: nn.Module, patches: int) -> int:
 
 
 def global_flops(visual: nn.Module, patches: int) -> int:
-    """Of an image's global feature, as for a window of Eq. (6)."""
-    encoder = encoder_flops(list(visual.transformer.resblocks), 1 + patches)
+    """Of an image's global feature, as for a window of Eq. (6); the last block computes the class token only."""
+    *blocks, last = visual.transformer.resblocks
+    tokens, width = 1 + patches, last.attn.embed_dim
+    keys_and_values = tokens * 2 * 2 * width**2
+    class_token = linear_flops(last) - 2 * 2 * width**2 + attention_flops(last, tokens) // tokens
+    encoder = encoder_flops(blocks, tokens) + keys_and_values + class_token
     return _patch_flops(visual, patches) + encoder + 2 * visual.proj.numel()
 
 

@@ -23,8 +23,10 @@ def markdown(results: Results) -> str:
     if runs := results.of_part("b"):
         sections.append("### `reclip segment`\n\n" + _runs(runs))
     growth = results.of_part("c")
-    if "classes" in growth:
-        sections.append("### Growth with classes\n\n" + _classes(growth["classes"]))
+    for name, source in (("classes", "From the store"), ("classes-fresh", "With fresh crops")):
+        if name in growth:
+            title = "### Growth with classes\n\n" if name == "classes" else ""
+            sections.append(title + _classes(growth[name], source))
     if "sides" in growth:
         sections.append("### Growth with the image\n\n" + _sides(growth["sides"]))
     if "images" in growth:
@@ -124,7 +126,7 @@ def _runs(parts: dict[str, dict[str, Any]]) -> str:
     return table(["photographs", "classes", "total", *names, "estimate / truth", "peak memory"], rows)
 
 
-def _classes(figures: dict[str, Any]) -> str:
+def _classes(figures: dict[str, Any], source: str) -> str:
     variants = figures["variants"]
     rows = [
         [f"{int(count):,}", duration(row["median_seconds"]), f"{row['images_per_second']:.3g}",
@@ -132,7 +134,7 @@ def _classes(figures: dict[str, Any]) -> str:
         for count, row in variants.items()
     ]  # fmt: skip
     first = f"over {next(iter(variants))} classes"
-    return f"From the store, batch {figures['images']}.\n\n" + table(
+    return f"{source}, batch {figures['images']}.\n\n" + table(
         ["classes", "step", "images/s", first, "memory of a step"], rows
     )
 

@@ -90,16 +90,16 @@ def distillation(settings: Settings) -> dict[str, Any]:
         return place.fresh_and_stored(store_steps=1)
 
 
-def class_growth(settings: Settings, counts: Sequence[int]) -> dict[str, Any]:
-    """Part c: the step from the store for numbers of classes, everything else as for ADE20K."""
+def class_growth(settings: Settings, counts: Sequence[int], store: bool = True) -> dict[str, Any]:
+    """Part c: the step from the store, or with fresh crops, for numbers of classes, all else as for ADE20K."""
     base = step_cases(settings)["embedded" if settings.quick else "ade150"]()
     with Workplace(settings, base) as place:
         trainers = {}
         for count in counts:
             classes = ClassList(base.classes.classes[:count]) if settings.quick else generated_classes(count)
             place.case = dataclasses.replace(base, classes=classes, classes_per_image=min(count / 2, 22.3))
-            trainers[str(count)] = place.trainer(True)
-        return compare(trainers, settings, store_steps=3)
+            trainers[str(count)] = place.trainer(store)
+        return compare(trainers, settings, store_steps=3 if store else 1)
 
 
 class Workplace:
