@@ -52,8 +52,8 @@ CONTROLS = (
 )
 
 
-# On this data set an image has two views, itself and its mirror image. The feature store holds both: all that a training
-# of the published configs sees.
+# On this data set an image has two views, itself and its mirror image. The feature store holds both: all that a
+# training of the published configs sees.
 STORE = ("FEATURE_STORE.VIEWS", "2", "FEATURE_STORE.KIND", "whole")
 
 
