@@ -26,8 +26,16 @@ class _Stopping(torch.utils.data.Dataset):
 def test_a_stopped_worker_ends_the_run(capfd):
     WorkerWatch(seconds=0.4).start()
     start = time.monotonic()
+
+    def read() -> None:
+        images = iter(torch.utils.data.DataLoader(_Stopping(), num_workers=1))
+        try:
+            list(images)
+        finally:
+            images._shutdown_workers()  # otherwise torch's signal handler may raise after the test
+
     with pytest.raises(SystemExit) as caught:
-        exit_on_error(lambda: list(torch.utils.data.DataLoader(_Stopping(), num_workers=1)))()
+        exit_on_error(read)()
     assert caught.value.code == 1 and time.monotonic() - start < 30
     # Whether torch sees the worker's end, or its own connection break, is chance.
     errors = capfd.readouterr().err
