@@ -4,10 +4,10 @@
     python tools/judge_masks.py --out output/judge
     python tools/judge_masks.py --out output/judge --clip embedded=DIR/seed1.safetensors --seeds 0 1    # another CLIP
 
-Trains the runs of configs/ablations/judge.yaml on each world, scores their label maps of the training images without
-labels, and compares the scores with the mIoU on a labelled split. Finished runs are kept in DIR; an interrupted
-validation resumes when you repeat the command. Prints the tables of docs/label_free.md and writes them to
-DIR/judge_<split>.md.
+Trains the runs of configs/ablations/judge.yaml on each world (some with hypotheses from labels, as controls), scores
+their label maps of the training images without labels, and compares the scores with the mIoU on a labelled split.
+Finished runs are kept in DIR; an interrupted validation resumes when you repeat the command. Prints the tables of
+docs/label_free.md and writes them to DIR/judge_<split>.md.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class MaskFiles:
         return best[0]
 
     def check(self, images: Iterable[StrPath]) -> None:
-        """Raise :class:`ReclipError` if an image has no mask; the message names the first."""
+        """Raise :class:`ReclipError` if an image has no mask, or two have the same; the message names the first."""
         images = list(images)
         missing = [image for image in images if self.path(image) is None]
         if missing:
@@ -94,6 +94,14 @@ class MaskFiles:
                 f" {display_path(missing[0])}, whose mask is {PurePath(missing[0]).stem}{self.suffix}.png: write a"
                 " mask for each image"
             )
+        owners: dict[Path | None, StrPath] = {}
+        for image in images:
+            other = owners.setdefault(self.path(image), image)
+            if PurePath(other) != PurePath(image):
+                raise ReclipError(
+                    f"images {display_path(other)} and {display_path(image)} have the same mask,"
+                    f" {display_path(self.path(image))}: give masks the sub-folders of their images"
+                )
 
     def read(self, image: StrPath, size: tuple[int, int]) -> np.ndarray:
         """The mask of an image.

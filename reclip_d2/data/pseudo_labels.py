@@ -5,8 +5,8 @@ Shape letters: (H, W) size in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import os
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -74,25 +74,46 @@ class PseudoLabels:
         white = 255 if pixels.dtype == np.uint8 else 65535
         return np.where(pixels < self.threshold * white, NO_CLASS, labels)
 
-    def check(self, datasets: Sequence[str]) -> None:
-        """Check that each training image has a mask, and that no mask is a label of the data set.
+    def check(self, datasets: Sequence[str], others: Sequence[str] = ()) -> None:
+        """Check that each training image has a mask, and that none of these files is a label of a data set.
+
+        Files are compared by their inode, so links are found; copies of labels are not.
 
         Args:
             datasets: registered names, ``DATASETS.TRAIN``.
+            others: further registered names whose labels must not be used: ``DATASETS.TEST``, the user's own.
 
         Raises:
             ReclipError: a file is missing; or a mask is a label: training uses none.
         """
+        labels = _label_files([*datasets, *(f"{name}_labelled" for name in datasets), *others])
         for name in datasets:
-            records = DatasetCatalog.get(name)
-            self.masks.check(images_of(records))
+            images = images_of(DatasetCatalog.get(name))
+            self.masks.check(images)
             if self.confidence is not None:
-                self.confidence.check(images_of(records))
-            labelled = f"{name}_labelled"
-            for record in [*records, *(DatasetCatalog.get(labelled) if labelled in DatasetCatalog.list() else [])]:
-                label, mask = record.get("sem_seg_file_name"), self.masks.path(record["file_name"])
-                if label and mask is not None and Path(label).resolve() == mask.resolve():
+                self.confidence.check(images)
+            for image in images:
+                mask = self.masks.path(image)
+                if mask is not None and _file_id(mask) in labels:
                     raise ReclipError(
-                        f"MODEL.TEACHER.MASKS.FOLDER has the labels of {name} ({display_path(mask)}): training uses no"
+                        f"MODEL.TEACHER.MASKS.FOLDER has labels of a data set ({display_path(mask)}): training uses no"
                         " labels; give the folder of a system's predictions"
                     )
+
+
+def _file_id(path: StrPath) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _label_files(datasets: Iterable[str]) -> set[tuple[int, int]]:
+    """The label files of those data sets that are registered; they are not opened."""
+    known = set(DatasetCatalog.list())
+    paths = [
+        record["sem_seg_file_name"]
+        for name in dict.fromkeys(datasets)
+        if name in known
+        for record in DatasetCatalog.get(name)
+        if record.get("sem_seg_file_name")
+    ]
+    return {_file_id(path) for path in paths if os.path.exists(path)}

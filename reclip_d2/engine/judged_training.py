@@ -69,7 +69,7 @@ class KeepBestJudged(HookBase):
             return
         model, score = trainer.checkpointer.model, float("-inf")
         if self.reference is not None:
-            segmentor = model.student if isinstance(model, Distillation) else model
+            segmentor = model.final_student if isinstance(model, Distillation) else model
             score = judge_score(segmentor, self.store, self.reference)
             trainer.storage.put_scalar("judge/estimated_miou", score, smoothing_hint=False)
         score = comm.all_gather(score)[0]
@@ -80,15 +80,14 @@ class KeepBestJudged(HookBase):
             self._restore(model, done, score)
 
     def _restore(self, model: nn.Module, last: int, score: float) -> None:
-        """Load the best weights, which are then no longer needed."""
-        if self._iteration != last:
+        """Load the best weights. They stay in the state, for a training that is resumed with more iterations."""
+        if self._weights and self._iteration != last:
             model.load_state_dict(self._weights)
             logger.info(
                 "judged without labels, the model of iteration %d is the best: its estimated mIoU is %.1f, that of the"
                 " last iteration %.1f; it is kept",
                 self._iteration, self._best, score,
             )  # fmt: skip
-        self._weights = {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self._best, "iteration": self._iteration, "weights": self._weights}

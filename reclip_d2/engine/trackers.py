@@ -75,7 +75,8 @@ class TrackerWriter(EventWriter, abc.ABC):
         for iteration, scalars in new_scalars(storage, self._written).items():
             self.log(scalars, iteration)
         for name, image, iteration in storage._vis_data:
-            self.log_image(name, as_pixels(image), iteration)
+            if iteration > self._written:  # without TensorBoard's writer, nobody removes those that were sent
+                self.log_image(name, as_pixels(image), iteration)
         self._written = storage.iter
 
     def close(self) -> None:
@@ -91,13 +92,15 @@ class WandbWriter(TrackerWriter):
         self._run = self.library.init(
             project=project, name=run, id=run_id, resume="allow" if run_id else None, config=dict(settings)
         )
+        self._step = 0  # the library drops what comes with an earlier step than the last
         return self._run.id
 
     def log(self, scalars: Mapping[str, float], iteration: int) -> None:
-        self._run.log(dict(scalars), step=iteration)
+        self._step = max(self._step, iteration)
+        self._run.log(dict(scalars), step=self._step)
 
     def log_image(self, name: str, image: np.ndarray, iteration: int) -> None:
-        self._run.log({name: self.library.Image(image)}, step=iteration)
+        self._run.log({name: self.library.Image(image)}, step=max(self._step, iteration))
 
     def close(self) -> None:
         self._run.finish()

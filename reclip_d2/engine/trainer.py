@@ -26,6 +26,7 @@ import reclip_d2.data.datasets  # noqa: F401  (registers the data sets)
 import reclip_d2.modeling  # noqa: F401  (registers the models)
 from reclip_d2.data.classes import check_labelled
 from reclip_d2.data.dataset_mapper import UnlabelledDatasetMapper, build_test_mapper
+from reclip_d2.data.datasets.custom_labels import CUSTOM_VAL
 from reclip_d2.data.pseudo_labels import PseudoLabels
 from reclip_d2.data.sampling import NumberedDataset, build_train_loader
 from reclip_d2.engine.calibration import calibrate
@@ -126,7 +127,7 @@ class Trainer(DefaultTrainer):
         watch_workers()
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         if masks := PseudoLabels.from_config(cfg):
-            masks.check(cfg.DATASETS.TRAIN)
+            masks.check(cfg.DATASETS.TRAIN, [*cfg.DATASETS.TEST, CUSTOM_VAL])
         records, workers = build_training_records(cfg), cfg.DATALOADER.NUM_WORKERS
         if cfg.FEATURE_STORE.VIEWS:
             if model is None:
@@ -179,13 +180,13 @@ class Trainer(DefaultTrainer):
                 hook.max_to_keep = self._keep_checkpoints
         if "trained_student" in self.checkpointer.checkpointables:
             result.insert(0, AverageStudent())
-        if self.cfg.SOLVER.PLATEAU.ENABLED:
-            scheduler = next(index for index, hook in enumerate(result) if isinstance(hook, LRScheduler))
-            result.insert(scheduler + 1, self.build_plateau_hook())
-        if self.cfg.SOLVER.JUDGE_PERIOD:  # before the checkpoint is written
-            scheduler = next(index for index, hook in enumerate(result) if isinstance(hook, LRScheduler))
+        after_scheduler = 1 + next(index for index, hook in enumerate(result) if isinstance(hook, LRScheduler))
+        # Both before the checkpoint is written; the plateau first, since it may bring the end forward.
+        if self.cfg.SOLVER.JUDGE_PERIOD:
             dataset = self._trainer.data_loader.dataset
-            result.insert(scheduler + 1, KeepBestJudged.of(self.cfg, self.checkpointer.model, dataset))
+            result.insert(after_scheduler, KeepBestJudged.of(self.cfg, self.checkpointer.model, dataset))
+        if self.cfg.SOLVER.PLATEAU.ENABLED:
+            result.insert(after_scheduler, self.build_plateau_hook())
         return [SeedIteration(self.cfg.SEED), *result] if self.cfg.SEED >= 0 else result
 
     def build_plateau_hook(self) -> StopAtPlateau:

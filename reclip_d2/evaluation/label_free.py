@@ -35,6 +35,8 @@ SMOOTHING = 3
 """Side of the mean filter on the features, in patches."""
 FALLBACK = "maskclip"
 """Name of the candidate that is always there."""
+UNTRAINED = ("maskclip", "calibrated")
+"""Names of candidates that no training has made."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +157,8 @@ def judge_masks(candidates: Sequence[Candidate], reference: Reference, *, fallba
         raise ReclipError(f"candidates are {', '.join(names) or 'missing'}: names must differ, and include {fallback}")
     scores = {c.name: estimated_miou(_flat_labels(c, reference), reference.posteriors) for c in candidates}
     kept = max(names, key=lambda name: scores[name])
-    worse = [name for name in names if scores[name] < scores[fallback]]
-    return Verdict(kept, scores, _reason(kept, scores, fallback), _warning(worse, scores, fallback))
+    worse = [name for name in names if name not in UNTRAINED and scores[name] < scores[fallback]]
+    return Verdict(kept, scores, _reason(kept, scores), _warning(worse, scores, fallback))
 
 
 def _flat_labels(candidate: Candidate, reference: Reference) -> Tensor:
@@ -167,7 +169,7 @@ def _flat_labels(candidate: Candidate, reference: Reference) -> Tensor:
     return torch.cat([labels.flatten().long().cpu() for labels in candidate.labels])
 
 
-def _reason(kept: str, scores: dict[str, float], fallback: str) -> str:
+def _reason(kept: str, scores: dict[str, float]) -> str:
     others = [f"{name} {score:.1f}" for name, score in scores.items() if name != kept]
     compared = f", against {', '.join(others)}" if others else ""
     return f"kept the masks of {kept}: their mIoU, estimated without labels, is {scores[kept]:.1f}{compared}"

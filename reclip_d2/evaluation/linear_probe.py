@@ -1,7 +1,8 @@
 """Linear probing (Table I): how well a linear classifier of a model's frozen pixel embeddings separates the classes.
 
-**The classifier is trained with labels**, unlike everything else except the embedded data set's tiny CLIP. Its mIoU is
-therefore not a result of unsupervised segmentation, and must be marked when it is listed with such results.
+**The classifier is trained with labels**, unlike everything else except the embedded worlds' tiny CLIPs and the judge's
+validation runs with true hypotheses (``reclip_d2.experiments.judge_runs``). Its mIoU is therefore not a result of
+unsupervised segmentation, and must be marked when it is listed with such results.
 The unsupervised path never imports this module; only ``tools/linear_probe.py`` does, and ``tools/reproduce.py`` through
 it.
 

@@ -1,4 +1,4 @@
-"""A feature store in the memory of a device: a batch of views is gathered there, without a copy from the host.
+"""A feature store in the memory of a device: its views are read there, without a copy from the host.
 
 Shape letters: P patches of all views, B views of a batch, (h, w) patch grid of a view, D width of the joint embedding.
 """

@@ -73,9 +73,11 @@ class GridLogits:
         one_resize = self.network_size == self.size or (self.network_size == self.padded_size and not self.stretch)
         if not one_resize and self.num_classes * pixels * BYTES > memory:
             return None
-        if self.stretch:
+        if self.stretch and self.network_size != self.size:
             inside = F.interpolate(self.logits[None], self.network_size, mode="bilinear", align_corners=False)
             return upsample_argmax(inside, self.size)[0]
+        if self.stretch:
+            return upsample_argmax(self.logits[None], self.size)[0]
         return upsample_labels(self.logits[None], self.padded_size, self.network_size, self.size)[0]
 
     def _resize(self, axis: int) -> Tensor:

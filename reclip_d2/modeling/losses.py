@@ -103,8 +103,8 @@ def outside_hypothesis_penalty(logits: Tensor, in_hypothesis: Tensor, valid: Ten
 def anchor_loss(logits: Tensor, query_logits: Tensor, valid: Tensor, tau: float, scale: float) -> Tensor:
     """Not in the paper: ``- mean_n q_n log p_n[y_n]``, which keeps MaskCLIP's labels where it is confident.
 
-    ``p = softmax(logits / tau)``; y_n is MaskCLIP's label, the largest of M_q, and q_n its probability,
-    ``max_c softmax(scale M_q)_nc``.
+    ``p = softmax(logits / tau)``; y_n is the largest of M_q (MaskCLIP's label, unless the Query is learned), and q_n
+    its probability, ``max_c softmax(scale M_q)_nc``.
 
     Args:
         logits: M_o ``(B, n, C)``.

@@ -26,7 +26,7 @@ from reclip_d2.utils.output_paths import check_output_folder, check_output_path
 from reclip_d2.workspace.masks import MaskClassTable
 from reclip_d2.workspace.trained_model import TrainedModel, load_predictor
 
-# The model is traced on the CPU, in full precision, without tiles, with PyTorch's own operators.
+# The model is traced on the CPU, in full precision, with PyTorch's own operators; without windows, tiles, refinements.
 _PLAIN = ("MODEL.DEVICE", "cpu", "MODEL.USE_KERNELS", "False", "MODEL.CLIP.AUTOCAST", "float32")
 # Meta-architecture: the kind of model, and its default file name.
 _KINDS = {"MaskCLIP": "maskclip", "RectifiedCLIP": "rectified", "Student": "student", "Distillation": "student"}

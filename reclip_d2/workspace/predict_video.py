@@ -26,7 +26,7 @@ from reclip_d2.formats.pictures import blend_colors
 from reclip_d2.inference.video import predict_frames
 from reclip_d2.utils.digest import file_digest
 from reclip_d2.utils.files import StrPath
-from reclip_d2.utils.io import atomic_write, remove_leftovers
+from reclip_d2.utils.io import atomic_write, remove_leftovers, remove_leftovers_of
 from reclip_d2.utils.json_files import read_json
 from reclip_d2.utils.locks import LOCK_NAME, exclusive
 from reclip_d2.utils.output_paths import check_output_folder
@@ -114,6 +114,8 @@ def predict_video(
 def _claim(folder: Path, state: dict[str, Any], overwrite: bool) -> None:
     """Record what the folder's results are of; raises for a folder with others."""
     path = folder / STATE
+    for name in (STATE, OVERLAY):
+        remove_leftovers_of(folder / name)
     others = [item for item in folder.iterdir() if item.name not in (MASKS, OVERLAY, STATE, LOCK_NAME)]
     if not path.exists() and (others or (folder / MASKS).exists()):
         raise ReclipError(f"--output {folder} has other files: name a new or empty folder")
@@ -140,7 +142,10 @@ def _write_masks(
     remove_leftovers(masks)
     pixels = np.zeros(256, np.int64)
     with IndexWriter(masks, table.mask_classes) as index:
-        missing = lambda number: not index.is_done(_name(number))  # noqa: E731
+
+        def missing(number: int) -> bool:
+            return not index.is_done(_name(number))
+
         with count_steps("masks", video.expected_frames, unit="frame") as steps:
             for frame, bands in predict_frames(predictor, video.frames(), window, missing):
                 frames += 1

@@ -355,7 +355,7 @@ class SegmentRun:
         folder = self.folder
         decision = self._decided(masks)
         if decision is None:
-            decision, pixels = self._judgement(), {}
+            decision, pixels = self._decided(masks=False) or self._judgement(), {}
             usable = [image for image in self.images if image.image_id not in problems]
             for kind in compared(self.kinds) if masks else ():
                 request = self.request.of(kind, formats=False)

@@ -36,6 +36,12 @@ def test_sub_folders_tell_masks_of_one_name_apart(tmp_path):
         masks.read("/data/other/1.jpg", (1, 1))
 
 
+def test_two_images_need_two_masks(tmp_path):
+    write(tmp_path / "day" / "1.png", [[0]])
+    with pytest.raises(ReclipError, match="have the same mask, .*day/1.png: give masks the sub-folders"):
+        MaskFiles(tmp_path).check(["/data/day/1.jpg", "/data/night/1.jpg"])
+
+
 def test_sixteen_bits(tmp_path):
     write(tmp_path / "a.png", [[255, 300, 65535]], np.uint16)
     assert MaskFiles(tmp_path).read("a.jpg", (1, 3)).tolist() == [[255, 300, NO_CLASS]]

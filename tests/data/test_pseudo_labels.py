@@ -86,10 +86,22 @@ def test_labels_of_the_data_set_are_refused(tmp_path, datasets):
     label = save(tmp_path / "labels" / "a.png", np.zeros((2, 2)))
     datasets(NAME, [{"file_name": image}], ["x", "y"])
     datasets(f"{NAME}_labelled", [{"file_name": image, "sem_seg_file_name": label}], ["x", "y"])
-    with pytest.raises(ReclipError, match="has the labels of .*training uses no labels"):
+    with pytest.raises(ReclipError, match="has labels of a data set .*training uses no labels"):
         PseudoLabels(MaskFiles(tmp_path / "labels")).check([NAME])
     save(tmp_path / "masks" / "a.png", np.zeros((2, 2)))
     PseudoLabels(MaskFiles(tmp_path / "masks")).check([NAME])
+
+
+def test_labels_of_a_test_set_are_refused_through_links_too(tmp_path, datasets):
+    image = save(tmp_path / "images" / "a.png", np.zeros((2, 2, 3)))
+    label = save(tmp_path / "labels" / "a.png", np.zeros((2, 2)))
+    datasets(NAME, [{"file_name": image}], ["x", "y"])
+    datasets(f"{NAME}_test", [{"file_name": image, "sem_seg_file_name": label}], ["x", "y"])
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "a.png").hardlink_to(label)
+    for folder in ("labels", "linked"):
+        with pytest.raises(ReclipError, match="training uses no labels"):
+            PseudoLabels(MaskFiles(tmp_path / folder)).check([NAME], [f"{NAME}_test"])
 
 
 def test_a_missing_mask_or_confidence(tmp_path, datasets):

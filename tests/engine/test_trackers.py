@@ -88,6 +88,21 @@ def test_wandb(output, monkeypatch):
     assert sum("total_loss" in values for _, values in wandb.logged) == 2 and wandb.finished == 1
 
 
+def test_images_are_sent_once_and_never_with_an_earlier_step(output, monkeypatch):
+    """A picture of iteration 0 is written together with the scalars of iteration 2."""
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    (writer,) = build_trackers(config(output, "wandb"), {})
+    with EventStorage(0) as storage:
+        storage.put_image("scene", torch.zeros(3, 4, 6))
+        storage.step()
+        storage.step()
+        storage.put_scalar("loss", 1.0, smoothing_hint=False)
+        writer.write()
+        writer.write()
+    assert wandb.logged == [(2, {"loss": 1.0}), (2, {"scene": ("image", (4, 6, 3))})]
+
+
 def test_a_resumed_training_continues_its_run(output, monkeypatch):
     wandb = Wandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
