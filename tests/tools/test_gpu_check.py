@@ -24,7 +24,7 @@ from tools.gpu_check.operator_calls import Calls
 from tools.gpu_check.pack_installed import pack
 from tools.gpu_check.report import markdown
 from tools.gpu_check.runner import Check
-from tools.gpu_check.steps import SANITIZERS, Step, plan
+from tools.gpu_check.steps import CORRECTNESS, SANITIZERS, TESTS, Step, plan
 from tools.gpu_check.whole_step import plain_rectify_and_pool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -203,19 +203,27 @@ def test_plan_is_sound(device):
         assert set(step.needs) <= set(names[:number])
         program = step.command[0]
         assert program in (sys.executable, "bash", "ncu", "compute-sanitizer")
-    groups = [step.group for step in steps if step.group]
-    assert groups == (["sanitizers"] * 4 if device == "cuda" else [])
-    if device == "cuda":
-        assert [f"sanitizer_{tool}" for tool in SANITIZERS] == [step.name for step in steps if step.group]
+    grouped = [step.name for step in steps if step.group]
+    if device == "cpu":
+        assert not grouped
+    else:
+        assert grouped == ["tests", *(f"sanitizer_{tool}" for tool in SANITIZERS), "compile"]
+        assert {step.group for step in steps} == {"", CORRECTNESS}
         rehearsed = {step.name for step in plan("cpu")}
         assert {step.name for step in steps if not step.group} - rehearsed == {"profiler"}
+
+
+def test_all_tests_that_need_a_gpu_are_run():
+    marked = [path for path in (ROOT / "tests").rglob("*.py") if re.search(r"mark[.]cuda\b", path.read_text())]
+    for path in marked:
+        assert any(path.is_relative_to(ROOT / place) for place in TESTS), path
 
 
 def test_summary_of_figures():
     times = {"median_seconds": 1e-4, "peak_bytes": 100}
     case = {
         "operator": "rectify_and_pool", "name": "voc20, 512 px, batch 12", "dtype": "float32", "layout": "cn",
-        "roofline": 0.25, "host_seconds": 5e-5, "kernels": {"void hard_rows_kernel<float>": 3e-5},
+        "roofline": 0.25, "host_seconds": 5e-5, "device_seconds": 6e-5, "kernels": {"void hard_rows_kernel<float>": 3e-5},
         "methods": {
             "ours": times, "eager": {"median_seconds": 6e-4, "peak_bytes": 1000},
             "batched": {"median_seconds": 2.5e-4, "peak_bytes": 900},
@@ -243,7 +251,7 @@ def test_summary_of_figures():
     assert text.startswith("# GPU check: Some GPU\n")
     assert "copy 3000 GB/s" in text and "800.0 TFLOP/s in bfloat16" in text
     assert "| tests | failed | 9.0 | 1 failed \\| 2 passed |" in text and "E  assert" in text
-    row = "| rectify_and_pool: voc20, 512 px, batch 12 | float32, cn | 100.0 | 25% | 50 | 6.0x | 2.5x |"
+    row = "| rectify_and_pool: voc20, 512 px, batch 12 | float32, cn | 100.0 | 25% | 60.0 | 50 | 6.0x | 2.5x |"
     assert f"{row} RuntimeError: a \\| b | 10.0x |" in text
     assert "- 30.0 us `void hard_rows_kernel<float>`" in text and "2 cases were skipped" in text
     assert "| bfloat16, kernels | 1000.0 | 12.00 | 3.00 | 1024 |" in text
@@ -299,26 +307,48 @@ def test_what_cannot_be_packed_is_said(tmp_path, name, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_extension_that_was_brought_along_serves_where_the_build_fails(tmp_path):
+@pytest.fixture
+def provide(tmp_path):
+    """A function that runs build.sh in a tree whose build does not work; a brought extension "loads" if it says so."""
     root, wheels = tmp_path / "checkout", tmp_path / "wheels"
     for folder in (root / "tools" / "gpu_check", root / "reclip_d2", wheels):
         folder.mkdir(parents=True)
     shutil.copy(ROOT / "tools" / "gpu_check" / "build.sh", root / "tools" / "gpu_check")
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    place = root / "reclip_d2" / f"_C{suffix}"
     (root / "setup.py").write_text("raise SystemExit('no compiler')")
     (root / "torch.py").write_text("__version__ = '0'")  # the script only asks for its version
     (root / "reclip_d2" / "__init__.py").touch()
-    (root / "reclip_d2" / "layers.py").write_text("kernels_available = lambda device: device == 'cuda'")
-    environment = {**os.environ, "PYTHON": sys.executable, "GPU_CHECK_WHEELS": str(wheels), "PYTHONPATH": str(root)}
-    command = ["bash", str(root / "tools" / "gpu_check" / "build.sh")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stdout.endswith("the build failed, and there is no prebuilt extension\n")
-    (wheels / "_C.cpython-39-x86_64-linux-gnu.so").write_bytes(b"built elsewhere")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    assert (root / "reclip_d2" / f"_C{suffix}").read_bytes() == b"built elsewhere"
-    assert done.stdout.endswith("operators for cuda with torch 0\n")
+    (root / "reclip_d2" / "layers.py").write_text(
+        f"from pathlib import Path\nkernels_available = lambda device: Path({str(place)!r}).read_text() == 'works'"
+    )
+
+    def run(brought, **environment):
+        if brought is not None:
+            (wheels / "_C.cpython-39-x86_64-linux-gnu.so").write_text(brought)
+        paths = {"PYTHON": sys.executable, "GPU_CHECK_WHEELS": str(wheels), "PYTHONPATH": str(root)}
+        command = ["bash", str(root / "tools" / "gpu_check" / "build.sh")]
+        environment = {**os.environ, **paths, **environment}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_extension_that_was_brought_along_saves_the_build(provide):
+    done = provide("works")
+    assert (done.returncode, done.stdout) == (0, "operators for cuda with torch 0\n"), done.stderr
+
+
+@pytest.mark.parametrize("brought", [None, "built for another torch"])
+def test_extension_is_built_where_none_was_brought_that_works(provide, brought):
+    done = provide(brought)
+    assert done.returncode == 1 and "no compiler" in done.stderr
+    assert done.stdout.endswith("no extension was brought that works here: building one\n")
+
+
+def test_extension_is_built_on_request(provide):
+    done = provide("works", GPU_CHECK_BUILD="yes")
+    assert done.returncode == 1 and "no compiler" in done.stderr and not done.stdout
 
 
 def test_unknown_step_is_an_error():

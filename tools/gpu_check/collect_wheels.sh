@@ -1,7 +1,7 @@
 #!/bin/bash
 # Collects what tools/gpu_check.sh needs on a machine without a network that has Python 3.12, PyTorch, torchvision and the
 # usual scientific packages: wheels in output/gpu_check_wheels (ignored by git), with Detectron2 from this environment, and
-# the extension built here, in case the build fails there.
+# the extension built here, which saves building it there.
 #
 #     tools/gpu_check/collect_wheels.sh
 #
@@ -13,7 +13,7 @@ PYTHON=${PYTHON:-.venv/bin/python} LIMIT_MIB=${LIMIT_MIB:-64} WHEELS=${GPU_CHECK
 # Packages missing on such a machine, from PyPI, in the versions of this environment.
 PACKAGES="open_clip_torch fvcore iopath yacs termcolor ftfy wcwidth omegaconf antlr4-python3-runtime pycocotools"
 # Optional: some versions of Detectron2 and of this package need them.
-OPTIONAL="hydra-core jsonschema jsonschema-specifications referencing rpds-py"
+OPTIONAL="hydra-core jsonschema attrs jsonschema-specifications referencing rpds-py"
 rm -rf "$WHEELS"
 mkdir -p "$WHEELS"
 version() { "$PYTHON" -c "import importlib.metadata as m; print(m.version('$1'))" 2>/dev/null; }
@@ -36,6 +36,10 @@ others=$(ls "$WHEELS" | grep '[.]whl$' | grep -v -e '-py[23.]*-none-any' -e '-cp
 # The installed Detectron2 (0.5 patched by reclip_d2.install_detectron2): pure Python, packed as a wheel.
 "$PYTHON" tools/gpu_check/pack_installed.py detectron2 "$WHEELS"
 for built in reclip_d2/_C*.so; do
+  if [ -e "$built" ] && newer=$(find csrc -newer "$built" | head -1) && [ -n "$newer" ]; then
+    echo "error: $newer is newer than $built: pip install -e . --no-build-isolation first" >&2
+    exit 1
+  fi
   [ ! -e "$built" ] || strip --strip-unneeded -o "$WHEELS/$(basename "$built")" "$built"
 done
 bytes=$(($(git ls-files -z | xargs -0 -r stat -c %s 2>/dev/null | paste -sd+ | bc) + $(du -sb "$WHEELS" | cut -f1)))

@@ -102,7 +102,7 @@ def kernel_seconds(function: Any, device: torch.device, calls: int) -> dict[str,
         torch.cuda.synchronize(device)
     totals = {event.key: event.self_device_time_total for event in recorded.key_averages()}
     return {
-        name[:120]: total / 1e6 / calls for name, total in sorted(totals.items(), key=lambda item: -item[1]) if total
+        name[:160]: total / 1e6 / calls for name, total in sorted(totals.items(), key=lambda item: -item[1]) if total
     }
 
 
@@ -140,6 +140,7 @@ def measure(case: Case, dtype_name: str, layout: str, compiled: bool, device: to
         with use_kernels(True):
             result.update(pass_seconds(sets, device, repeats))
     result["kernels"] = kernel_seconds(lambda call: ours(sets[call % len(sets)]), device, 5)
+    result["device_seconds"] = sum(result["kernels"].values()) or None
     return result
 
 

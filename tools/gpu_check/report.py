@@ -47,7 +47,7 @@ def _kernels(figures: dict[str, Any]) -> list[str]:
     if not figures.get("cases"):
         return []
     lines = ["", "## Operators", "", GOALS, ""]
-    head = ["case", "type, layout", "ours (us)", "roofline", "host (us)", "eager / ours", "batched / ours"]
+    head = ["case", "type, layout", "ours (us)", "roofline", "kernels (us)", "host (us)", "eager / ours", "batched / ours"]
     head += ["compile / ours", "memory, eager / ours"]
     lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for case in figures["cases"]:
@@ -59,6 +59,7 @@ def _kernels(figures: dict[str, Any]) -> list[str]:
             f"{case['dtype']}, {case['layout']}",
             f"{ours['median_seconds'] * 1e6:.1f}",
             f"{case['roofline']:.0%}",
+            f"{case['device_seconds'] * 1e6:.1f}" if case.get("device_seconds") else "",
             f"{case['host_seconds'] * 1e6:.0f}",
             *(_ratio(method, ours, "median_seconds") for method in (eager, case["methods"].get("batched"), compiled)),
             _ratio(eager, ours, "peak_bytes"),

@@ -17,7 +17,7 @@ from typing import Any
 
 from tools.gpu_check.figures import MORE_TO_DO
 from tools.gpu_check.report import markdown
-from tools.gpu_check.steps import ROOT, Step
+from tools.gpu_check.steps import CORRECTNESS, ROOT, Step
 
 JSON_NAME, MARKDOWN_NAME = "gpu_check.json", "gpu_check.md"
 # States of a step. Those in DONE are not run again: a second run repeats neither failures nor steps that exceeded their
@@ -175,6 +175,6 @@ class _Process:
             result["tail"] = text.splitlines()[-25:]
         with contextlib.suppress(OSError, ValueError):
             result["figures"] = json.loads(self.figures.read_text())
-        if self.step.name in ("tests", "operator_calls") or self.step.group == "sanitizers":
+        if self.step.name == "operator_calls" or self.step.group == CORRECTNESS:
             result["last_line"] = next((line for line in reversed(text.splitlines()) if line.strip()), "")
         return result

@@ -8,13 +8,29 @@ out of time exits with ``figures.MORE_TO_DO``; the next run starts it again, and
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+# Beside those of the operators, whose tests run on the CPU too, the tests of what only a GPU does.
+TESTS = (
+    "tests/layers",
+    "tests/engine/test_static_step.py",
+    "tests/engine/test_train_loop.py",
+    "tests/export/test_export.py",
+    "tests/features/test_resident.py",
+    "tests/inference/test_predictor.py",
+    "tests/cli/test_segment.py",
+    "tests/test_errors.py",
+)
 # Kernels to profile: both passes of hard masks at 150 classes, a label map, the losses of distillation.
 PROFILED = "hard_rows|pool_hard|row_gradient|logit_gradient|upsample_"
+
+# Steps of this group run in parallel: none of them is timed.
+CORRECTNESS = "correctness"
+_SM90 = {"TORCH_CUDA_ARCH_LIST": "9.0"}
 
 
 @dataclass(frozen=True)
@@ -56,11 +72,12 @@ def plan(device: str) -> list[Step]:
                 "build",
                 ("bash", "tools/gpu_check/build.sh"),
                 150,
-                environment={"TORCH_CUDA_ARCH_LIST": "9.0"},
+                environment=_SM90,
                 always=True,
             ),
-            Step("tests", _pytest("cuda and not slow", "-n", "8"), 120, ("build",)),
+            Step("tests", _pytest(TESTS, "cuda and not slow", "-n", "6"), 120, ("build",), CORRECTNESS),
             *(_sanitizer(tool) for tool in SANITIZERS),
+            Step("compile", ("bash", "tools/gpu_check/compile_elsewhere.sh"), 180, ("build",), CORRECTNESS, _SM90),
             Step("kernels", _module("kernel_times", "--device", "cuda", "--seconds", "100"), 120, ("build",)),
             Step("whole_step", _module("whole_step", "--device", "cuda", "--seconds", "80"), 100, ("build",)),
             Step("profiler", _profiler(), 45, ("build",)),
@@ -68,15 +85,15 @@ def plan(device: str) -> list[Step]:
     return [
         Step("ceilings", _module("ceilings", "--device", "cpu"), 60),
         Step("build", ("bash", "tools/gpu_check/build.sh"), 60, environment={"GPU_CHECK_BUILD": "no"}, always=True),
-        Step("tests", _pytest("not cuda and not slow", "-k", "philox or hand"), 300, ("build",)),
+        Step("tests", _pytest(TESTS[:1], "not cuda and not slow", "-k", "philox or hand"), 300, ("build",)),
         Step("operator_calls", _module("operator_calls", "--device", "cpu"), 120, ("build",)),
         Step("kernels", _module("kernel_times", "--device", "cpu", "--seconds", "120"), 240, ("build",)),
         Step("whole_step", _module("whole_step", "--device", "cpu", "--seconds", "150"), 300, ("build",)),
     ]
 
 
-def _pytest(markers: str, *arguments: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "pytest", "tests/layers", "-m", markers, "-q", "-p", "no:cacheprovider", *arguments)
+def _pytest(tests: Sequence[str], markers: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "pytest", *tests, "-m", markers, "-q", "-p", "no:cacheprovider", *arguments)
 
 
 def _sanitizer(tool: str) -> Step:
@@ -96,7 +113,7 @@ def _sanitizer(tool: str) -> Step:
         (*command, "--device", "cuda"),
         120,
         ("build",),
-        "sanitizers",
+        CORRECTNESS,
         {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
     )
 
