@@ -20,6 +20,9 @@ from reclip_d2.layers import frozen_linear
 LONGEST_MASKED = 1024
 """Longest packed sequence that a GPU encodes with one mask ``(T, T)``, in fewer launches than group by group."""
 
+ROW_MULTIPLE = 8
+"""Rows of the mask have a multiple of this length in memory, or PyTorch's attention copies the mask at each call."""
+
 
 class Group(NamedTuple):
     """Consecutive segments of one length."""
@@ -53,6 +56,8 @@ class PackedTexts(nn.Module):
         lengths: ``(C,)``, length of each segment, in the order of the sequence.
         ends: ``(C,)``, index in the sequence of the last token of each class's segment.
         ranks: ``(C,)``, number of each class's segment in the sequence.
+        owners: ``(T,)``, number of the segment of each token of the sequence; -1 for the prefix.
+        mask: ``(T, T')``, see :meth:`attention_mask`; None for a sequence longer than :data:`LONGEST_MASKED`.
         prefix: P.
         groups: the segments by length.
     """
@@ -73,9 +78,13 @@ class PackedTexts(nn.Module):
             "lengths": lengths,
             "ends": (prefix - 1 + lengths.cumsum(0))[ranks],
             "ranks": ranks,
+            "owners": torch.tensor([-1] * prefix + [k for k, segment in enumerate(segments) for _ in segment]),
+            "mask": None,
         }
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer, persistent=False)
+        if len(positions) <= LONGEST_MASKED:
+            self.mask = packed_attention_mask(self.owners, ROW_MULTIPLE)
         self.groups: list[Group] = []
         for length, same in itertools.groupby(lengths.tolist()):
             first = self.groups[-1].rows.stop if self.groups else 0
@@ -91,12 +100,19 @@ class PackedTexts(nn.Module):
         usual = all(_is_usual(block) for block in transformer.resblocks)
         short = tokens.device.type != "cpu" and len(tokens) <= LONGEST_MASKED
         if short or not usual:
-            mask = packed_attention_mask(self.prefix, self.lengths)
-            return transformer(tokens[None], attn_mask=mask)[0][self.ends]
+            return transformer(tokens[None], attn_mask=self.attention_mask())[0][self.ends]
         *blocks, last = transformer.resblocks
         for block in blocks:
             tokens = self._block(block, tokens)
         return self._last_block(last, tokens)
+
+    def attention_mask(self) -> Tensor:
+        """The additive mask ``(T, T)`` of :func:`packed_attention_mask`, made once unless the sequence is long.
+
+        The host reads no value of a tensor, so that a CUDA graph may contain it.
+        """
+        mask = packed_attention_mask(self.owners, ROW_MULTIPLE) if self.mask is None else self.mask
+        return mask[:, : len(self.owners)]
 
     def _block(self, block: nn.Module, tokens: Tensor) -> Tensor:
         """A block on all tokens ``(T, F)``."""
@@ -156,25 +172,24 @@ class PackedTexts(nn.Module):
         return to_prefix @ values[:, : self.prefix] + torch.cat(mixed, dim=1)
 
 
-def packed_attention_mask(prefix: int, lengths: Tensor) -> Tensor:
+def packed_attention_mask(owners: Tensor, multiple: int = 1) -> Tensor:
     """Additive attention mask of the packed sequence: 0 where a token attends, -inf elsewhere.
 
     A token of the prefix attends to the prefix up to itself; a token of a segment to the whole prefix and to its own
     segment up to itself.
 
     Args:
-        prefix: length of the shared prefix, including the start token.
-        lengths: ``(C,)``, length of each segment, including the end token.
+        owners: ``(T,)``, number of each token's segment; -1 for the prefix.
+        multiple: the columns are padded with -inf to a multiple of this.
 
     Returns:
-        ``(T, T)`` float32, T = prefix + lengths.sum(), on the device of ``lengths``.
+        ``(T, T')`` float32, T' = T without padding, on the device of ``owners``.
     """
-    segments = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
-    owner = torch.cat([segments.new_full((prefix,), -1), segments])
-    order = torch.arange(len(owner), device=lengths.device)
+    order = torch.arange(len(owners), device=owners.device)
     causal = order[:, None] >= order[None, :]
-    visible = causal & ((owner[:, None] == owner[None, :]) | (owner[None, :] == -1))
-    return torch.zeros(visible.shape, device=lengths.device).masked_fill_(~visible, float("-inf"))
+    visible = causal & ((owners[:, None] == owners[None, :]) | (owners[None, :] == -1))
+    visible = F.pad(visible, (0, -len(owners) % multiple))
+    return torch.zeros(visible.shape, device=owners.device).masked_fill_(~visible, float("-inf"))
 
 
 def _is_usual(block: nn.Module) -> bool:

@@ -99,7 +99,7 @@ class StaticStep:
             self._capture(found)
             found.graph.replay()
         self.latest = found.inputs, found.outputs
-        return {name: value.detach() for name, value in found.outputs.losses.items()}
+        return dict(found.outputs.losses)
 
     def check(self) -> None:
         """Raise :class:`ReclipError` if a loss was not finite since the start. Waits for the GPU."""
@@ -144,7 +144,7 @@ class StaticStep:
         total.backward()
         self.finite.logical_and_(torch.isfinite(total.detach()))
         self.optimizer.step()
-        return outputs
+        return outputs.detach()
 
     def _warm_up(self, inputs: StepInputs) -> StepOutputs:
         """A step on a side stream, as graphs need it before they are captured."""
@@ -156,14 +156,15 @@ class StaticStep:
         return outputs
 
     def _capture(self, found: _Graph) -> None:
-        """Capture the step, without running it."""
+        """Capture the step, without running it, on the stream of the warm-up: gradients are accumulated on the stream
+        that the parameters' first gradient came from."""
         self.optimizer.zero_grad(set_to_none=True)  # so that the gradients are allocated in the graph
         rates = [group["lr"] for group in self.optimizer.param_groups]
         found.graph = torch.cuda.CUDAGraph()
         try:
             for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate  # read by the graph; the scheduler sees the number
-            with torch.cuda.graph(found.graph, pool=self._pool):
+            with torch.cuda.graph(found.graph, pool=self._pool, stream=self._stream):
                 found.outputs = self._step(found.inputs)
         finally:
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):

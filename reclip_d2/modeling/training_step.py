@@ -51,6 +51,12 @@ class StepOutputs(NamedTuple):
     bias: Tensor | None = None
     """M_b, for pictures."""
 
+    def detach(self) -> StepOutputs:
+        """The values alone, without the autograd graph, whose nodes belong to the stream that they were made on."""
+        losses = {name: value.detach() for name, value in self.losses.items()}
+        logits, bias = (None if x is None else x.detach() for x in self.logits)
+        return StepOutputs(losses, MaskLogits(logits, bias), None if self.bias is None else self.bias.detach())
+
 
 def hypothesis_tensors(batched_inputs: Sequence[dict[str, Any]], rows: int) -> dict[str, Tensor]:
     """``class_ids`` and ``offsets`` of a batch, on the CPU; see :func:`~reclip_d2.modeling.pooling.pack_hypotheses`."""

@@ -178,12 +178,23 @@ def test_attention_mask_by_hand():
             [o, o, x, x, o],
         ]
     )
-    assert torch.equal(packed_attention_mask(2, torch.tensor([2, 1])), expected)
+    assert torch.equal(packed_attention_mask(torch.tensor([-1, -1, 0, 0, 1])), expected)
 
 
 def test_attention_mask_of_one_name_is_causal():
     expected = torch.full((5, 5), -INFINITY).triu(1)
-    assert torch.equal(packed_attention_mask(3, torch.tensor([2])), expected)
+    assert torch.equal(packed_attention_mask(torch.tensor([-1, -1, -1, 0, 0])), expected)
+
+
+def test_the_mask_is_made_once_unless_the_sequence_is_long(monkeypatch):
+    _, _, prompt = build(["sky", "tall tree", "water"], 4)
+    mask = prompt.layout.attention_mask()
+    assert torch.equal(mask, packed_attention_mask(prompt.layout.owners).to(mask))
+    assert mask.data_ptr() == prompt.layout.attention_mask().data_ptr()
+    assert mask.stride(0) % 8 == 0 and "layout.mask" not in prompt.state_dict()
+    monkeypatch.setattr("reclip_d2.backbones.packed_texts.LONGEST_MASKED", 3)
+    _, _, other = build(["sky", "tall tree", "water"], 4)
+    assert other.layout.mask is None and torch.equal(other.layout.attention_mask(), mask.float())
 
 
 def test_norm_of_the_reference_features():
