@@ -223,7 +223,8 @@ def test_summary_of_figures():
     times = {"median_seconds": 1e-4, "peak_bytes": 100}
     case = {
         "operator": "rectify_and_pool", "name": "voc20, 512 px, batch 12", "dtype": "float32", "layout": "cn",
-        "roofline": 0.25, "host_seconds": 5e-5, "device_seconds": 6e-5, "kernels": {"void hard_rows_kernel<float>": 3e-5},
+        "roofline": 0.25, "host_seconds": 5e-5, "device_seconds": 6e-5,
+        "kernels": {"void hard_rows_kernel<float>": 3e-5},
         "methods": {
             "ours": times, "eager": {"median_seconds": 6e-4, "peak_bytes": 1000},
             "batched": {"median_seconds": 2.5e-4, "peak_bytes": 900},
