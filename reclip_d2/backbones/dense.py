@@ -25,6 +25,7 @@ from reclip_d2.backbones.dense_attention import DenseAttention, ValueAttention, 
 from reclip_d2.backbones.frozen_layers import use_frozen_layers
 from reclip_d2.backbones.interface import BackboneSummary, VisionLanguageBackbone
 from reclip_d2.backbones.packed_texts import PackedTexts
+from reclip_d2.backbones.positions import positions_on_grid, resize_positional_embedding
 from reclip_d2.backbones.precision import AUTOCAST_DTYPES, tower_precision
 from reclip_d2.backbones.settings import PixelStatistics, default_pixel_statistics, pixel_statistics
 from reclip_d2.backbones.text import TextEncoder
@@ -32,7 +33,6 @@ from reclip_d2.backbones.vision import (
     check_image_tower,
     dense_image_features,
     global_image_features,
-    resize_positional_embedding,
 )
 from reclip_d2.backbones.windows import patches_inside, window_image_features
 from reclip_d2.errors import ReclipError
@@ -198,9 +198,7 @@ class DenseCLIP(VisionLanguageBackbone):
         Detached: if the image tower is fine-tuned, its PE trains through Z only, not through the bias head that reads
         it here.
         """
-        visual = self.clip.visual
-        own = visual.positional_embedding.detach()
-        positions = resize_positional_embedding(own, tuple(visual.grid_size), size)
+        positions = positions_on_grid(self.clip.visual, size).detach()
         return positions[1:].transpose(0, 1).unflatten(1, size)
 
     @property

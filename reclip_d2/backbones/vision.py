@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from reclip_d2.backbones.dense_attention import AttentionInput, BlockInput, DenseAttention, TransformerBlock
 from reclip_d2.backbones.interface import valid_patches
+from reclip_d2.backbones.positions import positions_on_grid
 from reclip_d2.errors import ReclipError
 from reclip_d2.layers import frozen_linear
 
@@ -41,28 +42,6 @@ def check_image_tower(visual: nn.Module, name: str) -> None:
         raise ReclipError(f"MODEL.CLIP.NAME {name!r} is not supported: {reason}; use a ViT such as ViT-B-16-quickgelu")
 
 
-def resize_positional_embedding(positional_embedding: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Resize the patch part of a positional embedding bicubically.
-
-    Args:
-        positional_embedding: ``(1 + grid_h * grid_w, E)``, the class token's row first.
-        grid: (grid_h, grid_w) of the pretrained embedding.
-        size: (h, w) of the result.
-
-    Returns:
-        ``(1 + h * w, E)``, with the class token's row unchanged; the input itself if the sizes are equal.
-    """
-    if grid == size:
-        return positional_embedding
-    token, patches = positional_embedding[:1], positional_embedding[1:]
-    patches = patches.reshape(1, *grid, -1).permute(0, 3, 1, 2)
-    # Not all devices have low-precision bicubic kernels; the embedding is tiny, so use float32 or wider.
-    dtype = torch.promote_types(patches.dtype, torch.float32)
-    patches = F.interpolate(patches.to(dtype), size=size, mode="bicubic", align_corners=False)
-    patches = patches.flatten(2).squeeze(0).transpose(0, 1).to(token.dtype)
-    return torch.cat([token, patches])
-
-
 def embed_patches(visual: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """Tokens that enter the transformer.
 
@@ -77,8 +56,7 @@ def embed_patches(visual: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int,
     size = (patches.shape[-2], patches.shape[-1])
     patches = patches.flatten(2).transpose(1, 2)
     token = visual.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
-    positions = resize_positional_embedding(visual.positional_embedding, tuple(visual.grid_size), size)
-    tokens = torch.cat([token, patches], dim=1) + positions.to(patches.dtype)
+    tokens = torch.cat([token, patches], dim=1) + positions_on_grid(visual, size, patches.dtype)
     return visual.ln_pre(visual.patch_dropout(tokens)), size
 
 

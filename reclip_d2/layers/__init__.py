@@ -1,7 +1,8 @@
 """Operators of the method: compiled C++/CUDA kernels (``csrc``) and their plain-PyTorch twins.
 
-Each module holds one operator: the public function, its twin ``*_reference``, the fake kernel and the gradient. The
-twins run if the extension is not built, or after ``use_kernels(False)``; kernels and twins draw the same noise.
+Each module of a compiled operator holds the public function, its twin ``*_reference``, the fake kernel and the
+gradient. The twins run if the extension is not built, or after ``use_kernels(False)``; kernels and twins draw the same
+noise.
 """
 
 from reclip_d2.layers._extension import kernels_available, kernels_enabled, use_kernels
@@ -14,6 +15,7 @@ from reclip_d2.layers.masked_average_pool import (
 )
 from reclip_d2.layers.philox import NoiseCounter, draw_seed, gumbel_noise, philox4x32
 from reclip_d2.layers.rectify_and_pool import rectify_and_pool, rectify_and_pool_reference
+from reclip_d2.layers.resize_bicubic import resize_bicubic
 from reclip_d2.layers.upsample_argmax import upsample_argmax, upsample_argmax_reference
 from reclip_d2.layers.upsample_cross_entropy import upsample_cross_entropy, upsample_cross_entropy_reference
 from reclip_d2.layers.upsample_l1 import upsample_l1, upsample_l1_reference
@@ -33,6 +35,7 @@ __all__ = [
     "philox4x32",
     "rectify_and_pool",
     "rectify_and_pool_reference",
+    "resize_bicubic",
     "upsample_argmax",
     "upsample_argmax_reference",
     "upsample_cross_entropy",

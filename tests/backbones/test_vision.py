@@ -18,43 +18,10 @@ from reclip_d2.backbones.vision import (
     embed_patches,
     global_image_features,
     last_block_input,
-    resize_positional_embedding,
 )
 from reclip_d2.errors import ReclipError
-from tests.backbones.literal import PATCH, literal_dense, literal_layer_norm, literal_position_grid, literal_tokens
+from tests.backbones.literal import PATCH, literal_dense, literal_layer_norm, literal_tokens
 from tests.helpers import EMBED_DIM, TINY_TEXT, tiny_clip
-
-# ---- positional embedding -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("grid", "size"), [((4, 4), (3, 7)), ((2, 5), (6, 3)), ((3, 2), (1, 1)), ((4, 4), (8, 8))])
-def test_positional_embedding_is_resized_as_torch_does(grid, size):
-    embedding = torch.randn(1 + grid[0] * grid[1], 6, dtype=torch.float64)
-    resized = resize_positional_embedding(embedding, grid, size)
-    assert resized.shape == (1 + size[0] * size[1], 6)
-    torch.testing.assert_close(resized, literal_position_grid(embedding, grid, size), rtol=0, atol=1e-12)
-    assert torch.equal(resized[0], embedding[0])
-
-
-def test_positional_embedding_of_the_native_grid_is_untouched():
-    embedding = torch.randn(1 + 6, 4)
-    assert resize_positional_embedding(embedding, (2, 3), (2, 3)) is embedding
-
-
-def test_transposed_grid_is_resized_though_the_number_of_patches_is_the_same():
-    embedding = torch.randn(1 + 6, 4, dtype=torch.float64)
-    resized = resize_positional_embedding(embedding, (2, 3), (3, 2))
-    torch.testing.assert_close(resized, literal_position_grid(embedding, (2, 3), (3, 2)))
-    assert not torch.allclose(resized, embedding)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_positional_embedding_keeps_a_low_precision_dtype(dtype):
-    embedding = torch.randn(1 + 9, 4)
-    resized = resize_positional_embedding(embedding.to(dtype), (3, 3), (5, 4))
-    assert resized.dtype == dtype
-    torch.testing.assert_close(resized.float(), literal_position_grid(embedding, (3, 3), (5, 4)), rtol=0.05, atol=0.05)
-
 
 # ---- tokens and blocks ----------------------------------------------------------------------------------------
 

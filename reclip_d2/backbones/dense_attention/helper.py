@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from reclip_d2.backbones.download import is_reachable
 from reclip_d2.backbones.settings import pixel_statistics
 from reclip_d2.errors import ReclipError
+from reclip_d2.layers import resize_bicubic
 from reclip_d2.utils.tensor_files import check_tensors, read_tensor_file, state_dict_of
 
 NAME_KEY, WEIGHTS_KEY = "MODEL.CLIP.HELPER_NAME", "MODEL.CLIP.HELPER_WEIGHTS"
@@ -103,7 +104,7 @@ class HelperModel(nn.Module):
             return torch.cat([*prefix, patches], dim=1)
         count = 0 if model.no_embed_class else model.num_prefix_tokens
         maps = own[:, count:].transpose(1, 2).unflatten(2, model.patch_embed.grid_size)
-        resized = F.interpolate(maps, size=grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+        resized = resize_bicubic(maps, grid).flatten(2).transpose(1, 2)
         if model.no_embed_class:
             return torch.cat([*prefix, patches + resized], dim=1)
         return torch.cat([*prefix, patches], dim=1) + torch.cat([own[:, :count], resized], dim=1)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import copy
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reclip_d2.layers import resize_bicubic
 from reclip_d2.modeling.bias_head import bias_to_subtract, query_logits, rectified_logits
 from reclip_d2.modeling.mask_decoder import MaskDecoder
 
@@ -79,7 +79,7 @@ class InheritedHead(nn.Module):
         size = (features.shape[-2], features.shape[-1])
         bias_map = self.bias_map[None]
         if bias_map.shape[-2:] != size:
-            bias_map = F.interpolate(bias_map, size=size, mode="bicubic", align_corners=False)
+            bias_map = resize_bicubic(bias_map, size)
         bias = bias_map[0].flatten(1).T
         if self.class_bias is None:
             return bias
