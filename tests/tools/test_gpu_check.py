@@ -1,6 +1,7 @@
 """The GPU check without a GPU: how steps run, end and resume, their output, and the programs at small sizes."""
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ import torch
 
 from reclip_d2.layers._extension import OPERATORS
 from tools.benchmark_kernels import TAU, eager_batched, eager_rectify_and_pool, padded_rows
-from tools.gpu_check import kernel_times, runner
+from tools.gpu_check import kernel_times, runner, whole_step
 from tools.gpu_check.figures import MORE_TO_DO
 from tools.gpu_check.operator_calls import Calls
 from tools.gpu_check.pack_installed import pack
@@ -232,6 +233,7 @@ def test_summary_of_figures():
         },
     }  # fmt: skip
     step = {"images_per_second": 1000.0, "seconds": 0.012, "host_seconds": 0.003, "peak_bytes": 2**30}
+    step["kernel_seconds"] = 0.002
     state = {
         "device": "cuda", "sources": "abc", "runs": [{"began": "today"}],
         "steps": {
@@ -242,7 +244,10 @@ def test_summary_of_figures():
             "tests": {"status": "failed", "seconds": 9.0, "last_line": "1 failed | 2 passed", "tail": ["E  assert"]},
             "kernels": {"status": "passed", "figures": {"cases": [case], "left_out": 2}},
             "whole_step": {"status": "passed", "figures": {
-                "training voc20": {"variants": {"bfloat16, kernels": step}},
+                "training voc20": {"left_out": 1, "variants": {
+                    "bfloat16, kernels": step, "float32": {"error": "RuntimeError: a | b"},
+                }},
+                "evaluation": {"error": "OutOfMemoryError: all of it"},
                 "hypotheses": {"crops_per_second": 9000.0, "of_bfloat16_peak": 0.4},
                 "cuda graph": "it refuses",
             }},
@@ -255,9 +260,50 @@ def test_summary_of_figures():
     row = "| rectify_and_pool: voc20, 512 px, batch 12 | float32, cn | 100.0 | 25% | 60.0 | 50 | 6.0x | 2.5x |"
     assert f"{row} RuntimeError: a \\| b | 10.0x |" in text
     assert "- 30.0 us `void hard_rows_kernel<float>`" in text and "2 cases were skipped" in text
-    assert "| bfloat16, kernels | 1000.0 | 12.00 | 3.00 | 1024 |" in text
+    assert "| bfloat16, kernels | 1000.0 | 12.00 | 2.00 | 3.00 | 1024 |" in text
+    assert "| float32 | RuntimeError: a \\| b |" in text and "1 variants were skipped" in text
+    assert "failed: OutOfMemoryError: all of it" in text
     assert "9000 crops/s, 40% of the bfloat16 peak." in text and "it refuses" in text
     assert "dry run" not in text and "dry run" in markdown({**state, "device": "cpu"})
+
+
+def test_a_part_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("GPU_CHECK_FIGURES", str(tmp_path / "figures.json"))
+    device, clock, calls = torch.device("cpu"), whole_step.Clock(60), []
+
+    def variants(fails):
+        part = whole_step.Part("variants", device, clock, images=1)
+        part.add("one", 1, 1, lambda: contextlib.nullcontext(lambda _: calls.append("one")))
+        part.add("two", 1, 1, lambda: contextlib.nullcontext(lambda _: 1 // fails))
+        return part
+
+    parts = {"broken": lambda: 1 // 0, "variants": lambda: variants(0), "last": lambda: {"crops_per_second": 1.0}}
+    assert whole_step.measure(parts, clock) == 1
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["broken"] == {"error": "ZeroDivisionError: integer division or modulo by zero"}
+    assert "ZeroDivisionError" in figures["variants"]["variants"]["two"]["error"]
+    assert figures["variants"]["variants"]["one"]["seconds"] >= 0 and figures["last"] == {"crops_per_second": 1.0}
+    assert "Traceback" in capsys.readouterr().err
+
+    calls.clear()  # the next run measures what failed, and nothing else
+    repaired = {"broken": lambda: {"crops_per_second": 2.0}, "variants": lambda: variants(1), "last": lambda: 1 // 0}
+    assert whole_step.measure(repaired, clock) == 0 and not calls
+    assert whole_step.measure({"more": lambda: None}, whole_step.Clock(0)) == MORE_TO_DO
+
+
+def test_kernels_are_profiled_after_all_parts_are_timed(monkeypatch):
+    """The profiler slows down later launches."""
+    device, clock, order = torch.device("cpu"), whole_step.Clock(60), []
+    monkeypatch.setattr(whole_step, "kernel_seconds", lambda *_: order.append("profile") or {"a": 0.5, "b": 0.25})
+    parts = {}
+    for name in ("first", "second"):
+        part = whole_step.Part(name, device, clock)
+        step = contextlib.nullcontext(lambda _, name=name: order.append(name))
+        parts[name] = lambda part=part, step=step: part.add("only", 1, 1, lambda: step) or part
+    assert whole_step.measure(parts, clock) == 0
+    timed = order[: order.index("profile")]
+    assert order.count("profile") == 2 and timed.count("first") == timed.count("second") + 1  # warmed up again
+    assert part.variants["only"]["kernel_seconds"] == 0.75
 
 
 def test_operator_calls_reach_what_they_should():

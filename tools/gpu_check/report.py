@@ -92,20 +92,30 @@ def _whole_step(figures: dict[str, Any]) -> list[str]:
                 "",
                 f"## {name}",
                 "",
-                "| variant | images/s | ms | host (ms) | peak (MiB) |",
-                "|---|---|---|---|---|",
+                "| variant | images/s | ms | kernels (ms) | host (ms) | peak (MiB) |",
+                "|---|---|---|---|---|---|",
             ]
-            for variant, row in part["variants"].items():
-                cells = [variant, f"{row['images_per_second']:.1f}", f"{row['seconds'] * 1e3:.2f}"]
-                cells.append(f"{row['host_seconds'] * 1e3:.2f}" if "host_seconds" in row else "")
-                cells.append(f"{row['peak_bytes'] / 2**20:.0f}" if row.get("peak_bytes") else "")
-                lines.append("| " + " | ".join(cells) + " |")
+            lines += ["| " + " | ".join(_variant_cells(*item)) + " |" for item in part["variants"].items()]
+            if part.get("left_out"):
+                lines += ["", f"{part['left_out']} variants were skipped for lack of time."]
+            if "error" in part:
+                lines += ["", _cell(part["error"])]
+        elif isinstance(part, dict) and "error" in part:
+            lines += ["", f"## {name}", "", f"failed: {_cell(part['error'])}"]
         elif isinstance(part, dict):
             peak = f", {part['of_bfloat16_peak']:.0%} of the bfloat16 peak" if "of_bfloat16_peak" in part else ""
             lines += ["", f"## {name}", "", f"{part['crops_per_second']:.0f} crops/s{peak}."]
         else:
             lines += ["", f"## {name}", "", str(part)]
     return lines
+
+
+def _variant_cells(variant: str, row: dict[str, Any]) -> list[str]:
+    if "error" in row:
+        return [variant, _cell(row["error"]), "", "", "", ""]
+    milliseconds = [f"{row[key] * 1e3:.2f}" if row.get(key) else "" for key in ("kernel_seconds", "host_seconds")]
+    peak = f"{row['peak_bytes'] / 2**20:.0f}" if row.get("peak_bytes") else ""
+    return [variant, f"{row['images_per_second']:.1f}", f"{row['seconds'] * 1e3:.2f}", *milliseconds, peak]
 
 
 def _cell(text: str) -> str:

@@ -3,14 +3,19 @@
 The step is also timed as a CUDA graph; with plain PyTorch in place of the operators (an eager batched product and
 PyTorch's random numbers); and with given image features, as from a feature store. The image tower
 runs in float32, or in bfloat16 (MODEL.CLIP.AUTOCAST and SOLVER.AMP).
+
+A part or variant that fails leaves its error in the figures, and the others run. The times of kernels come last, since
+PyTorch's profiler slows down all later launches of a process.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
@@ -40,6 +45,7 @@ CLASSES_IN_AN_IMAGE = {
     "ade150": VOCABULARIES["ade150"][1],
     "embedded": 2.0,
 }
+PROFILE_SECONDS = 10  # after the time of the parts, for the kernels' times
 CROP_FLOPS = 35.1e9  # of ViT-B/16 on 224 x 224 pixels: two per multiply-add, of which it has 17.6e9
 
 
@@ -127,43 +133,116 @@ def variant(model: nn.Module, batch: list[dict[str, Any]], plain: bool, given: b
             model.backbone = backbone
 
 
-def training(name: str, device: torch.device, images: int, pixels: int, clock: Clock, repeats: int) -> dict[str, Any]:
-    """Time the variants of the step; those measured by an earlier run are skipped."""
-    done = read_figures().get(f"training {name}", {}).get("variants", {})
-    result: dict[str, Any] = {"images": images, "pixels": pixels, "variants": done, "left_out": 0}
+class Part:
+    """The variants of a part that are timed now and profiled later."""
+
+    def __init__(self, name: str, device: torch.device, clock: Clock, **sizes: int) -> None:
+        """
+        Args:
+            name: of the part in the figures, which keep what an earlier run has measured.
+            sizes: of the images, for the report.
+        """
+        self.device, self.clock = device, clock
+        found = read_figures().get(name, {}).get("variants", {})
+        self.variants: dict[str, Any] = {label: row for label, row in found.items() if "error" not in row}
+        self.result: dict[str, Any] = {**sizes, "variants": self.variants, "left_out": 0}
+        self.profiles: list[Callable[[], None]] = []
+
+    def add(self, label: str, images: int, repeats: int, make: Callable[[], contextlib.AbstractContextManager]) -> None:
+        """Time a variant, unless that is done or no time is left.
+
+        Args:
+            images: per step.
+            make: gives a context with the step, a function of the number of the call; entered again for the profile.
+        """
+        if label in self.variants:
+            return
+        if self.clock.left() <= 0:
+            self.result["left_out"] += 1
+            return
+        try:
+            context = make()
+            with context as step:
+                seconds = median_seconds(step, self.device, repeats)
+                self.variants[label] = {
+                    "seconds": seconds,
+                    "images_per_second": images / seconds,
+                    "host_seconds": host_seconds(step, self.device, repeats),
+                    "peak_bytes": peak_bytes(lambda: step(0), self.device),
+                }
+        except Exception as error:
+            self.variants[label] = failure(error)
+            return
+        self.profiles.append(lambda: self._profile(label, context))
+
+    def _profile(self, label: str, context: contextlib.AbstractContextManager) -> None:
+        with context as step:
+            step(0)
+            kernels = kernel_seconds(step, self.device, 2)
+        if kernels:
+            self.variants[label] |= {
+                "kernel_seconds": sum(kernels.values()),
+                "kernels": dict(list(kernels.items())[:12]),
+            }
+
+
+def failure(error: Exception) -> dict[str, str]:
+    """What the figures say about an error; the log has its traceback."""
+    traceback.print_exception(error)
+    return {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+
+
+class Variant(contextlib.AbstractContextManager):
+    """The model for a variant of the training step, again in each ``with``."""
+
+    def __init__(self, model: nn.Module, batch: list[dict[str, Any]], plain: bool, given: bool, step: Any) -> None:  # noqa: ANN401
+        self.arguments, self.step = (model, batch, plain, given), step
+
+    def __enter__(self) -> Callable[[int], None]:
+        self.entered = variant(*self.arguments)
+        self.entered.__enter__()
+        return self.step
+
+    def __exit__(self, *error: object) -> None:
+        self.entered.__exit__(*error)
+
+
+def training(name: str, device: torch.device, images: int, pixels: int, clock: Clock, repeats: int) -> Part:
+    """The variants of the step."""
+    part = Part(f"training {name}", device, clock, images=images, pixels=pixels)
     for bfloat16 in (True, False):
-        cfg = configuration(name, device, bfloat16)
-        model = build_model(cfg).train()
-        optimizer = build_optimizer(cfg, model)
-        batch = training_batch(name, images, pixels, model.num_classes)
-
-        def step(_: int, model=model, optimizer=optimizer, batch=batch, bfloat16=bfloat16) -> None:  # noqa: ANN001
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
-                loss = sum(model(batch).values())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
+        made = functools.cache(functools.partial(_step_of, name, device, images, pixels, bfloat16))
         for plain, given in ((False, False), (True, False), (False, True), (True, True)):
             if given and not bfloat16:
                 continue
             label = f"{'bfloat16' if bfloat16 else 'float32'}, {'plain PyTorch' if plain else 'kernels'}"
             label += ", features given" * given
-            if label in done:
-                continue
-            if clock.left() <= 0:
-                result["left_out"] += 1
-                continue
-            with variant(model, batch, plain, given):
-                seconds = median_seconds(step, device, repeats)
-                result["variants"][label] = {
-                    "seconds": seconds,
-                    "images_per_second": images / seconds,
-                    "host_seconds": host_seconds(step, device, repeats),
-                    "peak_bytes": peak_bytes(lambda step=step: step(0), device),
-                    "kernels": dict(list(kernel_seconds(step, device, 2).items())[:12]) if not plain else {},
-                }
-    return result
+
+            def make(made=made, plain=plain, given=given) -> Variant:  # noqa: ANN001
+                model, batch, step = made()
+                return Variant(model, batch, plain, given, step)
+
+            part.add(label, images, repeats, make)
+    return part
+
+
+def _step_of(
+    name: str, device: torch.device, images: int, pixels: int, bfloat16: bool
+) -> tuple[nn.Module, list[dict[str, Any]], Callable[[int], None]]:
+    """Model, batch and training step."""
+    cfg = configuration(name, device, bfloat16)
+    model = build_model(cfg).train()
+    optimizer = build_optimizer(cfg, model)
+    batch = training_batch(name, images, pixels, model.num_classes)
+
+    def step(_: int) -> None:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            loss = sum(model(batch).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return model, batch, step
 
 
 def evaluation(name: str, device: torch.device, height: int, width: int, repeats: int) -> dict[str, Any]:
@@ -207,95 +286,120 @@ def hypotheses(name: str, device: torch.device, side: int, images: int, repeats:
     return result
 
 
-def stored(batch: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
-    """The batch as a feature store gives it: features in half precision, on the host."""
+def stored(batch: list[dict[str, Any]], model: nn.Module, device: torch.device) -> list[dict[str, Any]]:
+    """The batch as a feature store gives it: features in half precision, on the host or in device memory."""
     found = []
     for record in batch:
         features, size = model.view_encoder(record["image"])
-        found.append({"hypothesis": record["hypothesis"], "features": features.half().cpu(), "view_size": size})
+        found.append({"hypothesis": record["hypothesis"], "features": features.half().to(device), "view_size": size})
     return found
 
 
-def static_step(
-    name: str, device: torch.device, images: int, pixels: int, clock: Clock, repeats: int
-) -> dict[str, Any]:
-    """The step with the CUDA graph of SOLVER.CUDA_GRAPH and without, with the default precision of the tower: from the
-    store, and with the tower in each step. On a CPU the graph is replaced by the same step from the same buffers."""
-    done = read_figures().get(f"CUDA graph {name}", {}).get("variants", {})
-    result: dict[str, Any] = {"images": images, "pixels": pixels, "variants": done, "left_out": 0}
+SOURCES = {"store on the GPU": "device", "store on the host": "cpu", "tower in each step": None}
+
+
+def static_step(name: str, device: torch.device, images: int, pixels: int, clock: Clock, repeats: int) -> Part:
+    """The step with the CUDA graph of SOLVER.CUDA_GRAPH and without, with the default precision of the tower: with
+    stored features, which training keeps on the GPU while they fit, and with the tower in each step. On a CPU the graph
+    is replaced by the same step from the same buffers."""
+    part = Part(f"CUDA graph {name}", device, clock, images=images, pixels=pixels)
     cfg = configuration(name, device, precision="auto")
-    for store, graph in itertools.product((True, False), (False, True)):
-        label = ("from the store" if store else "tower in each step") + ", CUDA graph" * graph
-        if label in done:
-            continue
-        if clock.left() <= 0:
-            result["left_out"] += 1
-            continue
-        torch.manual_seed(0)
-        model = build_model(cfg).train()
-        optimizer = build_optimizer(cfg, model)
-        batch = training_batch(name, images, pixels, model.num_classes)
-        batch = stored(batch, model) if store else batch
-        static = StaticStep(model, optimizer)
+    for source, graph in itertools.product(SOURCES, (True, False)):
 
-        def step(_: int, model=model, optimizer=optimizer, batch=batch, static=static if graph else None) -> None:  # noqa: ANN001
-            if static is not None:
-                static.run(batch)
-                return
-            loss = sum(model(batch).values())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        def make(source=source, graph=graph) -> contextlib.AbstractContextManager:  # noqa: ANN001
+            torch.manual_seed(0)
+            model = build_model(cfg).train()
+            optimizer = build_optimizer(cfg, model)
+            batch = training_batch(name, images, pixels, model.num_classes)
+            if place := SOURCES[source]:
+                batch = stored(batch, model, device if place == "device" else torch.device("cpu"))
+            if graph:
+                static = StaticStep(model, optimizer)
+                for _ in range(WARM_UP + 1):  # then the graph is captured
+                    static.run(batch)
+                static.check()
+                return contextlib.nullcontext(lambda _: static.run(batch))
 
-        for call in range(WARM_UP + 1 if graph else 0):  # then the graph is captured
-            step(call)
-        seconds = median_seconds(step, device, repeats)
-        result["variants"][label] = {
-            "seconds": seconds,
-            "images_per_second": images / seconds,
-            "host_seconds": host_seconds(step, device, repeats),
-            "peak_bytes": peak_bytes(lambda step=step: step(0), device),
-        }
-        if graph:
-            static.check()
-    return result
+            def step(_: int) -> None:
+                loss = sum(model(batch).values())
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+            return contextlib.nullcontext(step)
+
+        part.add(source + ", CUDA graph" * graph, images, repeats, make)
+    return part
 
 
-def main() -> int:
-    """Measure as many parts as time allows; figures are written after each. Finished parts are skipped."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--seconds", type=float, default=80.0, help="no part is started after this time")
-    options = parser.parse_args()
-    device, clock = torch.device(options.device), Clock(options.seconds)
-    figures = read_figures()
-    left_out = 0
-    parts: dict[str, Callable[[], Any]] = {
-        "training voc20": lambda: training("voc20", device, 12, 512, clock, 20),
-        "CUDA graph voc20": lambda: static_step("voc20", device, 12, 512, clock, 20),
-        "hypotheses": lambda: hypotheses("voc20", device, 512, 8, 5),
-        "evaluation ade150": lambda: evaluation("ade150", device, 512, 683, 20),
-        "training ade150": lambda: training("ade150", device, 8, 512, clock, 20),
-    }
+def parts_of(device: torch.device, clock: Clock) -> dict[str, Callable[[], Any]]:
+    """The parts, most important first."""
     if device.type == "cpu":
-        parts = {
-            "training embedded": lambda: training("embedded", device, 2, 64, clock, 1),
+        return {
+            "CUDA graph embedded": lambda: static_step("embedded", device, 2, 64, clock, 1),
             "hypotheses": lambda: hypotheses("embedded", device, 96, 1, 1),
             "evaluation embedded": lambda: evaluation("embedded", device, 64, 80, 1),
-            "CUDA graph embedded": lambda: static_step("embedded", device, 2, 64, clock, 1),
+            "training embedded": lambda: training("embedded", device, 2, 64, clock, 1),
         }
-    for name, part in parts.items():
-        if name in figures and not (isinstance(figures[name], dict) and figures[name].get("left_out")):
+    return {
+        "CUDA graph voc20": lambda: static_step("voc20", device, 12, 512, clock, 20),
+        "hypotheses": lambda: hypotheses("voc20", device, 512, 16, 5),
+        "evaluation ade150": lambda: evaluation("ade150", device, 512, 683, 20),
+        "training voc20": lambda: training("voc20", device, 12, 512, clock, 20),
+        "training ade150": lambda: training("ade150", device, 8, 512, clock, 20),
+    }
+
+
+def is_done(figure: object) -> bool:
+    """Whether a part needs no further run: all is measured, without an error."""
+    if not isinstance(figure, dict):
+        return False
+    rows = figure.get("variants", {}).values()
+    return not (figure.get("left_out") or "error" in figure or any("error" in row for row in rows))
+
+
+def measure(parts: dict[str, Callable[[], Any]], clock: Clock) -> int:
+    """Measure as many parts as time allows; figures are written after each. Returns the exit status."""
+    figures = read_figures()
+    left_out, profiles = 0, []
+    for name, run in parts.items():
+        if is_done(figures.get(name)):
             continue
         if clock.left() <= 0:
             print(f"{name}: no time left")
             left_out += 1
             continue
-        figures[name] = part()
-        left_out += bool(isinstance(figures[name], dict) and figures[name].get("left_out"))
+        try:
+            found = run()
+        except Exception as error:
+            figures[name] = failure(error)
+        else:
+            figures[name] = found.result if isinstance(found, Part) else found
+            profiles += [(name, profile) for profile in getattr(found, "profiles", ())]
+        left_out += bool(figures[name].get("left_out"))
         write_figures(figures)
         print(f"{name}: {figures[name]}")
+    for name, profile in profiles:
+        if clock.left() <= -PROFILE_SECONDS:
+            break
+        try:
+            profile()
+        except Exception as error:
+            figures[name] |= failure(error)
+        write_figures(figures)
+    if not all(is_done(figures[name]) or figures[name].get("left_out") for name in parts if name in figures):
+        return 1
     return MORE_TO_DO if left_out else 0
+
+
+def main() -> int:
+    """See :func:`measure`. Finished parts are skipped."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--seconds", type=float, default=80.0, help="no part is started after this time")
+    options = parser.parse_args()
+    device, clock = torch.device(options.device), Clock(options.seconds)
+    return measure(parts_of(device, clock), clock)
 
 
 if __name__ == "__main__":
