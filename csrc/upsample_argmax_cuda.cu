@@ -1,6 +1,6 @@
-// upsample_argmax: a thread takes a column of kStrip output rows through all classes. Rows between the same two grid lines
-// share the four corner scores and their horizontal blends; only a multiply-add, a comparison and two selects remain a pixel.
-#include "cuda/bilinear.cuh"
+// upsample_argmax. Maps that grow at least eightfold: see cuda/argmax_tiles.cuh. Others: a thread takes a column of kStrip output
+// rows through all classes; rows between the same two grid lines share the four corner scores and their horizontal blends.
+#include "cuda/argmax_tiles.cuh"
 
 namespace reclip::cuda {
 namespace {
@@ -79,10 +79,18 @@ __global__ void __launch_bounds__(kColumns)
 }  // namespace
 
 cudaError_t launch_upsample_argmax(const Grid& grid, int64_t height, int64_t width, int64_t* labels, cudaStream_t stream) {
-  const int64_t strips = ceil_div(height, kStrip), columns = ceil_div(width, kColumns);
+  const bool tiles = tiles_apply(grid.height, height) && tiles_apply(grid.width, width);
+  const int64_t strips = ceil_div(height, tiles ? kTileSide : kStrip), columns = ceil_div(width, tiles ? kTiles * kTileSide : kColumns);
   if (grid.images * strips * columns == 0) return cudaSuccess;
   return dispatch(grid.type, [&](auto tag) {
     using S = typename decltype(tag)::type;
+    using T = typename Accumulate<S>::type;
+    if (tiles) {
+      argmax_tiles_kernel<S><<<static_cast<unsigned>(grid.images * strips * columns), kTileThreads, 0, stream>>>(
+          Map<S>(grid), static_cast<int>(height), static_cast<int>(width), static_cast<T>(grid.height) / static_cast<T>(height),
+          static_cast<T>(grid.width) / static_cast<T>(width), static_cast<unsigned>(strips), static_cast<unsigned>(columns), labels);
+      return cudaGetLastError();
+    }
     upsample_argmax_kernel<S><<<static_cast<unsigned>(grid.images * strips * columns), kColumns, 0, stream>>>(
         static_cast<const S*>(grid.data), grid.image_stride, grid.class_stride, grid.y_stride, grid.x_stride,
         static_cast<int>(grid.classes), static_cast<int>(grid.height), static_cast<int>(grid.width), height, width, strips, columns,

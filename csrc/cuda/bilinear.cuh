@@ -13,8 +13,8 @@ struct Position {
 };
 
 // Where output coordinate `at` lies, as F.interpolate(align_corners=False) has it; scale = in / out.
-template <typename T>
-__device__ __forceinline__ Position<T> position(int64_t at, int in, T scale) {
+template <typename T, typename Index>
+__device__ __forceinline__ Position<T> position(Index at, int in, T scale) {
   T source = scale * (static_cast<T>(at) + T(0.5)) - T(0.5);
   source = source > T(0) ? source : T(0);
   int below = static_cast<int>(source);
