@@ -31,7 +31,7 @@ __global__ void scatter_rows_kernel(const typename Accumulate<S>::type* row_grad
 
 cudaError_t launch_gather_rows(Batch masks, const DeviceRows& rows, int64_t patches, bool nan_to_zero, void* weights,
                                cudaStream_t stream) {
-  if (rows.rows * patches == 0) return cudaSuccess;
+  if (rows.most_rows * patches == 0) return cudaSuccess;
   return dispatch(masks.type, [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = typename Accumulate<S>::type;
@@ -44,7 +44,7 @@ cudaError_t launch_gather_rows(Batch masks, const DeviceRows& rows, int64_t patc
 
 cudaError_t launch_scatter_rows(const void* row_gradient, const DeviceRows& rows, int64_t patches, Batch grad_masks,
                                 cudaStream_t stream) {
-  if (rows.rows * patches == 0) return cudaSuccess;
+  if (rows.most_rows * patches == 0) return cudaSuccess;
   return dispatch(grad_masks.type, [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = typename Accumulate<S>::type;

@@ -134,6 +134,15 @@ std::tuple<at::Tensor, at::Tensor> rectify_and_pool(const at::Tensor& logits, co
   return {pooled, area};
 }
 
+// The backward pass computes the scores of a tile again with their normalizer: it needs none of the forward pass.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> rectify_and_pool_forward(const at::Tensor& logits, const OptionalTensor& bias,
+                                                                        const at::Tensor& features, const at::Tensor& class_ids,
+                                                                        const at::Tensor& offsets, const at::Tensor& seed, double tau,
+                                                                        bool hard) {
+  const auto [pooled, area] = rectify_and_pool(logits, bias, features, class_ids, offsets, seed, tau, hard);
+  return {pooled, area, at::empty({2, 0, logits.size(1)}, pooled.options())};
+}
+
 // One tile of one image: gradients of its logits and features, and its share of the bias gradient.
 template <typename T>
 struct Backward {
@@ -246,7 +255,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> rectify_and_pool_backward(
     const at::Tensor& grad_pooled, const at::Tensor& grad_area, const at::Tensor& logits, const OptionalTensor& bias,
     const at::Tensor& features, const at::Tensor& class_ids, const at::Tensor& offsets, const at::Tensor& seed,
     const at::Tensor& pooled, const at::Tensor& area, double tau, bool hard, bool need_logits, bool need_bias,
-    bool need_features) {
+    bool need_features, const OptionalTensor& /*normalizer*/) {
   const Inputs in(logits, bias, features, class_ids, offsets, seed, tau);
   const at::ScalarType type = accumulate_type(logits.scalar_type());
   const int64_t k = in.rows.rows, d = in.width;
@@ -275,5 +284,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> rectify_and_pool_backward(
 
 TORCH_LIBRARY_IMPL(reclip_d2, CPU, m) {
   m.impl("rectify_and_pool", reclip::cpu::rectify_and_pool);
+  m.impl("rectify_and_pool_forward", reclip::cpu::rectify_and_pool_forward);
   m.impl("rectify_and_pool_backward", reclip::cpu::rectify_and_pool_backward);
 }

@@ -1,5 +1,6 @@
 // Schemas of the operators, and an empty Python module: `import reclip_d2._C` loads and registers them.
-// Fake kernels and gradients are registered in Python, next to each operator's public function in reclip_d2/layers.
+// Fake kernels, and gradients but those in autograd.cpp, are registered in Python, next to each operator's public function in
+// reclip_d2/layers.
 //
 // Shapes: B images, n = h*w patches, D embedding width, C classes, K hypothesis rows. `class_ids` (K), `offsets` (B+1) and
 // `seed` (2: seed and offset of the noise) are int64 tensors, on the CPU or on the device of the other arguments. Gradients that are not needed are returned empty.
@@ -19,9 +20,12 @@ TORCH_LIBRARY(reclip_d2, m) {
       "rectify_and_pool(Tensor logits, Tensor? bias, Tensor features, Tensor class_ids, Tensor offsets, Tensor seed, "
       "float tau, bool hard) -> (Tensor pooled, Tensor area)");
   m.def(
+      "rectify_and_pool_forward(Tensor logits, Tensor? bias, Tensor features, Tensor class_ids, Tensor offsets, Tensor seed, "
+      "float tau, bool hard) -> (Tensor pooled, Tensor area, Tensor normalizer)");
+  m.def(
       "rectify_and_pool_backward(Tensor grad_pooled, Tensor grad_area, Tensor logits, Tensor? bias, Tensor features, "
       "Tensor class_ids, Tensor offsets, Tensor seed, Tensor pooled, Tensor area, float tau, bool hard, bool need_logits, "
-      "bool need_bias, bool need_features) -> (Tensor, Tensor, Tensor)");
+      "bool need_bias, bool need_features, Tensor? normalizer=None) -> (Tensor, Tensor, Tensor)");
   m.def("upsample_argmax(Tensor logits, SymInt height, SymInt width) -> Tensor");
   m.def("upsample_cross_entropy(Tensor logits, Tensor labels) -> (Tensor loss, Tensor weight, Tensor normalizer)");
   m.def(

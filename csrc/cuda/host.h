@@ -67,41 +67,51 @@ inline ScoreInputs score_inputs(const at::Tensor& logits, const std::optional<at
   return in;
 }
 
-// The rows and their tables on the device. Rows on the host are checked there and copied by one asynchronous transfer from pinned
-// memory; rows on the device of `like` are not read by the host. Both on the current stream.
+// The rows and their tables on the device. Rows on the host are checked there and sent with the launch, or if they are many copied
+// from pinned memory without waiting; rows on the device of `like` are not read by the host. All on the current stream.
 struct PreparedRows {
-  at::Tensor copy, tables;
+  at::Tensor copy, memory;
   DeviceRows rows;
+  int32_t *counts, *bad_patches;  // zero: see launch_hard_rows
 
   PreparedRows(const char* op, const at::Tensor& class_ids, const at::Tensor& offsets, int64_t images, int64_t classes,
                const at::Tensor& like) {
     check_rows(op, class_ids, offsets, images);
     const int64_t count = class_ids.size(0);
     const bool on_device = class_ids.device() == like.device() && offsets.device() == like.device();
-    const int64_t *ids = nullptr, *bounds = nullptr;
-    int64_t most_rows = count < classes ? count : classes;
+    memory = at::empty({3 * count + 3 * images + 2 + images * classes}, like.options().dtype(at::kInt).memory_format(std::nullopt));
+    RowTables to;
+    to.class_of_row = memory.mutable_data_ptr<int32_t>();
+    to.image_of_row = to.class_of_row + count;
+    to.counts = counts = to.image_of_row + count;
+    to.offsets = to.counts + count;
+    to.bad = to.offsets + images + 1;
+    to.bad_patches = bad_patches = to.bad + images + 1;
+    to.row_of_class = to.bad_patches + images;
+    rows = {to.class_of_row, to.image_of_row, to.offsets, to.row_of_class, on_device ? to.bad : nullptr, images, count, classes,
+            count < classes ? count : classes};
+    const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
     if (on_device) {
-      ids = class_ids.const_data_ptr<int64_t>();
-      bounds = offsets.const_data_ptr<int64_t>();
-    } else {
-      check_not_captured(op, "`class_ids` and `offsets`");
-      const Hypothesis h = read_hypothesis(op, class_ids, offsets, images, classes);
-      most_rows = h.most_rows;
-      at::Tensor staging = at::empty({count + images + 1}, at::TensorOptions().dtype(at::kLong).pinned_memory(true));
-      int64_t* to = staging.mutable_data_ptr<int64_t>();
-      std::copy_n(h.class_ids, count, to);
-      std::copy_n(h.offsets, images + 1, to + count);
-      copy = staging.to(like.device(), at::kLong, /*non_blocking=*/true);
-      ids = copy.const_data_ptr<int64_t>();
-      bounds = ids + count;
+      C10_CUDA_CHECK(launch_rows_table(class_ids.const_data_ptr<int64_t>(), offsets.const_data_ptr<int64_t>(), images, count, classes, to, stream));
+      return;
     }
-    tables = at::empty({count + 2 * (images + 1) + images * classes}, like.options().dtype(at::kInt).memory_format(std::nullopt));
-    int32_t* const class_of_row = tables.mutable_data_ptr<int32_t>();
-    int32_t *const offsets_out = class_of_row + count, *const bad = offsets_out + images + 1;
-    int32_t* const row_of_class = bad + images + 1;
-    C10_CUDA_CHECK(launch_rows_table(ids, bounds, images, count, classes, class_of_row, offsets_out, row_of_class, bad,
-                                     c10::cuda::getCurrentCUDAStream()));
-    rows = {class_of_row, offsets_out, row_of_class, on_device ? bad : nullptr, images, count, classes, most_rows};
+    check_not_captured(op, "`class_ids` and `offsets`");
+    const Hypothesis h = read_hypothesis(op, class_ids, offsets, images, classes);
+    rows.most_rows = h.most_rows;
+    if (count + images + 1 <= FewRows::kMost) {
+      FewRows few;
+      std::copy_n(h.class_ids, count, few.value);
+      std::copy_n(h.offsets, images + 1, few.value + count);
+      C10_CUDA_CHECK(launch_rows_table(few, images, count, classes, to, stream));
+      return;
+    }
+    at::Tensor staging = at::empty({count + images + 1}, at::TensorOptions().dtype(at::kLong).pinned_memory(true));
+    int64_t* const values = staging.mutable_data_ptr<int64_t>();
+    std::copy_n(h.class_ids, count, values);
+    std::copy_n(h.offsets, images + 1, values + count);
+    copy = staging.to(like.device(), at::kLong, /*non_blocking=*/true);
+    const int64_t* const copied = copy.const_data_ptr<int64_t>();
+    C10_CUDA_CHECK(launch_rows_table(copied, copied + count, images, count, classes, to, stream));
   }
 };
 

@@ -24,6 +24,7 @@ struct Batch {
 // Hypothesis rows on the device. Rows from offsets[B] on are padding: they belong to no image.
 struct DeviceRows {
   const int32_t* class_of_row;  // (K), not set for padding
+  const int32_t* image_of_row;  // (K), -1 for padding
   const int32_t* offsets;       // (B+1)
   const int32_t* row_of_class;  // (B, C): row within the image, or -1
   const int32_t* bad;           // (B+1): 1 for an image with invalid class ids; at B: the offsets are invalid. Null: all valid
@@ -31,11 +32,23 @@ struct DeviceRows {
   int64_t most_rows;  // at least those of any one image
 };
 
-// Makes the tables of DeviceRows from class_ids (K) and offsets (B+1) on the device: class_of_row, offsets, row_of_class, bad.
+// Where those tables are written, and what launch_hard_rows counts, set to zero: patches (K) of each row, and whether an image (B)
+// holds a bad patch.
+struct RowTables {
+  int32_t *class_of_row, *image_of_row, *offsets, *row_of_class, *bad, *counts, *bad_patches;
+};
+
+// Class ids (K) and offsets (B+1) of few rows, passed within the launch: no copy to the device, no memory to keep until then.
+struct FewRows {
+  static constexpr int64_t kMost = 960;  // parameters of a kernel may take 4 KiB
+  int32_t value[kMost];
+};
+
+// Makes the tables of DeviceRows from class_ids (K) and offsets (B+1) on the device, or from the values of few rows.
 // Invalid ids and offsets are replaced by valid ones, so that no kernel reads out of bounds, and reported in `bad`.
 cudaError_t launch_rows_table(const int64_t* class_ids, const int64_t* offsets, int64_t images, int64_t rows, int64_t classes,
-                              int32_t* class_of_row, int32_t* offsets_out, int32_t* row_of_class, int32_t* bad,
-                              cudaStream_t stream);
+                              const RowTables& to, cudaStream_t stream);
+cudaError_t launch_rows_table(const FewRows& few, int64_t images, int64_t rows, int64_t classes, const RowTables& to, cudaStream_t stream);
 // Makes the rows of `bad` images NaN in total (K) and area (K) of T; they may be the same.
 cudaError_t launch_poison_rows(const DeviceRows& rows, bool is_double, void* total, void* area, cudaStream_t stream);
 
@@ -56,22 +69,29 @@ struct ScoreInputs {
 };
 
 // row (B, n): row within the image of each patch's class, -1 for none, kBadPatch for non-finite scores.
-// count (K): patches of each row; bad (B): 1 if the image holds a bad patch. Both must be zero before the call.
+// count (K) of patches of each row and bad (B), 1 if the image holds a bad patch, are added to, unless they are null.
+// normalizer (2, B, n) of T, unless null: see launch_normalizer.
 cudaError_t launch_hard_rows(const ScoreInputs& in, const DeviceRows& rows, int32_t* row, int32_t* count, int32_t* bad,
-                             cudaStream_t stream);
+                             void* normalizer, cudaStream_t stream);
+// normalizer (2, B, n) of T: the largest score of each patch, and 1 / sum of exp(score - largest), or 0 if a score is not
+// finite. Not set for images without rows.
+cudaError_t launch_normalizer(const ScoreInputs& in, const DeviceRows& rows, void* normalizer, cudaStream_t stream);
 
 // log_masks (K, n) of T: logarithms of the soft masks of the hypothesis rows, NaN at bad patches. With `area` (K) given, only
 // images with a row of small area are written.
-cudaError_t launch_log_masks(const ScoreInputs& in, const DeviceRows& rows, const void* area, void* log_masks, cudaStream_t stream);
+cudaError_t launch_log_masks(const ScoreInputs& in, const DeviceRows& rows, const void* normalizer, const void* area, void* log_masks,
+                             cudaStream_t stream);
 // shares (K, n) of T: each soft mask divided by its row's area exp(log_area), 0 at bad patches.
-cudaError_t launch_shares(const ScoreInputs& in, const DeviceRows& rows, const void* log_area, void* shares, cudaStream_t stream);
+cudaError_t launch_shares(const ScoreInputs& in, const DeviceRows& rows, const void* normalizer, const void* log_area, void* shares,
+                          cudaStream_t stream);
 
 // Gradients of the scores' inputs from the gradient (K, n) of the hypothesis rows' mask values (`log_area` null) or of their
-// shares times the area. `grad_logits.data` may be null. `bias_partial` (groups, C, n) of T, or null, gets sums over images in
-// groups; see bias_groups().
-cudaError_t launch_logit_gradient(const ScoreInputs& in, const DeviceRows& rows, const void* row_gradient, const void* log_area,
-                                  Batch grad_logits, void* bias_partial, int64_t groups, cudaStream_t stream);
-int64_t bias_groups(int64_t images, int64_t patches);
+// shares times the area, which is overwritten. totals (B, n) of T is scratch. `grad_logits.data` may be null. `bias_gradient`,
+// if not null, is (groups, n, C) of T with the given strides for n and C; it gets sums over images in groups: see bias_groups().
+cudaError_t launch_logit_gradient(const ScoreInputs& in, const DeviceRows& rows, const void* normalizer, void* row_gradient,
+                                  const void* log_area, void* totals, Batch grad_logits, void* bias_gradient, int64_t groups,
+                                  int64_t bias_patch_stride, int64_t bias_class_stride, cudaStream_t stream);
+int64_t bias_groups(int64_t images, int64_t patches, int64_t classes);
 cudaError_t launch_bias_sum(const void* bias_partial, bool is_double, int64_t groups, int64_t patches, int64_t classes,
                             void* grad_bias, int64_t patch_stride, int64_t class_stride, cudaStream_t stream);
 
@@ -85,19 +105,19 @@ cudaError_t launch_pool_hard(const int32_t* row, const DeviceRows& rows, Batch f
                              void* partial, cudaStream_t stream);
 cudaError_t launch_pool_soft(const void* weights, const DeviceRows& rows, Batch features, int64_t patches, int64_t width,
                              void* partial, cudaStream_t stream);
-// area (K) of T, from counts or from weights (K, n); of weights, areas below kSmallArea become 0. Padding gets 0 (from counts:
-// is left as it is).
-cudaError_t launch_area_of_counts(const int32_t* count, const int32_t* bad, const DeviceRows& rows, bool is_double, void* area,
-                                  cudaStream_t stream);
+// area (K) of T from weights (K, n); areas below kSmallArea become 0. Padding gets 0.
 cudaError_t launch_area_of_weights(const void* weights, const DeviceRows& rows, int64_t patches, bool is_double, void* area,
                                    cudaStream_t stream);
 // From logarithms of masks (K, n) of T, replaced by weights of at most 1: their sums `total` (K), by which pooling divides, and
 // the areas of the masks (K), clamped to the smallest normal number.
 cudaError_t launch_scale_log_masks(void* log_masks, const DeviceRows& rows, int64_t patches, bool is_double, void* total, void* area,
                                    cudaStream_t stream);
-// pooled (K, D) = sum of partial over the chunks / total.
+// pooled (K, D) = sum of partial over the chunks / total; 0 for rows without area and padding, NaN where total is.
 cudaError_t launch_pool_finish(const void* partial, const void* total, int64_t chunks, int64_t rows, int64_t width,
                                bool is_double, void* pooled, cudaStream_t stream);
+// The same for hard masks, with area (K): the counts, or NaN for images with bad patches or invalid rows.
+cudaError_t launch_pool_finish_hard(const void* partial, const int32_t* count, const int32_t* bad, const DeviceRows& rows,
+                                    int64_t chunks, int64_t width, bool is_double, void* pooled, void* area, cudaStream_t stream);
 
 // With `log_area` null, for the gradient of mask values: weight (K, D) = grad_pooled / area, shift (K) = -weight . pooled and
 // of_area (K) = grad_area. Otherwise for the gradient of shares: all times the area, and log_area (K), not set for small areas.

@@ -108,21 +108,34 @@ __global__ void __launch_bounds__(kProductThreads)
         partial[(chunk * rows.rows + first_row + r0 + r) * width + c0 + c] = sum[r][c];
 }
 
+// The mean of a row: its parts in order, over its area. Rows without area have no parts.
 template <typename T>
-__global__ void pool_finish_kernel(const T* partial, const T* total, int64_t chunks, int64_t rows, int64_t width, T* pooled) {
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (at >= rows * width) return;
+__device__ __forceinline__ T mean_of_parts(const T* partial, int64_t chunks, int64_t size, int64_t at, T area) {
+  if (!(area > T(0))) return area != area ? area : T(0);
   T sum = T(0);
-  for (int64_t c = 0; c < chunks; ++c) sum += partial[c * rows * width + at];
-  const T a = total[at / width];
-  pooled[at] = a > T(0) ? sum / a : a != a ? a : T(0);
+  for (int64_t c = 0; c < chunks; ++c) sum += partial[c * size + at];
+  return sum / area;
 }
 
 template <typename T>
-__global__ void area_of_counts_kernel(const int32_t* count, const int32_t* bad, DeviceRows rows, T* area) {
-  const int64_t image = blockIdx.x;
-  for (int64_t r = rows.offsets[image] + threadIdx.x; r < rows.offsets[image + 1]; r += blockDim.x)
-    area[r] = bad[image] ? not_a_number<T>() : static_cast<T>(count[r]);
+__global__ void pool_finish_kernel(const T* partial, const T* total, int64_t chunks, int64_t rows, int64_t width, T* pooled) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (at < rows * width) pooled[at] = mean_of_parts(partial, chunks, rows * width, at, total[at / width]);
+}
+
+// One block per row.
+template <typename T>
+__global__ void __launch_bounds__(128)
+    pool_finish_hard_kernel(const T* partial, const int32_t* count, const int32_t* bad, DeviceRows rows, int64_t chunks,
+                            int64_t width, T* pooled, T* area) {
+  const int64_t row = blockIdx.x;
+  const int32_t image = rows.image_of_row[row];
+  bool valid = !rows.bad || rows.bad[rows.images] == 0;
+  if (image >= 0) valid = valid && bad[image] == 0 && (!rows.bad || rows.bad[image] == 0);
+  const T own = !valid ? not_a_number<T>() : image < 0 ? T(0) : static_cast<T>(count[row]);
+  if (threadIdx.x == 0) area[row] = own;
+  for (int64_t d = threadIdx.x; d < width; d += 128)
+    pooled[row * width + d] = mean_of_parts(partial, chunks, rows.rows * width, row * width + d, own);
 }
 
 // Sum, or maximum, of a value over a block of 128 threads, in a fixed order, returned to all of them. Once per kernel.
@@ -215,7 +228,7 @@ int64_t pooling_chunks(int64_t images, int64_t patches, int64_t width) {
 
 cudaError_t launch_pool_hard(const int32_t* row, const DeviceRows& rows, Batch features, int64_t patches, int64_t width,
                              void* partial, cudaStream_t stream) {
-  if (rows.rows * width == 0) return cudaSuccess;
+  if (rows.most_rows * width == 0) return cudaSuccess;
   const int64_t chunks = pooling_chunks(rows.images, patches, width);
   return dispatch(features.type, [&](auto tag) {
     using S = typename decltype(tag)::type;
@@ -251,16 +264,6 @@ cudaError_t launch_pool_soft(const void* weights, const DeviceRows& rows, Batch 
     };
     if (in_packs(z, features.image_stride, features.patch_stride, width)) return launch(pool_soft_kernel<S, 4>);
     return launch(pool_soft_kernel<S, 1>);
-  });
-}
-
-cudaError_t launch_area_of_counts(const int32_t* count, const int32_t* bad, const DeviceRows& rows, bool is_double, void* area,
-                                  cudaStream_t stream) {
-  if (rows.images == 0) return cudaSuccess;
-  return dispatch_accumulate(is_double, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    area_of_counts_kernel<T><<<static_cast<unsigned>(rows.images), 128, 0, stream>>>(count, bad, rows, static_cast<T*>(area));
-    return cudaGetLastError();
   });
 }
 
@@ -304,6 +307,17 @@ cudaError_t launch_pool_finish(const void* partial, const void* total, int64_t c
     using T = typename decltype(tag)::type;
     pool_finish_kernel<T><<<static_cast<unsigned>(ceil_div(rows * width, 256)), 256, 0, stream>>>(
         static_cast<const T*>(partial), static_cast<const T*>(total), chunks, rows, width, static_cast<T*>(pooled));
+    return cudaGetLastError();
+  });
+}
+
+cudaError_t launch_pool_finish_hard(const void* partial, const int32_t* count, const int32_t* bad, const DeviceRows& rows,
+                                    int64_t chunks, int64_t width, bool is_double, void* pooled, void* area, cudaStream_t stream) {
+  if (rows.rows == 0) return cudaSuccess;
+  return dispatch_accumulate(is_double, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    pool_finish_hard_kernel<T><<<static_cast<unsigned>(rows.rows), 128, 0, stream>>>(
+        static_cast<const T*>(partial), count, bad, rows, chunks, width, static_cast<T*>(pooled), static_cast<T*>(area));
     return cudaGetLastError();
   });
 }

@@ -31,7 +31,8 @@ __global__ void __launch_bounds__(128)
   if (log_area) log_area[row] = a > T(0) ? log_positive(a) : T(0);
 }
 
-template <typename S, int Vector>
+// LaneColumns: patches a lane; fewer give more blocks.
+template <typename S, int Vector, int LaneColumns>
 __global__ void __launch_bounds__(kProductThreads)
     row_gradient_kernel(const typename Accumulate<S>::type* weight, const typename Accumulate<S>::type* shift,
                         const typename Accumulate<S>::type* of_area, DeviceRows rows, const S* features, int64_t image_stride,
@@ -40,19 +41,19 @@ __global__ void __launch_bounds__(kProductThreads)
   using T = typename Accumulate<S>::type;
   const int64_t tile = blockIdx.x % tiles, row_tile = blockIdx.x / tiles % row_tiles, image = blockIdx.x / tiles / row_tiles;
   const int64_t first_row = rows.offsets[image], image_rows = rows.offsets[image + 1] - first_row;
-  const int64_t row0 = row_tile * kProductRows, column0 = tile * kProductColumns;
+  const int64_t row0 = row_tile * kProductRows, column0 = tile * 32 * LaneColumns;
   if (row0 >= image_rows) return;
-  T sum[8][4] = {};
+  T sum[8][LaneColumns] = {};
   tile_product<T, true, Vector, S, true, Vector>({weight + first_row * width, 1, width, width, image_rows},
                                                  {features + image * image_stride, 1, patch_stride, width, patches}, row0, column0,
                                                  sum);
-  const int64_t r0 = row0 + threadIdx.x / 32 * 8, i0 = column0 + threadIdx.x % 32 * 4;
+  const int64_t r0 = row0 + threadIdx.x / 32 * 8, i0 = column0 + threadIdx.x % 32 * LaneColumns;
 #pragma unroll
   for (int r = 0; r < 8; ++r) {
     if (r0 + r >= image_rows) break;
     const T offset = shift[first_row + r0 + r], area_part = of_area[first_row + r0 + r];
 #pragma unroll
-    for (int c = 0; c < 4; ++c)
+    for (int c = 0; c < LaneColumns; ++c)
       if (i0 + c < patches) row_gradient[(first_row + r0 + r) * patches + i0 + c] = (sum[r][c] + offset) + area_part;
   }
 }
@@ -106,8 +107,10 @@ cudaError_t launch_pooling_gradient(const void* grad_pooled, const void* grad_ar
 
 cudaError_t launch_row_gradient(const void* weight, const void* shift, const void* of_area, const DeviceRows& rows,
                                 Batch features, int64_t patches, int64_t width, void* row_gradient, cudaStream_t stream) {
-  if (rows.rows * patches == 0) return cudaSuccess;
-  const int64_t tiles = ceil_div(patches, kProductColumns), row_tiles = ceil_div(rows.most_rows, kProductRows);
+  if (rows.most_rows * patches == 0) return cudaSuccess;
+  const int64_t row_tiles = ceil_div(rows.most_rows, kProductRows), wide = ceil_div(patches, kProductColumns);
+  const bool narrow = rows.images * row_tiles * wide < 528;  // too few blocks to fill a large GPU
+  const int64_t tiles = narrow ? ceil_div(patches, 32) : wide;
   return dispatch(features.type, [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = typename Accumulate<S>::type;
@@ -118,8 +121,9 @@ cudaError_t launch_row_gradient(const void* weight, const void* shift, const voi
           features.image_stride, features.patch_stride, patches, width, tiles, row_tiles, static_cast<T*>(row_gradient));
       return cudaGetLastError();
     };
-    if (in_packs(z, features.image_stride, features.patch_stride, width)) return launch(row_gradient_kernel<S, 4>);
-    return launch(row_gradient_kernel<S, 1>);
+    if (in_packs(z, features.image_stride, features.patch_stride, width))
+      return narrow ? launch(row_gradient_kernel<S, 4, 1>) : launch(row_gradient_kernel<S, 4, 4>);
+    return narrow ? launch(row_gradient_kernel<S, 1, 1>) : launch(row_gradient_kernel<S, 1, 4>);
   });
 }
 

@@ -1,7 +1,8 @@
 // A product of small tiles, out (32, 128) += sum_k a (k, 32) b (k, 128), for the ragged batches of the pooling kernels.
 //
 // 128 threads: a warp owns 8 of the 32 rows, a lane 4 of the 128 columns; tiles of 16 k go through shared memory, with the next
-// one prefetched into registers. Sums over k in ascending order.
+// one prefetched into registers. Sums over k in ascending order. A narrow product has a column a lane, and 64 k a tile: as many
+// bytes in flight for a quarter of the columns.
 #pragma once
 
 #include "device.cuh"
@@ -10,8 +11,9 @@ namespace reclip::cuda {
 
 constexpr int kProductRows = 32;
 constexpr int kProductColumns = 128;
-constexpr int kProductDepth = 16;
 constexpr int kProductThreads = 128;
+template <int LaneColumns>
+constexpr int kProductDepth = 64 / LaneColumns;
 
 // A matrix operand: element (k, x) is at data[k * k_stride + x * x_stride]; outside of depth x width it counts as 0.
 template <typename S>
@@ -23,17 +25,17 @@ struct Operand {
 
 // One operand's tile: the next one in registers, the current one in shared memory. KInner: k is the contiguous dimension in
 // memory (the tile is transposed on store); Vector elements are loaded at once along it.
-template <typename S, int Width, bool KInner, int Vector>
+template <typename S, int Width, int Depth, bool KInner, int Vector>
 struct Stage {
   using T = typename Accumulate<S>::type;
   static constexpr int kPitch = Width + 4;  // a warp's transposed stores then hit different banks
-  static constexpr int kPacks = kProductDepth * Width / Vector / kProductThreads;
-  static_assert(kPacks >= 1 && kProductDepth * Width % (Vector * kProductThreads) == 0, "whole packs for each thread");
+  static constexpr int kPacks = Depth * Width / Vector / kProductThreads;
+  static_assert(kPacks >= 1 && Depth * Width % (Vector * kProductThreads) == 0, "whole packs for each thread");
   Pack<S, Vector> flying[kPacks];
 
   __device__ __forceinline__ static void place(int pack, int& k, int& x) {
     if constexpr (KInner) {
-      constexpr int along = kProductDepth / Vector;  // packs along k
+      constexpr int along = Depth / Vector;  // packs along k
       constexpr int low = Vector >= 4 ? 2 : along;   // of these, taken by neighbouring threads: a 32-byte sector
       k = (pack % low + pack / (low * Width) * low) * Vector;
       x = pack / low % Width;
@@ -72,38 +74,39 @@ struct Stage {
   }
 };
 
-// sum[r][c] for rows 8 * warp + r and columns 4 * lane + c of the tile at (row0, column0).
-template <typename A, bool AInner, int AVector, typename B, bool BInner, int BVector>
+// sum[r][c] for rows 8 * warp + r and columns LaneColumns * lane + c of the tile at (row0, column0).
+template <typename A, bool AInner, int AVector, typename B, bool BInner, int BVector, int LaneColumns>
 __device__ __forceinline__ void tile_product(const Operand<A>& a, const Operand<B>& b, int64_t row0, int64_t column0,
-                                             typename Accumulate<B>::type (&sum)[8][4]) {
+                                             typename Accumulate<B>::type (&sum)[8][LaneColumns]) {
   using T = typename Accumulate<B>::type;
-  using StageA = Stage<A, kProductRows, AInner, AVector>;
-  using StageB = Stage<B, kProductColumns, BInner, BVector>;
-  __shared__ __align__(16) T tile_a[kProductDepth][StageA::kPitch];
-  __shared__ __align__(16) T tile_b[kProductDepth][StageB::kPitch];
+  constexpr int kDepth = kProductDepth<LaneColumns>;
+  using StageA = Stage<A, kProductRows, kDepth, AInner, AVector>;
+  using StageB = Stage<B, 32 * LaneColumns, kDepth, BInner, BVector>;
+  __shared__ __align__(16) T tile_a[kDepth][StageA::kPitch];
+  __shared__ __align__(16) T tile_b[kDepth][StageB::kPitch];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const bool busy = row0 + warp * 8 < a.width;
   StageA next_a;
   StageB next_b;
   next_a.fetch(a, 0, row0);
   next_b.fetch(b, 0, column0);
-  for (int64_t k0 = 0; k0 < b.depth; k0 += kProductDepth) {
+  for (int64_t k0 = 0; k0 < b.depth; k0 += kDepth) {
     __syncthreads();
     next_a.settle(tile_a);
     next_b.settle(tile_b);
     __syncthreads();
-    if (k0 + kProductDepth < b.depth) {
-      next_a.fetch(a, k0 + kProductDepth, row0);
-      next_b.fetch(b, k0 + kProductDepth, column0);
+    if (k0 + kDepth < b.depth) {
+      next_a.fetch(a, k0 + kDepth, row0);
+      next_b.fetch(b, k0 + kDepth, column0);
     }
     if (busy) {
-#pragma unroll
-      for (int k = 0; k < kProductDepth; ++k) {
+#pragma unroll 16
+      for (int k = 0; k < kDepth; ++k) {
         const Pack<T, 4> low = load_pack<T, 4>(&tile_a[k][warp * 8]);
         const Pack<T, 4> high = load_pack<T, 4>(&tile_a[k][warp * 8 + 4]);
-        const Pack<T, 4> column = load_pack<T, 4>(&tile_b[k][lane * 4]);
+        const Pack<T, LaneColumns> column = load_pack<T, LaneColumns>(&tile_b[k][lane * LaneColumns]);
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
+        for (int c = 0; c < LaneColumns; ++c) {
 #pragma unroll
           for (int r = 0; r < 4; ++r) {
             sum[r][c] = multiply_add(low.at[r], column.at[c], sum[r][c]);

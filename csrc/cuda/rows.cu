@@ -6,32 +6,56 @@ namespace {
 
 constexpr int kRowThreads = 128;
 
+// Class ids and offsets in device memory, or within the launch itself.
+struct StoredRows {
+  const int64_t *class_ids, *offsets;
+  __device__ __forceinline__ int64_t class_of(int64_t row) const { return class_ids[row]; }
+  __device__ __forceinline__ int64_t offset(int64_t image) const { return offsets[image]; }
+};
+struct SentRows {
+  FewRows few;
+  int64_t rows;
+  __device__ __forceinline__ int64_t class_of(int64_t row) const { return few.value[row]; }
+  __device__ __forceinline__ int64_t offset(int64_t image) const { return few.value[rows + image]; }
+};
+
 // One block per image. The first row of a class keeps it; another row of the same class, or an id that is no class, is invalid.
-__global__ void __launch_bounds__(kRowThreads)
-    rows_table_kernel(const int64_t* class_ids, const int64_t* offsets, int64_t images, int64_t rows, int64_t classes,
-                      int32_t* class_of_row, int32_t* offsets_out, int32_t* row_of_class, int32_t* bad) {
+template <typename Source>
+__global__ void __launch_bounds__(kRowThreads) rows_table_kernel(const Source from, int64_t images, int64_t rows, int64_t classes, RowTables to) {
   const int64_t image = blockIdx.x;
-  bool rising = offsets[0] == 0 && offsets[images] <= rows;
-  for (int64_t b = 0; b < images && rising; ++b) rising = offsets[b] <= offsets[b + 1];
-  const int64_t begin = rising ? offsets[image] : 0, end = rising ? offsets[image + 1] : 0;
+  constexpr int kRowWarps = kRowThreads / 32;
+  __shared__ int32_t falling[kRowWarps];  // as a warp has seen it
+  if (threadIdx.x < kRowWarps) falling[threadIdx.x] = threadIdx.x == 0 && (from.offset(0) != 0 || from.offset(images) > rows);
+  __syncthreads();
+  for (int64_t b = threadIdx.x; b < images; b += kRowThreads)
+    if (from.offset(b) > from.offset(b + 1)) atomicOr(&falling[threadIdx.x / 32], 1);
+  __syncthreads();
+  bool rising = true;
+#pragma unroll
+  for (int w = 0; w < kRowWarps; ++w) rising = rising && falling[w] == 0;
+  const int64_t begin = rising ? from.offset(image) : 0, end = rising ? from.offset(image + 1) : 0;
   if (threadIdx.x == 0) {
-    offsets_out[image] = static_cast<int32_t>(begin);
-    bad[image] = 0;
+    to.offsets[image] = static_cast<int32_t>(begin);
+    to.bad[image] = to.bad_patches[image] = 0;
     if (image == images - 1) {
-      offsets_out[images] = static_cast<int32_t>(end);
-      bad[images] = rising ? 0 : 1;
+      to.offsets[images] = static_cast<int32_t>(end);
+      to.bad[images] = rising ? 0 : 1;
     }
   }
-  int32_t* own = row_of_class + image * classes;
+  int32_t* own = to.row_of_class + image * classes;
   for (int64_t c = threadIdx.x; c < classes; c += kRowThreads) own[c] = -1;
+  if (image == images - 1)
+    for (int64_t r = end + threadIdx.x; r < rows; r += kRowThreads) to.image_of_row[r] = -1;
   __syncthreads();
   for (int64_t r = begin + threadIdx.x; r < end; r += kRowThreads) {
-    const int64_t k = class_ids[r];
+    const int64_t k = from.class_of(r);
     bool valid = k >= 0 && k < classes;
-    for (int64_t q = begin; q < r && valid; ++q) valid = class_ids[q] != k;
-    class_of_row[r] = valid ? static_cast<int32_t>(k) : 0;
+    for (int64_t q = begin; q < r && valid; ++q) valid = from.class_of(q) != k;
+    to.class_of_row[r] = valid ? static_cast<int32_t>(k) : 0;
+    to.image_of_row[r] = static_cast<int32_t>(image);
+    to.counts[r] = 0;
     if (valid) own[k] = static_cast<int32_t>(r - begin);
-    else atomicOr(bad + image, 1);
+    else atomicOr(to.bad + image, 1);
   }
 }
 
@@ -48,11 +72,15 @@ __global__ void __launch_bounds__(kRowThreads) poison_rows_kernel(DeviceRows row
 }  // namespace
 
 cudaError_t launch_rows_table(const int64_t* class_ids, const int64_t* offsets, int64_t images, int64_t rows, int64_t classes,
-                              int32_t* class_of_row, int32_t* offsets_out, int32_t* row_of_class, int32_t* bad,
-                              cudaStream_t stream) {
+                              const RowTables& to, cudaStream_t stream) {
   if (images == 0) return cudaSuccess;
-  rows_table_kernel<<<static_cast<unsigned>(images), kRowThreads, 0, stream>>>(class_ids, offsets, images, rows, classes,
-                                                                              class_of_row, offsets_out, row_of_class, bad);
+  rows_table_kernel<StoredRows><<<static_cast<unsigned>(images), kRowThreads, 0, stream>>>(StoredRows{class_ids, offsets}, images, rows, classes, to);
+  return cudaGetLastError();
+}
+
+cudaError_t launch_rows_table(const FewRows& few, int64_t images, int64_t rows, int64_t classes, const RowTables& to, cudaStream_t stream) {
+  if (images == 0) return cudaSuccess;
+  rows_table_kernel<SentRows><<<static_cast<unsigned>(images), kRowThreads, 0, stream>>>(SentRows{few, rows}, images, rows, classes, to);
   return cudaGetLastError();
 }
 

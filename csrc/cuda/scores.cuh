@@ -10,7 +10,46 @@
 namespace reclip::cuda {
 
 constexpr int kPatches = 32;
-constexpr int kWarps = 4;
+constexpr int kWarps = 8;
+
+// Values of consecutive classes, read four at a time: by one instruction, if they lie together.
+template <typename S>
+struct ClassRow {
+  const S* data;
+  int64_t stride;
+  bool packed;
+
+  __device__ __forceinline__ void load(int first, typename Accumulate<S>::type (&value)[4]) const {
+    if (packed) {
+      const Pack<S, 4> pack = load_pack<S, 4>(data + first);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) value[k] = to_accumulate(pack.at[k]);
+    } else {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) value[k] = to_accumulate(data[(first + k) * stride]);
+    }
+  }
+};
+
+// Whether each group of four classes of each row lies in one pack.
+template <typename S>
+bool packed_classes(const void* data, int64_t outer_stride, int64_t patch_stride, int64_t class_stride, int64_t classes) {
+  constexpr uintptr_t bytes = sizeof(S) * 4 < 16 ? sizeof(S) * 4 : 16;
+  return class_stride == 1 && classes % 4 == 0 && outer_stride % 4 == 0 && patch_stride % 4 == 0 &&
+         reinterpret_cast<uintptr_t>(data) % bytes == 0;
+}
+
+// The uniform number ((word >> 9) + 0.5) * 2^-23 of a random word; exact, without a conversion instruction.
+__device__ __forceinline__ float uniform(uint32_t word) {
+  return (__uint_as_float((word >> 9) | 0x3F800000u) - 1.0f) + 0x1p-24f;
+}
+// -log(-log(u)) of a random word. The inner logarithm must be accurate near u = 1, where the noise is large; the outer one
+// may have an error of about 1e-7, so it uses the hardware's.
+__device__ __forceinline__ float gumbel(uint32_t word, float) { return -__logf(-log_positive(uniform(word))); }
+__device__ __forceinline__ double gumbel(uint32_t word, double) {
+  const double u = (static_cast<double>(word >> 9) + 0.5) * 0x1p-23;
+  return -log(-log(u));
+}
 
 template <typename S>
 struct Scores {
@@ -21,31 +60,35 @@ struct Scores {
   int64_t bias_patch_stride, bias_class_stride;
   int64_t patches;
   int classes;
+  bool packed, bias_packed;
   NoiseSource noise;
   T inverse_tau;
 
   explicit Scores(const ScoreInputs& in)
       : logits(static_cast<const S*>(in.logits.data)), image_stride(in.logits.image_stride), patch_stride(in.logits.patch_stride),
         class_stride(in.logits.column_stride), bias(static_cast<const T*>(in.bias)), bias_patch_stride(in.bias_patch_stride),
-        bias_class_stride(in.bias_class_stride), patches(in.patches), classes(static_cast<int>(in.classes)), noise(in.noise),
+        bias_class_stride(in.bias_class_stride), patches(in.patches), classes(static_cast<int>(in.classes)),
+        packed(packed_classes<S>(logits, image_stride, patch_stride, class_stride, in.classes)),
+        bias_packed(packed_classes<T>(bias, 0, bias_patch_stride, bias_class_stride, in.classes)), noise(in.noise),
         inverse_tau(static_cast<T>(in.inverse_tau)) {}
 
   __device__ __forceinline__ NoiseKey key() const {
     if (!noise.device) return noise.key;
     return {static_cast<uint64_t>(noise.device[0]), static_cast<uint64_t>(noise.device[1])};
   }
+  // The score of a rectified logit, rounded alike wherever it is computed: the softmax is normalized by another kernel.
+  __device__ __forceinline__ T of(T rectified, uint32_t word) const { return multiply_add(rectified, inverse_tau, gumbel(word, T(0))); }
+  // The number of a class's noise.
+  __device__ __forceinline__ uint64_t element(int64_t image, int64_t patch, int c) const {
+    return static_cast<uint64_t>(image * patches + patch) * static_cast<uint64_t>(classes) + static_cast<uint64_t>(c);
+  }
+  __device__ __forceinline__ ClassRow<S> logits_of(int64_t image, int64_t patch) const {
+    return {logits + image * image_stride + patch * patch_stride, class_stride, packed};
+  }
+  __device__ __forceinline__ ClassRow<T> bias_of(int64_t patch) const {
+    return {bias + patch * bias_patch_stride, bias_class_stride, bias_packed};
+  }
 };
-
-// -log(-log(u)) of a random word. The inner logarithm must be accurate near u = 1, where the noise is large; the outer one
-// may have an error of about 1e-7, so it uses the hardware's.
-__device__ __forceinline__ float gumbel(uint32_t word, float) {
-  const float u = (static_cast<float>(word >> 9) + 0.5f) * 0x1p-23f;
-  return -__logf(-log_positive(u));
-}
-__device__ __forceinline__ double gumbel(uint32_t word, double) {
-  const double u = (static_cast<double>(word >> 9) + 0.5) * 0x1p-23;
-  return -log(-log(u));
-}
 
 // The classes of one warp; slices begin at multiples of 4, since Philox gives noise for four classes at a time.
 struct Slice {
@@ -57,151 +100,129 @@ struct Slice {
   }
 };
 
-// Calls use(class, score) for each class of the slice, ascending.
-template <typename S, typename Use>
-__device__ __forceinline__ void for_scores(const Scores<S>& s, int64_t image, int64_t patch, Slice slice, const Use& use) {
+// Calls use(first, score) for groups of four classes of the slice, ascending: score[k] belongs to class first + k, and is
+// -infinity outside of the slice. `nonfinite` stays 0 if all scores of the slice are finite. Aligned: `classes` is a multiple of
+// 4, so that a group never lies partly outside.
+template <bool Aligned, typename S, typename Use>
+__device__ __forceinline__ void for_groups_of(const Scores<S>& s, int64_t image, int64_t patch, Slice slice,
+                                              typename Accumulate<S>::type& nonfinite, const Use& use) {
   using T = typename Accumulate<S>::type;
-  const uint64_t element = static_cast<uint64_t>(image * s.patches + patch) * static_cast<uint64_t>(s.classes) +
-                           static_cast<uint64_t>(slice.begin);
-  const S* logits = s.logits + image * s.image_stride + patch * s.patch_stride;
-  const T* bias = s.bias ? s.bias + patch * s.bias_patch_stride : nullptr;
+  if (slice.begin == slice.end) return;
+  const uint64_t element = s.element(image, patch, slice.begin);
+  const ClassRow<S> logits = s.logits_of(image, patch);
+  const ClassRow<T> bias = s.bias_of(patch);
   const NoiseKey key = s.key();
   uint64_t counter = element >> 2;
-  for (int first = slice.begin - static_cast<int>(element & 3); first < slice.end; first += 4, ++counter) {
-    T value[4];
+  for (int first = slice.begin - (Aligned ? 0 : static_cast<int>(element & 3)); first < slice.end; first += 4, ++counter) {
+    T score[4];
+    if constexpr (Aligned) {
+      logits.load(first, score);
+      if (s.bias) {
+        T own[4];
+        bias.load(first, own);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const int c = first + k;
-      const bool mine = c >= slice.begin && c < slice.end;
-      value[k] = mine ? to_accumulate(logits[c * s.class_stride]) : T(0);
-      if (bias && mine) value[k] -= bias[c * s.bias_class_stride];
+        for (int k = 0; k < 4; ++k) score[k] -= own[k];
+      }
+    } else {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int c = first + k;
+        const bool mine = c >= slice.begin && c < slice.end;
+        score[k] = mine ? to_accumulate(logits.data[c * logits.stride]) : T(0);
+        if (s.bias && mine) score[k] -= bias.data[c * bias.stride];
+      }
     }
     uint32_t word[4];
     philox4x32(counter, key, word);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       const int c = first + k;
-      if (c >= slice.begin && c < slice.end) use(c, value[k] * s.inverse_tau + gumbel(word[k], T(0)));
+      score[k] = s.of(score[k], word[k]);
+      if (Aligned || (c >= slice.begin && c < slice.end)) nonfinite += score[k] * T(0);
+      else score[k] = lowest<T>();
     }
+    use(first, score);
   }
 }
-
-// Sum (or maximum) over the warps of each lane's value, in the order of the warps; ends with all threads in step.
-template <typename T>
-__device__ __forceinline__ T sum_warps(T value, T (*shared)[kPatches]) {
-  shared[threadIdx.y][threadIdx.x] = value;
-  __syncthreads();
-  T total = shared[0][threadIdx.x];
-#pragma unroll
-  for (int w = 1; w < kWarps; ++w) total += shared[w][threadIdx.x];
-  __syncthreads();
-  return total;
-}
-template <typename T>
-__device__ __forceinline__ T max_warps(T value, T (*shared)[kPatches]) {
-  shared[threadIdx.y][threadIdx.x] = value;
-  __syncthreads();
-  T top = shared[0][threadIdx.x];
-#pragma unroll
-  for (int w = 1; w < kWarps; ++w) top = shared[w][threadIdx.x] > top ? shared[w][threadIdx.x] : top;
-  __syncthreads();
-  return top;
+template <typename S, typename Use>
+__device__ __forceinline__ void for_groups(const Scores<S>& s, int64_t image, int64_t patch, Slice slice,
+                                           typename Accumulate<S>::type& nonfinite, const Use& use) {
+  if (s.classes % 4 == 0) for_groups_of<true>(s, image, patch, slice, nonfinite, use);
+  else for_groups_of<false>(s, image, patch, slice, nonfinite, use);
 }
 
-// The softmax of a block's patches. Stored: scores are kept in shared memory, [class][lane]; otherwise each use reads the
-// logits again and recomputes them.
-template <typename S, bool Stored>
-struct PatchSoftmax {
+// The score of one class.
+template <typename S>
+__device__ __forceinline__ typename Accumulate<S>::type score_of(const Scores<S>& s, int64_t image, int64_t patch, int c) {
   using T = typename Accumulate<S>::type;
-  const Scores<S>& s;
-  int64_t image, patch;
-  Slice slice;
-  T* kept;
-  T top, scale, log_total;
-  bool bad;
+  const uint64_t element = s.element(image, patch, c);
+  uint32_t word[4];
+  philox4x32(element >> 2, s.key(), word);
+  const uint32_t low = element & 1 ? word[1] : word[0], high = element & 1 ? word[3] : word[2];
+  T value = to_accumulate(s.logits[image * s.image_stride + patch * s.patch_stride + c * s.class_stride]);
+  if (s.bias) value -= s.bias[patch * s.bias_patch_stride + c * s.bias_class_stride];
+  return s.of(value, element & 2 ? high : low);
+}
 
-  __device__ PatchSoftmax(const Scores<S>& scores, int64_t image_, int64_t patch_, T* kept_, T (*shared)[kPatches])
-      : s(scores), image(image_), patch(patch_), slice(scores.classes, threadIdx.y), kept(kept_) {
-    T own_top = lowest<T>(), total = T(0), nonfinite = T(0);
-    if constexpr (Stored) {
-      for_scores(s, image, patch, slice, [&](int c, T y) {
-        kept[c * kPatches + threadIdx.x] = y;
-        own_top = y > own_top ? y : own_top;
-        nonfinite += y * T(0);
-      });
-      top = max_warps(own_top, shared);
-      for (int c = slice.begin; c < slice.end; ++c) total += exp_fast(kept[c * kPatches + threadIdx.x] - top);
-    } else {
-      for_scores(s, image, patch, slice, [&](int, T y) {
-        if (y > own_top) {
-          total = total * exp_fast(own_top - y) + T(1);
-          own_top = y;
-        } else {
-          total += exp_fast(y - own_top);
-        }
-        nonfinite += y * T(0);
-      });
-      top = max_warps(own_top, shared);
-      total = slice.begin < slice.end ? total * exp_fast(own_top - top) : T(0);
+// The largest score of a patch, its class, the sum of exp(score - largest), and whether all scores are finite.
+template <typename T>
+struct Peak {
+  T top = lowest<T>(), total = T(0), nonfinite = T(0);
+  int best = 0;
+
+  template <bool Sum>
+  __device__ __forceinline__ void take(int first, const T (&score)[4]) {
+    const T largest = max_of(max_of(score[0], score[1]), max_of(score[2], score[3]));
+    if (largest > top) {  // strictly, and the first of the four: the lowest class wins a tie
+      if constexpr (Sum) total *= exp_fast(top - largest);
+      top = largest;
+      best = first + (score[0] == largest ? 0 : score[1] == largest ? 1 : score[2] == largest ? 2 : 3);
     }
-    total = sum_warps(total, shared);
-    scale = T(1) / total;
-    log_total = log_positive(total);
-    bad = !(sum_warps(nonfinite, shared) == T(0));
-  }
-
-  // Calls use(class, score minus the top score) for the classes of this warp; the difference gives the probability.
-  template <typename Use>
-  __device__ __forceinline__ void for_own(const Use& use) const {
-    if constexpr (Stored) {
-      for (int c = slice.begin; c < slice.end; ++c) use(c, kept[c * kPatches + threadIdx.x] - top);
-    } else {
-      for_scores(s, image, patch, slice, [&](int c, T y) { use(c, y - top); });
+    if constexpr (Sum) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) total += exp_fast(score[k] - top);
     }
   }
-  __device__ __forceinline__ T probability(T below) const { return exp_fast(below) * scale; }
-  __device__ __forceinline__ T log_probability(T below) const { return below - log_total; }
 };
-
-// The backward pass of the softmax: calls emit(class, gradient of the logit), zero at bad patches. gradient_of(class, below) is
-// the gradient g of the probability p: the logit's is inverse_tau * p * (g - sum p g). With OfLogs it is the gradient u of
-// log p: the logit's is inverse_tau * (u - p * sum u).
-template <bool OfLogs, typename S, bool Stored, typename GradientOf, typename Emit>
-__device__ __forceinline__ void softmax_backward(const PatchSoftmax<S, Stored>& softmax,
-                                                 typename Accumulate<S>::type (*shared)[kPatches],
-                                                 const GradientOf& gradient_of, const Emit& emit) {
-  using T = typename Accumulate<S>::type;
-  T own = T(0);
-  softmax.for_own([&](int c, T below) {
-    if constexpr (OfLogs) own += gradient_of(c, below);
-    else own += softmax.probability(below) * gradient_of(c, below);
-  });
-  const T total = sum_warps(own, shared);
-  softmax.for_own([&](int c, T below) {
-    const T p = softmax.probability(below), g = gradient_of(c, below);
-    emit(c, softmax.bad ? T(0) : softmax.s.inverse_tau * (OfLogs ? g - p * total : p * (g - total)));
-  });
-}
-
-// Upper bound of the other shared memory of these kernels; it counts against the same limits.
-constexpr int64_t kSharedLimit = kWarps * kPatches * sizeof(double);
-// With at most this much per block, several blocks fit on a multiprocessor, and one on the smallest (64 KiB, sm_75).
-constexpr int64_t kKeptLimit = 64 * 1024 - kSharedLimit;
-
 template <typename T>
-int64_t kept_bytes(int64_t classes) {
-  return classes * kPatches * static_cast<int64_t>(sizeof(T));
+struct SharedPeaks {
+  T top[kWarps][kPatches], total[kWarps][kPatches], nonfinite[kWarps][kPatches];
+  int best[kWarps][kPatches];
+};
+// The peaks of a block's patches over all classes, in the order of the warps; for all threads with `ToAll`, else for warp 0.
+template <bool Sum, bool ToAll, typename S>
+__device__ __forceinline__ Peak<typename Accumulate<S>::type> find_peak(const Scores<S>& s, int64_t image, int64_t patch,
+                                                                        SharedPeaks<typename Accumulate<S>::type>& shared) {
+  using T = typename Accumulate<S>::type;
+  Peak<T> own;
+  for_groups(s, image, patch, Slice(s.classes, threadIdx.y), own.nonfinite,
+             [&](int first, const T (&score)[4]) { own.template take<Sum>(first, score); });
+  shared.top[threadIdx.y][threadIdx.x] = own.top;
+  shared.nonfinite[threadIdx.y][threadIdx.x] = own.nonfinite;
+  shared.best[threadIdx.y][threadIdx.x] = own.best;
+  if constexpr (Sum) shared.total[threadIdx.y][threadIdx.x] = own.total;
+  __syncthreads();
+  Peak<T> all;
+  if (!ToAll && threadIdx.y != 0) return all;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) {
+    if (shared.top[w][threadIdx.x] > all.top) {
+      all.top = shared.top[w][threadIdx.x];
+      all.best = shared.best[w][threadIdx.x];
+    }
+    all.nonfinite += shared.nonfinite[w][threadIdx.x];
+  }
+  if constexpr (Sum) {
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) all.total += shared.total[w][threadIdx.x] * exp_fast(shared.top[w][threadIdx.x] - all.top);
+  }
+  return all;
 }
 
-// Launches Kernel<S, stored> over all (image, patch tile) tasks, or over `tasks`.
+// Launches a kernel of kPatches x kWarps threads a block over `tasks` blocks.
 template <typename Kernel, typename... Args>
 cudaError_t launch_tiles(Kernel kernel, int64_t tasks, int64_t bytes, cudaStream_t stream, Args... args) {
   if (tasks == 0) return cudaSuccess;
-  if (bytes + kSharedLimit > 48 * 1024) {
-    // The same value in every call, so that one thread cannot lower it while another launches the same kernel.
-    const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kKeptLimit));
-    if (status != cudaSuccess) return status;
-  }
   kernel<<<static_cast<unsigned>(tasks), dim3(kPatches, kWarps), static_cast<size_t>(bytes), stream>>>(args...);
   return cudaGetLastError();
 }

@@ -6,7 +6,6 @@ Shapes: B images, n = h*w patches, D embedding width, C classes, K hypothesis ro
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,6 +144,21 @@ def _fake(
     return features.new_empty((rows, features.shape[2]), dtype=dtype), features.new_empty((rows,), dtype=dtype)
 
 
+def _fake_forward(
+    logits: Tensor,
+    bias: Tensor | None,
+    features: Tensor,
+    class_ids: Tensor,
+    offsets: Tensor,
+    seed: Tensor,
+    tau: float,
+    hard: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    pooled, area = _fake(logits, bias, features, class_ids, offsets, seed, tau, hard)
+    kept = 0 if logits.device.type == "cpu" else logits.shape[0]
+    return pooled, area, pooled.new_empty((2, kept, logits.shape[1]))
+
+
 def _fake_backward(
     grad_pooled: Tensor,
     grad_area: Tensor,
@@ -161,6 +175,7 @@ def _fake_backward(
     need_logits: bool,
     need_bias: bool,
     need_features: bool,
+    normalizer: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(logits) if need_logits else logits.new_empty((0,)),
@@ -169,20 +184,7 @@ def _fake_backward(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.tau, ctx.hard = inputs
-    ctx.save_for_backward(*tensors, *output)
-
-
-def _backward(ctx: Any, grad_pooled: Tensor, grad_area: Tensor) -> tuple[Tensor | None, ...]:
-    needs = ctx.needs_input_grad[:3]
-    grads = torch.ops.reclip_d2.rectify_and_pool_backward(
-        grad_pooled, grad_area, *ctx.saved_tensors, ctx.tau, ctx.hard, *needs
-    )
-    return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None, None, None)
-
-
 if extension_loaded():
     torch.library.register_fake("reclip_d2::rectify_and_pool", _fake)
+    torch.library.register_fake("reclip_d2::rectify_and_pool_forward", _fake_forward)
     torch.library.register_fake("reclip_d2::rectify_and_pool_backward", _fake_backward)
-    torch.library.register_autograd("reclip_d2::rectify_and_pool", _backward, setup_context=_setup_context)

@@ -55,6 +55,18 @@ def test_a_batch_of_padding_alone(make_sample, implementation, hard):
     assert all((gradient == 0).all() for gradient in results[2:])
 
 
+@pytest.mark.parametrize("hard", [True, False])
+def test_more_rows_than_a_launch_can_carry(make_sample, implementation, hard):
+    """Batches of one image each are the same as all images in one."""
+    sample, images = make_sample(3, 2, 4, 0, images=520), 520
+    ids, offsets = torch.tensor([2, 0]).repeat(images), torch.arange(images + 1) * 2
+    device = sample.logits.device
+    pooled, area = rectify_and_pool(*sample[:3], ids, offsets, 0.5, hard, sample.seed)
+    masks = gumbel_softmax(sample.logits - sample.bias, 0.5, hard, sample.seed)
+    expected = masked_average_pool(sample.features, masks, ids.to(device), offsets.to(device))
+    torch.testing.assert_close((pooled, area), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_more_rows_in_the_offsets_than_there_are(make_sample, implementation):
     sample = make_sample(5, 9, 4, 2)
     with pytest.raises(ValueError, match="`offsets` must rise from 0 to at most K = 2"):

@@ -162,6 +162,24 @@ def test_only_the_gradients_asked_for_are_made(make_sample, kernels):
 
 
 @pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("classes", [20, 21])
+def test_backward_pass_without_the_saved_normalizer(make_sample, kernels, classes, hard):
+    """What the forward pass saves for the gradient changes no bit of it."""
+    sample = make_sample(classes, 63, 16, 5)
+    ops = torch.ops.reclip_d2
+    pooled, area, normalizer = ops.rectify_and_pool_forward(*sample, 0.5, hard)
+    for got, want in zip(ops.rectify_and_pool(*sample, 0.5, hard), (pooled, area), strict=True):
+        assert torch.equal(got, want)
+    gradients = [torch.randn_like(pooled), torch.randn_like(area)]
+    saved = normalizer if normalizer.shape[1] else None  # on the CPU nothing is saved
+    results = [
+        ops.rectify_and_pool_backward(*gradients, *sample, pooled, area, 0.5, hard, True, True, True, given)
+        for given in (None, saved)
+    ]
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("hard", [True, False])
 def test_memory_layout_does_not_matter(make_sample, implementation, hard):
     sample = make_sample(27, 63, 20, 5)
     wide = torch.randn(3, 63, 41, device=sample.features.device)

@@ -26,7 +26,7 @@ TESTS = (
     "tests/test_errors.py",
 )
 # Kernels to profile: both passes of hard masks at 150 classes, a label map, the losses of distillation.
-PROFILED = "hard_rows|pool_hard|row_gradient|logit_gradient|upsample_"
+PROFILED = "peaks|pool_hard|row_gradient|patch_totals|logit_gradient|upsample_"
 
 # Steps of this group run in parallel: none of them is timed.
 CORRECTNESS = "correctness"
