@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-from reclip_d2.layers import frozen_linear
+from reclip_d2.layers import autocast_copy, frozen_linear, frozen_weights
 
 LONGEST_MASKED = 1024
 """Longest packed sequence that a GPU encodes with one mask ``(T, T)``, in fewer launches than group by group."""
@@ -98,9 +98,13 @@ class PackedTexts(nn.Module):
             tokens: embedded tokens ``(T, F)`` of the sequence, with positions.
         """
         usual = all(_is_usual(block) for block in transformer.resblocks)
-        short = tokens.device.type != "cpu" and len(tokens) <= LONGEST_MASKED
-        if short or not usual:
-            return transformer(tokens[None], attn_mask=self.attention_mask())[0][self.ends]
+        if not usual:
+            return transformer(tokens[None], attn_mask=self.attention_mask())[0].index_select(0, self.ends)
+        if frozen_weights.is_on_gpu(tokens) and len(tokens) <= LONGEST_MASKED:
+            mask = self.attention_mask()
+            for block in transformer.resblocks:
+                tokens = _masked_block(block, tokens, mask)
+            return tokens.index_select(0, self.ends)
         *blocks, last = transformer.resblocks
         for block in blocks:
             tokens = self._block(block, tokens)
@@ -111,7 +115,7 @@ class PackedTexts(nn.Module):
 
         The host reads no value of a tensor, so that a CUDA graph may contain it.
         """
-        mask = packed_attention_mask(self.owners, ROW_MULTIPLE) if self.mask is None else self.mask
+        mask = packed_attention_mask(self.owners, ROW_MULTIPLE) if self.mask is None else autocast_copy(self.mask)
         return mask[:, : len(self.owners)]
 
     def _block(self, block: nn.Module, tokens: Tensor) -> Tensor:
@@ -190,6 +194,15 @@ def packed_attention_mask(owners: Tensor, multiple: int = 1) -> Tensor:
     visible = causal & ((owners[:, None] == owners[None, :]) | (owners[None, :] == -1))
     visible = F.pad(visible, (0, -len(owners) % multiple))
     return torch.zeros(visible.shape, device=owners.device).masked_fill_(~visible, float("-inf"))
+
+
+def _masked_block(block: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
+    """A block on all tokens ``(T, F)`` with a mask ``(T, T)``, in few launches."""
+    attention = block.attn
+    packed = frozen_linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
+    heads = [_heads(part, attention)[None] for part in packed.chunk(3, dim=-1)]
+    mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask.to(packed.dtype))
+    return _rest_of_block(block, tokens, mixed[0])
 
 
 def _is_usual(block: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from reclip_d2.backbones.packed_texts import PackedTexts
 from reclip_d2.backbones.separate_texts import SeparateTexts
 from reclip_d2.errors import ReclipError
+from reclip_d2.layers import autocast_copy
 
 
 class TextEncoder(nn.Module):
@@ -84,7 +85,7 @@ class TextEncoder(nn.Module):
         hidden = self.ln_final(hidden)
         if isinstance(self.text_projection, nn.Linear):
             return self.text_projection(hidden)
-        return hidden if self.text_projection is None else hidden @ self.text_projection
+        return hidden if self.text_projection is None else hidden @ autocast_copy(self.text_projection)
 
     def text_features(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Features ``(N, D)`` float32 of N texts, each of length 1.

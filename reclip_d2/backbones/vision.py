@@ -20,7 +20,8 @@ from reclip_d2.backbones.dense_attention import AttentionInput, BlockInput, Dens
 from reclip_d2.backbones.interface import valid_patches
 from reclip_d2.backbones.positions import positions_on_grid
 from reclip_d2.errors import ReclipError
-from reclip_d2.layers import frozen_linear
+from reclip_d2.layers import autocast_copy, frozen_linear
+from reclip_d2.layers.frozen_weights import is_frozen_on_gpu
 
 
 def check_image_tower(visual: nn.Module, name: str) -> None:
@@ -52,12 +53,25 @@ def embed_patches(visual: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int,
     Returns:
         ``(B, 1 + n, E)`` tokens, the class token first, after ``ln_pre``, and the grid (h, w).
     """
-    patches = visual.conv1(images)
-    size = (patches.shape[-2], patches.shape[-1])
-    patches = patches.flatten(2).transpose(1, 2)
+    patches, size = _project_patches(visual.conv1, images)
     token = visual.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
     tokens = torch.cat([token, patches], dim=1) + positions_on_grid(visual, size, patches.dtype)
     return visual.ln_pre(visual.patch_dropout(tokens)), size
+
+
+def _project_patches(conv: nn.Conv2d, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """The patch convolution: ``(B, n, E)`` and the grid (h, w). With a frozen weight on a GPU it is one product, in the
+    layout of the tokens."""
+    height, width = conv.kernel_size
+    plain = (conv.stride, conv.padding, conv.dilation, conv.groups) == (conv.kernel_size, (0, 0), (1, 1), 1)
+    if plain and is_frozen_on_gpu(images, conv.weight, conv.bias):
+        size = (images.shape[-2] // height, images.shape[-1] // width)
+        pixels = images[..., : size[0] * height, : size[1] * width]
+        pixels = pixels.unflatten(3, (-1, width)).unflatten(2, (-1, height)).permute(0, 2, 4, 1, 3, 5)
+        weight = autocast_copy(conv.weight).flatten(1)
+        return F.linear(pixels.to(weight.dtype).flatten(3).flatten(1, 2), weight, autocast_copy(conv.bias)), size
+    patches = conv(images)
+    return patches.flatten(2).transpose(1, 2), (patches.shape[-2], patches.shape[-1])
 
 
 class OpenClipBlock(TransformerBlock):
@@ -72,7 +86,8 @@ class OpenClipBlock(TransformerBlock):
         attention = self.block.attn
         rows = slice(part * attention.embed_dim, (part + 1) * attention.embed_dim)
         bias = attention.in_proj_bias
-        return frozen_linear(normed, attention.in_proj_weight[rows], None if bias is None else bias[rows])
+        weight, bias = autocast_copy(attention.in_proj_weight), autocast_copy(bias)
+        return frozen_linear(normed, weight[rows], None if bias is None else bias[rows])
 
     def norm(self, tokens: Tensor) -> Tensor:
         return self.block.ln_1(tokens)
@@ -87,7 +102,8 @@ class OpenClipBlock(TransformerBlock):
         return self._project(normed, 2)
 
     def output(self, mixed: Tensor) -> Tensor:
-        return self.block.ls_1(self.block.attn.out_proj(mixed))
+        output = self.block.attn.out_proj
+        return self.block.ls_1(F.linear(mixed, autocast_copy(output.weight), autocast_copy(output.bias)))
 
     def mlp(self, tokens: Tensor) -> Tensor:
         return self.block.ls_2(self.block.mlp(self.block.ln_2(tokens)))
@@ -128,7 +144,7 @@ def project_dense(visual: nn.Module, attention: DenseAttention, inputs: Attentio
     """
     features = visual.ln_post(attention(inputs))
     if visual.proj is not None:
-        features = features @ visual.proj
+        features = features @ autocast_copy(visual.proj)
     features = attention.refine(features, inputs)
     return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
@@ -168,4 +184,4 @@ def global_image_features(visual: nn.Module, images: Tensor) -> Tensor | None:
     mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
     token = tokens[:, :1] + block.output(mixed)
     pooled = visual.ln_post((token + block.mlp(token))[:, 0])
-    return pooled if visual.proj is None else pooled @ visual.proj
+    return pooled if visual.proj is None else pooled @ autocast_copy(visual.proj)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reclip_d2.backbones.vision import embed_patches
+from reclip_d2.layers import autocast_copy
 
 
 def patches_inside(windows: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
@@ -77,4 +78,4 @@ def window_image_features(visual: nn.Module, images: Tensor, inside: Tensor, spl
     for block in blocks[split:]:
         tokens = block(tokens, attn_mask=mask)
     features = visual.ln_post(tokens[:, -len(inside) :])
-    return features if visual.proj is None else features @ visual.proj
+    return features if visual.proj is None else features @ autocast_copy(visual.proj)

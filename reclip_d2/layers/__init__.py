@@ -7,6 +7,7 @@ noise.
 
 from reclip_d2.layers._extension import kernels_available, kernels_enabled, use_kernels
 from reclip_d2.layers.frozen_linear import frozen_linear
+from reclip_d2.layers.frozen_weights import autocast_copy
 from reclip_d2.layers.gumbel_softmax import gumbel_softmax, gumbel_softmax_reference
 from reclip_d2.layers.masked_average_pool import (
     masked_average_pool,
@@ -22,6 +23,7 @@ from reclip_d2.layers.upsample_l1 import upsample_l1, upsample_l1_reference
 
 __all__ = [
     "NoiseCounter",
+    "autocast_copy",
     "draw_seed",
     "frozen_linear",
     "gumbel_noise",

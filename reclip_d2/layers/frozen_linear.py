@@ -1,4 +1,5 @@
-"""A linear layer with constant weights: on CPUs computed by oneDNN, which torch uses for convolutions only.
+"""A linear layer with constant weights: on CPUs computed by oneDNN, which torch uses for convolutions only; under
+autocast with copies of the weights that are made once.
 
 For float32, ``torch.nn.functional.linear`` calls MKL, which uses half the vector width of other vendors' CPUs: there
 oneDNN is twice as fast. Results differ by rounding.
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from reclip_d2.layers.frozen_weights import autocast_copy
 
 FEWEST_OPERATIONS = 1 << 19
 """Multiplications from which oneDNN's larger overhead pays (measured)."""
@@ -31,7 +34,7 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
         ``(..., O)``.
     """
     if not uses_onednn(x, weight, bias):
-        return F.linear(x, weight, bias)
+        return F.linear(x, autocast_copy(weight), autocast_copy(bias))
     if torch.is_grad_enabled() and x.requires_grad:
         return _FrozenLinear.apply(x, weight, bias)
     return _onednn_linear(x, weight, bias)
