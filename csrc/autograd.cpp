@@ -54,7 +54,7 @@ struct RectifyAndPool : torch::autograd::Function<RectifyAndPool> {
     const auto [of_logits, of_bias, of_features] =
         op.call(given(gradients[0], pooled), given(gradients[1], area), logits, bias, features, saved[3], saved[4], saved[5], pooled, area,
                 context->saved_data["tau"].toDouble(), context->saved_data["hard"].toBool(), need_logits, need_bias, need_features,
-                normalizer.size(1) == logits.size(0) ? OptionalTensor(normalizer) : std::nullopt);
+                OptionalTensor(normalizer));
     return {need_logits ? of_logits : Tensor(), need_bias ? of_bias : Tensor(), need_features ? of_features : Tensor(),
             Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }

@@ -134,13 +134,13 @@ std::tuple<at::Tensor, at::Tensor> rectify_and_pool(const at::Tensor& logits, co
   return {pooled, area};
 }
 
-// The backward pass computes the scores of a tile again with their normalizer: it needs none of the forward pass.
+// The backward pass computes the scores of a tile again with their normalizer: it needs none, and the one returned is zero.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> rectify_and_pool_forward(const at::Tensor& logits, const OptionalTensor& bias,
                                                                         const at::Tensor& features, const at::Tensor& class_ids,
                                                                         const at::Tensor& offsets, const at::Tensor& seed, double tau,
                                                                         bool hard) {
   const auto [pooled, area] = rectify_and_pool(logits, bias, features, class_ids, offsets, seed, tau, hard);
-  return {pooled, area, at::empty({2, 0, logits.size(1)}, pooled.options())};
+  return {pooled, area, at::zeros({2, logits.size(0), logits.size(1)}, pooled.options())};
 }
 
 // One tile of one image: gradients of its logits and features, and its share of the bias gradient.

@@ -78,7 +78,7 @@ struct PreparedRows {
                const at::Tensor& like) {
     check_rows(op, class_ids, offsets, images);
     const int64_t count = class_ids.size(0);
-    const bool on_device = class_ids.device() == like.device() && offsets.device() == like.device();
+    const bool on_device = !class_ids.is_cpu() && class_ids.device() == like.device() && offsets.device() == like.device();
     memory = at::empty({3 * count + 3 * images + 2 + images * classes}, like.options().dtype(at::kInt).memory_format(std::nullopt));
     RowTables to;
     to.class_of_row = memory.mutable_data_ptr<int32_t>();

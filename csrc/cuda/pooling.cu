@@ -249,7 +249,7 @@ cudaError_t launch_pool_hard(const int32_t* row, const DeviceRows& rows, Batch f
 
 cudaError_t launch_pool_soft(const void* weights, const DeviceRows& rows, Batch features, int64_t patches, int64_t width,
                              void* partial, cudaStream_t stream) {
-  if (rows.rows * width == 0) return cudaSuccess;
+  if (rows.most_rows * width == 0) return cudaSuccess;
   const int64_t chunks = pooling_chunks(rows.images, patches, width), slices = ceil_div(width, kProductColumns);
   const int64_t row_tiles = ceil_div(rows.most_rows, kProductRows), blocks = rows.images * row_tiles * chunks * slices;
   return dispatch(features.type, [&](auto tag) {

@@ -155,8 +155,7 @@ def _fake_forward(
     hard: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     pooled, area = _fake(logits, bias, features, class_ids, offsets, seed, tau, hard)
-    kept = 0 if logits.device.type == "cpu" else logits.shape[0]
-    return pooled, area, pooled.new_empty((2, kept, logits.shape[1]))
+    return pooled, area, pooled.new_empty((2, *logits.shape[:2]))
 
 
 def _fake_backward(
