@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,9 @@ from reclip_d2.utils.progress import count_steps
 
 logger = logging.getLogger(__name__)
 
+READERS = 4  # threads that read images ahead of a GPU
+GROUPS_AHEAD = 2
+
 
 class HypothesisGenerator:
     """Class scores of crops and images: cosine similarities of global image features and W_q."""
@@ -45,20 +50,30 @@ class HypothesisGenerator:
         query_features: Tensor,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        batch_size: int = 121,
+        batch_size: int = 0,
     ) -> None:
         """
         Args:
             query_features: W_q ``(C, D)``.
             pixel_mean, pixel_std: the CLIP's, RGB, in [0, 255].
-            batch_size: windows per batch.
+            batch_size: windows per batch; 0 for 121 on a CPU, 484 on a GPU.
         """
         self.backbone = backbone
         self.query_features = query_features
         device = query_features.device
         self.pixel_mean = torch.tensor(pixel_mean, device=device).view(-1, 1, 1)
         self.pixel_std = torch.tensor(pixel_std, device=device).view(-1, 1, 1)
-        self.batch_size = batch_size
+        self.batch_size = batch_size or (484 if self.on_gpu else 121)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether work is queued, and results arrive later."""
+        return self.pixel_mean.is_cuda
+
+    def _to_device(self, image: Tensor) -> Tensor:
+        """The bytes of an image; from pinned memory, so that nothing waits."""
+        pinned = image.pin_memory() if self.on_gpu and not image.is_cuda else image
+        return pinned.to(self.pixel_mean.device, non_blocking=True)
 
     def _encode(self, crops: Tensor) -> Tensor:
         return torch.cat(
@@ -73,7 +88,7 @@ class HypothesisGenerator:
         crops = []
         for image in images:
             windows = crop_windows(image.shape[1], image.shape[2], ratio)
-            crops.append(cut_crops(image.float().to(self.pixel_mean.device), windows, self.backbone.image_size))
+            crops.append(cut_crops(self._to_device(image).float(), windows, self.backbone.image_size))
         return list(self._encode(torch.cat(crops)).split([len(part) for part in crops]))
 
     def one_pass_scores(
@@ -92,7 +107,7 @@ class HypothesisGenerator:
         patch = self.backbone.patch_size
         scores: list[Tensor] = []
         for size, group in itertools.groupby(images, lambda image: one_pass_size(*image.shape[1:], sides, patch)):
-            pixels = torch.cat([resize_pixels(image.to(self.pixel_mean.device), size) for image in group])
+            pixels = torch.cat([resize_pixels(self._to_device(image), size) for image in group])
             normalised = (pixels - self.pixel_mean) / self.pixel_std
             features = self.backbone.window_features(normalised, crop_windows(*size, ratio), split)
             scores += list(features @ self.query_features.T)
@@ -103,7 +118,7 @@ class HypothesisGenerator:
 
         The aspect ratio changes, so that nothing is cropped.
         """
-        return self._encode(resize_pixels(image.to(self.pixel_mean.device), self.backbone.image_size))[0]
+        return self._encode(resize_pixels(self._to_device(image), self.backbone.image_size))[0]
 
 
 def _read(record: dict[str, Any]) -> Tensor:
@@ -111,26 +126,73 @@ def _read(record: dict[str, Any]) -> Tensor:
     return torch.from_numpy(read_image(record["file_name"])).permute(2, 0, 1)
 
 
+def _read_groups(records: Sequence[dict[str, Any]], size: int, ahead: bool) -> Iterator[list[Tensor]]:
+    """Images ``(3, H, W)`` uint8, ``size`` at a time.
+
+    Args:
+        ahead: read the next groups in threads, while a GPU works.
+    """
+    groups = [records[start : start + size] for start in range(0, len(records), size)]
+    if not ahead:
+        yield from ([_read(record) for record in group] for group in groups)
+        return
+    with ThreadPoolExecutor(READERS) as pool:
+        reading: deque[list[Future[Tensor]]] = deque()
+        try:
+            for number in range(len(groups) + GROUPS_AHEAD):
+                if number < len(groups):
+                    reading.append([pool.submit(_read, record) for record in groups[number]])
+                if number >= GROUPS_AHEAD:
+                    yield [image.result() for image in reading.popleft()]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class _Arriving:
+    """A tensor on its way to the host."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.to("cpu", non_blocking=True)  # pinned, if it comes from a GPU
+        self.event = torch.cuda.Event() if tensor.is_cuda else None
+        if self.event is not None:
+            self.event.record()
+
+    def numpy(self) -> np.ndarray:
+        """The values, once they are there."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.tensor.numpy()
+
+
 def _window_arrays(
     generator: HypothesisGenerator, records: Sequence[dict[str, Any]], header: HypothesisHeader, steps: count_steps
 ) -> dict[str, np.ndarray]:
     """Eq. (6) on one block: sizes ``(n, 2)``, best class of each window ``(n, N)``, and, for the calibration, scores
-    ``(n, N, C)`` float16. Images are encoded a few at a time."""
+    ``(n, N, C)`` float16. Images are encoded a few at a time; a GPU works on a group while the host fetches the scores
+    of the last, and reads the next."""
     ratio = header.window_ratio
     group = max(1, generator.batch_size // len(crop_windows(96, 96, ratio)))
     sizes, top1, scores = [], [], []
-    for start in range(0, len(records), group):
-        images = [_read(record) for record in records[start : start + group]]
+    arriving: deque[tuple[_Arriving, _Arriving]] = deque()
+
+    def fetch(most: int) -> None:
+        while len(arriving) > most:
+            classes, similarities = (part.numpy() for part in arriving.popleft())
+            top1.append(classes)
+            scores.append(similarities)
+            steps.advance(len(classes))
+
+    for images in _read_groups(records, group, ahead=generator.on_gpu):
         if header.method == "one_pass":
             of_images = generator.one_pass_scores(images, ratio, tuple(header.image_sides), header.split_block)
         else:
             of_images = generator.window_scores(images, ratio)
-        for image, image_scores in zip(images, of_images, strict=True):
-            sizes.append(image.shape[1:])
-            top1.append(image_scores.argmax(1).cpu().numpy())
-            scores.append(image_scores.cpu().numpy().astype(np.float16))
-        steps.advance(len(images))
-    return {"size": np.array(sizes), "top1": np.stack(top1), "scores": np.stack(scores)}
+        sizes += [image.shape[1:] for image in images]
+        stacked = torch.stack(of_images)  # (images, N, C)
+        arriving.append((_Arriving(stacked.argmax(2)), _Arriving(stacked.half())))
+        fetch(1 if generator.on_gpu else 0)
+    fetch(0)
+    return {"size": np.array(sizes), "top1": np.concatenate(top1), "scores": np.concatenate(scores)}
 
 
 def _image_arrays(

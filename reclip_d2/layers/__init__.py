@@ -16,7 +16,7 @@ from reclip_d2.layers.masked_average_pool import (
 )
 from reclip_d2.layers.philox import NoiseCounter, draw_seed, gumbel_noise, philox4x32
 from reclip_d2.layers.rectify_and_pool import rectify_and_pool, rectify_and_pool_reference
-from reclip_d2.layers.resize_bicubic import resize_bicubic
+from reclip_d2.layers.resize_bicubic import bicubic_matrix, resize_bicubic
 from reclip_d2.layers.upsample_argmax import upsample_argmax, upsample_argmax_reference
 from reclip_d2.layers.upsample_cross_entropy import upsample_cross_entropy, upsample_cross_entropy_reference
 from reclip_d2.layers.upsample_l1 import upsample_l1, upsample_l1_reference
@@ -24,6 +24,7 @@ from reclip_d2.layers.upsample_l1 import upsample_l1, upsample_l1_reference
 __all__ = [
     "NoiseCounter",
     "autocast_copy",
+    "bicubic_matrix",
     "draw_seed",
     "frozen_linear",
     "gumbel_noise",

@@ -41,10 +41,11 @@ def resize_by_products(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @functools.cache  # without a limit: a CUDA graph may read a matrix, and a side has a few hundred lengths at most
-def bicubic_matrix(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Matrix ``(new, old)`` of the bicubic resizing along one axis, in PyTorch's definition (a = -0.75)."""
+def bicubic_matrix(old: int, new: int, device: torch.device, dtype: torch.dtype, antialias: bool = False) -> Tensor:
+    """Matrix ``(new, old)`` of the bicubic resizing along one axis, in PyTorch's definition: a = -0.75, and -0.5 with
+    ``antialias``."""
     with torch.inference_mode(False), torch.no_grad():
         unit = torch.eye(old, dtype=torch.float64)[None, None]
         # The other axis keeps its length, which leaves it as it is.
-        resized = F.interpolate(unit, size=(new, old), mode="bicubic", align_corners=False)[0, 0]
+        resized = F.interpolate(unit, size=(new, old), mode="bicubic", align_corners=False, antialias=antialias)[0, 0]
         return resized.to(device, dtype)

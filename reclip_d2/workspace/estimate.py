@@ -166,7 +166,7 @@ def _hypothesis_seconds(cfg: CfgNode, model: CLIPSegmentor, sample: str) -> floa
             lambda: generator.one_pass_scores([image], cfg.HYPOTHESIS.WINDOW_RATIO, sides, split), model.device
         )
     windows = 1 if cfg.HYPOTHESIS.METHOD == "image" else len(crop_windows(96, 96, cfg.HYPOTHESIS.WINDOW_RATIO))
-    size = min(windows, cfg.HYPOTHESIS.BATCH_SIZE, 16 if model.device.type == "cpu" else 256)
+    size = min(windows, cfg.HYPOTHESIS.BATCH_SIZE or windows, 16 if model.device.type == "cpu" else 256)
     crops = torch.zeros(size, 3, *model.backbone.image_size, device=model.device)
     encoding = _time(lambda: model.backbone.global_features(crops) @ model.query_features.T, model.device)
     return encoding / size * windows + reading

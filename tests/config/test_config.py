@@ -329,7 +329,7 @@ def test_mistakes_on_the_command_line(opts, expected):
         ("INPUT.COLOR_JITTER", "-0.1"),
         ("HYPOTHESIS.WINDOW_RATIO", "0.0"),
         ("HYPOTHESIS.WINDOW_RATIO", "1.5"),
-        ("HYPOTHESIS.BATCH_SIZE", "0"),
+        ("HYPOTHESIS.BATCH_SIZE", "-1"),
         ("MODEL.BIAS_HEAD.PROMPT_LENGTH", "-1"),
         ("MODEL.GUMBEL.TAU", "-0.1"),
         ("MODEL.LOSS.TAU", "-0.1"),

@@ -71,7 +71,7 @@ WRONG_VALUES: dict[str, tuple[str, ...]] = {
     "HYPOTHESIS.WINDOW_RATIO": ("0", "-1", "nan", "1.5", "0.001", "'x'"),
     "HYPOTHESIS.THRESHOLD": ("nan", "'x'"),
     "HYPOTHESIS.METHOD": ("nothing", "''"),
-    "HYPOTHESIS.BATCH_SIZE": ("0", "-1"),
+    "HYPOTHESIS.BATCH_SIZE": ("-1", "1.5"),
     "HYPOTHESIS.FILE": ("precious", "precious/letter.txt/x", "s3://bucket/x", "precious/letter.txt"),
     "TEST.EVAL_PERIOD": ("-1", "'x'"),
     "TEST.BAND_MEMORY": ("0", "-1", "nan"),

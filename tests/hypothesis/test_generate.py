@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reclip_d2.errors import ReclipError
 from reclip_d2.hypothesis.file import HypothesisHeader, hypotheses_of, read_hypothesis_file
-from reclip_d2.hypothesis.generate import HypothesisGenerator, generate_hypotheses, load_or_generate
+from reclip_d2.hypothesis.generate import HypothesisGenerator, _read_groups, generate_hypotheses, load_or_generate
 from reclip_d2.hypothesis.windows import crop_windows, one_pass_size
 from tests.helpers import PIXEL_MEAN, PIXEL_STD, tiny_dense
 
@@ -90,6 +90,26 @@ def test_batching_changes_nothing(tmp_path, records, batch_size):
     generate_hypotheses(other, records, HEADER, paths[1])
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert sum(other.backbone.calls) == 27 and max(other.backbone.calls) <= batch_size
+
+
+@pytest.mark.parametrize("batch_size", [1, 20, 1000])
+def test_work_that_is_queued_gives_the_same_file(tmp_path, records, batch_size, monkeypatch):
+    """As on a GPU: images are read ahead, and scores fetched a group later."""
+    paths = [tmp_path / "usual.jsonl", tmp_path / "queued.jsonl"]
+    generate_hypotheses(generator(), records, HEADER, paths[0])
+    monkeypatch.setattr(HypothesisGenerator, "on_gpu", True)
+    monkeypatch.setattr(HypothesisGenerator, "_to_device", lambda self, image: image)
+    generate_hypotheses(generator(batch_size), records, HEADER, paths[1])
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert generator(0).batch_size == 484
+
+
+def test_a_file_that_cannot_be_read_ahead_is_named(tmp_path, records):
+    records[2]["file_name"] = str(tmp_path / "missing.png")
+    groups = _read_groups(records, 1, ahead=True)
+    assert [len(next(groups)), len(next(groups))] == [1, 1]
+    with pytest.raises(ReclipError, match=r"missing\.png"):
+        next(groups)
 
 
 def test_calibrated_classes(tmp_path):

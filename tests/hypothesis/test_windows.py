@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from reclip_d2.errors import ReclipError
-from reclip_d2.hypothesis.windows import crop_windows, cut_crops
+from reclip_d2.hypothesis.windows import _grid_of, crop_windows, crops_by_products, cut_crops
 
 
 def test_sixth_of_an_image_of_96_pixels_by_hand():
@@ -79,3 +79,22 @@ def test_crops_are_resized_bicubically_and_stay_in_range(size):
     for crop, (x0, y0, x1, y1) in zip(crops, windows.tolist(), strict=True):
         expected = F.interpolate(image[None, :, y0:y1, x0:x1], size=size, mode="bicubic", antialias=True)[0]
         torch.testing.assert_close(crop, expected.clamp(0, 255), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "ratio"), [(50, 70, 1 / 6), (33, 21, 0.5), (20, 20, 1.0), (300, 400, 1 / 3)]
+)
+def test_crops_of_a_grid_by_products(height, width, ratio):
+    """As on a GPU: equal to the resized slices, when they are enlarged and when they are made smaller."""
+    image, windows = torch.randint(0, 256, (3, height, width)).float(), crop_windows(height, width, ratio)
+    expected = cut_crops(image, windows, (32, 24))
+    found = crops_by_products(image, *_grid_of(windows), (32, 24))
+    assert found.min() >= 0 and found.max() <= 255
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+
+
+def test_windows_that_are_no_grid():
+    assert _grid_of(torch.tensor([[0, 0, 8, 6], [22, 14, 30, 20], [5, 3, 13, 9]])) is None
+    assert _grid_of(torch.tensor([[0, 0, 8, 6], [4, 0, 13, 6]])) is None  # other widths
+    rows, columns = _grid_of(torch.tensor([[2, 1, 4, 9], [3, 1, 5, 9]]))
+    assert (rows.starts, rows.length, columns.starts, columns.length) == ((1,), 8, (2, 3), 2)
