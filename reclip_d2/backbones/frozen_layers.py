@@ -71,8 +71,9 @@ class FrozenQuickGeluMlp(nn.Sequential):
         first, last = self.c_fc, self.c_proj
         if x.ndim < 2 or None in (first.bias, last.bias) or not is_frozen_on_gpu(x, *self.parameters()):
             return super().forward(x)
-        hidden = F.silu(_scaled_linear(x.flatten(0, -2), first.weight, self._scaled_bias(first.bias), self.SCALE))
-        return _scaled_linear(hidden, last.weight, last.bias, 1 / self.SCALE).unflatten(0, x.shape[:-1])
+        weights = first.weight, self._scaled_bias(first.bias), last.weight, last.bias
+        rows = _QuickGeluMlp.apply(x.flatten(0, -2), *map(autocast_copy, weights), self.SCALE)
+        return rows.unflatten(0, x.shape[:-1])
 
     def _scaled_bias(self, bias: Tensor) -> Tensor:
         """``a b``, made once for a state of b; a buffer of no state dict."""
@@ -91,9 +92,22 @@ class FrozenQuickGeluMlp(nn.Sequential):
         return self._kept_bias
 
 
-def _scaled_linear(x: Tensor, weight: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """``scale x W^T + b`` for x ``(N, I)``."""
-    return torch.addmm(autocast_copy(bias), x, autocast_copy(weight).t(), alpha=scale)
+class _QuickGeluMlp(torch.autograd.Function):
+    """``W' SiLU(a (W x + b)) / a + b'`` for x ``(N, E)``, with the gradient of x only, in which the factors cancel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, scaled_bias: Tensor, last_weight: Tensor, last_bias: Tensor, scale: float
+    ) -> Tensor:
+        hidden = torch.addmm(scaled_bias, x, weight.t(), alpha=scale)
+        ctx.save_for_backward(weight, last_weight, hidden)
+        return torch.addmm(last_bias, F.silu(hidden), last_weight.t(), alpha=1 / scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weight, last_weight, hidden = ctx.saved_tensors
+        inner = torch.ops.aten.silu_backward(gradient @ last_weight.to(hidden.dtype), hidden)
+        return inner @ weight.to(hidden.dtype), None, None, None, None, None
 
 
 def use_frozen_layers(model: nn.Module) -> None:

@@ -200,9 +200,9 @@ def _masked_block(block: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
     """A block on all tokens ``(T, F)`` with a mask ``(T, T)``, in few launches."""
     attention = block.attn
     packed = frozen_linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
-    heads = [_heads(part, attention)[None] for part in packed.chunk(3, dim=-1)]
+    heads = [_heads(part, attention).unsqueeze(0) for part in packed.chunk(3, dim=-1)]
     mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask.to(packed.dtype))
-    return _rest_of_block(block, tokens, mixed[0])
+    return _rest_of_block(block, tokens, mixed.squeeze(0))
 
 
 def _is_usual(block: nn.Module) -> bool:

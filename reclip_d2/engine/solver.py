@@ -15,10 +15,17 @@ from torch import nn
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build ``SOLVER.OPTIMIZER`` for the parameters that need a gradient, with Detectron2's other ``SOLVER`` keys.
 
-    AdamW ignores ``MOMENTUM``; gradient clipping is Detectron2's (``SOLVER.CLIP_GRADIENTS``) for both.
+    AdamW ignores ``MOMENTUM``; gradient clipping is Detectron2's (``SOLVER.CLIP_GRADIENTS``) for both. On a GPU the
+    fused implementation is used: an update is a single launch.
     """
-    if cfg.SOLVER.OPTIMIZER == "SGD":
-        return build_sgd(cfg, model)
+    optimizer = build_sgd(cfg, model) if cfg.SOLVER.OPTIMIZER == "SGD" else _build_adamw(cfg, model)
+    if all(parameter.is_cuda for group in optimizer.param_groups for parameter in group["params"]):
+        for group in optimizer.param_groups:
+            group["fused"], group["foreach"] = True, False
+    return optimizer
+
+
+def _build_adamw(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     parameters = get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,

@@ -76,7 +76,8 @@ def pad_grid(maps: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
 def stack_on(device: torch.device, features: Sequence[Tensor]) -> Tensor:
     """Stack features ``(h, w, D)`` of one grid on a device: ``(B, h, w, D)``; from the host through pinned memory."""
-    stacked = torch.stack(list(features))
+    with torch.autocast(features[0].device.type, enabled=False):  # for bfloat16 it refuses to stack float16
+        stacked = torch.stack(list(features))
     if device.type == "cuda" and stacked.device.type == "cpu":
         stacked = stacked.pin_memory()
     return stacked.to(device, non_blocking=True)

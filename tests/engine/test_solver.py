@@ -113,3 +113,22 @@ def test_state_round_trip():
             rates.append(optimizer.param_groups[0]["lr"])
         state = scheduler.state_dict()
     assert rates == pytest.approx([0.01 * (1 - i / 10) ** 0.9 for i in range(1, 9)])
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_on_a_gpu_an_update_is_fused_and_the_same(name: str) -> None:
+    cfg = load_config("", ["SOLVER.OPTIMIZER", name])
+    torch.manual_seed(0)
+    models = [_model(), _model().cuda()]
+    models[1].load_state_dict(models[0].state_dict())
+    for model in models:
+        optimizer = build_optimizer(cfg, model)
+        assert all(bool(group.get("fused")) == (model is models[1]) for group in optimizer.param_groups)
+        for step in range(3):
+            optimizer.zero_grad()
+            inputs = torch.linspace(-1, 1, 15).view(5, 3).to(model[0].weight.device) * (step + 1)
+            model(inputs).square().sum().backward()
+            optimizer.step()
+    for found, expected in zip(models[1].parameters(), models[0].parameters(), strict=True):
+        torch.testing.assert_close(found.detach().cpu(), expected.detach(), rtol=1e-4, atol=1e-5)

@@ -38,3 +38,13 @@ def test_views_of_one_grid_are_stacked():
 def test_rounding_is_that_of_half_precision():
     exact = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(round_features(exact), exact.half().float()) and round_features(exact).dtype == torch.float32
+
+
+def test_stored_features_under_autocast():
+    """The store's float16 under bfloat16, as with SOLVER.AMP; also of several grids."""
+    views = [torch.randn(h, 5, 3).half() for h in (4, 4, 6)]
+    for chosen in (views[:2], views):
+        expected = batch_views(chosen, [(64, 64)] * len(chosen), torch.device("cpu")).features
+        with torch.autocast("cpu", torch.bfloat16):
+            found = batch_views(chosen, [(64, 64)] * len(chosen), torch.device("cpu")).features
+        assert found.dtype == torch.float32 and torch.equal(found, expected)

@@ -17,6 +17,7 @@ SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # Beside those of the operators, whose tests run on the CPU too, the tests of what only a GPU does.
 TESTS = (
     "tests/layers",
+    "tests/engine/test_solver.py",
     "tests/engine/test_static_step.py",
     "tests/engine/test_train_loop.py",
     "tests/export/test_export.py",
