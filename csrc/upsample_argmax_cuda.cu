@@ -87,8 +87,8 @@ cudaError_t launch_upsample_argmax(const Grid& grid, int64_t height, int64_t wid
     using T = typename Accumulate<S>::type;
     if (tiles) {
       argmax_tiles_kernel<S><<<static_cast<unsigned>(grid.images * strips * columns), kTileThreads, 0, stream>>>(
-          Map<S>(grid), static_cast<int>(height), static_cast<int>(width), static_cast<T>(grid.height) / static_cast<T>(height),
-          static_cast<T>(grid.width) / static_cast<T>(width), static_cast<unsigned>(strips), static_cast<unsigned>(columns), labels);
+          Map<S>(grid), static_cast<int>(height), static_cast<int>(width), scale_of<T>(grid.height, height),
+          scale_of<T>(grid.width, width), static_cast<unsigned>(strips), static_cast<unsigned>(columns), labels);
       return cudaGetLastError();
     }
     upsample_argmax_kernel<S><<<static_cast<unsigned>(grid.images * strips * columns), kColumns, 0, stream>>>(

@@ -1,11 +1,10 @@
-// upsample_cross_entropy: a thread takes a column of kStrip rows of pixels through all classes, twice: for the largest score,
-// then for the sum of the exponentials. The gradient gathers, see cuda/bilinear.cuh.
-#include "cuda/bilinear.cuh"
+// upsample_cross_entropy: a thread takes a column of kStrip rows of pixels through all classes, with a running maximum and the sum of
+// the exponentials below it. The gradient: see cuda/upsample_gradient.cuh.
+#include "cuda/strips.cuh"
+#include "cuda/upsample_gradient.cuh"
 
 namespace reclip::cuda {
 namespace {
-
-constexpr int kStrip = 8;
 
 // Exact to the last bits, unlike exp_fast: the loss is compared with PyTorch's.
 __device__ __forceinline__ float exp_of(float x) { return expf(x); }
@@ -13,54 +12,47 @@ __device__ __forceinline__ double exp_of(double x) { return exp(x); }
 
 template <typename S>
 __global__ void __launch_bounds__(kThreads)
-    upsample_cross_entropy_kernel(Map<S> logits, const int64_t* labels, int64_t images, int64_t height, int64_t width, int64_t strips,
-                                  int64_t columns, typename Accumulate<S>::type* normalizer, double* partial) {
+    upsample_cross_entropy_kernel(Map<S> logits, const int64_t* labels, int64_t images, int64_t height, int64_t width, unsigned strips,
+                                  unsigned columns, typename Accumulate<S>::type* normalizer, double* partial) {
   using T = typename Accumulate<S>::type;
-  const int64_t x = blockIdx.x % columns * kThreads + threadIdx.x, strip = blockIdx.x / columns % strips;
-  const int64_t image = blockIdx.x / columns / strips;
+  __shared__ StripRow<T> rows[kStrip];
+  const unsigned line = blockIdx.x / columns;
+  const int64_t x = static_cast<int64_t>(blockIdx.x % columns) * kThreads + threadIdx.x, strip = line % strips, image = line / strips;
+  find_rows(logits, strip, height, rows);
+  __syncthreads();
   double loss = 0, count = 0;
   if (x < width) {
-    const T y_scale = static_cast<T>(logits.h) / static_cast<T>(height);
-    const Position<T> px = position<T>(x, logits.w, static_cast<T>(logits.w) / static_cast<T>(width));
-    Position<T> py[kStrip];
-    bool fresh[kStrip];
-    int64_t label[kStrip];
-    T top[kStrip], sum[kStrip], chosen[kStrip], nonfinite[kStrip];
+    StripColumn<S> column(logits, image, 0, x, width, rows);
+    const S *const first_left = column.left, *const first_right = column.right;
+    T top[kStrip], sum[kStrip];
 #pragma unroll
     for (int q = 0; q < kStrip; ++q) {
-      const int64_t y = strip * kStrip + q;
-      label[q] = y < height ? labels[(image * height + y) * width + x] : -1;
-      py[q] = position<T>(y < height ? y : height - 1, logits.h, y_scale);
-      fresh[q] = q == 0 || py[q].below != py[q > 0 ? q - 1 : 0].below;
       top[q] = lowest<T>();
-      sum[q] = nonfinite[q] = T(0);
-      chosen[q] = not_a_number<T>();  // stays if the label is no class
+      sum[q] = T(0);
     }
-    for (int c = 0; c < logits.classes; ++c) {
-      Column<S> column(logits, image, c, px);
+    for (int c = 0; c < logits.classes; ++c, column.next_channel()) {
 #pragma unroll
       for (int q = 0; q < kStrip; ++q) {
-        const T value = column.at(py[q], fresh[q]);
-        nonfinite[q] += value * T(0);
+        // The smaller one of the largest score so far and this one counts relative to the larger one.
+        const T value = column.at(q), d = value - top[q], share = exp_of(-abs_of(d));
+        sum[q] = d > T(0) ? multiply_add(sum[q], share, T(1)) : sum[q] + share;
+        sum[q] = multiply_add(value, T(0), sum[q]);  // NaN from a score that is not finite
         top[q] = max_of(top[q], value);
-        chosen[q] = label[q] == c ? value : chosen[q];
       }
     }
-    for (int c = 0; c < logits.classes; ++c) {
-      Column<S> column(logits, image, c, px);
-#pragma unroll
-      for (int q = 0; q < kStrip; ++q) sum[q] += exp_of(column.at(py[q], fresh[q]) - top[q]);
-    }
-#pragma unroll
     for (int q = 0; q < kStrip; ++q) {
       const int64_t y = strip * kStrip + q;
       if (y >= height) continue;
-      const int64_t at = (image * height + y) * width + x;
-      const bool counts = label[q] != -1;
+      const int64_t at = (image * height + y) * width + x, label = labels[at];
+      const bool counts = label != -1, known = label >= 0 && label < logits.classes;
       normalizer[at] = counts ? top[q] : T(0);
       normalizer[images * height * width + at] = counts ? T(1) / sum[q] : T(0);
       if (!counts) continue;
-      loss += log(static_cast<double>(sum[q])) - static_cast<double>(chosen[q] - top[q]) + static_cast<double>(nonfinite[q]);
+      const int64_t to_class = (known ? label : 0) * logits.class_stride;
+      const Ramp<T> chosen =
+          read_ramp(first_left + to_class, first_right + to_class, rows[q].below, rows[q].above, column.x_weight);
+      const T relative = known ? chosen.at(rows[q].weight) - top[q] : not_a_number<T>();
+      loss += log(static_cast<double>(sum[q])) - static_cast<double>(relative);
       count += 1;
     }
   }
@@ -74,16 +66,37 @@ __global__ void __launch_bounds__(kThreads)
 // softmax - one-hot at pixels with a label.
 template <typename T>
 struct Residual {
+  struct Row {
+    T weight;
+  };
+  using Column = Row;
   const int64_t* labels;
   const T* top;
   const T* inverse;
   int64_t height, width;
+  // Of the thread: its channel, the first pixel of its image and of the row of cells, and the next pixel.
+  int channel;
+  int64_t image_at, cells_at;
+  const int64_t* label_at;
+  const T *top_at, *inverse_at;
 
-  __device__ __forceinline__ void row(int64_t, int64_t) {}
-  __device__ __forceinline__ T operator()(int64_t image, int channel, int64_t y, int64_t x, T value) const {
-    const int64_t at = (image * height + y) * width + x, label = labels[at];
-    if (label == -1) return T(0);
-    return exp_of(value - top[at]) * inverse[at] - (label == channel ? T(1) : T(0));
+  __device__ __forceinline__ Row row(int, T weight) const { return {weight}; }
+  __device__ __forceinline__ Column column(int, T weight) const { return {weight}; }
+  __device__ __forceinline__ void start(int64_t image, int of_channel) { image_at = image * height * width, channel = of_channel; }
+  __device__ __forceinline__ void cells_from(int y) { cells_at = image_at + y * width; }
+  __device__ __forceinline__ void enter(int x, const Column&) {
+    const int64_t at = cells_at + x;
+    label_at = labels + at;
+    top_at = top + at;
+    inverse_at = inverse + at;
+  }
+  __device__ __forceinline__ T operator()(const Row&, T value) {
+    const int64_t label = *label_at;
+    const T probability = exp_of(value - *top_at) * *inverse_at;
+    label_at += width;
+    top_at += width;
+    inverse_at += width;
+    return label == -1 ? T(0) : probability - (label == channel ? T(1) : T(0));
   }
 };
 
@@ -99,8 +112,8 @@ cudaError_t launch_upsample_cross_entropy(const Grid& logits, const int64_t* lab
     using S = typename decltype(tag)::type;
     using T = typename Accumulate<S>::type;
     upsample_cross_entropy_kernel<S><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(
-        Map<S>(logits), labels, logits.images, height, width, ceil_div(height, kStrip), ceil_div(width, kThreads),
-        static_cast<T*>(normalizer), partial);
+        Map<S>(logits), labels, logits.images, height, width, static_cast<unsigned>(ceil_div(height, kStrip)),
+        static_cast<unsigned>(ceil_div(width, kThreads)), static_cast<T*>(normalizer), partial);
     return cudaGetLastError();
   });
 }
@@ -113,8 +126,7 @@ cudaError_t launch_upsample_cross_entropy_backward(const Grid& logits, const int
     using T = typename Accumulate<S>::type;
     const T* top = static_cast<const T*>(normalizer);
     const Residual<T> residual{labels, top, top + logits.images * height * width, height, width};
-    // Neighbouring threads are classes of one pixel: they read the same label and normaliser.
-    return launch_upsample_gradient<S>(logits, gradient, residual, height, width, true, grad_loss, weight, stream);
+    return launch_upsample_gradient<S>(logits, gradient, residual, height, width, grad_loss, weight, stream);
   });
 }
 

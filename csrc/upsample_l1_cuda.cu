@@ -1,55 +1,43 @@
-// upsample_l1: a thread takes a column of kStrip rows of pixels through a chunk of the channels; the gradient gathers, see
-// cuda/bilinear.cuh.
-#include "cuda/bilinear.cuh"
+// upsample_l1: a thread takes a column of kStrip rows of pixels through a chunk of the channels; the gradient: see
+// cuda/upsample_gradient.cuh.
+#include "cuda/strips.cuh"
+#include "cuda/upsample_gradient.cuh"
 
 namespace reclip::cuda {
 namespace {
 
-constexpr int kStrip = 8;
 constexpr int kChannels = 128;
 
 template <typename S, typename R>
 __global__ void __launch_bounds__(kThreads)
-    upsample_l1_kernel(Map<S> student, Map<R> teacher, const bool* valid, int64_t height, int64_t width, int64_t strips,
-                       int64_t columns, int64_t chunks, double* partial) {
+    upsample_l1_kernel(Map<S> student, Map<R> teacher, const bool* valid, int64_t height, int64_t width, unsigned strips,
+                       unsigned columns, unsigned chunks, double* partial) {
   using T = typename Accumulate<S>::type;
-  int64_t task = blockIdx.x;
-  const int64_t chunk = task % chunks;
-  task /= chunks;
-  const int64_t x = task % columns * kThreads + threadIdx.x;
-  task /= columns;
-  const int64_t strip = task % strips, image = task / strips;
+  __shared__ StripRow<T> student_rows[kStrip], teacher_rows[kStrip];
+  const unsigned chunk = blockIdx.x % chunks, place = blockIdx.x / chunks, line = place / columns;
+  const int64_t x = static_cast<int64_t>(place % columns) * kThreads + threadIdx.x, strip = line % strips, image = line / strips;
+  find_rows(student, strip, height, student_rows);
+  find_rows(teacher, strip, height, teacher_rows);
+  __syncthreads();
   double total = 0, count = 0;
   if (x < width) {
-    const T s_scale = static_cast<T>(student.h) / static_cast<T>(height), t_scale = static_cast<T>(teacher.h) / static_cast<T>(height);
-    const Position<T> s_px = position<T>(x, student.w, static_cast<T>(student.w) / static_cast<T>(width));
-    const Position<T> t_px = position<T>(x, teacher.w, static_cast<T>(teacher.w) / static_cast<T>(width));
-    Position<T> s_py[kStrip], t_py[kStrip];
-    bool s_fresh[kStrip], t_fresh[kStrip], counts[kStrip];
+    const int first = static_cast<int>(chunk) * kChannels;
+    const int last = first + kChannels < student.classes ? first + kChannels : student.classes;
+    StripColumn<S> of_student(student, image, first, x, width, student_rows);
+    StripColumn<R> of_teacher(teacher, image, first, x, width, teacher_rows);
     T sum[kStrip];
+#pragma unroll
+    for (int q = 0; q < kStrip; ++q) sum[q] = T(0);
+    for (int c = first; c < last; ++c, of_student.next_channel(), of_teacher.next_channel())
+#pragma unroll
+      for (int q = 0; q < kStrip; ++q) sum[q] += abs_of(of_student.at(q) - of_teacher.at(q));
 #pragma unroll
     for (int q = 0; q < kStrip; ++q) {
       const int64_t y = strip * kStrip + q;
-      counts[q] = y < height && valid[(image * height + y) * width + x];
-      count += counts[q] ? 1 : 0;
-      s_py[q] = position<T>(y < height ? y : height - 1, student.h, s_scale);
-      t_py[q] = position<T>(y < height ? y : height - 1, teacher.h, t_scale);
-      s_fresh[q] = q == 0 || s_py[q].below != s_py[q > 0 ? q - 1 : 0].below;
-      t_fresh[q] = q == 0 || t_py[q].below != t_py[q > 0 ? q - 1 : 0].below;
-      sum[q] = T(0);
+      if (y >= height || !valid[(image * height + y) * width + x]) continue;
+      total += static_cast<double>(sum[q]);
+      count += 1;
     }
-    const int last = static_cast<int>((chunk + 1) * kChannels < student.classes ? (chunk + 1) * kChannels : student.classes);
-    for (int c = static_cast<int>(chunk * kChannels); c < last; ++c) {
-      Column<S> of_student(student, image, c, s_px);
-      Column<R> of_teacher(teacher, image, c, t_px);
-#pragma unroll
-      for (int q = 0; q < kStrip; ++q) {
-        const T d = of_student.at(s_py[q], s_fresh[q]) - of_teacher.at(t_py[q], t_fresh[q]);
-        sum[q] += d < T(0) ? -d : d;
-      }
-    }
-#pragma unroll
-    for (int q = 0; q < kStrip; ++q) total += counts[q] ? static_cast<double>(sum[q]) : 0.0;
   }
   total = sum_threads<0>(total);
   count = sum_threads<1>(chunk == 0 ? count : 0.0);
@@ -62,25 +50,54 @@ __global__ void __launch_bounds__(kThreads)
 template <typename R>
 struct Sign {
   using T = typename Accumulate<R>::type;
+  struct Row {
+    T weight, teacher_weight;
+    int fresh;             // whether the teacher's grid rows are others than those of the row before
+    int64_t below, above;  // their offsets
+  };
+  struct Column {
+    T weight, teacher_weight;
+    int64_t left, right;
+  };
   Map<R> teacher;
   const bool* valid;
   int64_t height, width;
-  Position<T> py;
+  T y_scale, x_scale;  // of the teacher
+  // Of the thread: its channel, the first pixel of its image and of the row of cells, the next pixel, and the teacher's values there.
+  const R *from, *left, *right;
+  const bool *valid_image, *valid_cells, *valid_at;
+  bool entered;
+  T x_weight;
+  Ramp<T> ramp;
 
-  __device__ __forceinline__ void row(int64_t, int64_t y) {
-    py = position<T>(y, teacher.h, static_cast<T>(teacher.h) / static_cast<T>(height));
+  __device__ __forceinline__ Row row(int y, T weight) const {
+    const Position<T> p = position<T>(y, teacher.h, y_scale);
+    const bool fresh = y > 0 && position<T>(y - 1, teacher.h, y_scale).below != p.below;
+    return {weight, p.weight, fresh, p.below * teacher.y_stride, p.above * teacher.y_stride};
   }
-  __device__ __forceinline__ T operator()(int64_t image, int channel, int64_t y, int64_t x, T value) const {
-    if (!valid[(image * height + y) * width + x]) return T(0);
-    const Position<T> px = position<T>(x, teacher.w, static_cast<T>(teacher.w) / static_cast<T>(width));
-    const R* from = teacher.data + image * teacher.image_stride + channel * teacher.class_stride;
-    const R* below = from + py.below * teacher.y_stride;
-    const R* above = from + py.above * teacher.y_stride;
-    const int64_t left = px.below * teacher.x_stride, right = px.above * teacher.x_stride;
-    const T v0 = mix(to_accumulate(below[left]), to_accumulate(above[left]), py.weight);
-    const T v1 = mix(to_accumulate(below[right]), to_accumulate(above[right]), py.weight);
-    const T d = value - mix(v0, v1, px.weight);
-    return d > T(0) ? T(1) : d < T(0) ? T(-1) : T(0);
+  __device__ __forceinline__ Column column(int x, T weight) const {
+    const Position<T> p = position<T>(x, teacher.w, x_scale);
+    return {weight, p.weight, p.below * teacher.x_stride, p.above * teacher.x_stride};
+  }
+  __device__ __forceinline__ void start(int64_t image, int channel) {
+    from = teacher.data + image * teacher.image_stride + channel * teacher.class_stride;
+    valid_image = valid + image * height * width;
+  }
+  __device__ __forceinline__ void cells_from(int y) { valid_cells = valid_image + y * width; }
+  __device__ __forceinline__ void enter(int x, const Column& column) {
+    valid_at = valid_cells + x;
+    left = from + column.left;
+    right = from + column.right;
+    x_weight = column.teacher_weight;
+    entered = true;
+  }
+  __device__ __forceinline__ T operator()(const Row& row, T value) {
+    if (entered || row.fresh) ramp = read_ramp(left, right, row.below, row.above, x_weight);
+    entered = false;
+    const bool counts = *valid_at;
+    valid_at += width;
+    const T other = ramp.at(row.teacher_weight);
+    return static_cast<T>(counts && value > other) - static_cast<T>(counts && value < other);
   }
 };
 
@@ -113,8 +130,8 @@ cudaError_t launch_upsample_l1(const Grid& student, const Grid& teacher, const b
     using S = typename decltype(s)::type;
     using R = typename decltype(r)::type;
     upsample_l1_kernel<S, R><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(
-        Map<S>(student), Map<R>(teacher), valid, height, width, ceil_div(height, kStrip), ceil_div(width, kThreads),
-        ceil_div(student.classes, kChannels), partial);
+        Map<S>(student), Map<R>(teacher), valid, height, width, static_cast<unsigned>(ceil_div(height, kStrip)),
+        static_cast<unsigned>(ceil_div(width, kThreads)), static_cast<unsigned>(ceil_div(student.classes, kChannels)), partial);
     return cudaGetLastError();
   });
 }
@@ -124,10 +141,10 @@ cudaError_t launch_upsample_l1_backward(const Grid& student, const Grid& teacher
   return dispatch_pair(student.type, teacher.type, [&](auto s, auto r) {
     using S = typename decltype(s)::type;
     using R = typename decltype(r)::type;
-    const Sign<R> sign{Map<R>(teacher), valid, height, width, {}};
-    // Neighbouring threads read neighbouring elements of the teacher, which is read at every pixel.
-    const bool channels_inner = teacher.class_stride < teacher.x_stride;
-    return launch_upsample_gradient<S>(student, gradient, sign, height, width, channels_inner, grad_loss, weight, stream);
+    using T = typename Accumulate<S>::type;
+    const T y_scale = scale_of<T>(teacher.height, height), x_scale = scale_of<T>(teacher.width, width);
+    const Sign<R> sign{Map<R>(teacher), valid, height, width, y_scale, x_scale};
+    return launch_upsample_gradient<S>(student, gradient, sign, height, width, grad_loss, weight, stream);
   });
 }
 

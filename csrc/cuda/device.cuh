@@ -95,6 +95,9 @@ __device__ __forceinline__ T max_of(T a, T b) {
   return b > a ? b : a;
 }
 
+__device__ __forceinline__ float abs_of(float x) { return fabsf(x); }
+__device__ __forceinline__ double abs_of(double x) { return fabs(x); }
+
 template <typename S>
 struct Tag {
   using type = S;

@@ -17,6 +17,7 @@ SHAPES = [  # C, grid, size
     (150, (9, 13), (31, 37)),
     (300, (7, 7), (5, 3)),
     (20, (4, 4), (1, 1)),
+    (18, (17, 18), (67, 73)),  # several blocks of the gradient
 ]
 
 
@@ -58,6 +59,16 @@ def test_equals_the_twin(kernels, device, classes, grid, size, dtype):
     assert [x.dtype for x in ours] == [x.dtype for x in twins]
     assert max(map(error, ours, twins)) <= tolerance
     assert ours[0][2] == 0 and ours[1][2].abs().max() == 0  # no label
+
+
+def test_many_pixels_in_a_cell(kernels, device):
+    """So many that CUDA kernels compute their positions again."""
+    sample = inputs(2, (1, 2), (1200, 3), device, torch.float64)
+    ours, twins = (
+        with_gradient(upsample_cross_entropy, *sample),
+        with_gradient(upsample_cross_entropy_reference, *sample),
+    )
+    assert max(map(error, ours, twins)) <= 1e-12
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

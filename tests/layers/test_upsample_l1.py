@@ -16,6 +16,7 @@ SHAPES = [  # D, student's grid, teacher's grid, size
     (64, (5, 1), (1, 6), (17, 33)),
     (70, (33, 9), (4, 9), (33, 70)),
     (200, (4, 4), (3, 2), (1, 1)),
+    (18, (17, 18), (9, 8), (67, 73)),  # several blocks of the gradient
 ]
 
 
@@ -55,6 +56,13 @@ def test_equals_the_twin(kernels, device, channels, grid, other, size, dtype):
     assert [x.dtype for x in ours] == [x.dtype for x in twins]
     assert max(map(error, ours, twins)) <= tolerance
     assert ours[0][2] == 0 and ours[1][2].abs().max() == 0  # no valid pixel
+
+
+def test_many_pixels_in_a_cell(kernels, device):
+    """So many that CUDA kernels compute their positions again."""
+    sample = inputs(2, (1, 2), (2, 1), (90, 181), device, torch.float64)
+    ours, twins = with_gradients(upsample_l1, *sample), with_gradients(upsample_l1_reference, *sample)
+    assert max(map(error, ours, twins)) <= 1e-12
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
