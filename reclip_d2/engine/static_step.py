@@ -1,7 +1,7 @@
 """The training step with fixed buffers: on a GPU a CUDA graph (``SOLVER.CUDA_GRAPH``).
 
 A step of the rectification launches some hundred small kernels; with stored features, launching them takes longer than
-running them. A graph launches all at once: losses, backward pass, gradient clipping and optimizer.
+running them. A graph launches all at once: image tower, losses, backward pass, gradient clipping and optimizer.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class _Graph:
     steps: int = 0
     graph: torch.cuda.CUDAGraph | None = None
     inputs: StepInputs | None = None
+    encoded: StepInputs | None = None
     outputs: StepOutputs | None = None
 
 
@@ -51,7 +52,8 @@ class StaticStep:
     ) -> None:
         """
         Args:
-            model: with ``step_inputs``, ``step`` and ``check_step``, see :mod:`~reclip_d2.modeling.training_step`.
+            model: with ``step_inputs``, ``encode``, ``step`` and ``check_step``, see
+                :mod:`~reclip_d2.modeling.training_step`.
             optimizer: SGD or AdamW, of the model's parameters; on a GPU its fused implementation is used.
             amp_dtype: autocast dtype of the forward pass.
         """
@@ -90,15 +92,15 @@ class StaticStep:
         self._fill(found, inputs)
         found.steps += 1
         if not self.on_gpu:
-            found.outputs = self._step(found.inputs)
+            found.encoded, found.outputs = self._step(found.inputs)
         elif found.graph is not None:
             found.graph.replay()
         elif found.steps <= WARM_UP:
-            found.outputs = self._warm_up(found.inputs)
+            found.encoded, found.outputs = self._warm_up(found.inputs)
         else:
             self._capture(found)
             found.graph.replay()
-        self.latest = found.inputs, found.outputs
+        self.latest = found.encoded, found.outputs
         return dict(found.outputs.losses)
 
     def check(self) -> None:
@@ -135,25 +137,26 @@ class StaticStep:
         """Pinned memory, from which a copy does not wait."""
         return tensor.pin_memory() if self.on_gpu and tensor.device.type == "cpu" else tensor
 
-    def _step(self, inputs: StepInputs) -> StepOutputs:
-        """Losses, backward pass and update."""
+    def _step(self, inputs: StepInputs) -> tuple[StepInputs, StepOutputs]:
+        """The frozen tower, losses, backward pass and update."""
         self.optimizer.zero_grad(set_to_none=True)
         with use_kernels(self._kernels), self._autocast():
-            outputs = self.model.step(inputs)
+            encoded = self.model.encode(inputs)
+            outputs = self.model.step(encoded)
         total = sum(outputs.losses.values())
         total.backward()
         self.finite.logical_and_(torch.isfinite(total.detach()))
         self.optimizer.step()
-        return outputs.detach()
+        return encoded, outputs.detach()
 
-    def _warm_up(self, inputs: StepInputs) -> StepOutputs:
+    def _warm_up(self, inputs: StepInputs) -> tuple[StepInputs, StepOutputs]:
         """A step on a side stream, as graphs need it before they are captured."""
         self._make_capturable()
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            outputs = self._step(inputs)
+            results = self._step(inputs)
         torch.cuda.current_stream().wait_stream(self._stream)
-        return outputs
+        return results
 
     def _capture(self, found: _Graph) -> None:
         """Capture the step, without running it, on the stream of the warm-up: gradients are accumulated on the stream
@@ -165,7 +168,7 @@ class StaticStep:
             for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate  # read by the graph; the scheduler sees the number
             with torch.cuda.graph(found.graph, pool=self._pool, stream=self._stream):
-                found.outputs = self._step(found.inputs)
+                found.encoded, found.outputs = self._step(found.inputs)
         finally:
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate

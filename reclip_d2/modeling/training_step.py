@@ -1,8 +1,8 @@
 """A training step as a function of tensors, so that a CUDA graph or ``torch.compile`` can hold it.
 
-A model divides its losses into ``step_inputs``, which reads a batch of records on the host, and ``step``, which
-computes the losses from tensors alone: it reads no value of a tensor on the host, and its shapes follow from those of
-its inputs.
+A model divides its losses into ``step_inputs``, which reads a batch of records on the host; ``encode``, which runs the
+frozen image tower unless that is done; and ``step``, which computes the losses. The last two compute from tensors
+alone: they read no value of a tensor on the host, and their shapes follow from those of their inputs.
 
 Shape letters: B images, n = h*w patches, C classes, (h, w) patch grid, K hypothesis rows.
 """

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from reclip_d2.backbones.dense_attention import DENSE_ATTENTION_REGISTRY, build_dense_attention
 from reclip_d2.config import load_config
 from reclip_d2.engine.solver import build_optimizer
 from reclip_d2.engine.static_step import StaticStep
@@ -138,6 +139,7 @@ BATCHES = {
 }
 
 
+NEEDS_A_FILE = {"proxy"}  # another tower
 # Without views for distillation, whose student reads images.
 CASES = [(name, batch) for name in MODELS for batch in BATCHES if not ("distillation" in name and "views" in batch)]
 
@@ -146,6 +148,16 @@ CASES = [(name, batch) for name in MODELS for batch in BATCHES if not ("distilla
 def test_a_graph_can_hold_the_step(name, batch, on_meta):
     names = captured(MODELS[name](), BATCHES[batch])
     assert "rectify_and_pool_backward" in names and "_fused_sgd_" in names
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in DENSE_ATTENTION_REGISTRY} - NEEDS_A_FILE))
+def test_a_graph_can_hold_every_dense_attention(name, on_meta):
+    model = make_rectified()
+    cfg = load_config("", ["MODEL.CLIP.DENSE_ATTENTION", name])
+    model.backbone.attention = build_dense_attention(cfg).requires_grad_(False).eval()
+    model.backbone.attention.patch_size = 8  # the tiny CLIP's, where the attention has one
+    names = captured(model, batch_of((32, 40), (32, 40)))
+    assert "native_layer_norm" in names
 
 
 def test_adamw(on_meta):

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from reclip_d2.backbones.query import get_templates
 from reclip_d2.errors import ReclipError
 from reclip_d2.modeling.checkpoint import ReclipCheckpointer
+from reclip_d2.modeling.meta_arch import base
 from reclip_d2.modeling.meta_arch.maskclip import denoise_prompts, mean_filter, smooth_by_keys
+from reclip_d2.modeling.view_batch import stack_on
 from tests.helpers import PIXEL_MEAN, PIXEL_STD, make_maskclip, random_image
 
 
@@ -210,3 +212,15 @@ def test_a_calibrated_model_in_a_checkpoint(tmp_path):
     assert torch.equal(predict(other, image), predict(model, image))
     with pytest.raises(ReclipError, match="calibration_offset is unknown"):
         ReclipCheckpointer(make_maskclip()).load(str(tmp_path / "model_final.pth"))
+
+
+@pytest.mark.parametrize("sizes", [[(32, 40), (32, 40)], [(30, 33), (30, 33)], [(32, 40), (24, 40)]])
+def test_images_of_a_batch_in_one_copy(sizes, monkeypatch):
+    """As on a GPU: the same batch, to the bit."""
+    model, records = make_maskclip(), [{"image": random_image(k, *size)} for k, size in enumerate(sizes)]
+    expected, copies = model.preprocess_image(records), []
+    monkeypatch.setattr(base, "_is_gpu", lambda _: True)
+    monkeypatch.setattr(base, "stack_on", lambda *given: copies.append(1) or stack_on(*given))
+    found = model.preprocess_image(records)
+    assert torch.equal(found.tensor, expected.tensor) and len(copies) == (sizes[0] == sizes[1])
+    assert [tuple(size) for size in found.image_sizes] == [tuple(size) for size in expected.image_sizes] == sizes

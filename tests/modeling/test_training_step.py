@@ -43,7 +43,7 @@ def test_rows_of_padding_change_nothing(name, specs):
     model = MODELS[name]().train()
     found = []
     for rows in (0, 16):
-        inputs = model.step_inputs(batch(*specs), rows)._replace(noise=torch.tensor([5, 6]))
+        inputs = model.encode(model.step_inputs(batch(*specs), rows))._replace(noise=torch.tensor([5, 6]))
         assert len(inputs.tensors["class_ids"]) == (rows or sum(len(h) for _, h in specs))
         assert ("valid" in inputs.tensors) == (specs is PADDED)
         found.append(results(model, model.step, inputs))
@@ -64,7 +64,7 @@ def test_compiles_without_graph_breaks(name, backend, specs):
         pytest.skip("the twins read the rows on the host")
     model = MODELS[name]().train()
     torch._dynamo.reset()
-    inputs = model.step_inputs(batch(*specs), 16)
+    inputs = model.encode(model.step_inputs(batch(*specs), 16))
     found = []
     with use_kernels(True):
         for step in (model.step, torch.compile(model.step, fullgraph=True, backend=backend)):

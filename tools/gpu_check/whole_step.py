@@ -304,9 +304,10 @@ def static_step(name: str, device: torch.device, images: int, pixels: int, clock
     is replaced by the same step from the same buffers."""
     part = Part(f"CUDA graph {name}", device, clock, images=images, pixels=pixels)
     cfg = configuration(name, device, precision="auto")
-    for source, graph in itertools.product(SOURCES, (True, False)):
+    variants = [*itertools.product(SOURCES, (True, False), (None,)), (next(iter(SOURCES)), True, torch.bfloat16)]
+    for source, graph, amp_dtype in variants:
 
-        def make(source=source, graph=graph) -> contextlib.AbstractContextManager:  # noqa: ANN001
+        def make(source=source, graph=graph, amp_dtype=amp_dtype) -> contextlib.AbstractContextManager:  # noqa: ANN001
             torch.manual_seed(0)
             model = build_model(cfg).train()
             optimizer = build_optimizer(cfg, model)
@@ -314,7 +315,7 @@ def static_step(name: str, device: torch.device, images: int, pixels: int, clock
             if place := SOURCES[source]:
                 batch = stored(batch, model, device if place == "device" else torch.device("cpu"))
             if graph:
-                static = StaticStep(model, optimizer)
+                static = StaticStep(model, optimizer, amp_dtype=amp_dtype)
                 for _ in range(WARM_UP + 1):  # then the graph is captured
                     static.run(batch)
                 static.check()
@@ -328,7 +329,7 @@ def static_step(name: str, device: torch.device, images: int, pixels: int, clock
 
             return contextlib.nullcontext(step)
 
-        part.add(source + ", CUDA graph" * graph, images, repeats, make)
+        part.add(source + ", CUDA graph" * graph + ", SOLVER.AMP" * bool(amp_dtype), images, repeats, make)
     return part
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from reclip_d2.layers import use_kernels
 from reclip_d2.modeling.postprocessing import upsample_logits
+from reclip_d2.modeling.view_batch import stack_on
 
 ImageSizes = Sequence[tuple[int, int]]
 """(H, W) of each image of a batch, without padding."""
@@ -72,13 +73,19 @@ class LanguageSegmentor(nn.Module):
         return {}
 
     def normalize(self, image: Tensor) -> Tensor:
-        """Normalise an image ``(3, H, W)``, RGB in [0, 255], for the network."""
+        """Normalise an image ``(3, H, W)``, or a batch of one size, RGB in [0, 255], for the network."""
         return (image.to(self.device) - self.pixel_mean) / self.pixel_std
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]], divisibility: int = 0) -> ImageList:
         """Normalise the images and pad them to a common multiple of ``divisibility`` (0: the model's own)."""
-        images = [self.normalize(x["image"]) for x in batched_inputs]
-        return ImageList.from_tensors(images, divisibility or self.size_divisibility)
+        images = [x["image"] for x in batched_inputs]
+        divisibility = divisibility or self.size_divisibility
+        if not (_is_gpu(self.device) and len({(image.shape, image.dtype, image.device) for image in images}) == 1):
+            return ImageList.from_tensors([self.normalize(image) for image in images], divisibility)
+        pixels = self.normalize(stack_on(self.device, images))  # one copy of bytes for the batch
+        if any(side % divisibility for side in pixels.shape[-2:]):
+            return ImageList.from_tensors(list(pixels), divisibility)
+        return ImageList(pixels, [(image.shape[-2], image.shape[-1]) for image in images])
 
     def mask_logits(self, images: Tensor, image_sizes: ImageSizes | None = None) -> Tensor:
         """Mask logits M_o ``(B, C, h, w)`` of normalised, padded images ``(B, 3, H, W)``; labels are their argmax.
@@ -108,6 +115,10 @@ class LanguageSegmentor(nn.Module):
         padded_size, size = tuple(image.tensor.shape[-2:]), tuple(image.image_sizes[0])
         output_size = (record.get("height", size[0]), record.get("width", size[1]))
         return upsample_logits(self.mask_logits(image.tensor, image.image_sizes), padded_size, size, output_size)[0]
+
+
+def _is_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def inference_arguments(cfg: CfgNode) -> dict[str, Any]:

@@ -241,6 +241,10 @@ class Distillation(nn.Module):
             tensors |= padding_tensors(sizes, grid, self.student.output_stride, self.device)
         return StepInputs(tensors, sizes)
 
+    def encode(self, inputs: StepInputs) -> StepInputs:
+        """The inputs as they are: :meth:`step_inputs` has run the teacher."""
+        return inputs
+
     def step(self, inputs: StepInputs) -> StepOutputs:
         """Losses of a batch as a function of tensors: see :mod:`~reclip_d2.modeling.training_step`."""
         features, logits = self.student.segment(inputs.tensors["images"])

@@ -31,7 +31,7 @@ from reclip_d2.modeling.pooling import MaskLogits, pool_hypotheses
 from reclip_d2.modeling.query_head import LearnableQuery
 from reclip_d2.modeling.training_panel import training_panel
 from reclip_d2.modeling.training_step import StepInputs, StepOutputs, hypothesis_tensors, padding_tensors
-from reclip_d2.modeling.view_batch import ViewBatch, pad_grid
+from reclip_d2.modeling.view_batch import ViewBatch, has_fixed_views, pad_grid
 
 
 @META_ARCH_REGISTRY.register()
@@ -293,7 +293,7 @@ class RectifiedCLIP(CLIPSegmentor):
         Raises:
             ReclipError: a loss is not finite; the message names the likely key.
         """
-        inputs = self.step_inputs(batched_inputs)
+        inputs = self.encode(self.step_inputs(batched_inputs))
         outputs = self.step(inputs)
         self.check_step(inputs, outputs)
         if self.vis_period and get_event_storage().iter % self.vis_period == 0:
@@ -301,16 +301,27 @@ class RectifiedCLIP(CLIPSegmentor):
         return outputs.losses
 
     def step_inputs(self, batched_inputs: list[dict[str, Any]], rows: int = 0) -> StepInputs:
-        """Inputs of :meth:`step`: the frozen tower runs here.
+        """Inputs of :meth:`encode`. Images of several sizes, of which there may be many combinations, are encoded here.
 
         Args:
             rows: number of hypothesis rows, padding included; 0 for no padding.
         """
+        tensors = hypothesis_tensors(batched_inputs, rows)
+        if not has_fixed_views(batched_inputs):
+            images = self.preprocess_image(batched_inputs)
+            if all(tuple(size) == tuple(images.tensor.shape[-2:]) for size in images.image_sizes):
+                return StepInputs({"images": images.tensor, **tensors}, None)
         features, image_sizes, grids = self.view_batch(batched_inputs)
         size = (features.shape[-2], features.shape[-1])
         padding = padding_tensors(image_sizes, size, self.backbone.stride, self.device)
-        tensors = {"features": features, **hypothesis_tensors(batched_inputs, rows), **padding}
-        return StepInputs(tensors, None if grids is None else tuple(grids))
+        return StepInputs({"features": features, **tensors, **padding}, None if grids is None else tuple(grids))
+
+    def encode(self, inputs: StepInputs) -> StepInputs:
+        """Inputs of :meth:`step`: the frozen tower runs on ``images``, unless there are ``features``."""
+        tensors = dict(inputs.tensors)
+        if "images" not in tensors:
+            return inputs
+        return inputs._replace(tensors={"features": self.backbone.dense(tensors.pop("images")), **tensors})
 
     def step(self, inputs: StepInputs) -> StepOutputs:
         """Losses of a batch as a function of tensors: see :mod:`~reclip_d2.modeling.training_step`."""
