@@ -33,6 +33,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int c = 0; c < logits.classes; ++c, column.next_channel()) {
 #pragma unroll
       for (int q = 0; q < kStrip; ++q) {
+        column.enter(q);
         // The smaller one of the largest score so far and this one counts relative to the larger one.
         const T value = column.at(q), d = value - top[q], share = exp_of(-abs_of(d));
         sum[q] = d > T(0) ? multiply_add(sum[q], share, T(1)) : sum[q] + share;

@@ -28,9 +28,16 @@ __global__ void __launch_bounds__(kThreads)
     T sum[kStrip];
 #pragma unroll
     for (int q = 0; q < kStrip; ++q) sum[q] = T(0);
+    const unsigned fresh = of_student.fresh | of_teacher.fresh;
     for (int c = first; c < last; ++c, of_student.next_channel(), of_teacher.next_channel())
 #pragma unroll
-      for (int q = 0; q < kStrip; ++q) sum[q] += abs_of(of_student.at(q) - of_teacher.at(q));
+      for (int q = 0; q < kStrip; ++q) {
+        if (fresh >> q & 1u) {
+          of_student.enter(q);
+          of_teacher.enter(q);
+        }
+        sum[q] += abs_of(of_student.at(q) - of_teacher.at(q));
+      }
 #pragma unroll
     for (int q = 0; q < kStrip; ++q) {
       const int64_t y = strip * kStrip + q;

@@ -53,11 +53,11 @@ struct StripColumn {
     }
   }
   __device__ __forceinline__ void next_channel() { left += class_stride, right += class_stride; }
-  // To be called for each row in turn.
-  __device__ __forceinline__ T at(int q) {
+  // To be called for each row in turn, at least for those that are fresh; at(q) is the value in row q then.
+  __device__ __forceinline__ void enter(int q) {
     if (fresh >> q & 1u) ramp = read_ramp(left, right, rows[q].below, rows[q].above, x_weight);
-    return ramp.at(y_weight[q]);
   }
+  __device__ __forceinline__ T at(int q) const { return ramp.at(y_weight[q]); }
 };
 
 }  // namespace reclip::cuda

@@ -20,7 +20,7 @@ constexpr int64_t kTableBytes = 44 * 1024;                    // at most, of sha
 // y is the first row, enter(x, column) before those of a column, and pixel(row, value) for each in turn, the gradient of the
 // interpolated value. kTable: the rows of the block, at most max_rows, and the columns of a tile are kept in shared memory.
 template <typename S, typename Pixel, bool kTable>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 4 : 6)
     upsample_gradient_kernel(Map<S> map, Map<S> gradient, Pixel of_pixels, int height, int width,
                              typename Accumulate<S>::type y_scale, typename Accumulate<S>::type x_scale, int64_t max_rows,
                              unsigned row_chunks, unsigned channel_chunks, const typename Accumulate<S>::type* grad_loss,
