@@ -44,7 +44,10 @@ footer { display: none !important }
 .swatch { display: inline-block; width: .9rem; height: .9rem; margin-right: .5rem; vertical-align: -.1rem;
   border: 1px solid rgba(128, 128, 128, .8); border-radius: 2px }
 """
-_CLASSES_HELP = "One class per line, synonyms after commas. A line background: lists what else may be in the images."
+_CLASSES_HELP = (
+    "One class per line, synonyms after commas, other queries after semicolons. A line background: lists what else may"
+    " be in the images."
+)
 _LEARN_HELP = (
     "From all images above, without labels, for exactly these classes. The papers use a thousand images or more: from a"
     " few, the estimate is poor, and the masks after may be worse than before."

@@ -63,7 +63,7 @@ def _naming_class_list() -> Iterator[None]:
 
 def class_text(classes: ClassList) -> str:
     """A class list as text for :func:`read_classes`."""
-    lines = [", ".join(names) for names in classes.classes]
+    lines = classes.entries
     return "\n".join(lines + ([f"background: {', '.join(classes.background)}"] if classes.background else []))
 
 

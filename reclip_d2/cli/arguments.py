@@ -259,9 +259,10 @@ COMMANDS: dict[str, Command] = {
 Train on your own images, without labels, and write a mask for each.
 
 The class file has one class per line. Names after the first, separated by commas,
-are synonyms; # starts a comment. A line `background: sky, wall` lists what else may
-be in the images: masks ignore it (255), or have it as one class with --background
-keep.
+are synonyms, whose text features are averaged; after a semicolon follows another
+query of the class, which has the maximum of their logits. # starts a comment. A line
+`background: sky, wall` lists what else may be in the images: masks ignore it (255),
+or have it as one class with --background keep.
 
 Masks are index PNGs below FOLDER/masks, in the same subfolders as the images: 0 is
 the first class of the file, 255 is ignored. Interrupted runs resume when you repeat

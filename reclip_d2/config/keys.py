@@ -286,8 +286,11 @@ KEYS: dict[str, Key] = {
     # Registered as "custom_val" with the images that have labels: a folder of index PNGs that mirrors the images, ids
     # in the order of the class file, 255 ignored. For evaluation only; if given, DATASETS.TEST () becomes custom_val.
     "DATASETS.CUSTOM.LABELS": Key("", Text(empty=True, path=True)),
-    # Class file: one class per line, synonyms after commas (reclip_d2/data/class_file.py).
+    # Class file: one class per line, synonyms after commas, queries after semicolons (reclip_d2/data/class_file.py).
     "DATASETS.CUSTOM.CLASSES": Key("", Text(empty=True, path=True)),
+    # Class file with other names for the classes of registered data sets, in their order, and background names. The
+    # data sets are then called NAME_vocabulary (docs/refinements.md).
+    "DATASETS.VOCABULARY": Key("", Text(empty=True, path=True)),
     # Resize of test images: Pillow's bilinear filter (Detectron2's), or OpenCV's, as in the public code of ReCLIP++.
     "INPUT.RESIZE_TEST": Key("pillow", Choice(("pillow", "opencv"))),
     # `reclip segment` trains on copies of images with more pixels than FROM_PIXELS, reduced to this short side (six

@@ -64,15 +64,16 @@ def label_palette(metadata: Metadata) -> Palette:
 
 
 def check_no_background(dataset_name: str, user: str) -> None:
-    """Raise :class:`ReclipError` if label ids are not the model's classes, as with background names that share one id.
+    """Raise :class:`ReclipError` if label ids are not the model's classes, as with queries or background names that
+    share one id.
 
     Args:
         user: name of what needs a label id for each class, for the error.
     """
     if DatasetLabels(dataset_name).class_names != list(MetadataCatalog.get(dataset_name).stuff_classes):
         raise ReclipError(
-            f"{user} needs a label id for each class, but the background names of {dataset_name} share one: remove the"
-            " background: line from the class file"
+            f"{user} needs a label id for each class, but queries or background names of {dataset_name} share one:"
+            " remove semicolons and the background: line from the class file"
         )
 
 

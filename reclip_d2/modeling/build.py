@@ -142,5 +142,8 @@ def check_registered_parts(cfg: CfgNode, num_classes: int | None = None) -> None
     backbone_class(cfg).summary(cfg)
     if cfg.DATASETS.CUSTOM.CLASSES and {CUSTOM, CUSTOM_VAL} & {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}:
         check_names_fit(read_class_file(cfg.DATASETS.CUSTOM.CLASSES), cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.TEMPLATES)
+    if cfg.DATASETS.VOCABULARY:
+        classes = read_class_file(cfg.DATASETS.VOCABULARY, "DATASETS.VOCABULARY")
+        check_names_fit(classes, cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.TEMPLATES)
     if num_classes is not None and cfg.MODEL.MASK_DECODER.ENABLED:
         build_norm(cfg.MODEL.MASK_DECODER.NORM, num_classes, "MODEL.MASK_DECODER.NORM")

@@ -201,7 +201,8 @@ def _classes_of(cfg: CfgNode, keep_background: bool) -> tuple[MaskClasses, Seque
     """The classes of a config's data set, and the id of each class of the model."""
     names = [synonyms[0] for synonyms in class_names_from_config(cfg)]
     dataset = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST][0]
-    if dataset in (CUSTOM, CUSTOM_VAL):
-        table = MaskClassTable(read_class_file(cfg.DATASETS.CUSTOM.CLASSES), keep_background)
+    file = cfg.DATASETS.CUSTOM.CLASSES if dataset in (CUSTOM, CUSTOM_VAL) else cfg.DATASETS.VOCABULARY
+    if file:
+        table = MaskClassTable(read_class_file(file), keep_background)
         return table.mask_classes, table.ids.tolist()
     return MaskClasses.make(names, MetadataCatalog.get(dataset).get("stuff_colors")), range(len(names))

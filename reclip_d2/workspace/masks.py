@@ -50,7 +50,8 @@ _STRIP = 256
 
 
 class MaskClassTable:
-    """Maps a model's classes to mask classes, where the background names are one class, or ignored."""
+    """Maps a model's classes to mask classes: the queries of a class are one class, and so are the background names,
+    which may be ignored."""
 
     def __init__(self, classes: ClassList, keep_background: bool) -> None:
         self.ids = np.array(classes.mask_ids(keep_background), np.uint8)
@@ -62,7 +63,7 @@ class MaskClassTable:
         self, predictor: ImagePredictor, image: np.ndarray | StoredView, with_scores: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Labels ``(H, W)`` uint8 of an image ``(H, W, 3)`` uint8, or of its view in a feature store, and, optionally,
-        scores ``(C, H, W)`` float16: the mask logits; for a kept background, the maximum over its names."""
+        scores ``(C, H, W)`` float16, see :meth:`class_logits`."""
         count = len(self.mask_classes.names)
         if isinstance(image, StoredView):
             size = image.placement.image_size
@@ -79,8 +80,8 @@ class MaskClassTable:
         return labels, scores
 
     def class_logits(self, logits: Tensor) -> Tensor:
-        """Logits ``(C, H, W)`` of the mask classes, from the model's: for a kept background, the maximum over its
-        names."""
+        """Logits ``(C, H, W)`` of the mask classes, from the model's: for a class with several queries, and for a kept
+        background, the maximum over them, M_c = max_q M_q."""
         groups = (np.flatnonzero(self.ids == index) for index in range(len(self.mask_classes.names)))
         return torch.stack([logits[torch.from_numpy(group).to(logits.device)].amax(0) for group in groups])
 

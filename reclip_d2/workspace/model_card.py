@@ -60,7 +60,7 @@ def model_card(kind: str, classes: ClassList, clip: str, pretrained: str, cfg: C
         kind: a key of :data:`~reclip_d2.workspace.options.TITLES`.
         cfg: the model's config.
     """
-    names = [f"{number}. {_plain(', '.join(synonyms))}" for number, synonyms in enumerate(classes.classes)]
+    names = [f"{number}. {_plain(entry)}" for number, entry in enumerate(classes.entries)]
     if classes.background:
         names.append(f"\nBackground: {_plain(', '.join(classes.background))}")
     lines = [_HOW[kind], "", f"- CLIP: `{clip}`, weights `{pretrained}`"]

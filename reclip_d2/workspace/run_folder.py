@@ -263,7 +263,7 @@ def check_same_inputs(folder: RunFolder, known: RunState, wanted: RunState) -> N
     if not begun and not folder.hypotheses.exists():
         return
     for what, theirs, ours in (
-        ("--classes", known.classes.classes, wanted.classes.classes),
+        ("--classes", known.classes.entries, wanted.classes.entries),
         ("background names", known.classes.background, wanted.classes.background),
         ("--clip", known.clip, wanted.clip),
         ("CLIP weights", known.weights, wanted.weights),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from reclip_d2.data.class_file import ClassList
+from reclip_d2.errors import ReclipError
 from reclip_d2.formats import FORMATS
 from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.json_files import read_json
@@ -41,6 +42,12 @@ CLASSES_SCHEMA = {
     "properties": {
         "classes": {"type": "array", "items": {**_NAMES, "minItems": 1}, "minItems": 1, "maxItems": 65536},
         "background": _NAMES,
+        # Only in folders whose class file has queries after semicolons.
+        "queries": {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,5}$"},
+            "additionalProperties": {"type": "array", "items": {**_NAMES, "minItems": 1}, "maxItems": 65536},
+        },
     },
 }
 SCHEMA = {
@@ -72,7 +79,15 @@ SCHEMA = {
 
 def classes_to_json(classes: ClassList) -> dict[str, Any]:
     """A class list in the form of :data:`CLASSES_SCHEMA`."""
-    return {"classes": classes.classes, "background": classes.background}
+    queries: dict[str, list[tuple[str, ...]]] = {}
+    for index, names in classes.queries:
+        queries.setdefault(str(index), []).append(names)
+    further = {"queries": queries} if queries else {}
+    return {"classes": classes.classes, "background": classes.background, **further}
+
+
+def _number(item: tuple[str, Any]) -> int:
+    return int(item[0])
 
 
 def classes_from_json(content: Mapping[str, Any], path: str) -> ClassList:
@@ -80,8 +95,17 @@ def classes_from_json(content: Mapping[str, Any], path: str) -> ClassList:
 
     Args:
         path: the file, for messages.
+
+    Raises:
+        ReclipError: a query belongs to a class that is not there.
     """
-    return ClassList(tuple(map(tuple, content["classes"])), tuple(content["background"]), path)
+    classes, further = tuple(map(tuple, content["classes"])), content.get("queries", {})
+    if any(int(index) >= len(classes) for index in further):
+        raise ReclipError(f"{path} is damaged: it has queries of a class that is not in its list")
+    queries = tuple(
+        (int(index), tuple(names)) for index, of_class in sorted(further.items(), key=_number) for names in of_class
+    )
+    return ClassList(classes, tuple(content["background"]), path, queries=queries)
 
 
 @dataclasses.dataclass

@@ -106,8 +106,8 @@ class Segmentation:
     def logits(self) -> np.ndarray:
         """Mask logits ``(C, H, W)`` float32 at the image's size, computed on each call.
 
-        Their argmax is the label, except at ignored pixels, where a background name has a higher logit. A kept
-        background has the maximum over its names.
+        Their argmax is the label, except at ignored pixels, where a background name has a higher logit. A class with
+        several queries, and a kept background, has the maximum over them.
         """
         result = np.empty((len(self.classes), *self.labels.shape), np.float32)
         for rows, logits in self.logit_bands():

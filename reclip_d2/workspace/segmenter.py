@@ -485,7 +485,7 @@ def _class_list(classes: Classes, background: Sequence[str]) -> ClassList:
             return found
         if found.background:
             raise ReclipError(f"class file {os.fspath(classes)} has a background: line: omit background")
-        classes = found.classes
+        classes = found.entries
     if not isinstance(classes, Sequence) or not all(map(_is_entry, classes)):
         raise ReclipError('classes: give a class file, or a list of names such as ["sky", "road, street"]')
     if not classes:
@@ -522,4 +522,6 @@ def _with_lines(classes: ClassList) -> ClassList:
     if classes.lines:
         return classes
     lines = range(1, len(classes.classes) + 1)
-    return dataclasses.replace(classes, path=_CLASSES, lines=(*lines, *(len(lines) + 1 for _ in classes.background)))
+    of_queries = (index + 1 for index, _ in classes.queries)
+    background = (len(lines) + 1 for _ in classes.background)
+    return dataclasses.replace(classes, path=_CLASSES, lines=(*lines, *of_queries, *background))

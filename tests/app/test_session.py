@@ -222,7 +222,7 @@ def test_the_command_of_a_training(tmp_path, served, monkeypatch):
         ("sky", "the class list names only one class"),
         ("sky\n\nsky", "the class list, line 3: 'sky' is also in line 1"),
         ("caf\u00e9\nsky\ncafe\u0301", "the class list, line 3: CLIP reads the name"),
-        ("sky\nroad;street", "the class list, line 2: the name 'road;street' contains a semicolon"),
+        ("sky\nroad;", "the class list, line 2: an empty name: remove the comma or semicolon"),
         ("sky\n" + "very " * 90 + "long", "the class list, line 2: the name"),
         ("sky\nbackground: " + "very " * 90 + "long", "the class list, line 2: the name"),
         ("sky\nbackground: " + "a" * 50_000, "the class list, line 2: the name"),

@@ -26,6 +26,39 @@ def test_classes_synonyms_comments_and_background():
     ]  # fmt: skip
 
 
+def test_queries_after_semicolons():
+    """Each is a class for the model with the id of its class; lines are those of the class."""
+    classes = parse_classes("car; bus, coach ;truck\nsky\nbackground: wall\nperson; rider", "c.txt")
+    assert classes.classes == (("car",), ("sky",), ("person",))
+    assert classes.queries == ((0, ("bus", "coach")), (0, ("truck",)), (2, ("rider",)))
+    assert classes.model_classes == [["car"], ["sky"], ["person"], ["bus", "coach"], ["truck"], ["rider"], ["wall"]]
+    assert classes.mask_ids(keep_background=False) == [0, 1, 2, 0, 0, 2, 255]
+    assert classes.mask_ids(keep_background=True) == [0, 1, 2, 0, 0, 2, 3]
+    assert classes.mask_names(keep_background=True) == ["car", "sky", "person", "background"]
+    assert classes.lines == (1, 2, 4, 1, 1, 4, 3)
+    assert classes.entries == ["car; bus, coach; truck", "sky", "person; rider"]
+    again = parse_classes("\n".join([*classes.entries, "background: wall"]), "c.txt")
+    assert again.model_classes == classes.model_classes
+
+
+def test_the_semicolon_of_an_entity_separates_no_queries():
+    text = "rock &amp; sand; stone\nA&B; C\nsea &#38; sky\nbread &amp;amp; butter; toast"
+    classes = parse_classes(text, "c.txt")
+    assert classes.entries == text.split("\n")
+    assert [names for _, names in classes.queries] == [("stone",), ("C",), ("toast",)]
+
+
+def test_one_class_with_two_queries_is_one_class():
+    assert "names only one class" in message_of("cat; kitten")
+    assert parse_classes("cat; kitten\nbackground: sky", "c.txt").mask_ids(False) == [0, 0, 255]
+
+
+def test_too_many_queries():
+    many = "; ".join(f"n{i}" for i in range(1025))
+    assert len(parse_classes(f"sky\n{many}", "f").queries) == 1024
+    assert "line 2: more than 1,024 queries" in message_of(f"sky\n{many}; more")
+
+
 def test_background_in_masks():
     classes = parse_classes("a\nb\nbackground: sky, wall", "c.txt")
     assert classes.mask_names(keep_background=False) == ["a", "b"]
@@ -67,7 +100,10 @@ def test_line_ends_and_byte_order_mark(tmp_path, ends, mark):
         ("road\n1: tree", 2, "unknown key '1'"),
         ("road\ntr\x07ee", 2, "control"),
         ("sky\nroad\tstreet", 2, "contains a tab"),
-        ("sky\nroad; street", 2, "the name 'road; street' contains a semicolon"),
+        ("sky\nroad; Road", 2, "also in line 2"),
+        ("sky\nroad;", 2, "remove the comma or semicolon"),
+        ("sky\n; road", 2, "empty name"),
+        ("sky\ncar; ;bus", 2, "empty name"),
         ("sky\nbackground: wall;wood", 2, "commas between"),
         ("sky\n1;road;(128, 64, 128)", 2, "one class per line"),
         ("background\nroad\nbackground: sky", 1, "rename"),

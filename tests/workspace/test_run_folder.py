@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reclip_d2.data.class_file import ClassList
+from reclip_d2.data.class_file import ClassList, parse_classes
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.io import atomic_write
 from reclip_d2.workspace.run_folder import RunFolder, begin_results, check_same_inputs
@@ -53,6 +53,27 @@ def test_the_state_comes_back(folder):
     state = folder.read()
     assert state.classes.classes == (("sky", "heaven"), ("wood",)) and state.classes.background == ("road",)
     assert state.results == RESULTS and state.entries == ["masks", "summary.json"]
+
+
+def test_queries_come_back_in_their_order(folder):
+    classes = parse_classes("\n".join(f"c{i}; q{i}, r{i}; s{i}" for i in range(12)), "c.txt")
+    state = dataclasses.replace(folder.read(), classes=classes)
+    folder.write(state)
+    read = folder.read().classes
+    assert read.model_classes == classes.model_classes and read.entries == classes.entries
+    content = json.loads(folder.marker.read_text())["classes"]
+    tamper(folder, classes={**content, "queries": {"12": [["x"]]}})
+    with pytest.raises(ReclipError, match="queries of a class that is not in its list"):
+        folder.read()
+
+
+def test_other_queries_are_other_inputs(folder):
+    known = folder.read()
+    folder.hypotheses.parent.mkdir(parents=True, exist_ok=True)
+    folder.hypotheses.write_text("")
+    wanted = dataclasses.replace(known, classes=dataclasses.replace(known.classes, queries=((1, ("oak",)),)))
+    with pytest.raises(ReclipError, match=r"other --classes \(number 2 was wood and is wood; oak\)"):
+        check_same_inputs(folder, known, wanted)
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,17 @@ def test_labels_are_the_masks_of_the_command(fitted, place, saved, tmp_path, mon
         assert all(np.array_equal(labels, read_mask(folder / f"{name}.png")) for folder in folders)
 
 
+def test_a_class_has_the_maximum_of_its_queries(place):
+    single = untrained(classes=["sky", "wood", "fire"], background=())
+    both = untrained(classes=["sky; fire", "wood"], background=())
+    assert both.classes == ["sky", "wood"]
+    image = place / "photos" / "0.jpg"
+    one, two = single(image), both(image)
+    assert np.array_equal(two.labels, np.array([0, 1, 0])[one.labels]) and 2 in one.labels
+    logits = one.logits()
+    np.testing.assert_allclose(two.logits(), np.stack([logits[[0, 2]].max(0), logits[1]]), atol=1e-5)
+
+
 def test_before_fit_it_is_maskclip(place, tmp_path, monkeypatch):
     model = untrained(classes=place / "classes.txt", background=())
     assert model.kind == "maskclip" and model.classes == ["sky", "wood", "fire"]

@@ -18,6 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from reclip_d2.data.class_file import ClassList, read_class_file
 from reclip_d2.data.colors import class_colors
 from reclip_d2.data.datasets.custom_labels import CUSTOM_VAL, register_labelled
+from reclip_d2.data.datasets.vocabulary import register_vocabulary
 from reclip_d2.data.image_folder import find_images
 from reclip_d2.errors import ReclipError
 
@@ -27,13 +28,15 @@ CUSTOM = "custom"
 
 
 def register_custom(cfg: CfgNode) -> None:
-    """Register ``custom`` and ``custom_val`` if the config names them; images are listed lazily.
+    """Register ``custom`` and ``custom_val`` if the config names them, and other data sets under the names of
+    ``DATASETS.VOCABULARY``; images are listed lazily.
 
     With ``DATASETS.CUSTOM.LABELS`` an empty ``DATASETS.TEST`` becomes ``custom_val``.
 
     Raises:
         ReclipError: a key is empty, the class file is wrong, or ``custom_val`` is trained on.
     """
+    register_vocabulary(cfg)
     keys = cfg.DATASETS.CUSTOM
     if keys.LABELS and not cfg.DATASETS.TEST and CUSTOM in cfg.DATASETS.TRAIN:
         cfg.DATASETS.TEST = (CUSTOM_VAL,)
