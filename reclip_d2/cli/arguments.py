@@ -22,12 +22,13 @@ from reclip_d2.workspace.options import (
     SegmentOptions,
 )
 
-# FORMATS and INPUT_TYPES of reclip_d2.export.export, and the default of its ExportOptions.tolerance. That module takes
-# seconds to import. A test compares them.
+# FORMATS and INPUT_TYPES of reclip_d2.export.export, METHODS of reclip_d2.export.int8, and defaults of their options.
+# These modules take seconds to import. A test compares them.
 EXPORT_FORMATS = ("onnx", "torchscript")
 EXPORT_INPUT_TYPES = ("uint8", "float32")
 COMPLETION_SHELLS = ("bash", "zsh", "tcsh")  # of shtab
 EXPORT_TOLERANCE = 1e-3
+INT8_METHODS, INT8_METHOD, INT8_AGREEMENT = ("minmax", "percentile", "entropy"), "minmax", 0.98
 # Limits for images: the defaults of reclip_d2.app.guard.Limits, which takes seconds to import. A test compares them.
 APP_MEGAPIXELS, APP_MEGABYTES = 50, 64
 
@@ -206,12 +207,38 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="maximum difference from the model's logits, relative to their range (default: %(default)s)",
     )
+    _add_int8_arguments(parser)
     parser.add_argument(
         "--pretrained", metavar="FILE|TAG", help="CLIP's weights, if they have moved since the training"
     )
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides; must come last"
     )
+
+
+def _add_int8_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("INT8, for students in ONNX")
+    group.add_argument("--int8", action="store_true", help="quantise weights and activations to 8 bits")
+    group.add_argument(
+        "--calibrate", metavar="IMAGES", help="images like those to predict, a folder or a list; labels are not needed"
+    )
+    group.add_argument(
+        "--calibration-images", type=int, default=100, metavar="N",
+        help="use at most N of them, chosen at equal steps (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--calibration", choices=list(INT8_METHODS), default=INT8_METHOD,
+        help="how ranges of activations are chosen (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--reduce-range", action="store_true", help="7-bit weights, for x86 CPUs without VNNI instructions"
+    )
+    group.add_argument(
+        "--min-agreement", type=float, default=INT8_AGREEMENT, metavar="X",
+        help="smallest fraction of the images' pixels with the float32 label; files below are removed"
+        " (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--force", action="store_true", help="keep a file below --min-agreement")
 
 
 def _add_app_arguments(parser: argparse.ArgumentParser) -> None:
@@ -288,7 +315,9 @@ Write a trained model to one file that runs without this package: ONNX or TorchS
 The exported model takes an RGB image (1, 3, height, width) with values from 0 to
 255, of any size or of --size, and returns logits or labels at the image's size. The
 command runs the file and compares it with the model before it keeps it. classes.json
-in the same folder describes input and output.""",
+in the same folder describes input and output.
+
+A student can be quantised to INT8 with images of yours: --int8 --calibrate FOLDER.""",
         _add_export_arguments,
         "reclip_d2.cli.export",
     ),

@@ -8,6 +8,7 @@ import re
 from reclip_d2.cli.output import print_field
 from reclip_d2.errors import ReclipError
 from reclip_d2.export.export import ExportOptions
+from reclip_d2.export.int8 import Int8Options
 from reclip_d2.workspace.export import Export, ExportSource
 from reclip_d2.workspace.options import TITLES
 
@@ -20,15 +21,34 @@ def run(args: argparse.Namespace) -> int:
         labels=args.labels,
         input_type=args.input_type,
         tolerance=args.tolerance,
+        int8=_int8(args),
     )
     options.check()
     source = _source(args)
-    export = Export(source, options, args.output, overwrite=args.overwrite)
+    export = Export(
+        source,
+        options,
+        args.output,
+        overwrite=args.overwrite,
+        calibrate=args.calibrate,
+        calibration_images=args.calibration_images,
+    )
     _announce(source, options)
+    if (images := export.calibration) is not None:
+        print_field("INT8", f"calibrated by {args.calibration} on {len(images):,} of {images.found:,} images")
     classes = export.write(report=lambda line: print_field("check", line))
     print_field("file", f"{export.path} ({export.path.stat().st_size / 2**20:.1f} MiB)")
     print_field("classes", classes)
     return 0
+
+
+def _int8(args: argparse.Namespace) -> Int8Options | None:
+    """Options of the quantisation; None for float32."""
+    if not args.int8:
+        if args.force or args.reduce_range:
+            raise ReclipError("--force and --reduce-range are for --int8")
+        return None
+    return Int8Options(args.calibration, args.reduce_range, args.min_agreement, args.force)
 
 
 def _announce(source: ExportSource, options: ExportOptions) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from reclip_d2.errors import ReclipError
 from reclip_d2.export.export import ExportOptions
+from reclip_d2.export.int8 import Int8Options
 from reclip_d2.export.onnx_file import INPUT, output_name
 from reclip_d2.formats import MaskClasses
 from reclip_d2.formats.classes import CLASSES_FILE
@@ -45,6 +46,7 @@ class DescribedFile:
         options: export options.
         short_side, long_side: size in pixels to which the model's own prediction resizes images: the short side, and
             the maximum of the long side; 0 for no resize.
+        calibration_images: number of images that an INT8 file was calibrated on.
     """
 
     path: Path
@@ -54,6 +56,7 @@ class DescribedFile:
     options: ExportOptions
     short_side: int = 0
     long_side: int = 0
+    calibration_images: int = 0
 
     def content(self) -> dict[str, Any]:
         """``classes.json`` for this file only."""
@@ -78,8 +81,17 @@ class DescribedFile:
                 "shape": [1, *sides] if options.labels else [1, len(self.channels), *sides],
                 **({} if options.labels else ids),
             },
+            **({} if options.int8 is None else {"int8": self._quantisation(options.int8)}),
         }
         return {**json.loads(self.classes.to_json()), "files": {self.path.name: entry}}
+
+    def _quantisation(self, options: Int8Options) -> dict[str, Any]:
+        """How an INT8 file was calibrated."""
+        return {
+            "calibration": options.method,
+            "calibration_images": self.calibration_images,
+            "weight_bits": 7 if options.reduce_range else 8,
+        }
 
     def text(self) -> str:
         """:meth:`content` as JSON."""

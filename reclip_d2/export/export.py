@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from reclip_d2.errors import ReclipError
-from reclip_d2.export import onnx_file, torchscript_file
+from reclip_d2.export import int8, onnx_file, torchscript_file
+from reclip_d2.export.calibration import CalibrationImages
+from reclip_d2.export.int8 import Int8Agreement, Int8Options
 from reclip_d2.export.module import ExportModule, maps_on_grid, trace_size
 from reclip_d2.export.parity import Agreement, agreement, check_image, check_sizes, reference_logits
 from reclip_d2.layers import use_kernels
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
+from reclip_d2.modeling.meta_arch.student import Student
 from reclip_d2.utils.io import atomic_write
 
 FORMATS: dict[str, ModuleType] = {"onnx": onnx_file, "torchscript": torchscript_file}
@@ -34,6 +37,7 @@ class ExportOptions:
         label_ids: label id of each class; by default 0 to C - 1.
         input_type: type of the input image, a key of :data:`INPUT_TYPES`. TorchScript accepts both.
         tolerance: largest difference of logits, as a fraction of their span.
+        int8: quantise the file; None for float32.
     """
 
     format: str = "onnx"
@@ -42,6 +46,7 @@ class ExportOptions:
     label_ids: Sequence[int] | None = None
     input_type: str = "uint8"
     tolerance: float = 1e-3
+    int8: Int8Options | None = None
 
     def check(self) -> None:
         """Raise :class:`ReclipError` for a format that needs other packages, or for invalid values."""
@@ -51,6 +56,10 @@ class ExportOptions:
             raise ReclipError(f"size {self.size[0]}x{self.size[1]}: height and width must be at least 1")
         if not self.tolerance > 0:
             raise ReclipError(f"tolerance {self.tolerance}: give a number above 0")
+        if self.int8 is not None:
+            if self.format != "onnx":
+                raise ReclipError(f"--int8 is for --format onnx: a {self.format} file is not quantised")
+            self.int8.check()
 
 
 def export_model(
@@ -58,23 +67,28 @@ def export_model(
     path: str | Path,
     options: ExportOptions,
     description: str = "",
-    report: Callable[[Agreement], None] = lambda _: None,
+    report: Callable[[Agreement | Int8Agreement], None] = lambda _: None,
+    calibration: CalibrationImages | None = None,
 ) -> list[Agreement]:
     """Write a model to a file that runs without this package.
 
     The file takes an image ``(1, 3, H, W)``, RGB in [0, 255], and returns the output of :meth:`ExportModule.forward`.
-    It is compared with the model on two images; if exported for any size, with two sizes other than the trace's.
+    It is compared with the model on two images; if exported for any size, with two sizes other than the trace's. With
+    ``options.int8`` it is then quantised, and the INT8 file is compared with the model on the calibration images.
 
     Args:
         model: the model, on the CPU, in eval mode and float32.
         path: the file, which is written atomically; an existing file is replaced.
         description: text to embed in the file.
         report: called with each comparison.
+        calibration: images for ``options.int8``.
 
     Raises:
-        ReclipError: a package is missing, or the file does not compute what the model does.
+        ReclipError: a package is missing, the file does not compute what the model does, or the model has no INT8 form.
     """
     options.check()
+    if options.int8 is not None:
+        check_int8(model)
     path = Path(path)
     target = FORMATS[options.format]
     sizes = check_sizes(model) if options.size is None else [options.size] * 2
@@ -96,7 +110,37 @@ def export_model(
                 f"the {options.format} file does not compute what the model does, and was removed ({wrong[0]}):"
                 f" the tolerance is {options.tolerance:g} of the span"
             )
+        if options.int8 is not None and calibration is not None:
+            report(_quantize(model, temporary, options, options.int8, calibration))
     return results
+
+
+def check_int8(model: LanguageSegmentor) -> None:
+    """Raise :class:`ReclipError` unless the model has an INT8 form."""
+    if not isinstance(model, Student):
+        raise ReclipError(
+            "--int8 is for students, which are convolutional: train one with reclip segment --student, or omit --int8"
+            " (a CLIP's transformer is exported in float32 only)"
+        )
+
+
+def _quantize(
+    model: LanguageSegmentor, path: Path, options: ExportOptions, int8_options: Int8Options, images: CalibrationImages
+) -> Int8Agreement:
+    """Make the file INT8, and compare it with the model."""
+    int8.quantize(path, images, INPUT_TYPES[options.input_type], int8_options)
+    run = onnx_file.load(path)
+    result = int8.compare(
+        lambda image: _run(run, image.to(INPUT_TYPES[options.input_type])),
+        lambda image, output: agreement(reference_logits(model, image), output, options.label_ids),
+        images,
+    )
+    if result.equal < int8_options.min_agreement and not int8_options.force:
+        raise ReclipError(
+            f"the INT8 file was removed ({result}): the bound is {100 * int8_options.min_agreement:g} % equal labels;"
+            " try another --calibration or more images, lower --min-agreement, or give --force"
+        )
+    return result
 
 
 @contextlib.contextmanager

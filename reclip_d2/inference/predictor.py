@@ -59,6 +59,13 @@ class Band:
         return self.logits.argmax(0) if self.known_labels is None else self.known_labels
 
 
+def resized_pixels(pixels: np.ndarray, augmentations: T.AugmentationList) -> Tensor:
+    """An image ``(H, W, 3)`` uint8, resized by test augmentations: ``(3, H', W')`` uint8."""
+    inputs = T.AugInput(np.ascontiguousarray(pixels))
+    augmentations(inputs)
+    return torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+
+
 class ImagePredictor:
     """Computes a model's logits and labels at the original size of images, in bands of rows.
 
@@ -141,9 +148,7 @@ class ImagePredictor:
 
     def resize(self, pixels: np.ndarray) -> Tensor:
         """Resize an image or tile ``(H, W, 3)`` uint8 by the test augmentation: ``(3, H', W')`` uint8."""
-        inputs = T.AugInput(np.ascontiguousarray(pixels))
-        self.augmentations(inputs)
-        return torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+        return resized_pixels(pixels, self.augmentations)
 
     def grid_logits(self, pixels: Tensor, size: tuple[int, int], turn: Turn = contextlib.nullcontext) -> GridLogits:
         """One forward pass: mask logits of an image or window ``(3, H', W')``, RGB in [0, 255], with output size

@@ -16,14 +16,17 @@ from reclip_d2.data.datasets.custom import CUSTOM, register_custom
 from reclip_d2.data.datasets.custom_labels import CUSTOM_VAL
 from reclip_d2.engine.trainer import build_evaluation_model
 from reclip_d2.errors import ReclipError
+from reclip_d2.export.calibration import CalibrationImages
 from reclip_d2.export.description import DescribedFile
 from reclip_d2.export.export import FORMATS, ExportOptions, export_model
+from reclip_d2.export.int8 import Int8Agreement
 from reclip_d2.export.parity import Agreement
 from reclip_d2.formats import MaskClasses
 from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
 from reclip_d2.utils.output_paths import check_output_folder, check_output_path
 from reclip_d2.workspace.masks import MaskClassTable
+from reclip_d2.workspace.options import TITLES
 from reclip_d2.workspace.trained_model import TrainedModel, load_predictor
 
 # The model is traced on the CPU, in full precision, with PyTorch's own operators; without windows, tiles, refinements.
@@ -125,15 +128,16 @@ class ExportSource:
         folder = Path(cfg.OUTPUT_DIR) if file is None else file.parent
         return cls(kind, cfg, file, folder / "export", classes, ids)
 
-    def output_path(self, output: str | None, format: str) -> Path:
+    def output_path(self, output: str | None, format: str, int8: bool = False) -> Path:
         """The file to write; in a folder, it is named after the model.
 
         Args:
             output: a file or a folder; None for :attr:`folder`.
             format: a key of :data:`~reclip_d2.export.export.FORMATS`.
+            int8: whether the default name is that of an INT8 file.
         """
         suffixes = FORMATS[format].SUFFIXES
-        name = f"{self.kind}{suffixes[0]}"
+        name = f"{self.kind}{'_int8' if int8 else ''}{suffixes[0]}"
         if output is None:
             return self.folder / name
         path = Path(output).expanduser()
@@ -158,23 +162,48 @@ class Export:
         source: the model.
         path: the file to write.
         options: export options.
+        calibration: images that an INT8 file is calibrated on; None for float32.
     """
 
     def __init__(
-        self, source: ExportSource, options: ExportOptions, output: str | None = None, *, overwrite: bool = False
+        self,
+        source: ExportSource,
+        options: ExportOptions,
+        output: str | None = None,
+        *,
+        overwrite: bool = False,
+        calibrate: str | None = None,
+        calibration_images: int = 100,
     ) -> None:
         """
         Args:
             output: see :meth:`ExportSource.output_path`.
             overwrite: replace an existing file.
+            calibrate: images for ``options.int8``; see :meth:`CalibrationImages.choose`.
+            calibration_images: largest number of images to calibrate with.
 
         Raises:
-            ReclipError: the file exists, or cannot be written.
+            ReclipError: the file exists, or cannot be written; or an INT8 file is wanted of a model that has none, or
+                without images.
         """
+        if (options.int8 is None) != (calibrate is None):
+            raise ReclipError(
+                "--int8 needs --calibrate FOLDER: images like those that the model will get, without labels"
+                if calibrate is None
+                else "--calibrate is for --int8: give both, or none"
+            )
+        if options.int8 is not None and source.kind != "student":
+            raise ReclipError(
+                f"--int8 is for students, and this model is {TITLES[source.kind]}: train one with reclip segment"
+                " --student, or omit --int8 (a CLIP's transformer is exported in float32 only)"
+            )
         self.source = source
         self.options = dataclasses.replace(options, label_ids=source.label_ids)
-        self.path = source.output_path(output, options.format)
+        self.path = source.output_path(output, options.format, options.int8 is not None)
         self._overwrite = overwrite
+        self.calibration = None
+        if calibrate is not None:
+            self.calibration = CalibrationImages.choose(calibrate, calibration_images, source.cfg, options.size)
         keys = source.cfg.INPUT
         self._file = DescribedFile(
             path=self.path,
@@ -184,16 +213,18 @@ class Export:
             options=self.options,
             short_side=keys.MIN_SIZE_TEST,
             long_side=keys.MAX_SIZE_TEST,
+            calibration_images=0 if self.calibration is None else len(self.calibration),
         )
         self._file.check(overwrite)
 
-    def write(self, report: Callable[[Agreement], None] = lambda _: None) -> Path:
+    def write(self, report: Callable[[Agreement | Int8Agreement], None] = lambda _: None) -> Path:
         """Write the file if its outputs match the model's; returns the path of ``classes.json``, which describes it.
 
         Args:
             report: called with each comparison.
         """
-        export_model(self.source.build(), self.path, self.options, self._file.text(), report=report)
+        model = self.source.build()
+        export_model(model, self.path, self.options, self._file.text(), report=report, calibration=self.calibration)
         return self._file.write(self._overwrite)
 
 

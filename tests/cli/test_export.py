@@ -106,6 +106,18 @@ def test_a_student_that_was_kept(reclip, model, tmp_path):
     expected = student([{"image": torch.from_numpy(pixels.transpose(2, 0, 1).copy())}])[0]["sem_seg"]
     logits = run_onnx(folder / "export" / "student.onnx", pixels)
     np.testing.assert_allclose(logits, expected.numpy(), rtol=1e-4, atol=1e-5)
+    # The same in 8 bits, next to it.
+    call = ("export", "--model", "out", "--format", "onnx", "--int8", "--calibrate", "photos")
+    result = reclip(*call, "--calibration-images", 3, "--calibration", "percentile")
+    assert result.status == 0, result.err
+    assert "INT8      calibrated by percentile on 3 of 6 images" in result.out
+    assert "check     INT8 on 3 calibration images: labels equal" in result.out
+    path = folder / "export" / "student_int8.onnx"
+    assert "QuantizeLinear" in {node.op_type for node in onnx.load(path).graph.node}
+    np.testing.assert_allclose(run_onnx(path, pixels), expected.numpy(), atol=0.1)
+    assert entry_of(path)["int8"] == {"calibration": "percentile", "calibration_images": 3, "weight_bits": 8}
+    assert "int8" not in entry_of(folder / "export" / "student.onnx")
+    assert path.stat().st_size < 0.5 * (folder / "export" / "student.onnx").stat().st_size
     # The others are there as well.
     for use in ("rectified", "maskclip"):
         assert reclip("export", "--model", "out", "--format", "torchscript", "--use", use).status == 0
@@ -118,6 +130,10 @@ def test_a_student_that_was_kept(reclip, model, tmp_path):
         (["--model", "none"], "--model none is neither an output folder of reclip segment"),
         (["--model", "photos"], "--model photos is neither an output folder of reclip segment"),
         (["--model", "out", "--use", "student"], "no finished model (student)"),
+        (["--model", "out", "--int8"], "--int8 needs --calibrate FOLDER"),
+        (["--model", "out", "--calibrate", "photos"], "--calibrate is for --int8"),
+        (["--model", "out", "--force"], "--force and --reduce-range are for --int8"),
+        (["--model", "out", "--int8", "--calibrate", "photos"], "this model is ReCLIP++, rectified: train one with"),
         (["--model", "out", "--size", "12"], "--size 12: give height and width"),
         (["--model", "out", "--size", "0x12"], "--size 0x12: give height and width"),
         (["--model", "out", "--tolerance", "-1"], "tolerance -1.0: give a number above 0"),

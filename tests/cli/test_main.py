@@ -11,7 +11,7 @@ from reclip_d2.cli import arguments as cli_arguments
 from reclip_d2.cli.arguments import COMMANDS
 from reclip_d2.cli.main import main, missing_package
 from reclip_d2.config.files import configs_folder
-from reclip_d2.export import export
+from reclip_d2.export import export, int8
 from reclip_d2.workspace import options, stage_config
 from reclip_d2.workspace.options import in_options
 
@@ -59,6 +59,9 @@ def test_names_that_arguments_offer_are_those_of_the_library():
     assert tuple(export.FORMATS) == cli_arguments.EXPORT_FORMATS
     assert tuple(export.INPUT_TYPES) == cli_arguments.EXPORT_INPUT_TYPES
     assert export.ExportOptions.tolerance == cli_arguments.EXPORT_TOLERANCE
+    assert tuple(int8.METHODS) == cli_arguments.INT8_METHODS
+    defaults = int8.Int8Options()
+    assert (defaults.method, defaults.min_agreement) == (cli_arguments.INT8_METHOD, cli_arguments.INT8_AGREEMENT)
     assert (Limits.pixels, Limits.file_bytes) == (
         cli_arguments.APP_MEGAPIXELS * 1_000_000,
         cli_arguments.APP_MEGABYTES * 2**20,
