@@ -5,6 +5,10 @@
         --config-file configs/datasets/embedded.yaml --config-file configs/methods/reclippp_rectify.yaml
 
 Training makes a missing file itself; this program makes only the file. A killed run resumes when you repeat it.
+
+With ``--shard I/N`` it computes one of N parts, for machines that share a file system: run all, in any order or at
+once. The last one writes the file. In a Slurm array ``--array=1-8``, give
+``--shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT``.
 """
 
 from __future__ import annotations
@@ -16,15 +20,21 @@ import collections
 from detectron2.utils import comm
 
 from reclip_d2.data.classes import class_names_of
-from reclip_d2.engine.program import run_program, setup
+from reclip_d2.engine.program import argument_parser, run_program, setup
 from reclip_d2.errors import exit_on_error
-from reclip_d2.hypothesis.training_records import build_training_records
+from reclip_d2.hypothesis.training_records import build_training_records, make_hypothesis_part
+from reclip_d2.utils.work_shard import WorkShard
 
 
 @exit_on_error
 def main(args: argparse.Namespace) -> None:
     """Make the file if it is missing; print how often each class is in a hypothesis."""
+    shard = WorkShard.parse(args.shard) if args.shard else None
     cfg = setup(args)
+    if shard is not None and not make_hypothesis_part(cfg, shard):
+        if comm.is_main_process():
+            print(f"shard {shard} is done; others are missing")
+        return
     records = build_training_records(cfg)
     if not comm.is_main_process():
         return
@@ -37,5 +47,12 @@ def main(args: argparse.Namespace) -> None:
         print(f"{name:<{max(map(len, names))}}  {counts[k]:6d}  {100 * counts[k] / len(records):5.1f} %")
 
 
+def parser() -> argparse.ArgumentParser:
+    """Arguments of training, and ``--shard``."""
+    result = argument_parser()
+    result.add_argument("--shard", metavar="I/N", help="compute part I of N; the last part writes the file")
+    return result
+
+
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, parser())

@@ -77,6 +77,14 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="remove the results of earlier runs, and start over")
 
 
+def _add_shard_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """A part of the work."""
+    parser.add_argument(
+        "--shard", metavar="I/N",
+        help=f"{what}; other machines compute the other parts, into the same --output",
+    )  # fmt: skip
+
+
 def _add_background_argument(parser: argparse.ArgumentParser) -> None:
     """How masks treat background names."""
     parser.add_argument(
@@ -153,6 +161,7 @@ def _add_segment_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE|NAME",
         help="initial weights of the student's backbone (default: the config's)",
     )
+    _add_shard_argument(parser, "compute only part I of N of hypotheses and features, and stop before the training")
     parser.add_argument(
         "--tile", type=int, metavar="PIXELS", help="cut images with a longer side into tiles of this size"
     )
@@ -166,6 +175,7 @@ def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_output_arguments(parser)
     parser.add_argument("--use", choices=list(TITLES), help="model to use (default: the one whose masks were kept)")
+    _add_shard_argument(parser, "predict only part I of N of the images")
     _add_background_argument(parser)
     parser.add_argument(
         "--pretrained", metavar="FILE|TAG", help="CLIP's weights, if they have moved since the training"

@@ -63,6 +63,9 @@ def print_result(result: RunResult) -> None:
     print_field("masks", f"{result.folder.masks} (index PNGs; classes.json lists their ids)")
     for name in result.formats:
         print_field(name, result.folder.path / name)
+    if result.lacking:
+        print_field("summary", f"when the {result.lacking:,} images of other shards are done")
+        return
     print_field("summary", f"{result.folder.page} (summary.json has the numbers)")
 
 

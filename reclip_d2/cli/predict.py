@@ -22,8 +22,11 @@ def run(args: argparse.Namespace) -> int:
         opts=tuple(args.opts),
         use=args.use,
         pretrained=args.pretrained,
+        shard=args.shard,
     )
     if any(is_video(path) for path in args.images):
+        if args.shard:
+            raise ReclipError("--shard: a video is predicted in one part; cut it, or omit --shard")
         return _predict_video(args, options)
     prediction = PredictRun(args.images, args.model, args.output, options)
     _announce(prediction)
@@ -49,4 +52,6 @@ def _announce(run: PredictRun) -> None:
     print_images(run.found)
     print_field("model", f"{TITLES[run.model.kind]}, {run.model.folder.path}")
     print_field("device", run.cfg.MODEL.DEVICE)
+    if run.shard is not None:
+        print_field("shard", f"{run.shard}: {len(run.mine):,} images")
     print_field("output", run.folder.path)

@@ -39,9 +39,15 @@ def run(args: argparse.Namespace) -> int:
         student_iterations=args.student_iterations,
         student_weights=args.student_weights,
         tile=args.tile,
+        shard=args.shard,
     )
     segment_run = SegmentRun(args.images, args.classes, args.output, options)
     _announce(segment_run)
+    if segment_run.shard is not None:
+        complete = segment_run.prepare_shard(TerminalProgress())
+        then = "run the command without --shard to train" if complete else "run the other shards, then without --shard"
+        print(f"\nshard {segment_run.shard} is done: {then}")
+        return 0
     result = segment_run.segment(TerminalProgress())
     print_result(result)
     check_problems(result, args.skip_broken)

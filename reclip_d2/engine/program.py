@@ -165,9 +165,13 @@ def check_run(cfg: CfgNode, args: argparse.Namespace) -> bool:
 
 
 @exit_on_error(interrupted=INTERRUPTED)  # each process that it starts prints its own line
-def run_program(main: Callable[[argparse.Namespace], Any]) -> None:
-    """Call ``main`` with the command line's arguments, in the requested number of processes."""
-    args = argument_parser().parse_args()
+def run_program(main: Callable[[argparse.Namespace], Any], parser: argparse.ArgumentParser | None = None) -> None:
+    """Call ``main`` with the command line's arguments, in the requested number of processes.
+
+    Args:
+        parser: :func:`argument_parser` with more arguments; None for that itself.
+    """
+    args = (parser or argument_parser()).parse_args()
     check_config_for(load_config(args.config_file, args.opts), check_processes(args))
     launch(
         main,

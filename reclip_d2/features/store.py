@@ -31,6 +31,7 @@ from reclip_d2.utils.files import format_bytes
 from reclip_d2.utils.io import atomic_write, cache_dir
 from reclip_d2.utils.one_maker import one_maker
 from reclip_d2.utils.progress import count_steps
+from reclip_d2.utils.work_shard import WorkShard
 
 logger = logging.getLogger(__name__)
 
@@ -106,18 +107,28 @@ class FeatureStore:
         return patches * self.views.plan.number * self.embed_dim * 2
 
     @torch.no_grad()
-    def make(self, encode: ViewEncoder) -> None:
+    def make(self, encode: ViewEncoder, part: WorkShard | None = None) -> None:
         """Compute missing shards; called by all processes, which share the work. After an interruption, the next call
-        continues with the shards that are still missing."""
-        if not self._missing():
-            return
-        with one_maker(self.folder, "feature store"):
-            mine = self._missing()[comm.get_rank() :: comm.get_world_size()]
-            total = sum(len(self.shards.ranges[shard]) for shard in mine)
-            with count_steps("features", total, unit="view", silent=not comm.is_main_process()) as steps:
-                for shard in mine:
-                    self.shards.write(shard, [self._encode(encode, k, steps) for k in self.shards.ranges[shard]])
-            comm.synchronize()
+        continues with the shards that are still missing.
+
+        Args:
+            part: compute only this part of the shards; other runs may compute others meanwhile.
+        """
+        missing = self._missing()
+        if part is not None:
+            self._write([shard for shard in missing if part.holds(shard)], encode)
+        elif missing:
+            with one_maker(self.folder, "feature store"):
+                self._write(self._missing(), encode)
+
+    def _write(self, shards: Sequence[int], encode: ViewEncoder) -> None:
+        """Compute shards; called by all processes."""
+        mine = shards[comm.get_rank() :: comm.get_world_size()]
+        total = sum(len(self.shards.ranges[shard]) for shard in mine)
+        with count_steps("features", total, unit="view", silent=not comm.is_main_process()) as steps:
+            for shard in mine:
+                self.shards.write(shard, [self._encode(encode, k, steps) for k in self.shards.ranges[shard]])
+        comm.synchronize()
 
     def is_complete(self) -> bool:
         """Whether no shard is missing, as the main process sees them."""

@@ -56,12 +56,14 @@ def write_formats(
     overwrite: bool = False,
     read_image: Callable[[Path], np.ndarray] = read_image,
     progress: Callable[[int, int], None] | None = None,
+    tidy: bool = True,
 ) -> dict[str, Path]:
     """Write formats from finished index masks, each into the folder ``output/<format>``.
 
     Formats with one file per image are written only if the file is missing or older than the index mask; those with one
     file for all images are always rewritten. A run that resumes a killed one thus writes the same bytes as an
-    uninterrupted run. Files of images that are no longer listed are kept. Only one process may write at a time.
+    uninterrupted run. Files of images that are no longer listed are kept. Only one process may write at a time, except
+    formats with :meth:`Writer.is_per_image`.
 
     Args:
         index_folder: index masks and their ``classes.json``.
@@ -73,6 +75,7 @@ def write_formats(
         overwrite: rewrite every file.
         read_image: RGB ``(H, W, 3)`` uint8, upright, of a file.
         progress: called with (images done, total images) after each image.
+        tidy: remove the half-written files of killed runs; not while other processes write there.
 
         Returns:
             The folder of each format.
@@ -88,9 +91,9 @@ def write_formats(
     made = [name for name in names if name != "index"]
     with contextlib.ExitStack() as stack:
         writers = {}
-        remove_leftovers(index_folder)
+        for folder in (index_folder, *(output / name for name in made)) if tidy else ():
+            remove_leftovers(folder)
         for name in made:
-            remove_leftovers(output / name)
             writer = FORMATS[name](output / name, classes, **(options or {}).get(name, {}))
             writers[name] = stack.enter_context(writer)
         for number, path in enumerate(sorted(images, key=str), start=1):

@@ -56,6 +56,11 @@ class Writer(abc.ABC):
     def check_path(cls, path: PurePosixPath) -> None:
         """Raise :class:`ReclipError` if the format, unlike others, cannot represent an image's name."""
 
+    @classmethod
+    def is_per_image(cls) -> bool:
+        """Whether every file belongs to one image, so that several processes can write the format at once."""
+        return not cls.whole_set and cls.finish is Writer.finish
+
     def files(self, path: PurePosixPath) -> list[Path]:
         """Files that ``add`` writes only for the image ``path``."""
         return []

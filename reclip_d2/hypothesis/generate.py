@@ -34,6 +34,7 @@ from reclip_d2.modeling.calibration import mean_probability_offset
 from reclip_d2.utils.io import remove_leftovers_of
 from reclip_d2.utils.one_maker import one_maker
 from reclip_d2.utils.progress import count_steps
+from reclip_d2.utils.work_shard import WorkShard
 
 logger = logging.getLogger(__name__)
 
@@ -216,19 +217,29 @@ def _array_shapes(header: HypothesisHeader, num_classes: int) -> dict[str, tuple
     return {"size": ("i", (2,)), "top1": ("i", (windows,)), "scores": ("f", (windows, num_classes))}
 
 
-def _make_blocks(
-    generator: HypothesisGenerator, records: Sequence[dict[str, Any]], header: HypothesisHeader, blocks: ScoreBlocks
-) -> None:
-    """Compute the missing blocks; the processes share the work."""
-    shapes = _array_shapes(header, len(generator.query_features))
+def _missing_blocks(blocks: ScoreBlocks, header: HypothesisHeader, num_classes: int) -> list[int]:
+    """Missing or damaged blocks, as the main process sees them."""
+    shapes = _array_shapes(header, num_classes)
 
     def is_sound(arrays: dict[str, np.ndarray], images: int) -> bool:
         return {name: (array.dtype.kind, array.shape) for name, array in arrays.items()} == {
             name: (kind, (images, *shape)) for name, (kind, shape) in shapes.items()
         }
 
-    # As the main process sees them, before any process adds a block.
-    missing = comm.all_gather(blocks.missing(is_sound) if comm.is_main_process() else [])[0]
+    return comm.all_gather(blocks.missing(is_sound) if comm.is_main_process() else [])[0]
+
+
+def _make_blocks(
+    generator: HypothesisGenerator,
+    records: Sequence[dict[str, Any]],
+    header: HypothesisHeader,
+    blocks: ScoreBlocks,
+    part: WorkShard | None = None,
+) -> None:
+    """Compute the missing blocks, or a part of them; the processes share the work."""
+    missing = _missing_blocks(blocks, header, len(generator.query_features))
+    if part is not None:
+        missing = [block for block in missing if part.holds(block)]
     mine = missing[comm.get_rank() :: comm.get_world_size()]
     total = sum(len(blocks.images[block]) for block in mine)
     with count_steps("hypotheses", total, silent=not comm.is_main_process()) as steps:
@@ -272,6 +283,31 @@ def _lines(
             yield line
 
 
+def check_makeable(header: HypothesisHeader, path: Path) -> None:
+    """Raise :class:`ReclipError` if the file can only be imported."""
+    if header.method == "imported":
+        raise ReclipError(f"HYPOTHESIS.FILE {path} does not exist: write it with tools/import_public_hypotheses.py")
+
+
+def make_part(
+    generator: HypothesisGenerator,
+    records: Sequence[dict[str, Any]],
+    header: HypothesisHeader,
+    path: Path,
+    part: WorkShard,
+) -> bool:
+    """Compute a part of the blocks of :func:`generate_hypotheses`, which finds them finished; other runs may compute
+    other parts meanwhile. Called by all processes.
+
+    Returns:
+        Whether no block is missing any more.
+    """
+    blocks = ScoreBlocks(path, [record["image_id"] for record in records], header.fields())
+    _make_blocks(generator, records, header, blocks, part)
+    comm.synchronize()
+    return not _missing_blocks(blocks, header, len(generator.query_features))
+
+
 def generate_hypotheses(
     generator: HypothesisGenerator,
     records: Sequence[dict[str, Any]],
@@ -292,8 +328,7 @@ def generate_hypotheses(
     Raises:
         ReclipError: the method is ``imported``, or a block is damaged.
     """
-    if header.method == "imported":
-        raise ReclipError(f"HYPOTHESIS.FILE {path} does not exist: write it with tools/import_public_hypotheses.py")
+    check_makeable(header, path)
     ids = [record["image_id"] for record in records]
     blocks = ScoreBlocks(path, ids, header.fields())
     _make_blocks(generator, records, header, blocks)

@@ -22,7 +22,7 @@ from reclip_d2.data.dataset_mapper import LABEL_KEYS
 from reclip_d2.data.images import log_alpha
 from reclip_d2.errors import ReclipError
 from reclip_d2.features.recomputed import RecomputedFeatures
-from reclip_d2.features.store import budget_problem, build_store, images_digest
+from reclip_d2.features.store import FeatureStore, budget_problem, build_store, images_digest
 from reclip_d2.features.views import WHOLE, ViewPlan
 from reclip_d2.hypothesis.crop_aware import CropHypothesis
 from reclip_d2.hypothesis.dense import dense_lines
@@ -34,10 +34,17 @@ from reclip_d2.hypothesis.file import (
     hypotheses_of,
     write_hypothesis_file,
 )
-from reclip_d2.hypothesis.generate import HypothesisGenerator, load_or_generate, load_or_make
+from reclip_d2.hypothesis.generate import (
+    HypothesisGenerator,
+    check_makeable,
+    load_or_generate,
+    load_or_make,
+    make_part,
+)
 from reclip_d2.modeling.build import build_clip_backbone
 from reclip_d2.modeling.view_batch import ViewEncoder
 from reclip_d2.utils.io import cache_dir
+from reclip_d2.utils.work_shard import WorkShard
 
 logger = logging.getLogger(__name__)
 
@@ -131,31 +138,16 @@ def build_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
     Distillation without the text-guided loss (MaskCLIP+) needs no hypotheses: none are computed.
     """
     records = unlabelled_records(cfg.DATASETS.TRAIN)
-    if cfg.MODEL.META_ARCHITECTURE == "Distillation" and not cfg.MODEL.DISTILLATION.TEXT_WEIGHT:
+    if not _needs_hypotheses(cfg):
         logger.info("%d training images, without hypotheses: no loss needs them", len(records))
         return records
-    check_classes_per_image(cfg.HYPOTHESIS.CLASSES_PER_IMAGE, len(class_names_of(cfg.DATASETS.TRAIN[0])))
-    backbone = build_clip_backbone(cfg)
-    hashes_images = cfg.HYPOTHESIS.METHOD != "imported" and comm.is_main_process()
-    images = comm.all_gather(images_digest(records) if hashes_images else "")[0]  # the main process's
-    header = hypothesis_header(cfg, backbone, images)
-
-    def make_generator() -> HypothesisGenerator:
-        backbone.to(cfg.MODEL.DEVICE)
-        features = backbone.query_features(header.class_names, get_templates(header.templates))
-        return HypothesisGenerator(
-            backbone,
-            features.to(cfg.MODEL.DEVICE),
-            *header.pixel_statistics,
-            cfg.HYPOTHESIS.BATCH_SIZE,
-        )
-
-    path = hypothesis_path(cfg, header)
+    maker = _Maker(cfg, records)
+    header, path = maker.header, maker.path
     _announce_legacy_file(path, header, records)
     if header.method == "dense":
-        lines = load_or_make(path, header, len(records), lambda: _make_dense(cfg, backbone, records, header, path))
+        lines = load_or_make(path, header, len(records), maker.make_dense)
     else:
-        lines = load_or_generate(path, header, records, make_generator)
+        lines = load_or_generate(path, header, records, maker.generator)
     ids = [record["image_id"] for record in records]
     threshold = cfg.HYPOTHESIS.THRESHOLD
     if wanted := cfg.HYPOTHESIS.CLASSES_PER_IMAGE:
@@ -172,24 +164,84 @@ def build_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
     return records
 
 
-def _make_dense(
-    cfg: CfgNode, backbone: VisionLanguageBackbone, records: list[dict[str, Any]], header: HypothesisHeader, path: Path
-) -> None:
-    """Write the hypothesis file of ``HYPOTHESIS.METHOD dense`` from a feature store of whole images: the training's if
-    it is of that kind, otherwise one that is made for the hypotheses. Without room for a store, images are encoded
-    twice instead: for a sample of all, and for the labels of each."""
-    keys = cfg.FEATURE_STORE
-    plan = ViewPlan.from_config(cfg) if keys.KIND == WHOLE and keys.VIEWS else ViewPlan.whole_images(cfg)
-    store = build_store(cfg, backbone, records, plan, header.images)
-    backbone.to(cfg.MODEL.DEVICE)
-    mean, std = (torch.tensor(values, device=cfg.MODEL.DEVICE).view(-1, 1, 1) for values in header.pixel_statistics)
-    encode, source = ViewEncoder(backbone, mean, std), store
-    if problem := budget_problem(store, keys.MAX_SIZE):
-        logger.warning("hypotheses: %s: falling back to encoding each image twice", problem)
-        source = RecomputedFeatures(store.views, store.patch_size, encode)
-    else:
-        store.make(encode)
-    if comm.is_main_process():
-        query_features = backbone.query_features(header.class_names, get_templates(header.templates)).cpu()
-        lines = dense_lines(source, query_features, backbone.logit_scale, header.class_shares)
-        write_hypothesis_file(path, header, lines)
+def _needs_hypotheses(cfg: CfgNode) -> bool:
+    return cfg.MODEL.META_ARCHITECTURE != "Distillation" or bool(cfg.MODEL.DISTILLATION.TEXT_WEIGHT)
+
+
+def make_hypothesis_part(cfg: CfgNode, part: WorkShard) -> bool:
+    """Compute a part of what the hypothesis file of ``DATASETS.TRAIN`` is made from; called by all processes of a run,
+    while other runs may compute other parts.
+
+    Returns:
+        Whether no part is missing any more, so that :func:`build_training_records` only has to write the file.
+
+    Raises:
+        ReclipError: the file can only be imported, or the feature store of ``HYPOTHESIS.METHOD dense`` has no room.
+    """
+    if not _needs_hypotheses(cfg):
+        return True
+    maker = _Maker(cfg, unlabelled_records(cfg.DATASETS.TRAIN))
+    if comm.all_gather(maker.path.exists())[0]:
+        return True
+    if maker.header.method == "dense":
+        return maker.make_dense_part(part)
+    check_makeable(maker.header, maker.path)
+    return make_part(maker.generator(), maker.records, maker.header, maker.path, part)
+
+
+class _Maker:
+    """Makes the hypothesis file of ``DATASETS.TRAIN``."""
+
+    def __init__(self, cfg: CfgNode, records: list[dict[str, Any]]) -> None:
+        check_classes_per_image(cfg.HYPOTHESIS.CLASSES_PER_IMAGE, len(class_names_of(cfg.DATASETS.TRAIN[0])))
+        self.cfg, self.records = cfg, records
+        self.backbone = build_clip_backbone(cfg)
+        hashes_images = cfg.HYPOTHESIS.METHOD != "imported" and comm.is_main_process()
+        images = comm.all_gather(images_digest(records) if hashes_images else "")[0]  # the main process's
+        self.header = hypothesis_header(cfg, self.backbone, images)
+        self.path = hypothesis_path(cfg, self.header)
+
+    def _query_features(self) -> torch.Tensor:
+        self.backbone.to(self.cfg.MODEL.DEVICE)
+        return self.backbone.query_features(self.header.class_names, get_templates(self.header.templates))
+
+    def generator(self) -> HypothesisGenerator:
+        """Scores crops, windows or whole images."""
+        features = self._query_features().to(self.cfg.MODEL.DEVICE)
+        batch_size = self.cfg.HYPOTHESIS.BATCH_SIZE
+        return HypothesisGenerator(self.backbone, features, *self.header.pixel_statistics, batch_size)
+
+    def _dense_store(self) -> tuple[FeatureStore, ViewEncoder]:
+        """The store of whole images that ``HYPOTHESIS.METHOD dense`` reads: the training's if it is of that kind."""
+        cfg, keys = self.cfg, self.cfg.FEATURE_STORE
+        plan = ViewPlan.from_config(cfg) if keys.KIND == WHOLE and keys.VIEWS else ViewPlan.whole_images(cfg)
+        store = build_store(cfg, self.backbone, self.records, plan, self.header.images)
+        self.backbone.to(cfg.MODEL.DEVICE)
+        statistics = self.header.pixel_statistics
+        mean, std = (torch.tensor(values, device=cfg.MODEL.DEVICE).view(-1, 1, 1) for values in statistics)
+        return store, ViewEncoder(self.backbone, mean, std)
+
+    def make_dense_part(self, part: WorkShard) -> bool:
+        """Compute a part of the store; returns whether it is complete."""
+        store, encode = self._dense_store()
+        if problem := budget_problem(store, self.cfg.FEATURE_STORE.MAX_SIZE):
+            raise ReclipError(
+                f"--shard {part}: {problem}: make room, or run without --shard, which encodes images twice"
+            )
+        store.make(encode, part)
+        return store.is_complete()
+
+    def make_dense(self) -> None:
+        """Write the hypothesis file of ``HYPOTHESIS.METHOD dense`` from a feature store. Without room for a store,
+        images are encoded twice instead: for a sample of all, and for the labels of each."""
+        store, encode = self._dense_store()
+        source = store
+        if problem := budget_problem(store, self.cfg.FEATURE_STORE.MAX_SIZE):
+            logger.warning("hypotheses: %s: falling back to encoding each image twice", problem)
+            source = RecomputedFeatures(store.views, store.patch_size, encode)
+        else:
+            store.make(encode)
+        if comm.is_main_process():
+            query_features = self._query_features().cpu()
+            lines = dense_lines(source, query_features, self.backbone.logit_scale, self.header.class_shares)
+            write_hypothesis_file(self.path, self.header, lines)

@@ -28,10 +28,13 @@ from reclip_d2.utils.files import open_to_append
 from reclip_d2.utils.io import naming_errors, remove_leftovers
 from reclip_d2.utils.json_files import read_json_lines
 from reclip_d2.utils.progress import count_steps
+from reclip_d2.utils.work_shard import WorkShard
 from reclip_d2.workspace.stored_images import StoredImages
 
-# Pixels per class of each mask, one line per image; next to the masks, so that they move together.
+# Pixels per class of each mask, one line per image; next to the masks, so that they move together. Each shard has a
+# file, since appending is not atomic on network file systems.
 COVERAGE = ".coverage.jsonl"
+_COVERAGE_FILES = ".coverage*.jsonl"
 _COVERAGE_LINE = {
     "type": "object",
     "required": ["image_id", "pixels"],
@@ -123,6 +126,7 @@ def predict_masks(
     folder: Path,
     scores_folder: Path | None = None,
     stage: str = "masks",
+    shard: WorkShard | None = None,
 ) -> dict[str, str]:
     """Write the masks missing in ``folder``.
 
@@ -130,16 +134,19 @@ def predict_masks(
         load: loads a predictor and, if there are any, features of the images; called if a mask is missing.
         scores_folder: write scores there too; None for no scores.
         stage: name in progress events.
+        shard: the part of a run's images that ``images`` are; other processes may write others to the folder.
 
     Returns:
         The reason for each image that could not be predicted, by image id.
     """
-    remove_leftovers(folder)
+    if shard is None:
+        remove_leftovers(folder)
+    coverage_file = folder / (COVERAGE if shard is None else f".coverage-{shard.name}.jsonl")
     problems: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         index = stack.enter_context(IndexWriter(folder, table.mask_classes))
         scores_writer = stack.enter_context(ScoresWriter(scores_folder or folder, table.mask_classes))
-        coverage = stack.enter_context(open_to_append(folder / COVERAGE))
+        coverage = stack.enter_context(open_to_append(coverage_file))
         todo = [
             image
             for image in images
@@ -158,7 +165,7 @@ def predict_masks(
             if scores is not None:
                 scores_writer.add(prediction)
             # Each line starts with a newline, since a kill may have truncated the line before.
-            with naming_errors(folder / COVERAGE):
+            with naming_errors(coverage_file):
                 coverage.write("\n" + json.dumps({"image_id": image.image_id, "pixels": count_pixels(labels)}))
                 coverage.flush()
             index.add(prediction)  # last: an existing mask means that the image is done
@@ -196,7 +203,8 @@ def read_coverage(folder: Path, images: Sequence[ImageFile]) -> dict[str, Mappin
 
     Masks without a line (or with a truncated one) are read.
     """
-    known = {line["image_id"]: line["pixels"] for line in read_json_lines(folder / COVERAGE, _COVERAGE_LINE)}
+    files = sorted(folder.glob(_COVERAGE_FILES), key=lambda file: file.stat().st_mtime_ns)
+    known = {line["image_id"]: line["pixels"] for file in files for line in read_json_lines(file, _COVERAGE_LINE)}
     result = {}
     for image in images:
         mask = folder / image.name.with_suffix(".png")

@@ -40,6 +40,7 @@ class RunOptions:
         overwrite: remove the results of earlier runs in the output folder.
         device: ``cpu``, ``cuda``, ``cuda:1``, ...; ``auto`` uses a GPU if there is one.
         opts: ``KEY VALUE`` overrides of configs.
+        shard: ``I/N``, one of N parts of the work; None for all of it.
     """
 
     background: str = "ignore"
@@ -47,6 +48,7 @@ class RunOptions:
     overwrite: bool = False
     device: str = "auto"
     opts: tuple[str, ...] = ()
+    shard: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

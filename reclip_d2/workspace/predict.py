@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-from reclip_d2.data.image_folder import find_images
+from reclip_d2.data.image_folder import ImageFile, find_images
 from reclip_d2.engine.logs import logging_to
 from reclip_d2.errors import ReclipError
 from reclip_d2.inference import ImagePredictor
@@ -14,7 +14,9 @@ from reclip_d2.utils.digest import current_digest, file_digest
 from reclip_d2.utils.files import StrPath
 from reclip_d2.utils.output_paths import check_output_folder
 from reclip_d2.utils.progress import ProgressCallback, report_to
-from reclip_d2.workspace.options import PredictOptions
+from reclip_d2.utils.work_shard import WorkShard
+from reclip_d2.workspace.options import PredictOptions, RunOptions
+from reclip_d2.workspace.predict_shard import predict_shard
 from reclip_d2.workspace.results import MaskRequest, RunResult, report_transparency, write_results
 from reclip_d2.workspace.run_folder import CHECKPOINT, RunFolder, check_same_inputs
 from reclip_d2.workspace.run_state import RunState
@@ -52,6 +54,8 @@ class PredictRun:
         model: the trained model.
         cfg: its config.
         found: the images.
+        shard: the part of them to predict; None for all.
+        mine: the images of the shard.
         request: the masks to write.
     """
 
@@ -74,27 +78,32 @@ class PredictRun:
         self.cfg = self.model.config(["MODEL.DEVICE", resolve_device(options.device), *options.opts])
         self.found = find_images([images] if isinstance(images, str | os.PathLike) else images, [self.folder.path])
         self.images = self.found.images
+        self.shard = shard_of(options)
+        self.mine = self.images if self.shard is None else self.shard.of(self.images)
         self.request = MaskRequest(self.model.kind, self.model.state.classes, options.background, options.formats)
-        self.request.check(self.images)
+        self.request.check(self.images, self.mine)
 
     def predict(self, progress: ProgressCallback | None = None) -> RunResult:
         """See the function :func:`predict`."""
         folder = self.folder
         folder.is_used()  # raises for a folder with other files
+        if self.shard is not None:
+            return predict_shard(self, progress)
         with folder.lock(), report_to(progress):
             if self.options.overwrite:
                 folder.clear()
             folder.check_links()
-            state = self._remember()
+            state = self.remember(self.images)
             with logging_to(folder.run):
                 report_transparency(self.images)
-                return write_results(folder, state, self.request, self.images, {}, self._load)
+                return write_results(folder, state, self.request, self.images, {}, self.load)
 
-    def _load(self, kind: str) -> tuple[ImagePredictor, None]:
+    def load(self, kind: str) -> tuple[ImagePredictor, None]:
+        """The predictor, and no stored features; see :data:`~reclip_d2.workspace.results.Load`."""
         return load_predictor(self.cfg, kind, self.request.classes, self.model.weights), None
 
-    def _remember(self) -> RunState:
-        """The folder's state with this run added; raises for a folder of another model or of other images."""
+    def remember(self, images: Sequence[ImageFile]) -> RunState:
+        """Record this run and its images in the folder; raises for a folder of another model or of other images."""
         folder, model = self.folder, self.model
         settings = {model.kind: {**settings_of(self.cfg), CHECKPOINT: file_digest(model.weights)}}
         wanted = dataclasses.replace(model.state, settings=settings, results={}, entries=[], kept="")
@@ -104,10 +113,23 @@ class PredictRun:
             check_same_inputs(folder, known, wanted)
             settings = {**known.settings, **settings}
             wanted = dataclasses.replace(wanted, settings=settings, results=known.results, entries=known.entries)
-        signatures = folder.check_images(self.images, trained=False)
+        signatures = folder.check_images(images, trained=False)
         folder.write(wanted)
         folder.remember_images(signatures)
         return wanted
+
+
+def shard_of(options: RunOptions) -> WorkShard | None:
+    """The part of the work that the options name.
+
+    Raises:
+        ReclipError: it is not ``I/N``, or is to overwrite the results of other parts.
+    """
+    if options.shard is None:
+        return None
+    if options.overwrite:
+        raise ReclipError("--overwrite and --shard: shards share the folder; remove it, or name another --output")
+    return WorkShard.parse(options.shard)
 
 
 def _bring_up_to_date(known: RunState, model: TrainedModel) -> None:

@@ -58,12 +58,16 @@ class MaskRequest:
         """See :attr:`RunState.results`."""
         return {"model": self.kind, "background": self.background}
 
-    def check(self, images: Sequence[ImageFile]) -> None:
-        """Raise :class:`ReclipError` for a format, a file name or an image's size that would fail at the end."""
+    def check(self, images: Sequence[ImageFile], mine: Sequence[ImageFile] | None = None) -> None:
+        """Raise :class:`ReclipError` for a format, a file name or an image's size that would fail at the end.
+
+        Args:
+            mine: the images that this process opens; None for all.
+        """
         check_formats(self.formats, self.table.mask_classes)
         check_names(self.formats, [image.name for image in images])
         if "overlay" in self.formats:
-            for image in images:
+            for image in images if mine is None else mine:
                 check_jpeg_size(image.name, peek_size(image.path))
 
 
@@ -136,13 +140,13 @@ def write_results(
                 progress=lambda done, _: steps.advance(done - steps.done),
             )
     made = {image.image_id for image in missing} | set(new)
-    result = _summarize(folder, request, images, usable, problems, made, decision)
+    result = summarize(folder, request, images, usable, problems, made, decision)
     _write_summary(result)
     _write_page(result, request, usable)
     return result
 
 
-def _summarize(
+def summarize(
     folder: RunFolder,
     request: MaskRequest,
     images: Sequence[ImageFile],
@@ -150,12 +154,16 @@ def _summarize(
     problems: Mapping[str, str],
     new: set[str],
     decision: Decision | None,
+    lacking: int = 0,
 ) -> RunResult:
     """Count the pixels of each class.
 
     Args:
+        images: all images.
         usable: images with a mask.
+        problems: the reason for each image without a mask, by image id.
         new: ids of images that had no mask before.
+        lacking: see :attr:`RunResult.lacking`.
     """
     coverage = read_coverage(folder.masks, usable)
     shares = []
@@ -174,6 +182,7 @@ def _summarize(
         problems=problems,
         formats=request.formats,
         decision=decision,
+        lacking=lacking,
     )
 
 

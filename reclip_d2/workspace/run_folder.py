@@ -32,6 +32,7 @@ from reclip_d2.utils.json_files import read_json
 from reclip_d2.utils.locks import LOCK_NAME, exclusive
 from reclip_d2.utils.progress import say
 from reclip_d2.workspace.run_state import ASIDE, MASKS, PAGE, RESULTS, RUN, SUMMARY, RunState, aside_name
+from reclip_d2.workspace.shard_lock import is_shard_lock, running_shard
 
 ANEW = "give --overwrite to start over, or another --output"
 # The setting that identifies the trained model of the masks, if it is in another folder.
@@ -113,7 +114,7 @@ class RunFolder:
 
     def _is_leftover(self, path: Path) -> bool:
         """Whether a file was left by a run that was killed before it wrote ``reclip.json``."""
-        return path.name == LOCK_NAME or is_temporary(path, of=RESULTS_MARKER)
+        return path.name == LOCK_NAME or is_shard_lock(path.name) or is_temporary(path, of=RESULTS_MARKER)
 
     def read(self) -> RunState | None:
         """The state; None for a new or empty folder.
@@ -133,6 +134,8 @@ class RunFolder:
         any case."""
         busy = f"another run is using {self.path}: wait for it, or name another --output"
         with exclusive(self.path / LOCK_NAME, busy):
+            if shard := running_shard(self.path):
+                raise ReclipError(f"a run of shard {shard} is using {self.path}: wait for it, or name another --output")
             remove_leftovers_of(self.marker)
             remove_leftovers_of(self.summary)
             remove_leftovers_of(self.page)

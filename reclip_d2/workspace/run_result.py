@@ -40,6 +40,8 @@ class RunResult:
         problems: the reason for each image without a mask, by image id.
         formats: other formats that were written.
         decision: whose masks were kept, and why; None without training.
+        lacking: with ``--shard``, number of images of other shards that have no mask yet; there is no summary until all
+            have.
     """
 
     folder: RunFolder
@@ -51,6 +53,7 @@ class RunResult:
     problems: Mapping[str, str]
     formats: tuple[str, ...]
     decision: Decision | None = None
+    lacking: int = 0
 
     @property
     def pixels(self) -> int:

@@ -38,6 +38,7 @@ from reclip_d2.workspace.estimate import report_estimate
 from reclip_d2.workspace.judgement import calibrate_maskclip, judge
 from reclip_d2.workspace.masks import read_coverage
 from reclip_d2.workspace.options import KEEP, SegmentOptions
+from reclip_d2.workspace.predict import shard_of
 from reclip_d2.workspace.results import (
     MaskRequest,
     RunResult,
@@ -48,6 +49,7 @@ from reclip_d2.workspace.results import (
 from reclip_d2.workspace.run_folder import RunFolder, check_same_inputs
 from reclip_d2.workspace.run_state import RunState
 from reclip_d2.workspace.schedule import suggested_iterations
+from reclip_d2.workspace.shard_lock import shard_lock, shared_state
 from reclip_d2.workspace.stage_config import resolve_device, resolve_pretrained, settings_of, stage_config
 from reclip_d2.workspace.stored_images import StoredImages
 from reclip_d2.workspace.trained_model import load_predictor
@@ -106,6 +108,7 @@ class SegmentRun:
         classes: the class list.
         found: the images.
         kinds: kinds of model to make, in order.
+        shard: the part of the hypotheses and features to compute; None for a whole run.
         configs: config of each kind.
         request: the masks to write, by the last kind; :meth:`segment` may keep another's.
     """
@@ -132,6 +135,9 @@ class SegmentRun:
             raise ReclipError(f"--keep {options.keep} is unknown: use one of {', '.join(KEEP)}")
         self._trained_on: list[SurveyedImage] = []
         self._new: dict[str, list[str]] = {}  # ids of the images whose masks this run has written, by kind of model
+        self.shard = shard_of(options)
+        if self.shard is not None and options.fast:
+            raise ReclipError("--shard and --fast: MaskCLIP trains nothing; use reclip predict --use maskclip --shard")
         self.options = dataclasses.replace(
             options,
             clip=resolve_pretrained(options.clip),  # a name, or the path of an architecture file
@@ -197,6 +203,23 @@ class SegmentRun:
             )
             self.folder.remove_features()
             return result
+
+    def prepare_shard(self, progress: ProgressCallback | None = None) -> bool:
+        """Compute a part of the hypotheses and of the feature store, while other runs may compute other parts.
+
+        Returns:
+            Whether no part is missing any more. A run without ``--shard`` then trains without computing any.
+        """
+        folder, cfg = self.folder, self.configs["rectified"]
+        folder.is_used()  # raises for a folder with other files
+        with report_to(progress), shard_lock(folder.path, self.shard), shared_backbones():
+            with shared_state(folder.path):
+                folder.check_links()
+                self._remember()
+                self._survey()  # by the first; others read its record
+            with logging_to(folder.run / "shards" / self.shard.name):
+                say("hypotheses", f"shard {self.shard}")
+                return training.make_part(cfg, self.shard)
 
     def train(self, progress: ProgressCallback | None = None) -> dict[str, str]:
         """All stages except the masks; returns the reason for each image that cannot be used, by id."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from detectron2.config import CfgNode
 
 from reclip_d2.backbones.interface import VisionLanguageBackbone
@@ -13,6 +14,7 @@ from reclip_d2.hypothesis.training_records import unlabelled_records
 from reclip_d2.modeling.view_batch import ViewEncoder
 from reclip_d2.utils.files import format_bytes
 from reclip_d2.utils.progress import say
+from reclip_d2.utils.work_shard import WorkShard
 
 
 def training_stores(cfg: CfgNode, backbone: VisionLanguageBackbone) -> list[FeatureStore]:
@@ -31,6 +33,18 @@ def training_stores(cfg: CfgNode, backbone: VisionLanguageBackbone) -> list[Feat
     records = unlabelled_records(cfg.DATASETS.TRAIN)
     digest = images_digest(records)
     return [build_store(cfg, backbone, records, plan, digest) for plan in plans]
+
+
+def make_stores_part(cfg: CfgNode, backbone: VisionLanguageBackbone, part: WorkShard) -> bool:
+    """Compute a part of each store of ``cfg`` for which there is room; returns whether none is incomplete."""
+    stores = [s for s in training_stores(cfg, backbone) if s.shards.missing()]
+    stores = [store for store in stores if not budget_problem(store, cfg.FEATURE_STORE.MAX_SIZE)]
+    backbone.to(cfg.MODEL.DEVICE)
+    statistics = backbone.pixel_statistics
+    mean, std = (torch.tensor(v, device=cfg.MODEL.DEVICE).view(-1, 1, 1) for v in (statistics.mean, statistics.std))
+    for store in stores:
+        store.make(ViewEncoder(backbone, mean, std), part)
+    return all(store.is_complete() for store in stores)
 
 
 def whole_features(cfg: CfgNode, backbone: VisionLanguageBackbone, encode: ViewEncoder) -> Features:

@@ -16,11 +16,13 @@ from reclip_d2.data.datasets.custom import register_images
 from reclip_d2.data.survey import SurveyedImage
 from reclip_d2.engine.output_dir import remove_intermediate_checkpoints
 from reclip_d2.engine.trainer import Trainer
-from reclip_d2.hypothesis.training_records import build_training_records
+from reclip_d2.hypothesis.training_records import build_training_records, make_hypothesis_part
 from reclip_d2.inference.refinements import build_refinements
-from reclip_d2.modeling.build import check_registered_parts
+from reclip_d2.modeling.build import build_clip_backbone, check_registered_parts
 from reclip_d2.modeling.student.weights import load_backbone_weights
 from reclip_d2.utils.progress import count_steps
+from reclip_d2.utils.work_shard import WorkShard
+from reclip_d2.workspace.stores import make_stores_part
 
 
 def register_training_images(images: Sequence[SurveyedImage], classes: ClassList) -> int:
@@ -78,6 +80,13 @@ def check_student_weights(cfg: CfgNode) -> None:
 def make_hypotheses(cfg: CfgNode) -> None:
     """Write ``HYPOTHESIS.FILE``; an interrupted run's finished images are kept."""
     build_training_records(cfg)
+
+
+def make_part(cfg: CfgNode, part: WorkShard) -> bool:
+    """Compute a part of what the hypotheses are made from, and of the training's feature store; returns whether no part
+    is missing any more."""
+    hypotheses = make_hypothesis_part(cfg, part)
+    return make_stores_part(cfg, build_clip_backbone(cfg), part) and hypotheses
 
 
 def train(cfg: CfgNode, stage: str) -> None:
