@@ -29,7 +29,7 @@ from reclip_d2.utils.work_shard import WorkShard
 @exit_on_error
 def main(args: argparse.Namespace) -> None:
     """Make the file if it is missing; print how often each class is in a hypothesis."""
-    shard = WorkShard.parse(args.shard) if args.shard else None
+    shard = WorkShard.parse(args.shard) if args.shard is not None else None
     cfg = setup(args)
     if shard is not None and not make_hypothesis_part(cfg, shard):
         if comm.is_main_process():

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         shard=args.shard,
     )
     if any(is_video(path) for path in args.images):
-        if args.shard:
+        if args.shard is not None:
             raise ReclipError("--shard: a video is predicted in one part; cut it, or omit --shard")
         return _predict_video(args, options)
     prediction = PredictRun(args.images, args.model, args.output, options)

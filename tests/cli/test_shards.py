@@ -23,7 +23,8 @@ def predict_arguments(output: str, *arguments: str) -> list[str]:
 
 def results(folder) -> dict[str, bytes]:
     """All files but those of the run; the summary page names no folder."""
-    return {name: content for name, content in all_files(folder).items() if not name.startswith(("run/", "reclip.json"))}
+    files = all_files(folder)
+    return {name: content for name, content in files.items() if not name.startswith(("run/", "reclip.json"))}
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -56,7 +57,8 @@ def test_at_once_with_a_kill(reclip, model, photos, tmp_path):
     for number in (1, 2):
         process = os.fork()
         if process == 0:
-            os._exit(run_killed(lambda: main(predict_arguments("parts", "--shard", f"{number}/2")), lambda: None))
+            arguments = predict_arguments("parts", "--shard", f"{number}/2")
+            os._exit(run_killed(lambda: main(arguments), lambda: None))  # noqa: B023
         processes.append(process)
     assert [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes] == [0, 0]
     assert results(tmp_path / "parts") == results(tmp_path / "whole")
@@ -81,6 +83,7 @@ def test_who_waits_and_who_is_refused(reclip, model, photos, tmp_path):
     assert not RunFolder(tmp_path / "killed").is_used()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("method", [(), ("--method", "reclippp_rectify")], ids=["dense", "windows"])
 def test_segment(reclip, photos, classes, tmp_path, method, monkeypatch):

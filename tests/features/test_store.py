@@ -13,6 +13,7 @@ from reclip_d2.features.shards import FEWEST_VIEWS
 from reclip_d2.features.store import FeatureStore, StoreKey, budget_problem, build_store, store_folder
 from reclip_d2.features.views import ViewPlan, Views
 from reclip_d2.utils.progress import report_to
+from reclip_d2.utils.work_shard import WorkShard
 from tests.helpers import tiny_dense
 
 
@@ -139,3 +140,15 @@ def test_the_size_is_estimated_once(cfg, records, tmp_path, monkeypatch):
         assert store_of(cfg, records, tmp_path / "store").bytes() == size
     (tmp_path / "file").touch()
     assert store_of(cfg, records, tmp_path / "file" / "store").bytes() == size  # nowhere to write it
+
+
+def test_parts_in_any_order(cfg, records, tmp_path):
+    """40 views are three shards; a part neither computes nor waits for the others."""
+    calls = []
+    for index in (3, 1, 2):
+        store, encoder = store_of(cfg, records, tmp_path / "store"), Encoder()
+        assert not store.is_complete()
+        store.make(encoder, WorkShard(index, 3))
+        calls.append(encoder.calls)
+    assert calls == [40 - 2 * FEWEST_VIEWS, FEWEST_VIEWS, FEWEST_VIEWS] and store.is_complete()
+    assert [int(store.read(number).features[0, 0, 0]) for number in range(40)] == [k // 2 for k in range(40)]

@@ -197,6 +197,10 @@ def options() -> Iterator[Case]:
     for option in ("--iterations", "--tile"):
         for kind, value in number.items():
             yield Case(f"segment{option}-{kind}", "reclip", (*SEGMENT, option, value), words=option.lstrip("-"))
+    parts = {**number, "beyond": "3/2", "first": "0/2", "many": "1/" + "9" * 40, "zeros": "1/2\0"}
+    for kind, value in parts.items():
+        yield Case(f"segment--shard-{kind}", "reclip", (*SEGMENT, "--shard", value), words="shard",
+                   telling=kind == "beyond")  # fmt: skip
     yield Case("segment--tile-one", "reclip", (*SEGMENT, "--fast", "--tile", "1"), telling=True, words="(?i)tile")
     for kind, value in {"zero-machines": "0", "negative": "-3", "many": "99", "text": "x", "huge": "9" * 40}.items():
         yield Case(f"train--num-gpus-{kind}", "train_net.py", ("--num-gpus", value, *TRAIN), telling=kind == "negative",

@@ -12,13 +12,17 @@ from reclip_d2.backbones.settings import pixel_statistics
 from reclip_d2.config import load_config
 from reclip_d2.data.dataset_mapper import LABEL_KEYS
 from reclip_d2.errors import ReclipError
+from reclip_d2.features import shards
 from reclip_d2.features.store import images_digest
+from reclip_d2.hypothesis import generate
 from reclip_d2.hypothesis.training_records import (
     build_training_records,
     hypothesis_header,
     hypothesis_path,
+    make_hypothesis_part,
     unlabelled_records,
 )
+from reclip_d2.utils.work_shard import WorkShard
 from tests.helpers import isolated_cache, register_tiny_model, write_scenes
 
 __all__ = ["isolated_cache"]
@@ -81,8 +85,6 @@ def test_hypotheses_are_made_once_and_attached(cfg, isolated_cache, monkeypatch)
         assert not any(key in record for key in LABEL_KEYS)
     files = list((isolated_cache / "hypotheses").glob("[!.]*"))
     assert len(files) == 1 and files[0].name.startswith("reclip_test_train-crops-")
-    from reclip_d2.hypothesis import generate
-
     monkeypatch.setattr(generate, "generate_hypotheses", None)  # not needed again
     assert build_training_records(cfg) == records
 
@@ -234,3 +236,26 @@ def test_missing_image_folder_is_one_line(cfg, tmp_path):
     (tmp_path / "scenes" / "images").rename(tmp_path / "moved")
     with pytest.raises(ReclipError, match=r"images/000\.jpg does not exist"):
         build_training_records(cfg)
+
+
+@pytest.mark.parametrize("method", ["crops", "image", pytest.param("dense", marks=pytest.mark.slow)])
+def test_parts_are_what_the_file_is_made_from(cfg, method, tmp_path, isolated_cache, monkeypatch):
+    cfg.HYPOTHESIS.METHOD = method
+    cfg.HYPOTHESIS.FILE = str(tmp_path / "whole.jsonl")
+    build_training_records(cfg)
+    monkeypatch.setattr(generate.ScoreBlocks.__init__, "__defaults__", (1,))
+    monkeypatch.setattr(shards, "FEWEST_VIEWS", 1)
+    cfg.HYPOTHESIS.FILE = str(tmp_path / "parts.jsonl")
+    cfg.FEATURE_STORE.FOLDER = str(tmp_path / "features")
+    assert [make_hypothesis_part(cfg, WorkShard(index, 2)) for index in (2, 1)] == [False, True]
+    assert not Path(cfg.HYPOTHESIS.FILE).exists()
+    for name in ("_window_arrays", "_image_arrays"):
+        monkeypatch.setattr(generate, name, None)  # not needed again
+    monkeypatch.setattr("reclip_d2.features.store.FeatureStore._encode", None)
+    build_training_records(cfg)
+    assert (tmp_path / "parts.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert make_hypothesis_part(cfg, WorkShard(2, 2))  # the file exists
+    cfg.HYPOTHESIS.METHOD = "imported"
+    cfg.HYPOTHESIS.FILE = str(tmp_path / "nothing.jsonl")
+    with pytest.raises(ReclipError, match="import_public_hypotheses"):
+        make_hypothesis_part(cfg, WorkShard(1, 2))
