@@ -35,6 +35,7 @@ struct RectifyAndPool : torch::autograd::Function<RectifyAndPool> {
     static const auto op = operator_named<PoolForward>("reclip_d2::rectify_and_pool_forward");
     const at::AutoDispatchBelowADInplaceOrView guard;
     const auto [pooled, area, normalizer] = op.call(logits, bias, features, class_ids, offsets, seed, tau, hard);
+    context->set_materialize_grads(false);
     context->saved_data["tau"] = tau;
     context->saved_data["hard"] = hard;
     context->saved_data["has_bias"] = bias.has_value();
@@ -50,9 +51,10 @@ struct RectifyAndPool : torch::autograd::Function<RectifyAndPool> {
     // Counted over the tensors that were given.
     const bool need_logits = context->needs_input_grad(0), need_bias = bias.has_value() && context->needs_input_grad(1);
     const bool need_features = context->needs_input_grad(bias.has_value() ? 2 : 1);
-    const auto given = [](const Tensor& gradient, const Tensor& like) { return gradient.defined() ? gradient : at::zeros_like(like); };
+    const Tensor of_pooled = gradients[0].defined() ? gradients[0] : at::zeros_like(pooled);
+    const Tensor of_area = gradients[1].defined() ? gradients[1] : at::empty({0}, area.options());  // zero
     const auto [of_logits, of_bias, of_features] =
-        op.call(given(gradients[0], pooled), given(gradients[1], area), logits, bias, features, saved[3], saved[4], saved[5], pooled, area,
+        op.call(of_pooled, of_area, logits, bias, features, saved[3], saved[4], saved[5], pooled, area,
                 context->saved_data["tau"].toDouble(), context->saved_data["hard"].toBool(), need_logits, need_bias, need_features,
                 OptionalTensor(normalizer));
     return {need_logits ? of_logits : Tensor(), need_bias ? of_bias : Tensor(), need_features ? of_features : Tensor(),

@@ -260,7 +260,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> rectify_and_pool_backward(
   const at::ScalarType type = accumulate_type(logits.scalar_type());
   const int64_t k = in.rows.rows, d = in.width;
   check_saved(kOp, "grad_pooled", grad_pooled, {k, d}, type, logits);
-  check_saved(kOp, "grad_area", grad_area, {k}, type, logits);
+  const at::Tensor of_area = grad_area.numel() > 0 ? grad_area : at::zeros({k}, pooled.options());
+  check_saved(kOp, "grad_area", of_area, {k}, type, logits);
   check_saved(kOp, "pooled", pooled, {k, d}, type, logits);
   check_saved(kOp, "area", area, {k}, type, logits);
   need_bias = need_bias && bias.has_value();
@@ -270,7 +271,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> rectify_and_pool_backward(
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     const at::Tensor areas = area.contiguous();
-    const RowGradient<T> gradient(grad_pooled.contiguous(), grad_area.contiguous(), pooled.contiguous(), areas, !hard);
+    const RowGradient<T> gradient(grad_pooled.contiguous(), of_area.contiguous(), pooled.contiguous(), areas, !hard);
     if (!hard && in.patches > 0) small_log_areas<T>(in, areas.const_data_ptr<T>(), gradient.log_area.get());
     backward<T>(in, gradient, grad_logits, grad_bias, grad_features);
   };

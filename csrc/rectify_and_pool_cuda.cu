@@ -16,9 +16,13 @@ struct Normalizer {
       : top(static_cast<T*>(data)), scale(data ? static_cast<T*>(data) + images * patches : nullptr) {}
 };
 
+// Blocks that should fit on a multiprocessor at once: the compiler then keeps to registers for them, without spilling any.
+template <typename S, int Blocks>
+constexpr int kBlocksAtOnce = sizeof(S) == 8 ? 1 : Blocks;
+
 // Argmax: the class of the largest score as a row of its image's hypothesis. Integer atomics: their order does not matter.
 template <typename S, bool Argmax, bool Normalize>
-__global__ void __launch_bounds__(kPatches* kWarps)
+__global__ void __launch_bounds__(kPatches* kWarps, kBlocksAtOnce<S, 4>)
     peaks_kernel(Scores<S> s, DeviceRows rows, int64_t tiles, int32_t* row, int32_t* count, int32_t* bad,
                  Normalizer<typename Accumulate<S>::type> normalizer) {
   using T = typename Accumulate<S>::type;
@@ -142,7 +146,7 @@ __device__ __forceinline__ void noise_words(uint64_t element, NoiseKey key, uint
 // is the gradient g of the mask values (straight-through), and that of a logit inverse_tau * p * (g - sum p g). Soft: it is the
 // gradient u of log p, and that of a logit inverse_tau * (u - p * sum u).
 template <typename S, bool Hard, bool Aligned>
-__global__ void __launch_bounds__(kPatches* kWarps)
+__global__ void __launch_bounds__(kPatches* kWarps, kBlocksAtOnce<S, 3>)
     logit_gradient_kernel(Scores<S> s, DeviceRows rows, int64_t tiles, int64_t chunks, int64_t groups,
                           Normalizer<typename Accumulate<S>::type> normalizer, const typename Accumulate<S>::type* row_gradient,
                           const typename Accumulate<S>::type* totals, S* grad_logits, int64_t image_stride, int64_t patch_stride,
@@ -170,26 +174,38 @@ __global__ void __launch_bounds__(kPatches* kWarps)
     T value[kOwnClasses];
     if (scale > T(0)) {
       const T top = normalizer.top[at], total = totals[at];
-      const ClassRow<S> logits = s.logits_of(image, patch);
+      ClassRow<S> logits = s.logits_of(image, patch).from(first);
       uint32_t word[kOwnClasses];
       noise_words<Aligned>(s.element(image, patch, first), key, word);
+      const int32_t* const row_of_class = rows.row_of_class + image * s.classes + first;
+      int32_t row[kOwnClasses];
 #pragma unroll
       for (int q = 0; q < kOwnClasses; q += 4) {
         if (Aligned && q < own) {
           T four[4];
-          logits.load(first + q, four);
+          logits.next(four);
+          const Pack<int32_t, 4> rows_of_four = load_pack<int32_t, 4>(row_of_class + q);
 #pragma unroll
-          for (int k = 0; k < 4; ++k) value[q + k] = four[k];
+          for (int k = 0; k < 4; ++k) value[q + k] = four[k], row[q + k] = rows_of_four.at[k];
         } else {
 #pragma unroll
-          for (int k = q; k < q + 4; ++k) value[k] = k < own ? to_accumulate(logits.data[(first + k) * logits.stride]) : T(0);
+          for (int k = q; k < q + 4; ++k) {
+            value[k] = k < own ? to_accumulate(logits.data[k * logits.stride]) : T(0);
+            row[k] = k < own ? row_of_class[k] : -1;
+          }
         }
+      }
+      int32_t any_row = -1;  // at most classes there is none: the same for all threads of the warp
+#pragma unroll
+      for (int k = 0; k < kOwnClasses; ++k) {
+        any_row = max(any_row, row[k]);
+        value[k] = exp_fast(s.of(value[k] - bias[k], word[k]) - top) * scale;
       }
 #pragma unroll
       for (int k = 0; k < kOwnClasses; ++k) {
-        const T p = exp_fast(s.of(value[k] - bias[k], word[k]) - top) * scale;
-        const int32_t row = k < own ? rows.row_of_class[image * s.classes + first + k] : -1;
-        const T g = row >= 0 ? row_gradient[(first_row + row) * s.patches + patch] : T(0);
+        const T p = value[k];
+        T g = T(0);
+        if (any_row >= 0 && row[k] >= 0) g = row_gradient[(first_row + row[k]) * s.patches + patch];
         value[k] = s.inverse_tau * (Hard ? p * (g - total) : g - p * total);
         bias_sum[k] -= value[k];
       }

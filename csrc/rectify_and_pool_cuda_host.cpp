@@ -90,7 +90,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> rectify_and_pool_backward(
   const PreparedRows prepared(kOp, class_ids, offsets, logits.size(0), logits.size(2), logits);
   const DeviceRows& h = prepared.rows;
   check_saved(kOp, "grad_pooled", grad_pooled, {h.rows, width}, type, logits);
-  check_saved(kOp, "grad_area", grad_area, {h.rows}, type, logits);
+  const bool of_area_given = grad_area.numel() > 0 || h.rows == 0;  // otherwise it is zero
+  if (of_area_given) check_saved(kOp, "grad_area", grad_area, {h.rows}, type, logits);
   check_saved(kOp, "pooled", pooled, {h.rows, width}, type, logits);
   check_saved(kOp, "area", area, {h.rows}, type, logits);
   if (saved.has_value()) check_saved(kOp, "normalizer", *saved, {2, in.images, in.patches}, type, logits);
@@ -108,7 +109,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> rectify_and_pool_backward(
   const std::array<int64_t, 2> mask_sizes = {hard ? 0 : h.rows, in.patches};
   const at::Tensor masks = h.bad ? at::zeros(mask_sizes, options) : at::empty(mask_sizes, options);
   void* const log_area_data = hard ? nullptr : log_area.mutable_data_ptr();
-  C10_CUDA_CHECK(launch_pooling_gradient(grad_pooled.contiguous().const_data_ptr(), grad_area.contiguous().const_data_ptr(),
+  C10_CUDA_CHECK(launch_pooling_gradient(grad_pooled.contiguous().const_data_ptr(),
+                                         of_area_given ? grad_area.contiguous().const_data_ptr() : nullptr,
                                          pooled.contiguous().const_data_ptr(), area.contiguous().const_data_ptr(), h.rows, width,
                                          is_double, weight.mutable_data_ptr(), shift.mutable_data_ptr(), of_area.mutable_data_ptr(), log_area_data,
                                          stream));

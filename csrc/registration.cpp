@@ -3,7 +3,8 @@
 // reclip_d2/layers.
 //
 // Shapes: B images, n = h*w patches, D embedding width, C classes, K hypothesis rows. `class_ids` (K), `offsets` (B+1) and
-// `seed` (2: seed and offset of the noise) are int64 tensors, on the CPU or on the device of the other arguments. Gradients that are not needed are returned empty.
+// `seed` (2: seed and offset of the noise) are int64 tensors, on the CPU or on the device of the other arguments. Gradients that
+// are not needed are returned empty; an empty grad_area of rectify_and_pool_backward is zero.
 #define Py_LIMITED_API 0x030A0000  // one build serves every Python from 3.10 on
 #include <Python.h>
 #include <torch/library.h>

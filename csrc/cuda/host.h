@@ -81,13 +81,13 @@ struct PreparedRows {
     const bool on_device = !class_ids.is_cpu() && class_ids.device() == like.device() && offsets.device() == like.device();
     memory = at::empty({3 * count + 3 * images + 2 + images * classes}, like.options().dtype(at::kInt).memory_format(std::nullopt));
     RowTables to;
-    to.class_of_row = memory.mutable_data_ptr<int32_t>();
+    to.row_of_class = memory.mutable_data_ptr<int32_t>();  // first, so that four of its entries can be read at once
+    to.class_of_row = to.row_of_class + images * classes;
     to.image_of_row = to.class_of_row + count;
     to.counts = counts = to.image_of_row + count;
     to.offsets = to.counts + count;
     to.bad = to.offsets + images + 1;
     to.bad_patches = bad_patches = to.bad + images + 1;
-    to.row_of_class = to.bad_patches + images;
     rows = {to.class_of_row, to.image_of_row, to.offsets, to.row_of_class, on_device ? to.bad : nullptr, images, count, classes,
             count < classes ? count : classes};
     const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();

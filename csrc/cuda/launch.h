@@ -120,7 +120,7 @@ cudaError_t launch_pool_finish_hard(const void* partial, const int32_t* count, c
                                     int64_t chunks, int64_t width, bool is_double, void* pooled, void* area, cudaStream_t stream);
 
 // With `log_area` null, for the gradient of mask values: weight (K, D) = grad_pooled / area, shift (K) = -weight . pooled and
-// of_area (K) = grad_area. Otherwise for the gradient of shares: all times the area, and log_area (K), not set for small areas.
+// of_area (K) = grad_area, which may be null for zero. Otherwise for the gradient of shares: all times the area, and log_area (K), not set for small areas.
 // Rows without area contribute by grad_area only.
 cudaError_t launch_pooling_gradient(const void* grad_pooled, const void* grad_area, const void* pooled, const void* area,
                                     int64_t rows, int64_t width, bool is_double, void* weight, void* shift, void* of_area,

@@ -113,6 +113,7 @@ template <typename T>
 __device__ __forceinline__ T mean_of_parts(const T* partial, int64_t chunks, int64_t size, int64_t at, T area) {
   if (!(area > T(0))) return area != area ? area : T(0);
   T sum = T(0);
+#pragma unroll 8  // the loads of several parts are in flight at once
   for (int64_t c = 0; c < chunks; ++c) sum += partial[c * size + at];
   return sum / area;
 }

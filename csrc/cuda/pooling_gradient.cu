@@ -27,7 +27,8 @@ __global__ void __launch_bounds__(128)
   }
   if (threadIdx.x != 0) return;
   shift[row] = -along;
-  of_area[row] = log_area && a > T(0) ? grad_area[row] * a : grad_area[row];
+  const T given = grad_area ? grad_area[row] : T(0);
+  of_area[row] = log_area && a > T(0) ? given * a : given;
   if (log_area) log_area[row] = a > T(0) ? log_positive(a) : T(0);
 }
 

@@ -19,15 +19,18 @@ struct ClassRow {
   int64_t stride;
   bool packed;
 
-  __device__ __forceinline__ void load(int first, typename Accumulate<S>::type (&value)[4]) const {
+  __device__ __forceinline__ ClassRow from(int first) const { return {data + first * stride, stride, packed}; }
+  // The first four; then moves on by four.
+  __device__ __forceinline__ void next(typename Accumulate<S>::type (&value)[4]) {
     if (packed) {
-      const Pack<S, 4> pack = load_pack<S, 4>(data + first);
+      const Pack<S, 4> pack = load_pack<S, 4>(data);
 #pragma unroll
       for (int k = 0; k < 4; ++k) value[k] = to_accumulate(pack.at[k]);
     } else {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) value[k] = to_accumulate(data[(first + k) * stride]);
+      for (int k = 0; k < 4; ++k) value[k] = to_accumulate(data[k * stride]);
     }
+    data += 4 * stride;
   }
 };
 
@@ -109,17 +112,21 @@ __device__ __forceinline__ void for_groups_of(const Scores<S>& s, int64_t image,
   using T = typename Accumulate<S>::type;
   if (slice.begin == slice.end) return;
   const uint64_t element = s.element(image, patch, slice.begin);
-  const ClassRow<S> logits = s.logits_of(image, patch);
-  const ClassRow<T> bias = s.bias_of(patch);
+  ClassRow<S> logits = s.logits_of(image, patch);
+  ClassRow<T> bias = s.bias_of(patch);
+  if constexpr (Aligned) {
+    logits = logits.from(slice.begin);
+    bias = bias.from(slice.begin);
+  }
   const NoiseKey key = s.key();
   uint64_t counter = element >> 2;
   for (int first = slice.begin - (Aligned ? 0 : static_cast<int>(element & 3)); first < slice.end; first += 4, ++counter) {
     T score[4];
     if constexpr (Aligned) {
-      logits.load(first, score);
+      logits.next(score);
       if (s.bias) {
         T own[4];
-        bias.load(first, own);
+        bias.next(own);
 #pragma unroll
         for (int k = 0; k < 4; ++k) score[k] -= own[k];
       }

@@ -221,13 +221,13 @@ def test_all_tests_that_need_a_gpu_are_run():
 
 
 def test_summary_of_figures():
-    times = {"median_seconds": 1e-4, "peak_bytes": 100}
+    times = {"median_seconds": 1e-4, "peak_bytes": 100, "device_seconds": 6e-5}
     case = {
         "operator": "rectify_and_pool", "name": "voc20, 512 px, batch 12", "dtype": "float32", "layout": "cn",
-        "roofline": 0.25, "host_seconds": 5e-5, "device_seconds": 6e-5,
+        "roofline": 0.25, "host_seconds": 5e-5, "graph_seconds": 7e-5, "graph_host_seconds": 8e-6,
         "kernels": {"void hard_rows_kernel<float>": 3e-5},
         "methods": {
-            "ours": times, "eager": {"median_seconds": 6e-4, "peak_bytes": 1000},
+            "ours": times, "eager": {"median_seconds": 6e-4, "peak_bytes": 1000, "device_seconds": 9e-5},
             "batched": {"median_seconds": 2.5e-4, "peak_bytes": 900},
             "compile-batched": {"error": "RuntimeError: a | b"},
         },
@@ -257,8 +257,8 @@ def test_summary_of_figures():
     assert text.startswith("# GPU check: Some GPU\n")
     assert "copy 3000 GB/s" in text and "800.0 TFLOP/s in bfloat16" in text
     assert "| tests | failed | 9.0 | 1 failed \\| 2 passed |" in text and "E  assert" in text
-    row = "| rectify_and_pool: voc20, 512 px, batch 12 | float32, cn | 100.0 | 25% | 60.0 | 50 | 6.0x | 2.5x |"
-    assert f"{row} RuntimeError: a \\| b | 10.0x |" in text
+    row = "| float32, cn | 100.0 | 25% | 60.0 | 50 | 70.0 | 8.0 | 6.0x | 2.5x |"
+    assert f"| rectify_and_pool: voc20, 512 px, batch 12 {row} RuntimeError: a \\| b | 1.5x | 10.0x |" in text
     assert "- 30.0 us `void hard_rows_kernel<float>`" in text and "2 cases were skipped" in text
     assert "| bfloat16, kernels | 1000.0 | 12.00 | 2.00 | 3.00 | 1024 |" in text
     assert "| float32 | RuntimeError: a \\| b |" in text and "1 variants were skipped" in text

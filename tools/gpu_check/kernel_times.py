@@ -1,8 +1,9 @@
 """Times of the operators and of each kernel, against the roofline and against plain PyTorch.
 
 For each case: forward and backward of the operator with rotating inputs, timed with device events; the same for an
-eager loop over the images, an eager batched product, and the latter with torch.compile; the host time; and the time of
-each kernel, from PyTorch's profiler. The roofline is the bytes that must move (every input read once per pass, every
+eager loop over the images, an eager batched product, and the latter with torch.compile; the host time; both times for
+replays of a CUDA graph of the call; and, when all cases are timed (the profiler slows what follows), the time of each
+kernel from PyTorch's profiler. The roofline is the bytes that must move (every input read once per pass, every
 output written once) over the copy bandwidth that the step `ceilings` measured in the same run.
 """
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from reclip_d2.layers import rectify_and_pool, use_kernels
+from reclip_d2.layers import NoiseCounter, draw_seed, rectify_and_pool, use_kernels
 from reclip_d2.utils.measuring import host_seconds, median_seconds, peak_bytes
 from tools.benchmark_kernels import (
     TAU,
@@ -106,14 +107,51 @@ def kernel_seconds(function: Any, device: torch.device, calls: int) -> dict[str,
     }
 
 
-def measure(case: Case, dtype_name: str, layout: str, compiled: bool, device: torch.device, bandwidth: float) -> dict:
-    """All figures of one case."""
+def graph_seconds(sets: list[Inputs], device: torch.device, repeats: int) -> dict[str, float]:
+    """Seconds, and host seconds, of replays of a CUDA graph of both passes; rows and seed are on the GPU."""
+    graphs, stream = [], torch.cuda.Stream(device)
+    for inputs in sets:
+        rows = [rows.to(device) for rows in inputs[3:5]]
+        counter = NoiseCounter(draw_seed(), device)
+
+        def call(inputs: Inputs = inputs, rows: list[Tensor] = rows, counter: NoiseCounter = counter) -> None:
+            pooled = rectify_and_pool(*inputs[:3], *rows, TAU, hard=True, seed=counter)[0]
+            torch.autograd.grad(pooled, (inputs.logits, inputs.bias), inputs.gradient.to(pooled.dtype))
+
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            call()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        graphs.append(torch.cuda.CUDAGraph())
+        with torch.cuda.graph(graphs[-1], stream=stream):
+            call()
+
+    def replay(number: int) -> None:
+        graphs[number % len(graphs)].replay()
+
+    return {
+        "graph_seconds": median_seconds(replay, device, repeats),
+        "graph_host_seconds": host_seconds(replay, device, repeats),
+    }
+
+
+def input_sets(
+    case: Case, dtype_name: str, layout: str, device: torch.device
+) -> list[Inputs] | list[Maps] | list[Tensor]:
+    """Different inputs of a case, together larger than the caches."""
     dtype = getattr(torch, dtype_name)
     sets = [with_layout(new_inputs(case, device, dtype, seed), layout) for seed in (0, 1)]
     moved = bytes_to_move(case, sets[0])
     cache = 256 * 2**20 if device.type == "cuda" else 2**20
-    while len(sets) < 8 and len(sets) * moved < cache:  # so that inputs are never in the cache
+    while len(sets) < 8 and len(sets) * moved < cache:
         sets.append(with_layout(new_inputs(case, device, dtype, len(sets)), layout))
+    return sets
+
+
+def measure(case: Case, dtype_name: str, layout: str, compiled: bool, device: torch.device, bandwidth: float) -> dict:
+    """The times of one case."""
+    sets = input_sets(case, dtype_name, layout, device)
+    moved = bytes_to_move(case, sets[0])
     repeats = 20 if device.type == "cuda" else 3
     result: dict[str, Any] = {
         **case._asdict(), "name": case.name, "dtype": dtype_name, "layout": layout, "input_sets": len(sets),
@@ -139,9 +177,22 @@ def measure(case: Case, dtype_name: str, layout: str, compiled: bool, device: to
     if case.operator == "rectify_and_pool":
         with use_kernels(True):
             result.update(pass_seconds(sets, device, repeats))
-    result["kernels"] = kernel_seconds(lambda call: ours(sets[call % len(sets)]), device, 5)
-    result["device_seconds"] = sum(result["kernels"].values()) or None
+            if device.type == "cuda":
+                result.update(graph_seconds(sets, device, repeats))
     return result
+
+
+def profile_case(case: Case, result: dict[str, Any], device: torch.device) -> None:
+    """Add the times of the operator's kernels to a case, and their sums for it and the eager methods."""
+    sets = input_sets(case, result["dtype"], result["layout"], device)
+    for name in ("ours", "eager", "batched"):
+        if "median_seconds" not in result["methods"].get(name, {}):
+            continue
+        run = method(case, name, device)
+        kernels = kernel_seconds(lambda call, run=run: run(sets[call % len(sets)]), device, 3)
+        result["methods"][name]["device_seconds"] = sum(kernels.values()) or None
+        if name == "ours":
+            result["kernels"] = kernels
 
 
 def main() -> int:
@@ -169,8 +220,14 @@ def main() -> int:
         print(
             f"{case.operator} {case.name} {dtype} {layout}: {microseconds:.1f} us, {result['roofline']:.0%} of roofline"
         )
+    by_name = {case.name: case for case, *_ in cases}
+    for result in figures["cases"]:
+        if "kernels" not in result and clock.left() > 0:
+            profile_case(by_name[result["name"]], result, device)
+            write_figures(figures)
     print(f"{len(figures['cases'])} cases, {figures['left_out']} skipped for lack of time")
-    return MORE_TO_DO if figures["left_out"] else 0
+    profiled = all("kernels" in result for result in figures["cases"])
+    return MORE_TO_DO if figures["left_out"] or not profiled else 0
 
 
 if __name__ == "__main__":

@@ -47,8 +47,9 @@ def _kernels(figures: dict[str, Any]) -> list[str]:
     if not figures.get("cases"):
         return []
     lines = ["", "## Operators", "", GOALS, ""]
-    head = ["case", "type, layout", "ours (us)", "roofline", "kernels (us)", "host (us)"]
-    head += ["eager / ours", "batched / ours", "compile / ours", "memory, eager / ours"]
+    head = ["case", "type, layout", "ours (us)", "roofline", "kernels (us)", "host (us)", "graph (us)"]
+    head += ["host of graph (us)", "eager / ours", "batched / ours", "compile / ours", "kernels, eager / ours"]
+    head += ["memory, eager / ours"]
     lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for case in figures["cases"]:
         ours = case["methods"]["ours"]
@@ -59,9 +60,12 @@ def _kernels(figures: dict[str, Any]) -> list[str]:
             f"{case['dtype']}, {case['layout']}",
             f"{ours['median_seconds'] * 1e6:.1f}",
             f"{case['roofline']:.0%}",
-            f"{case['device_seconds'] * 1e6:.1f}" if case.get("device_seconds") else "",
-            f"{case['host_seconds'] * 1e6:.0f}",
+            _microseconds(ours.get("device_seconds"), 1),
+            _microseconds(case["host_seconds"]),
+            _microseconds(case.get("graph_seconds"), 1),
+            _microseconds(case.get("graph_host_seconds"), 1),
             *(_ratio(method, ours, "median_seconds") for method in (eager, case["methods"].get("batched"), compiled)),
+            _ratio(eager, ours, "device_seconds"),
             _ratio(eager, ours, "peak_bytes"),
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -76,11 +80,15 @@ def _kernels(figures: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _microseconds(seconds: float | None, digits: int = 0) -> str:
+    return f"{seconds * 1e6:.{digits}f}" if seconds else ""
+
+
 def _ratio(other: dict[str, Any] | None, ours: dict[str, Any], key: str) -> str:
     if not other:
         return ""
     if "error" in other:
-        return _cell(other["error"])[:60]
+        return _cell(other["error"])[:60] if key == "median_seconds" else ""
     return f"{other[key] / ours[key]:.1f}x" if other.get(key) and ours.get(key) else ""
 
 
