@@ -360,6 +360,8 @@ KEYS: dict[str, Key] = {
     # Not in the paper: refinements of the logits, in this order: denoise, lposs, pamr and region_vote of each forward
     # pass; flip and scales average the probabilities of several views. See docs/refinements.md.
     "TEST.REFINE": Key([], Items(Text(), 0, 20)),
+    # Not in the paper: classes in the hypotheses of fewer training images are never predicted; 0: all are.
+    "TEST.MIN_CLASS_IMAGES": Key(0, Whole(0, 1_000_000_000)),
     # Factor of the logits before the soft-max of refinements; 0: CLIP's logit scale for cosines, 10 after a mask
     # decoder, 1 for a student.
     "TEST.SOFTMAX_SCALE": Key(0.0, Number(minimum=0, maximum=1e6)),

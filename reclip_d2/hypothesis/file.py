@@ -63,7 +63,7 @@ _HEADER_SCHEMA = {
     },
 }
 
-
+_REMEDY = "remove it, and the next run computes it again, or set HYPOTHESIS.FILE"
 # Scores are cosines, or shares of an image; with a margin for rounding.
 _LARGEST_SCORE = 1.001
 
@@ -145,22 +145,39 @@ def write_hypothesis_file(path: Path, header: HypothesisHeader, lines: Iterable[
             stream.write(json.dumps(line, separators=(",", ":")) + "\n")
 
 
+def read_header(path: Path) -> HypothesisHeader:
+    """The header of a hypothesis file.
+
+    Raises:
+        ReclipError: the file is missing, is not a hypothesis file, or is damaged.
+    """
+    with open_regular(path, "hypothesis file", _REMEDY) as stream:
+        try:
+            return _parse_header(stream.readline(MAX_LINE_BYTES), path)
+        except JsonError as error:
+            raise ReclipError(f"{path} is damaged (line 1: {error}): {_REMEDY}") from error
+
+
+def _parse_header(line: bytes, path: Path) -> HypothesisHeader:
+    head = parse_json(line or "null")
+    if not isinstance(head, dict) or head.pop("format", None) != FORMAT:
+        raise ReclipError(f"{path} is not a hypothesis file ({FORMAT}): {_REMEDY}")
+    check_schema(head, _HEADER_SCHEMA)
+    return HypothesisHeader(**head)
+
+
 def read_hypothesis_file(path: Path, expected: HypothesisHeader) -> dict[str, dict[str, Any]]:
     """Lines of a hypothesis file by image id.
 
     Raises:
         ReclipError: the file is not a hypothesis file, differs from ``expected``, or is damaged.
     """
-    remedy = "remove it, and the next run computes it again, or set HYPOTHESIS.FILE"
+    remedy = _REMEDY
     lines: dict[str, dict[str, Any]] = {}
     number = 1
     with open_regular(path, "hypothesis file", remedy) as stream:
         try:
-            head = parse_json(stream.readline(MAX_LINE_BYTES) or "null")
-            if not isinstance(head, dict) or head.pop("format", None) != FORMAT:
-                raise ReclipError(f"{path} is not a hypothesis file ({FORMAT}): {remedy}")
-            check_schema(head, _HEADER_SCHEMA)
-            if difference := expected.difference(HypothesisHeader(**head)):
+            if difference := expected.difference(_parse_header(stream.readline(MAX_LINE_BYTES), path)):
                 raise ReclipError(f"{path} was made with another {difference}: {remedy}")
             while text := stream.readline(MAX_LINE_BYTES):
                 number += 1

@@ -41,7 +41,8 @@ class DatasetPredictor(nn.Module):
     @classmethod
     def from_config(cls, model: nn.Module, cfg: CfgNode) -> DatasetPredictor:
         """The predictor for a model as the trainer holds it: possibly distributed, or with its teacher."""
-        return cls(model, ImagePredictor.from_config(predicting_model(model), cfg), cfg.TEST.LABEL_MAPS)
+        predictor = ImagePredictor.from_config(predicting_model(model), cfg).without_unsupported_classes(cfg)
+        return cls(model, predictor, cfg.TEST.LABEL_MAPS)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
         """Predict images, one at a time.

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 from reclip_d2.data.dataset_mapper import build_test_augmentations
 from reclip_d2.data.tiling import SlidingWindow, Tiling
 from reclip_d2.errors import ReclipError
+from reclip_d2.hypothesis.support import class_support, unsupported_classes
 from reclip_d2.inference.grid_logits import GridLogits, rows_in
 from reclip_d2.inference.refinements import Grid, Refinement, build_refinements, softmax_scale
 from reclip_d2.inference.views import PredictedViews, ViewPlan
@@ -29,6 +31,9 @@ from reclip_d2.layers import use_kernels
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.modeling.view_batch import batch_views
+from reclip_d2.utils.text import shorten
+
+logger = logging.getLogger(__name__)
 
 Turn = Callable[[], contextlib.AbstractContextManager[None]]
 """Makes a context that is entered for each forward pass; it may wait, to let others run in between."""
@@ -57,6 +62,10 @@ class Band:
     def labels(self) -> Tensor:
         """Best class of each pixel ``(rows, W)`` int64."""
         return self.logits.argmax(0) if self.known_labels is None else self.known_labels
+
+
+_DROPPED = -1e4
+"""Logit of a class that is never predicted; finite, since logits are interpolated, and within half precision."""
 
 
 def resized_pixels(pixels: np.ndarray, augmentations: T.AugmentationList) -> Tensor:
@@ -117,6 +126,7 @@ class ImagePredictor:
         self.scale = scale or softmax_scale(model)
         self.stretch_padding = stretch_padding
         self.class_ids: list[int] | None = None
+        self.dropped: list[int] = []
 
     @classmethod
     def from_config(cls, model: LanguageSegmentor, cfg: CfgNode) -> ImagePredictor:
@@ -144,6 +154,27 @@ class ImagePredictor:
         predictor.class_ids = list(class_ids)
         return predictor
 
+    def without_unsupported_classes(self, cfg: CfgNode) -> ImagePredictor:
+        """A predictor that never predicts a class in the hypotheses of fewer than ``TEST.MIN_CLASS_IMAGES`` images.
+
+        Raises:
+            ReclipError: these are all classes, or there are no hypotheses: see
+                :func:`~reclip_d2.hypothesis.support.class_support`.
+        """
+        if not cfg.TEST.MIN_CLASS_IMAGES:
+            return self
+        names, predictor = self.model.class_names, copy.copy(self)
+        predictor.dropped = unsupported_classes(class_support(cfg, names), cfg.TEST.MIN_CLASS_IMAGES)
+        dropped = ", ".join(names[index][0] for index in predictor.dropped) or "none"
+        logger.info("TEST.MIN_CLASS_IMAGES %d drops the classes: %s", cfg.TEST.MIN_CLASS_IMAGES, shorten(dropped, 200))
+        return predictor
+
+    def _own_logits(self, logits: Tensor) -> Tensor:
+        """Logits ``(C, h, w)`` of the wanted classes; the dropped ones can win nowhere."""
+        if self.dropped:
+            logits = logits.index_fill(0, torch.tensor(self.dropped, device=logits.device), _DROPPED)
+        return logits if self.class_ids is None else logits[self.class_ids]
+
     # ---- through the network ----------------------------------------------------------------------------------
 
     def resize(self, pixels: np.ndarray) -> Tensor:
@@ -162,9 +193,7 @@ class ImagePredictor:
                 features = features[0].float()
             else:
                 logits = self.model.mask_logits(image.tensor, sizes)
-        logits = logits[0].float()
-        if self.class_ids is not None:
-            logits = logits[self.class_ids]
+        logits = self._own_logits(logits[0].float())
         padded, network = (image.tensor.shape[-2], image.tensor.shape[-1]), (pixels.shape[-2], pixels.shape[-1])
         if not self.refines:
             return GridLogits(logits, padded, network, size, self.stretch_padding)
@@ -206,9 +235,7 @@ class ImagePredictor:
         assert isinstance(model, CLIPSegmentor), "only models with a frozen CLIP predict from its features"
         batch = batch_views([features], [view_size], model.device, model.padding_mode)
         with use_kernels(model.kernels):
-            logits = model.segment_views(batch)[0].float()
-        if self.class_ids is not None:
-            logits = logits[self.class_ids]
+            logits = self._own_logits(model.segment_views(batch)[0].float())
         stride = model.backbone.stride
         return GridLogits(logits, (features.shape[0] * stride, features.shape[1] * stride), view_size, size)
 

@@ -91,6 +91,8 @@ class TrainedModel:
             return stage_config(self.kind, self.state.clip, pairs)
         if isinstance(self.folder, SavedModelFolder):  # from anywhere: its config may not name files
             pairs = [*neutral_paths(), "MODEL.CLIP.NAME", self.state.clip, *pairs]
+        elif self.folder.hypotheses.exists():  # the folder may have moved
+            pairs = ["HYPOTHESIS.FILE", str(self.folder.hypotheses), *pairs]
         return load_config(str(self.folder.config(self.kind)), pairs, bases=False)
 
     def predictor(self, overrides: Sequence[str]) -> ImagePredictor:
@@ -132,4 +134,4 @@ def load_predictor(cfg: CfgNode, kind: str, classes: ClassList, weights: Path | 
     model = build_model(cfg).eval()
     if kind != "maskclip":
         ReclipCheckpointer(model).load(str(weights))
-    return ImagePredictor.from_config(model, cfg)
+    return ImagePredictor.from_config(model, cfg).without_unsupported_classes(cfg)
