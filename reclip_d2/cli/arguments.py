@@ -178,6 +178,16 @@ def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     _add_shard_argument(parser, "predict only part I of N of the images")
     _add_background_argument(parser)
     parser.add_argument(
+        "--bands", nargs="+", type=int, metavar="N",
+        help="bands of GeoTIFFs for red, green and blue, from 1, or one for grey (default: the file's colours, or its"
+        " first three bands)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--stretch", nargs="+", metavar="WHAT",
+        help="how bands of GeoTIFFs become 8 bits: two percentiles, minmax, or none for the range of their type"
+        " (default: none for 8 bits, else 2 98)",
+    )  # fmt: skip
+    parser.add_argument(
         "--pretrained", metavar="FILE|TAG", help="CLIP's weights, if they have moved since the training"
     )
     _add_device_arguments(parser)
@@ -313,7 +323,10 @@ the command.""",
 Write masks of images with a model trained by `reclip segment`.
 
 Masks and other formats are written below FOLDER, as by `reclip segment`. Existing
-masks are kept: repeat the command to resume, or after adding images.""",
+masks are kept: repeat the command to resume, or after adding images.
+
+GeoTIFFs (pip install "reclip_d2[geo]") are read in windows; their masks are GeoTIFFs
+with the same georeference, and nodata 255.""",
         _add_predict_arguments,
         "reclip_d2.cli.predict",
     ),

@@ -109,6 +109,12 @@ def _input_relations(cfg: CfgNode) -> Iterator[tuple[object, str]]:
     kind = "fractions of the image, above 0 and at most 1" if relative else "whole numbers of pixels"
     yield fits, f"INPUT.CROP.SIZE is {list(crop.SIZE)}; with INPUT.CROP.TYPE {crop.TYPE} it must be two {kind}"
     yield (
+        len(keys.GEO.BANDS) != 2,
+        f"INPUT.GEO.BANDS is {list(keys.GEO.BANDS)}; name three bands (red, green, blue), or one for grey",
+    )
+    low, high = keys.GEO.PERCENTILES
+    yield low < high, f"INPUT.GEO.PERCENTILES is {[low, high]}; the first must be below the second"
+    yield (
         keys.MIN_SIZE_TRAIN_SAMPLING != "range"
         or (len(keys.MIN_SIZE_TRAIN) == 2 and keys.MIN_SIZE_TRAIN[0] <= keys.MIN_SIZE_TRAIN[1]),
         f"INPUT.MIN_SIZE_TRAIN is {tuple(keys.MIN_SIZE_TRAIN)}; with INPUT.MIN_SIZE_TRAIN_SAMPLING range it must be the"

@@ -35,15 +35,27 @@ class ImageFile:
     Attributes:
         path: absolute.
         name: relative path with forward slashes.
+        mask_suffix: extension of its mask: ``.png``, or ``.tif`` for a GeoTIFF.
     """
 
     path: Path
     name: PurePosixPath
+    mask_suffix: str = ".png"
 
     @property
     def image_id(self) -> str:
         """``name`` without the extension."""
         return str(self.name.with_suffix(""))
+
+    @property
+    def mask_name(self) -> PurePosixPath:
+        """The mask's path below the folder of masks."""
+        return self.name.with_suffix(self.mask_suffix)
+
+    @property
+    def is_scene(self) -> bool:
+        """Whether the image is a GeoTIFF that is read in windows."""
+        return self.mask_suffix != ".png"
 
 
 @dataclasses.dataclass(frozen=True)

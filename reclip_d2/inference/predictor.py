@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,6 +35,18 @@ from reclip_d2.modeling.view_batch import batch_views
 from reclip_d2.utils.text import shorten
 
 logger = logging.getLogger(__name__)
+
+
+class WindowedImage(Protocol):
+    """An image that is read in windows, such as :class:`~reclip_d2.data.geotiff.Scene`."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, 3)."""
+
+    def window(self, rows: slice, columns: slice) -> np.ndarray | None:
+        """Pixels ``(rows, columns, 3)`` uint8, RGB; None if no pixel has data."""
+
 
 Turn = Callable[[], contextlib.AbstractContextManager[None]]
 """Makes a context that is entered for each forward pass; it may wait, to let others run in between."""
@@ -252,11 +265,26 @@ class ImagePredictor:
         if not self.tiling.applies_to(size):
             yield from self.image_bands(self.resize(image), size, turn)
             return
+        yield from self._tiled_bands(size, lambda rows, columns: image[rows, columns], turn)
+
+    @torch.no_grad()
+    def scene_bands(self, image: WindowedImage, turn: Turn = contextlib.nullcontext) -> Iterator[Band]:
+        """Like :meth:`bands`, for an image that is read in windows: always in tiles, of which those without data do not
+        pass through the network. Labels of pixels without data mean nothing."""
+        yield from self._tiled_bands((image.shape[0], image.shape[1]), image.window, turn)
+
+    def _tiled_bands(
+        self, size: tuple[int, int], read: Callable[[slice, slice], np.ndarray | None], turn: Turn
+    ) -> Iterator[Band]:
         side, stride = (self.tiling.size, self.tiling.size), (self.tiling.stride, self.tiling.stride)
         tiles = Windows(size, side, stride, ramp_weights)
 
         def predict(rows: slice, columns: slice) -> GridLogits | SlidingLogits | PredictedViews:
-            return self.network_logits(self.resize(image[rows, columns]), tiles.size, turn)
+            pixels = read(rows, columns)
+            if pixels is None:  # no pixel with data is blended with these
+                count = self.model.num_classes if self.class_ids is None else len(self.class_ids)
+                return GridLogits(torch.zeros(count, 1, 1, device=self.model.device), (1, 1), (1, 1), tiles.size)
+            return self.network_logits(self.resize(pixels), tiles.size, turn)
 
         for rows, logits in blended_bands(tiles, predict, self.memory):
             yield Band(rows, lambda logits=logits: logits)

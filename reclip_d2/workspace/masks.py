@@ -23,6 +23,7 @@ from reclip_d2.data.working_files import check_shape
 from reclip_d2.errors import ReclipError
 from reclip_d2.features.shards import StoredView
 from reclip_d2.formats import IndexWriter, MaskClasses, Prediction, ScoresWriter, read_index
+from reclip_d2.formats.geotiff import count_geo_pixels
 from reclip_d2.inference import ImagePredictor
 from reclip_d2.utils.files import open_to_append
 from reclip_d2.utils.io import naming_errors, remove_leftovers
@@ -141,7 +142,7 @@ def predict_masks(
     """
     if shard is None:
         remove_leftovers(folder)
-    coverage_file = folder / (COVERAGE if shard is None else f".coverage-{shard.name}.jsonl")
+    coverage_file = folder / coverage_name(shard)
     problems: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         index = stack.enter_context(IndexWriter(folder, table.mask_classes))
@@ -172,6 +173,11 @@ def predict_masks(
             del pixels, labels, scores, prediction
             steps.advance()
     return problems
+
+
+def coverage_name(shard: WorkShard | None) -> str:
+    """Name of the file in which a run, or a shard of one, records the pixels of its masks."""
+    return COVERAGE if shard is None else f".coverage-{shard.name}.jsonl"
 
 
 def _problem(image: ImageFile, pixels: Input | ReclipError, tiling: Tiling, with_scores: bool) -> str:
@@ -207,9 +213,11 @@ def read_coverage(folder: Path, images: Sequence[ImageFile]) -> dict[str, Mappin
     known = {line["image_id"]: line["pixels"] for file in files for line in read_json_lines(file, _COVERAGE_LINE)}
     result = {}
     for image in images:
-        mask = folder / image.name.with_suffix(".png")
-        if mask.exists():
-            result[image.image_id] = known.get(image.image_id) or count_pixels(
-                read_index(mask, MaskClasses.read(folder))
-            )
+        mask = folder / image.mask_name
+        if not mask.exists():
+            continue
+        pixels = known.get(image.image_id)
+        if not pixels and image.is_scene:
+            pixels = count_geo_pixels(mask)
+        result[image.image_id] = pixels or count_pixels(read_index(mask, MaskClasses.read(folder)))
     return result

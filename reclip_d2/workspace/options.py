@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
+
+from reclip_d2.errors import ReclipError
 
 DEFAULT_CLIP, DEFAULT_PRETRAINED = "ViT-B-16-quickgelu", "openai"
 
@@ -95,6 +98,28 @@ class PredictOptions(RunOptions):
     pretrained: str | None = None
 
 
+def geo_keys(bands: Sequence[int] | None, stretch: Sequence[str] | None) -> tuple[str, ...]:
+    """``--bands`` and ``--stretch`` as ``KEY VALUE`` overrides.
+
+    Raises:
+        ReclipError: the stretch is neither two percentiles nor one of ``minmax``, ``none`` and ``auto``.
+    """
+    keys = [] if bands is None else ["INPUT.GEO.BANDS", str(list(bands))]
+    if stretch is None:
+        return tuple(keys)
+    if len(stretch) == 1 and stretch[0] in ("minmax", "none", "auto"):
+        return (*keys, "INPUT.GEO.STRETCH", stretch[0])
+    try:
+        low, high = (float(value) for value in stretch)
+        if not 0 <= low < high <= 100:
+            raise ValueError
+    except ValueError:
+        raise ReclipError(
+            f"--stretch {' '.join(stretch)}: give two percentiles from 0 to 100, such as 2 98, or minmax or none"
+        ) from None
+    return (*keys, "INPUT.GEO.STRETCH", "percentiles", "INPUT.GEO.PERCENTILES", str([low, high]))
+
+
 # Messages of the library name config keys; users of the command line know its options.
 _OPTIONS = {
     "MODEL.CLIP.PRETRAINED": "--pretrained",
@@ -104,6 +129,8 @@ _OPTIONS = {
     "SOLVER.MAX_ITER": "--iterations",
     "INPUT.TILES.FROM_SIDE": "--tile",
     "INPUT.TILES.SIZE": "--tile",
+    "INPUT.GEO.BANDS": "--bands",
+    "INPUT.GEO.PERCENTILES": "--stretch",
     "OUTPUT_DIR": "--output",
     "DATASETS.CUSTOM.IMAGES": "IMAGES",
     "DATASETS.CUSTOM.CLASSES": "--classes",

@@ -6,7 +6,8 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-from reclip_d2.data.image_folder import ImageFile, find_images
+from reclip_d2.data.geotiff import SceneReading, is_geotiff
+from reclip_d2.data.image_folder import FoundImages, ImageFile, find_images
 from reclip_d2.engine.logs import logging_to
 from reclip_d2.errors import ReclipError
 from reclip_d2.inference import ImagePredictor
@@ -76,11 +77,14 @@ class PredictRun:
         self.options = options
         self.model = TrainedModel.find(model, options.use, options.pretrained)
         self.cfg = self.model.config(["MODEL.DEVICE", resolve_device(options.device), *options.opts])
-        self.found = find_images([images] if isinstance(images, str | os.PathLike) else images, [self.folder.path])
+        found = find_images([images] if isinstance(images, str | os.PathLike) else images, [self.folder.path])
+        self.found = _mark_scenes(found)
         self.images = self.found.images
         self.shard = shard_of(options)
         self.mine = self.images if self.shard is None else self.shard.of(self.images)
-        self.request = MaskRequest(self.model.kind, self.model.state.classes, options.background, options.formats)
+        reading = SceneReading.from_config(self.cfg)
+        classes = self.model.state.classes
+        self.request = MaskRequest(self.model.kind, classes, options.background, options.formats, reading)
         self.request.check(self.images, self.mine)
 
     def predict(self, progress: ProgressCallback | None = None) -> RunResult:
@@ -130,6 +134,14 @@ def shard_of(options: RunOptions) -> WorkShard | None:
     if options.overwrite:
         raise ReclipError("--overwrite and --shard: shards share the folder; remove it, or name another --output")
     return WorkShard.parse(options.shard)
+
+
+def _mark_scenes(found: FoundImages) -> FoundImages:
+    """The images, whose GeoTIFFs get masks that are GeoTIFFs."""
+    images = [
+        dataclasses.replace(image, mask_suffix=".tif") if is_geotiff(image.path) else image for image in found.images
+    ]
+    return dataclasses.replace(found, images=images)
 
 
 def _bring_up_to_date(known: RunState, model: TrainedModel) -> None:

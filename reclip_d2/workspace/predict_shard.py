@@ -19,10 +19,10 @@ from reclip_d2.formats import FORMATS, write_formats
 from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.json_files import read_json
 from reclip_d2.utils.progress import ProgressCallback, report_to, say
-from reclip_d2.workspace.masks import predict_masks
 from reclip_d2.workspace.results import RunResult, report_transparency, summarize, write_results
 from reclip_d2.workspace.run_folder import ANEW, RunFolder, begin_results
 from reclip_d2.workspace.run_state import MASKS
+from reclip_d2.workspace.scenes import predict_images
 from reclip_d2.workspace.shard_lock import running_shard, shard_lock, shared_state
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ def _write(run: PredictRun, mine: Sequence[ImageFile]) -> dict[str, str]:
     folder, request = run.folder, run.request
     scores = folder.path / "scores" if "scores" in request.formats else None
     say("masks", f"shard {run.shard}: {len(mine):,} of {len(run.images):,} images")
-    problems = predict_masks(lambda: run.load(request.kind), mine, request.table, folder.masks, scores, shard=run.shard)
+    problems = predict_images(
+        lambda: run.load(request.kind), mine, request.reading, request.table, folder.masks, scores, run.shard
+    )
     usable = {image.name: image.path for image in mine if image.image_id not in problems}
     formats = [name for name in request.formats if name != "scores" and FORMATS[name].is_per_image()]
     if formats and usable:

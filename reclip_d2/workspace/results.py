@@ -7,8 +7,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 from reclip_d2.data.class_file import IGNORE_LABEL, ClassList
+from reclip_d2.data.geotiff import SceneReading, load_rasterio
 from reclip_d2.data.image_folder import ImageFile
 from reclip_d2.data.images import describe_alpha, peek_size
+from reclip_d2.errors import ReclipError
 from reclip_d2.formats import check_formats, check_jpeg_size, check_names, write_formats
 from reclip_d2.inference import ImagePredictor
 from reclip_d2.utils.io import atomic_write
@@ -18,6 +20,7 @@ from reclip_d2.workspace.masks import MaskClassTable, predict_masks, read_covera
 from reclip_d2.workspace.run_folder import RunFolder, begin_results
 from reclip_d2.workspace.run_result import ClassShare, RunResult
 from reclip_d2.workspace.run_state import MASKS, PAGE, SUMMARY, RunState
+from reclip_d2.workspace.scenes import predict_images
 from reclip_d2.workspace.stored_images import StoredImages
 from reclip_d2.workspace.summary_page import summary_page
 
@@ -31,13 +34,22 @@ class MaskRequest:
         background: ``ignore`` or ``keep``.
         table: mapping from the model's classes to mask ids.
         formats: formats in addition to the index masks.
+        reading: how GeoTIFFs become RGB.
     """
 
-    def __init__(self, kind: str, classes: ClassList, background: str, formats: Sequence[str]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        classes: ClassList,
+        background: str,
+        formats: Sequence[str],
+        reading: SceneReading = SceneReading(),  # noqa: B008 (immutable)
+    ) -> None:
         """
         Args:
             formats: names, which may be joined by commas.
         """
+        self.reading = reading
         self.kind = kind
         self.classes = classes
         self.background = background
@@ -64,6 +76,13 @@ class MaskRequest:
         Args:
             mine: the images that this process opens; None for all.
         """
+        if scene := next((image for image in images if image.is_scene), None):
+            load_rasterio()
+            if self.formats:
+                raise ReclipError(
+                    f"--formats {' '.join(self.formats)}: {scene.name} is a GeoTIFF, whose mask is a GeoTIFF alone;"
+                    " give GeoTIFFs in a command without --formats"
+                )
         check_formats(self.formats, self.table.mask_classes)
         check_names(self.formats, [image.name for image in images])
         if "overlay" in self.formats:
@@ -73,7 +92,7 @@ class MaskRequest:
 
 def report_transparency(images: Sequence[ImageFile]) -> None:
     """Report how many images have transparent regions, and how these are read."""
-    if line := describe_alpha(image.path for image in images):
+    if line := describe_alpha(image.path for image in images if not image.is_scene):
         say("images", line)
 
 
@@ -125,7 +144,9 @@ def write_results(
     scores = folder.path / "scores" if "scores" in request.formats else None
     if missing or scores:
         say("masks")
-        problems |= predict_masks(lambda: load(request.kind), usable, request.table, folder.masks, scores)
+        problems |= predict_images(
+            lambda: load(request.kind), usable, request.reading, request.table, folder.masks, scores
+        )
         usable = [image for image in usable if image.image_id not in problems]
     elif not new:
         say("masks", "done before")

@@ -186,7 +186,7 @@ class RunFolder:
         known |= {i.image_id: current_digest(known[i.image_id], i.path) for i in images if i.image_id in known}
         added = [key for key in signatures if key not in known] if trained else []
         removed = [key for key in known if key not in signatures] if trained else []
-        names = {image.image_id: image.name for image in images}
+        names = {image.image_id: image.mask_name for image in images}
         changed = [k for k, v in signatures.items() if known.get(k, v) != v and not self._may_change(k, names[k])]
         counts = [(len(added), "new"), (len(removed), "missing"), (len(changed), "changed")]
         if words := ", ".join(f"{count} {word}" for count, word in counts if count):
@@ -197,12 +197,12 @@ class RunFolder:
             )
         return signatures
 
-    def _may_change(self, image_id: str, name: PurePosixPath) -> bool:
+    def _may_change(self, image_id: str, mask_name: PurePosixPath) -> bool:
         """Whether nothing depends on an image: it was not trained on, and has no mask."""
         if self.hypotheses.exists() and image_id not in self.broken:
             return False
         folders = [self.masks, *self.path.glob(f"previous-*/{MASKS}")]
-        return not any((folder / name.with_suffix(".png")).exists() for folder in folders)
+        return not any((folder / mask_name).exists() for folder in folders)
 
     def remember_images(self, signatures: Mapping[str, str]) -> None:
         """Record the images' digests, for :meth:`check_images`."""
@@ -301,7 +301,7 @@ def _words(names: str | tuple[str, ...]) -> str:
 
 
 def _without_masks(images: Sequence[ImageFile], masks: Path) -> list[ImageFile]:
-    return [image for image in images if not (masks / image.name.with_suffix(".png")).exists()]
+    return [image for image in images if not (masks / image.mask_name).exists()]
 
 
 def begin_results(

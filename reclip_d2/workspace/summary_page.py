@@ -74,7 +74,7 @@ def _capital(text: str) -> str:
 
 def _pictures(images: Sequence[ImageFile], classes: MaskClasses, folders: Sequence[Path]) -> list[dict]:
     """Some images, each with its masks from ``folders``: names and JPEGs in base64."""
-    small = [image for image in images if peek_pixels(image.path) <= _LARGE]
+    small = [image for image in images if not image.is_scene and peek_pixels(image.path) <= _LARGE]
     chosen = [small[number * len(small) // PICTURES] for number in range(PICTURES)] if len(small) > PICTURES else small
     pictures = []
     for image in chosen:
@@ -83,7 +83,7 @@ def _pictures(images: Sequence[ImageFile], classes: MaskClasses, folders: Sequen
             reduced = reduce_image(pixels, _SIDE)
             data = [_jpeg(reduced)]
             for folder in folders:
-                mask = folder / image.name.with_suffix(".png")
+                mask = folder / image.mask_name
                 # A kind that is only compared may lack images that were added later.
                 labels = read_index(mask, MaskClasses.read(folder)) if mask.exists() else None
                 data.append(_jpeg(_overlay(reduced, labels, classes)))

@@ -58,6 +58,14 @@ def images() -> Iterator[Case]:
         yield Case(f"predict-image-{kind}", "reclip", PREDICT, prepare, model=True, words=words)
         alone = changed((*DEMO, *DEMO_KEYS), "photos", f"photos/{name}")
         yield Case(f"demo-image-{kind}", "demo/demo.py", alone, prepare, words="bad.png|1 of 1")
+    for kind, options in {
+        "bands-zero": ("--bands", "0"), "bands-two": ("--bands", "1", "2"), "bands-text": ("--bands", "red"),
+        "bands-nothing": ("--bands",), "bands-many": ("--bands", *"123456789"), "bands-photos": ("--bands", "1"),
+        "stretch-descending": ("--stretch", "98", "2"), "stretch-nan": ("--stretch", "nan", "98"),
+        "stretch-one": ("--stretch", "2"), "stretch-word": ("--stretch", "linear"),
+        "stretch-photos": ("--stretch", "none"),
+    }.items():  # fmt: skip
+        yield Case(f"predict-{kind}", "reclip", (*PREDICT, *options), model=True, words="bands|stretch")
     for kind in ("cut-jpeg", "bomb", "eps", "fifo", "thin"):
         prepare = replace("photos/bad.png", inputs.BAD_IMAGES[kind])
         yield Case(f"train-image-{kind}", "train_net.py", TRAIN, prepare, words="bad")
