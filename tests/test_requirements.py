@@ -14,8 +14,8 @@ from reclip_d2.install_detectron2.wheel import REQUIREMENTS as DETECTRON2_REQUIR
 tomllib = pytest.importorskip("tomllib", reason="requirements.txt is for Python 3.11 and later")
 
 ROOT = Path(__file__).parents[1]
-# Extras that `make env` does not install; tests use stand-ins for them, or are skipped (rasterio).
-NOT_IN_THE_ENVIRONMENT = {"wandb", "mlflow", "completion", "geo"}
+# Extras that `make env` does not install; tests use stand-ins for them, or are skipped.
+NOT_IN_THE_ENVIRONMENT = {"wandb", "mlflow", "completion", "geo", "remote"}
 REMEDY = "make requirements.txt again (the command is in requirements.in)"
 
 

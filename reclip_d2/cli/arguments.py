@@ -59,7 +59,7 @@ def _add_image_arguments(parser: argparse.ArgumentParser) -> None:
         "images",
         nargs="+",
         metavar="IMAGES",
-        help="folders (searched recursively), images, globs, or .txt lists of these",
+        help="folders (searched recursively), images, globs, URLs of these, or .txt, .csv or .parquet lists",
     )
     parser.add_argument("--skip-broken", action="store_true", help="do not fail because of broken images")
 

@@ -1,4 +1,4 @@
-"""A user's own images: folders, globs, files and text lists, and the names of their masks.
+"""A user's own images: folders, globs, files, lists and URLs, and the names of their masks.
 
 An image's id is its path, without the extension, relative to the deepest folder that contains all sources: for one
 folder that folder, for ``photos/**/*.jpg`` the folder ``photos``. Its mask is the file with that id, so masks mirror
@@ -13,17 +13,19 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from reclip_d2.data.image_file import extension_remedy, readable_extensions
+from reclip_d2.data.remote_images import find_remote, is_url, read_remote, table_paths, url_path
 from reclip_d2.errors import ReclipError
-from reclip_d2.utils.files import MIB, check_regular, display_path, read_text
+from reclip_d2.utils.files import MIB, check_regular, decode_text, display_path, read_bytes
 
 # Enough for a list of a million images.
 _MAX_LIST = 256 * MIB
 # Kinds of other files named in one message.
 _NAMED_KINDS = 4
 LIST_EXTENSION = ".txt"
+LIST_EXTENSIONS = (LIST_EXTENSION, ".csv", ".parquet")
 # A folder with this file holds our own results, including masks, which are not images to segment.
 RESULTS_MARKER = "reclip.json"
 
@@ -36,11 +38,19 @@ class ImageFile:
         path: absolute.
         name: relative path with forward slashes.
         mask_suffix: extension of its mask: ``.png``, or ``.tif`` for a GeoTIFF.
+        url: where it comes from; ``path`` is then its copy, which is there after
+            :func:`~reclip_d2.data.remote_images.fetch_images`. "" for a local file.
     """
 
     path: Path
     name: PurePosixPath
     mask_suffix: str = ".png"
+    url: str = ""
+
+    @property
+    def available(self) -> Path | None:
+        """``path``; None if the image is at a URL and has not been copied."""
+        return None if self.url and not self.path.exists() else self.path
 
     @property
     def image_id(self) -> str:
@@ -89,14 +99,18 @@ def describe_kinds(paths: Iterable[Path]) -> str:
     return ", ".join(parts)
 
 
-def find_images(sources: Sequence[str | os.PathLike[str]], exclude: Sequence[Path] = ()) -> FoundImages:
+def find_images(
+    sources: Sequence[str | os.PathLike[str]], exclude: Sequence[Path] = (), copies: Path | None = None
+) -> FoundImages:
     """The images that ``sources`` name.
 
     Args:
         sources: each a folder (searched recursively; hidden files and folders are skipped, links are followed), an
-            image, a glob (``**`` for any depth), or a ``.txt`` list of such paths, one per line, relative to the list;
-            lines that begin with # are comments.
+            image, a glob (``**`` for any depth), or a list of such paths, relative to the list: ``.txt``, one per line,
+            where lines that begin with # are comments, or ``.csv`` or ``.parquet`` with a column ``image``, ``path``,
+            ``url``, ``file_name`` or ``filename``. Instead of paths, all may be URLs.
         exclude: folders to skip when a folder or a glob is searched. Folders with our own results are skipped too.
+        copies: folder for copies of images at URLs; None if there may be none.
 
     Raises:
         ReclipError: a source does not exist, has no image, has an unknown extension, or is not a regular file; or two
@@ -107,8 +121,13 @@ def find_images(sources: Sequence[str | os.PathLike[str]], exclude: Sequence[Pat
     bases = []
     for source in sources:
         found, base = search.resolve(os.fspath(source), Path.cwd(), f"IMAGES {display_path(source)}")
-        bases.append(base)
+        if base is not None:
+            bases.append(base)
         files.update(dict.fromkeys(found))
+    if search.urls:
+        if files:
+            raise ReclipError("IMAGES names both files and URLs: give a command for each")
+        return FoundImages(_remote_images(list(search.urls), copies), frozenset(search.others))
     if not files:
         raise ReclipError("no images given: name a folder, files, a glob or a list")
     root = Path(os.path.commonpath(bases))
@@ -117,14 +136,27 @@ def find_images(sources: Sequence[str | os.PathLike[str]], exclude: Sequence[Pat
     return FoundImages(sorted(images, key=lambda image: image.image_id), frozenset(search.others))
 
 
+def _remote_images(urls: Sequence[str], copies: Path | None) -> list[ImageFile]:
+    """Images at URLs, with copies below ``copies``; their ids are relative to the deepest folder that has all."""
+    if copies is None:
+        raise ReclipError(f"IMAGES {display_path(urls[0])} is a URL, which only reclip predict and segment read")
+    paths = [url_path(url) for url in urls]
+    root = os.path.commonpath([path.parent for path in paths])
+    names = [path.relative_to(root) for path in paths]
+    images = [ImageFile(copies / name, name, url=url) for name, url in zip(names, urls, strict=True)]
+    _check_ids(images)
+    return sorted(images, key=lambda image: image.image_id)
+
+
 def _check_ids(images: Iterable[ImageFile]) -> None:
-    seen: dict[str, Path] = {}
+    seen: dict[str, str] = {}
     for image in images:
-        other = seen.setdefault(image.image_id, image.path)
-        if other != image.path:
+        place = image.url or str(image.path)
+        other = seen.setdefault(image.image_id, place)
+        if other != place:
             raise ReclipError(
-                f"{other} and {image.path.name} would share the mask {image.image_id}.png: rename or move one, or give"
-                " a .txt list of the images to use"
+                f"{display_path(other)} and {image.path.name} would share the mask {image.image_id}.png: rename or move"
+                " one, or give a .txt list of the images to use"
             )
 
 
@@ -133,19 +165,24 @@ class _Search:
 
     Attributes:
         others: files that were skipped because of their extension.
+        urls: images at URLs, an ordered set.
     """
 
     def __init__(self, skipped: set[Path]) -> None:
         self.skipped = skipped
+        self.urls: dict[str, None] = {}
         self.extensions = readable_extensions()
         self.others: set[Path] = set()
 
-    def resolve(self, source: str, start: Path, where: str) -> tuple[list[Path], Path]:
-        """Images of one source, and the deepest folder that contains them all.
+    def resolve(self, source: str, start: Path, where: str) -> tuple[list[Path], Path | None]:
+        """Images of one source, and the deepest folder that contains them all; none, and None, for a URL.
 
         Args:
             start: folder that a relative source is relative to.
         """
+        if is_url(source):
+            self._resolve_url(source)
+            return [], None
         # Removes ``..`` but keeps links: the user's names count.
         source = os.path.normpath(os.path.expanduser(source))
         path = Path(os.path.normpath(start / source))
@@ -157,13 +194,29 @@ class _Search:
             if glob.has_magic(source):
                 return self._expand(source, start, where)
             raise ReclipError(f"{where} does not exist: give a folder, an image, a glob or a .txt list")
-        if path.suffix.lower() == LIST_EXTENSION:
+        if path.suffix.lower() in LIST_EXTENSIONS:
             return self._read_list(path)
         self._check_extension(path, where)
         check_regular(path, "image", "name a file")
         return [path], path.parent
 
-    def _is_image(self, path: Path) -> bool:
+    def _resolve_url(self, url: str) -> None:
+        """Add the images that a URL names: a list, an image, a folder or a glob."""
+        extension = url_path(url).suffix.lower()
+        if extension not in LIST_EXTENSIONS:
+            urls, others = find_remote(url, self._is_image)
+            self.urls.update(dict.fromkeys(urls))
+            self.others.update(map(Path, others))
+            return
+        name = f"image list {display_path(url)}"
+        base = url.partition("?")[0].rpartition("/")[0]
+        for number, entry in _entries(read_remote(url, _MAX_LIST), name, extension):
+            where = f"{name}, line {number}: {display_path(entry)}"
+            if PurePosixPath(entry).suffix.lower() in LIST_EXTENSIONS:
+                raise ReclipError(f"{where} is itself a list: a list may name images, folders and globs only")
+            self._resolve_url(entry if is_url(entry) else f"{base}/{entry}")
+
+    def _is_image(self, path: PurePath) -> bool:
         return path.suffix.lower() in self.extensions
 
     def _check_extension(self, path: Path, where: str) -> None:
@@ -222,27 +275,32 @@ class _Search:
         self.others.update(set(matches) - set(named))
         return images, folder
 
-    def _read_list(self, path: Path) -> tuple[list[Path], Path]:
-        """Images listed in a text file, and the deepest folder that contains them all."""
+    def _read_list(self, path: Path) -> tuple[list[Path], Path | None]:
+        """Images in a list, and the deepest folder that contains them all; None for a list of URLs."""
         name = f"image list {display_path(path)}"
         images: list[Path] = []
         bases = []
-        lines = read_text(
-            path, "image list", limit=_MAX_LIST, remedy="give a text file, one path per line"
-        ).splitlines()
-        for number, line in enumerate(lines, start=1):
-            entry = line.strip()
-            if not entry or entry.startswith("#"):
-                continue
+        data = read_bytes(path, "image list", limit=_MAX_LIST, remedy="give a list of images")
+        known = len(self.urls)
+        for number, entry in _entries(data, name, path.suffix.lower()):
             where = f"{name}, line {number}: {display_path(entry)}"
-            if entry.lower().endswith(LIST_EXTENSION):
+            if entry.lower().endswith(LIST_EXTENSIONS):
                 raise ReclipError(f"{where} is itself a list: a list may name images, folders and globs only")
             found, base = self.resolve(entry, path.parent, where)
             images += found
-            bases.append(base)
-        if not images:
+            bases += [] if base is None else [base]
+        if not images and len(self.urls) == known:
             raise ReclipError(f"{name} names no image: write one path per line")
-        return images, Path(os.path.commonpath(bases))
+        return images, Path(os.path.commonpath(bases)) if bases else None
+
+
+def _entries(data: bytes, name: str, extension: str) -> list[tuple[int, str]]:
+    """Lines of a list with their numbers, from 1, or rows of a table."""
+    if extension == LIST_EXTENSION:
+        lines = decode_text(data, name.partition("image list ")[2], "image list").splitlines()
+        stripped = ((number, line.strip()) for number, line in enumerate(lines, start=1))
+        return [(number, line) for number, line in stripped if line and not line.startswith("#")]
+    return list(enumerate(table_paths(data, name, extension), start=1))
 
 
 def _visible(name: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from reclip_d2.data.geotiff import SceneReading, is_geotiff
 from reclip_d2.data.image_folder import FoundImages, ImageFile, find_images
+from reclip_d2.data.remote_images import fetch_images
 from reclip_d2.engine.logs import logging_to
 from reclip_d2.errors import ReclipError
 from reclip_d2.inference import ImagePredictor
@@ -77,8 +78,8 @@ class PredictRun:
         self.options = options
         self.model = TrainedModel.find(model, options.use, options.pretrained)
         self.cfg = self.model.config(["MODEL.DEVICE", resolve_device(options.device), *options.opts])
-        found = find_images([images] if isinstance(images, str | os.PathLike) else images, [self.folder.path])
-        self.found = _mark_scenes(found)
+        sources = [images] if isinstance(images, str | os.PathLike) else images
+        self.found = _mark_scenes(find_images(sources, [self.folder.path], self.folder.copies))
         self.images = self.found.images
         self.shard = shard_of(options)
         self.mine = self.images if self.shard is None else self.shard.of(self.images)
@@ -97,25 +98,47 @@ class PredictRun:
             if self.options.overwrite:
                 folder.clear()
             folder.check_links()
+            problems = self.fetch(self.images)
             state = self.remember(self.images)
             with logging_to(folder.run):
                 report_transparency(self.images)
-                return write_results(folder, state, self.request, self.images, {}, self.load)
+                result = write_results(folder, state, self.request, self.images, problems, self.load)
+            self.remove_copies()
+            return result
+
+    def fetch(self, images: Sequence[ImageFile]) -> dict[str, str]:
+        """Copy the images at URLs that masks or formats will be made from; returns the reason for each that cannot be,
+        by image id."""
+        if not any(image.url for image in images):
+            return {}
+        self.folder.claim(self._wanted())
+        needed = images if self.request.needs_images else self.folder.missing_masks(images, self.request.results)
+        return fetch_images(needed)
+
+    def remove_copies(self) -> None:
+        """Remove the copies of images, unless the formats refer to them."""
+        if not self.request.needs_images:
+            self.folder.remove_copies()
 
     def load(self, kind: str) -> tuple[ImagePredictor, None]:
         """The predictor, and no stored features; see :data:`~reclip_d2.workspace.results.Load`."""
         return load_predictor(self.cfg, kind, self.request.classes, self.model.weights), None
 
+    def _wanted(self) -> RunState:
+        """The state of a folder with this run alone."""
+        settings = {self.model.kind: {**settings_of(self.cfg), CHECKPOINT: file_digest(self.model.weights)}}
+        return dataclasses.replace(self.model.state, settings=settings, results={}, entries=[], kept="")
+
     def remember(self, images: Sequence[ImageFile]) -> RunState:
         """Record this run and its images in the folder; raises for a folder of another model or of other images."""
         folder, model = self.folder, self.model
-        settings = {model.kind: {**settings_of(self.cfg), CHECKPOINT: file_digest(model.weights)}}
-        wanted = dataclasses.replace(model.state, settings=settings, results={}, entries=[], kept="")
+        images = [image for image in images if not image.url or image.path.exists()]
+        wanted = self._wanted()
         known = None if self.options.overwrite else folder.read()
         if known is not None:
             _bring_up_to_date(known, model)
             check_same_inputs(folder, known, wanted)
-            settings = {**known.settings, **settings}
+            settings = {**known.settings, **wanted.settings}
             wanted = dataclasses.replace(wanted, settings=settings, results=known.results, entries=known.entries)
         signatures = folder.check_images(images, trained=False)
         folder.write(wanted)
@@ -137,9 +160,10 @@ def shard_of(options: RunOptions) -> WorkShard | None:
 
 
 def _mark_scenes(found: FoundImages) -> FoundImages:
-    """The images, whose GeoTIFFs get masks that are GeoTIFFs."""
+    """The images, whose GeoTIFFs get masks that are GeoTIFFs; those at URLs are read as pictures."""
     images = [
-        dataclasses.replace(image, mask_suffix=".tif") if is_geotiff(image.path) else image for image in found.images
+        dataclasses.replace(image, mask_suffix=".tif") if not image.url and is_geotiff(image.path) else image
+        for image in found.images
     ]
     return dataclasses.replace(found, images=images)
 

@@ -35,21 +35,23 @@ def predict_shard(run: PredictRun, progress: ProgressCallback | None) -> RunResu
     """Write the masks of the run's shard, and the summary if they were the last ones."""
     folder, shard, mine = run.folder, run.shard, run.mine
     with report_to(progress):
-        with _holding_shard(run):
+        with _holding_shard(run) as unfetched:
             made = [image.image_id for image in folder.missing_masks(mine, run.request.results)]
             with logging_to(folder.run / "shards" / shard.name):
                 report_transparency(mine)
-                problems = _write(run, mine)
+                problems = _write(run, [image for image in mine if image.image_id not in unfetched]) | unfetched
         with shared_state(folder.path):
             return _finish(run, problems, made)
 
 
 @contextlib.contextmanager
-def _holding_shard(run: PredictRun) -> Iterator[None]:
+def _holding_shard(run: PredictRun) -> Iterator[dict[str, str]]:
+    """Hold the shard's lock, and record the run; gives the reason for each image that could not be fetched."""
     folder, request = run.folder, run.request
     with shard_lock(folder.path, run.shard):
+        folder.check_links()
+        unfetched = run.fetch(run.mine)
         with shared_state(folder.path):
-            folder.check_links()
             known = folder.read()
             if known is not None and known.results not in ({}, request.results):
                 raise ReclipError(
@@ -59,7 +61,7 @@ def _holding_shard(run: PredictRun) -> Iterator[None]:
             state = run.remember(run.mine)
             entries = [MASKS, *(name for name in request.formats if FORMATS[name].is_per_image())]
             begin_results(folder, state, request.results, entries)
-        yield
+        yield unfetched
 
 
 def _write(run: PredictRun, mine: Sequence[ImageFile]) -> dict[str, str]:
@@ -70,7 +72,7 @@ def _write(run: PredictRun, mine: Sequence[ImageFile]) -> dict[str, str]:
     problems = predict_images(
         lambda: run.load(request.kind), mine, request.reading, request.table, folder.masks, scores, run.shard
     )
-    usable = {image.name: image.path for image in mine if image.image_id not in problems}
+    usable = {image.name: image.available for image in mine if image.image_id not in problems}
     formats = [name for name in request.formats if name != "scores" and FORMATS[name].is_per_image()]
     if formats and usable:
         say("formats", ", ".join(formats))
@@ -92,7 +94,9 @@ def _finish(run: PredictRun, problems: Mapping[str, str], made: Sequence[str]) -
         say("masks", f"{len(lacking):,} images have no mask yet: run the other shards")
         return result
     known = {image.image_id: known[image.image_id] for image in run.images if image.image_id in known}
-    return write_results(folder, folder.read(), request, run.images, known, run.load, new=made)
+    result = write_results(folder, folder.read(), request, run.images, known, run.load, new=made)
+    run.remove_copies()
+    return result
 
 
 def _problems_file(folder: RunFolder) -> Path:

@@ -66,6 +66,11 @@ class MaskRequest:
         return MaskRequest(kind, self.classes, self.background, self.formats if formats else ())
 
     @property
+    def needs_images(self) -> bool:
+        """Whether a format shows the images or refers to them."""
+        return not {"palette", "scores"}.issuperset(self.formats)
+
+    @property
     def results(self) -> dict[str, str]:
         """See :attr:`RunState.results`."""
         return {"model": self.kind, "background": self.background}
@@ -87,12 +92,14 @@ class MaskRequest:
         check_names(self.formats, [image.name for image in images])
         if "overlay" in self.formats:
             for image in images if mine is None else mine:
-                check_jpeg_size(image.name, peek_size(image.path))
+                if not image.url:  # an image at a URL is checked when its overlay is written
+                    check_jpeg_size(image.name, peek_size(image.path))
 
 
 def report_transparency(images: Sequence[ImageFile]) -> None:
     """Report how many images have transparent regions, and how these are read."""
-    if line := describe_alpha(image.path for image in images if not image.is_scene):
+    paths = (image.available for image in images if not image.is_scene)
+    if line := describe_alpha(path for path in paths if path):
         say("images", line)
 
 
@@ -155,7 +162,7 @@ def write_results(
         with count_steps("formats", len(usable)) as steps:
             write_formats(
                 folder.masks,
-                {image.name: image.path for image in usable},
+                {image.name: image.available for image in usable},
                 folder.path,
                 request.formats,
                 progress=lambda done, _: steps.advance(done - steps.done),

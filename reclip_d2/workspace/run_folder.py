@@ -71,6 +71,7 @@ class RunFolder:
         self.survey = self.run / "survey.jsonl"
         self.working_files = self.run / "working"
         self.features = self.run / "features"
+        self.copies = self.run / "copies"
         self.decision = self.run / "decision.json"
         self._images = self.run / "images.json"
 
@@ -124,6 +125,11 @@ class RunFolder:
         """
         return RunState.read(self.marker, ANEW) if self.is_used() else None
 
+    def claim(self, state: RunState) -> None:
+        """Write the state if the folder is new, before files that a killed run would leave there."""
+        if self.read() is None:
+            self.write(state)
+
     def write(self, state: RunState) -> None:
         """Write the state."""
         state.write(self.marker)
@@ -169,6 +175,10 @@ class RunFolder:
     def remove_features(self) -> None:
         """Remove the feature store, which a finished run no longer needs; one in a folder of the user's is kept."""
         _remove(self.features)
+
+    def remove_copies(self) -> None:
+        """Remove the copies of images at URLs, which finished masks no longer need."""
+        _remove(self.copies)
 
     # ---- images -----------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from reclip_d2.backbones.query import check_names_fit
 from reclip_d2.data.class_file import ClassList, read_class_file
 from reclip_d2.data.datasets.custom import register_images
 from reclip_d2.data.image_folder import ImageFile, find_images
+from reclip_d2.data.remote_images import fetch_images
 from reclip_d2.data.survey import SurveyedImage, survey_images
 from reclip_d2.data.working_files import WorkingFiles
 from reclip_d2.engine.logs import logging_to
@@ -125,7 +126,7 @@ class SegmentRun:
         self.folder = RunFolder(check_output_folder(output))
         self.classes = classes if isinstance(classes, ClassList) else read_class_file(classes)
         self._class_file = "" if isinstance(classes, ClassList) else str(Path(classes).absolute())
-        self.found = find_images(sources, exclude=[self.folder.path])
+        self.found = find_images(sources, [self.folder.path], self.folder.copies)
         self.images = self.found.images
         self.kinds = ["maskclip"]
         if not options.fast:
@@ -134,6 +135,7 @@ class SegmentRun:
         if options.keep not in KEEP:
             raise ReclipError(f"--keep {options.keep} is unknown: use one of {', '.join(KEEP)}")
         self._trained_on: list[SurveyedImage] = []
+        self._unfetched: dict[str, str] = {}  # why images at URLs could not be copied, by id
         self._new: dict[str, list[str]] = {}  # ids of the images whose masks this run has written, by kind of model
         self.shard = shard_of(options)
         if self.shard is not None and options.fast:
@@ -215,6 +217,7 @@ class SegmentRun:
         with report_to(progress), shard_lock(folder.path, self.shard), shared_backbones():
             with shared_state(folder.path):
                 folder.check_links()
+                self._fetch()
                 self._remember()
                 self._survey()  # by the first; others read its record
             with logging_to(folder.run / "shards" / self.shard.name):
@@ -237,20 +240,31 @@ class SegmentRun:
             if self.options.overwrite:
                 self.folder.clear()
             self.folder.check_links()
+            self._fetch()
             state = self._remember()
             with logging_to(self.folder.run):
                 report_transparency(self.images)
                 yield state
 
-    def _remember(self) -> RunState:
-        """The folder's state with this run added; raises for a folder with other inputs."""
-        wanted = RunState(
+    def _fetch(self) -> None:
+        """Copy the images at URLs."""
+        if any(image.url for image in self.images):
+            self.folder.claim(self._wanted())
+            self._unfetched = fetch_images(self.images)
+
+    def _wanted(self) -> RunState:
+        """The state of a folder with this run alone."""
+        return RunState(
             classes=self.classes,
             clip=self.options.clip,
             pretrained=self.options.pretrained,
             weights=file_digest(self.options.pretrained) or self.options.pretrained,
             settings={kind: settings_of(cfg) for kind, cfg in self.configs.items()},
         )
+
+    def _remember(self) -> RunState:
+        """The folder's state with this run added; raises for a folder with other inputs."""
+        wanted = self._wanted()
         known = None if self.options.overwrite else self.folder.read()  # checked by clear()
         if known is not None:
             known.weights = current_digest(known.weights, self.options.pretrained)
@@ -283,7 +297,7 @@ class SegmentRun:
             register_images([], self.classes)
         else:
             surveyed = self._survey()
-        problems = {image.file.image_id: image.problem for image in surveyed if image.problem}
+        problems = {image.file.image_id: image.problem for image in surveyed if image.problem} | self._unfetched
         usable = [image for image in self.images if image.image_id not in problems]
         decided = self._decided(masks)
         request = self.request if decided is None else self.request.of(decided.kept)
