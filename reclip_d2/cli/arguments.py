@@ -165,6 +165,10 @@ def _add_segment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tile", type=int, metavar="PIXELS", help="cut images with a longer side into tiles of this size"
     )
+    parser.add_argument(
+        "--bank", action="store_true",
+        help="make a bank of features from the images, without labels, and refine the masks with it (TEST.REFINE bank)",
+    )  # fmt: skip
     _add_device_arguments(parser)
 
 

@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
         student_iterations=args.student_iterations,
         student_weights=args.student_weights,
         tile=args.tile,
+        bank=args.bank,
         shard=args.shard,
     )
     segment_run = SegmentRun(args.images, args.classes, args.output, options)

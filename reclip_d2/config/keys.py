@@ -362,8 +362,8 @@ KEYS: dict[str, Key] = {
     # Window size and stride in pixels, (height, width).
     "TEST.SLIDING_WINDOW.SIZE": Key([512, 512], Items(SIDE, 2, 2)),
     "TEST.SLIDING_WINDOW.STRIDE": Key([341, 341], Items(SIDE, 2, 2)),
-    # Not in the paper: refinements of the logits, in this order: denoise, lposs, pamr and region_vote of each forward
-    # pass; flip and scales average the probabilities of several views. See docs/refinements.md.
+    # Not in the paper: refinements of the logits, in this order: denoise, bank, lposs, pamr and region_vote of each
+    # forward pass; flip and scales average the probabilities of several views. See docs/refinements.md.
     "TEST.REFINE": Key([], Items(Text(), 0, 20)),
     # Not in the paper: classes in the hypotheses of fewer training images are never predicted; 0: all are.
     "TEST.MIN_CLASS_IMAGES": Key(0, Whole(0, 1_000_000_000)),
@@ -380,6 +380,13 @@ KEYS: dict[str, Key] = {
     # region_vote: side of a superpixel in pixels, and weight of place against colour.
     "TEST.REGION_VOTE.SIZE": Key(16, Whole(2, 10_000)),
     "TEST.REGION_VOTE.COMPACTNESS": Key(1.0, Number(minimum=0, maximum=1e6)),
+    # bank: a file of features from unlabelled images, and the most regions of each class in a new one; the nearest
+    # regions that count, their weight (lambda) and the scale of the cosines (beta).
+    "TEST.BANK.FILE": Key("", Text(empty=True, path=True)),
+    "TEST.BANK.SIZE": Key(256, Whole(1, 100_000)),
+    "TEST.BANK.NEIGHBOURS": Key(20, Whole(1, 100_000)),
+    "TEST.BANK.WEIGHT": Key(0.5, Number(minimum=0, maximum=1)),
+    "TEST.BANK.SCALE": Key(20.0, Number(minimum=0, maximum=1e6)),
     # lposs: nearest patches of each patch, and alpha of (I - alpha W) F = Y.
     "TEST.LPOSS.NEIGHBOURS": Key(400, Whole(1, 100_000)),
     "TEST.LPOSS.ALPHA": Key(0.95, Number(minimum=0, below=1)),

@@ -56,6 +56,8 @@ def run_config(args: argparse.Namespace) -> CfgNode:
     check_registered_parts(cfg)
     check_trackers(cfg)
     build_refinements(cfg)  # raises for unknown names, before anything is trained
+    if "bank" in cfg.TEST.REFINE:
+        check_regular(cfg.TEST.BANK.FILE, "bank", "check TEST.BANK.FILE; tools/build_bank.py makes one")
     return cfg
 
 

@@ -150,7 +150,7 @@ class ImagePredictor:
             Tiling.from_config(cfg),
             cfg.TEST.BAND_MEMORY * 2**20,
             SlidingWindow.from_config(cfg),
-            refinements=build_refinements(cfg),
+            refinements=build_refinements(cfg, model),
             views=ViewPlan.from_config(cfg),
             scale=cfg.TEST.SOFTMAX_SCALE,
             stretch_padding=cfg.TEST.PADDING == "stretch",
@@ -210,7 +210,7 @@ class ImagePredictor:
         padded, network = (image.tensor.shape[-2], image.tensor.shape[-1]), (pixels.shape[-2], pixels.shape[-1])
         if not self.refines:
             return GridLogits(logits, padded, network, size, self.stretch_padding)
-        grid = Grid(logits * self.scale, pixels, padded, features, self.stretch_padding)
+        grid = Grid(logits * self.scale, pixels, padded, features, self.stretch_padding, self.class_ids)
         for refinement in self.refinements:
             grid = refinement(grid)
         return GridLogits(grid.logits, grid.padded_size, network, size, self.stretch_padding)

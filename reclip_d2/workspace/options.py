@@ -71,6 +71,7 @@ class SegmentOptions(RunOptions):
         student_iterations: iterations of the distillation; None for a number that suits the images.
         student_weights: initial weights of the student's backbone; None for the config's.
         tile: cut images with a longer side than this into tiles of this size in pixels; None for the config's.
+        bank: make a bank of features from the images, and refine the masks with it (``TEST.REFINE bank``).
     """
 
     fast: bool = False
@@ -83,6 +84,7 @@ class SegmentOptions(RunOptions):
     student_iterations: int | None = None
     student_weights: str | None = None
     tile: int | None = None
+    bank: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -87,6 +87,10 @@ class RunFolder:
         """Checkpoint of a trained model."""
         return self.model(kind) / FINAL_CHECKPOINT
 
+    def bank(self, kind: str) -> Path:
+        """Bank of features that refines the masks of a kind of model."""
+        return self.model(kind) / "bank.safetensors"
+
     def is_begun(self, kind: str, state: RunState) -> bool:
         """Whether a kind of model has results: a checkpoint, or masks."""
         return (

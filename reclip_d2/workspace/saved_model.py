@@ -161,6 +161,7 @@ def _without_paths(cfg: CfgNode, clip: str, kind: str) -> CfgNode:
     if kind == "student":  # without its teacher
         pairs += ["MODEL.META_ARCHITECTURE", "Student"]
     cfg.merge_from_list(pairs)
+    cfg.TEST.REFINE = [name for name in cfg.TEST.REFINE if name != "bank"]  # it belongs to the run's folder
     return cfg
 
 

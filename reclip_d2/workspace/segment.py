@@ -26,6 +26,7 @@ from reclip_d2.engine.output_dir import remove_intermediate_checkpoints
 from reclip_d2.errors import ReclipError
 from reclip_d2.hypothesis.blocks import remove_blocks
 from reclip_d2.inference import ImagePredictor
+from reclip_d2.inference.bank import build_bank
 from reclip_d2.modeling.build import check_registered_parts, shared_backbones
 from reclip_d2.utils.digest import current_digest, file_digest, file_digests
 from reclip_d2.utils.files import StrPath
@@ -185,6 +186,11 @@ class SegmentRun:
         cfg = stage_config(kind, options.clip, overrides, options.method)
         if kind in ("rectified", "student") and iterations is None and "SOLVER.MAX_ITER" not in options.opts[::2]:
             cfg.SOLVER.MAX_ITER = suggested_iterations(len(self.images), cfg)
+        if options.bank:
+            if kind == "student":
+                raise ReclipError("--bank compares features of CLIP, which a student does not have: omit --student")
+            cfg.TEST.REFINE = ["bank", *(name for name in cfg.TEST.REFINE if name != "bank")]
+            cfg.TEST.BANK.FILE = str(folder.bank(kind))
         return cfg
 
     def segment(self, progress: ProgressCallback | None = None) -> RunResult:
@@ -228,7 +234,10 @@ class SegmentRun:
         """All stages except the masks; returns the reason for each image that cannot be used, by id."""
         with self._begun(progress) as state:
             problems = self._train(state, masks=False)
-            self._decide(state, problems, masks=False)
+            decision = self._decide(state, problems, masks=False)
+            if self.options.bank:
+                kept = self.kinds[-1] if decision is None else decision.kept
+                self._make_bank(kept, self._predictor(kept))
             self.folder.remove_features()
             return problems
 
@@ -360,9 +369,22 @@ class SegmentRun:
         training.register_training_images(self._trained_on, self.classes)
         calibrate_maskclip(model, cfg, self.configs["rectified"])
 
+    def _predictor(self, kind: str) -> ImagePredictor:
+        """The predictor of a kind of model."""
+        return load_predictor(self.configs[kind], kind, self.classes, self.folder.weights(kind))
+
+    def _make_bank(self, kind: str, predictor: ImagePredictor) -> None:
+        """Make the bank of a kind of model, unless an earlier run has."""
+        file = self.folder.bank(kind)
+        if not file.exists():
+            records = [{"file_name": str(image.path), "image_id": str(image.name)} for image in self.images]
+            build_bank(self.configs[kind], predictor, records).save(file)
+
     def _load(self, kind: str) -> tuple[ImagePredictor, StoredImages | None]:
         """The predictor of a kind of model, and the images' features while the run has its store."""
-        predictor = load_predictor(self.configs[kind], kind, self.classes, self.folder.weights(kind))
+        predictor = self._predictor(kind)
+        if self.options.bank:
+            self._make_bank(kind, predictor)
         if not self._trained_on:
             return predictor, None
         training.register_training_images(self._trained_on, self.classes)  # load_predictor has registered no images
@@ -410,7 +432,7 @@ class SegmentRun:
         if self.options.keep != "best":
             return asked_for(self.options.keep, self.kinds[-1])
         say("judgement")
-        verdict = judge(self.kinds, lambda kind: self._load(kind)[0], self.configs["rectified"])
+        verdict = judge(self.kinds, self._predictor, self.configs["rectified"])
         return judged(verdict, self.kinds[-1])
 
     def _training(self, name: str, kind: str) -> Stage:

@@ -278,6 +278,7 @@ class Segmenter:
         student_iterations: int | None = None,
         student_weights: str | None = None,
         tile: int | None = None,
+        bank: bool = False,
         seed: int | None = None,
         resume: bool = True,
         overwrite: bool = False,
@@ -299,6 +300,8 @@ class Segmenter:
             student_iterations: iterations of the distillation; None for a number that suits the images.
             student_weights: initial weights of the student's backbone; None for the config's.
             tile: cut images with a longer side than this into tiles of this size in pixels; None for the config's.
+            bank: make a bank of features from the images, and refine predictions with it (``TEST.REFINE bank``); saved
+                models do not contain it.
             seed: random seed of the training; None for the config's.
             resume: resume an interrupted run with the same arguments in ``output`` (or of this object), or load a
                 finished one; without it, a folder with a run is an error.
@@ -325,6 +328,7 @@ class Segmenter:
             student_iterations=student_iterations,
             student_weights=None if student_weights is None else os.fspath(student_weights),
             tile=tile,
+            bank=bank,
             overwrite=overwrite,
             device=self.device,
             opts=(*self._choice.opts, *seeds, *map(str, opts)),

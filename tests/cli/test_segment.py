@@ -172,6 +172,23 @@ def test_no_room_for_the_features(segment, tmp_path):
     assert all_files(tmp_path / "out" / "masks") == all_files(tmp_path / "whole" / "masks")
 
 
+def test_bank(segment, reclip, tmp_path):
+    """Made once, used for the masks and for further images, also after the folder has moved; not for a student."""
+    plain = segment("--fast")
+    assert plain.status == 0, plain.err
+    masks = all_files(tmp_path / "out" / "masks")
+    assert segment("--fast", "--bank", "--overwrite", keys=("TEST.BANK.WEIGHT", "1.0")).status == 0
+    file = tmp_path / "out" / "run" / "maskclip" / "bank.safetensors"
+    refined, bank = all_files(tmp_path / "out" / "masks"), file.read_bytes()
+    assert refined.keys() == masks.keys() and refined != masks
+    assert segment("--fast", "--bank", keys=("TEST.BANK.WEIGHT", "1.0")).status == 0 and file.read_bytes() == bank
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert reclip("predict", "photos", "--model", "moved", "--output", "more", "--device", "cpu").status == 0
+    more = all_files(tmp_path / "more" / "masks")
+    assert all(more[name] == data for name, data in refined.items() if name.endswith(".png") and name in more)
+    assert "which a student does not have" in segment("--student", "--bank", "--overwrite").err
+
+
 def test_background_kept(segment, tmp_path):
     ignored = segment("--fast")
     assert ignored.status == 0

@@ -1,5 +1,6 @@
 """Refinements of the mask logits at test time: one file each, chosen by ``TEST.REFINE``."""
 
+from reclip_d2.inference.refinements.bank import BankRefinement
 from reclip_d2.inference.refinements.base import (
     REFINEMENTS,
     Grid,
@@ -17,6 +18,7 @@ __all__ = [
     "LPOSS",
     "PAMR",
     "REFINEMENTS",
+    "BankRefinement",
     "Denoise",
     "Grid",
     "Refinement",

@@ -6,7 +6,7 @@ Shape letters: C classes, D width of the features, (h, w) grid of the logits, (H
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch.nn.functional as F
@@ -36,6 +36,7 @@ class Grid:
         padded_size: (height, width) of the network's input that the grid covers.
         features: ``(D, h', w')`` on the patch grid, if :attr:`Refinement.needs_features`.
         padding_counts: whether padding is part of the image (``TEST.PADDING stretch``).
+        class_ids: the model's class of each of the C, if they are a subset; None for all.
     """
 
     logits: Tensor
@@ -43,6 +44,7 @@ class Grid:
     padded_size: tuple[int, int]
     features: Tensor | None = None
     padding_counts: bool = False
+    class_ids: Sequence[int] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -84,7 +86,8 @@ def pixel_probabilities(grid: Grid, chunk: int = 8) -> Iterator[tuple[slice, Ten
 
 
 class Refinement(Protocol):
-    """Changes the logits of one forward pass. Built from a config: ``Refinement(cfg)``."""
+    """Changes the logits of one forward pass. Built from a config: ``Refinement(cfg)``. One that depends on the model
+    has a method ``bind(model)``, which is called before it is used."""
 
     name: str
     """In ``TEST.REFINE``."""
@@ -120,8 +123,11 @@ def known_refinements() -> list[str]:
     return sorted([*VIEW_REFINEMENTS, *(name for name, _ in REFINEMENTS)])
 
 
-def build_refinements(cfg: CfgNode) -> list[Refinement]:
+def build_refinements(cfg: CfgNode, model: LanguageSegmentor | None = None) -> list[Refinement]:
     """The refinements of single forward passes in ``TEST.REFINE``, in order.
+
+    Args:
+        model: whose logits they refine; None to check the config only.
 
     Raises:
         ReclipError: there is no such refinement, or one is named twice.
@@ -132,7 +138,11 @@ def build_refinements(cfg: CfgNode) -> list[Refinement]:
             raise ReclipError(f"TEST.REFINE has {name!r}, which is not known: choose from {', '.join(known)}")
         if names.count(name) > 1:
             raise ReclipError(f"TEST.REFINE has {name!r} twice: remove one")
-    return [REFINEMENTS.get(name)(cfg) for name in cfg.TEST.REFINE if name not in VIEW_REFINEMENTS]
+    refinements = [REFINEMENTS.get(name)(cfg) for name in cfg.TEST.REFINE if name not in VIEW_REFINEMENTS]
+    for refinement in refinements:
+        if model is not None and hasattr(refinement, "bind"):
+            refinement.bind(model)
+    return refinements
 
 
 def softmax_scale(model: LanguageSegmentor) -> float:

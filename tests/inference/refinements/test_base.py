@@ -23,7 +23,7 @@ def test_names():
     assert set(known_refinements()) >= {"denoise", "flip", "lposs", "pamr", "scales"}
     built = build_refinements(load_config("", ["TEST.REFINE", "['flip', 'denoise']"]))
     assert [type(refinement) for refinement in built] == [Denoise]
-    with pytest.raises(ReclipError, match="'blur', which is not known: choose from denoise, flip"):
+    with pytest.raises(ReclipError, match="'blur', which is not known: choose from bank, denoise, flip"):
         build_refinements(load_config("", ["TEST.REFINE", "['blur']"]))
     with pytest.raises(ReclipError, match="'flip' twice"):
         build_refinements(load_config("", ["TEST.REFINE", "['flip', 'flip']"]))
