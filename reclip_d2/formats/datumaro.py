@@ -16,7 +16,8 @@ MEDIA_TYPE_IMAGE = 2
 class DatumaroWriter(RecordsWriter):
     """``datumaro``: ``annotations/default.json``, one RLE mask per class and image.
 
-    Labels and colours are those of the classes, the background among them; ignored pixels have no annotation. Datumaro
+    Labels and colours are those of the classes, the background among them; ignored pixels have no annotation. Each mask
+    is a group, so that its parts stay together where a tool makes polygons of them, as CVAT does by default. Datumaro
     looks for images in ``images/default``, and does not follow links out of the folder: copy the images there if it
     needs them.
     """
@@ -47,7 +48,7 @@ class DatumaroWriter(RecordsWriter):
                     "id": number,
                     "type": "mask",
                     "attributes": {},
-                    "group": 0,
+                    "group": number + 1,
                     "label_id": label,
                     "rle": {"counts": counts, "size": record["size"]},
                     "z_order": 0,

@@ -4,8 +4,10 @@ A program, not a test: it runs in a separate environment with NumPy, Pillow and 
 that ``sample.py`` wrote, and fails where a library sees anything but the index masks::
 
     PYTHONPATH=. python tests/formats/sample.py FOLDER
-    pip install datumaro           # or fiftyone, ultralytics, label-studio-sdk, in a separate environment
+    pip install datumaro           # in a separate environment; PACKAGES below has those of each library
     python tests/formats/read_with_libraries.py datumaro FOLDER
+
+``test_with_libraries.py`` does that in slow tests.
 """
 
 from __future__ import annotations
@@ -76,6 +78,90 @@ def with_datumaro(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as unpacked:
         zipfile.ZipFile(folder / "cvat" / "segmentation_mask_1.1.zip").extractall(unpacked)
         check(read(Path(unpacked), "voc_segmentation"), foreground, "cvat")
+
+
+def as_cvat_imports(folder: Path) -> None:
+    """cvat, coco and datumaro as CVAT's server imports them: read by Datumaro, then each mask in the encoding of CVAT's
+    SDK. (The server has a fork of Datumaro, which is not on PyPI.)
+
+    The server takes pixels equal to 1 for the mask. Its switch *Convert masks to polygons* is Datumaro's
+    ``masks_to_polygons``, which changes pixels: there, only that the parts of a mask stay a group is checked.
+    """
+    from cvat_sdk.masks import decode_mask, encode_mask
+    from datumaro.components.annotation import AnnotationType
+    from datumaro.components.dataset import Dataset
+
+    maps, classes = expected(folder)
+    names = [entry["name"] for entry in classes["classes"]]
+    foreground = {name: unannotated(labels, classes["background"]) for name, labels in maps.items()}
+    (folder / "coco" / "images").mkdir(exist_ok=True)
+    unpacked = folder / "cvat" / "unpacked"
+    zipfile.ZipFile(folder / "cvat" / "segmentation_mask_1.1.zip").extractall(unpacked)
+    for path, kind, wanted in (
+        (unpacked, "voc_segmentation", foreground),
+        (folder / "coco", "coco_instances", foreground),
+        (folder / "datumaro", "datumaro", maps),
+    ):
+        name = kind
+        dataset = Dataset.import_from(str(path), kind)
+        labels = [label.name for label in dataset.categories()[AnnotationType.label].items]
+        seen, parts = {}, {}
+        for item in dataset:
+            height, width = wanted[item.id].shape
+            seen[item.id] = np.full((height, width), IGNORE, dtype=np.uint8)
+            for annotation in item.annotations:
+                if annotation.type == AnnotationType.mask:
+                    points = encode_mask(np.asarray(annotation.image) == 1)
+                    mask = decode_mask(points, image_width=width, image_height=height)
+                    seen[item.id][mask] = names.index(labels[annotation.label])
+        check(seen, wanted, f"{name} in CVAT")
+        dataset.transform("masks_to_polygons")
+        for item in dataset:  # polygons of one mask are a group, and no group has two classes
+            for annotation in item.annotations:
+                if annotation.type == AnnotationType.polygon:
+                    parts.setdefault((item.id, annotation.group), set()).add(annotation.label)
+        if not parts or any(group == 0 or len(found) > 1 for (_, group), found in parts.items()):
+            raise SystemExit(f"{name} in CVAT: polygons of one mask are not a group: {parts}")
+
+
+def with_pycocotools(folder: Path) -> None:
+    """coco, by COCO's own reader."""
+    from pycocotools.coco import COCO
+
+    maps, classes = expected(folder)
+    coco = COCO(str(folder / "coco" / "annotations" / "instances_default.json"))
+    seen = {}
+    for image in coco.dataset["images"]:
+        name = Path(image["file_name"]).with_suffix("").as_posix()
+        seen[name] = np.full((image["height"], image["width"]), IGNORE, dtype=np.uint8)
+        for annotation in coco.loadAnns(coco.getAnnIds([image["id"]])):
+            mask = coco.annToMask(annotation).astype(bool)
+            if mask.sum() != annotation["area"]:
+                raise SystemExit(f"coco: area {annotation['area']} of {mask.sum()} pixels")
+            seen[name][mask] = annotation["category_id"] - 1
+    check(seen, {n: unannotated(labels, classes["background"]) for n, labels in maps.items()}, "coco")
+
+
+def with_supervision(folder: Path) -> None:
+    """coco, by its data set of masks."""
+    from supervision import DetectionDataset
+
+    maps, classes = expected(folder)
+    names = [entry["name"] for entry in classes["classes"]]
+    dataset = DetectionDataset.from_coco(
+        images_directory_path=str(folder / "photos"),
+        annotations_path=str(folder / "coco" / "annotations" / "instances_default.json"),
+        force_masks=True,
+    )
+    if dataset.classes != names:
+        raise SystemExit(f"supervision: classes {dataset.classes}")
+    seen = {}
+    for path, image, detections in dataset:
+        name = Path(path).relative_to(folder / "photos").with_suffix("").as_posix()
+        seen[name] = np.full(image.shape[:2], IGNORE, dtype=np.uint8)
+        for mask, k in zip(detections.mask if len(detections) else [], detections.class_id, strict=True):
+            seen[name][np.asarray(mask, dtype=bool)] = k
+    check(seen, {n: unannotated(labels, classes["background"]) for n, labels in maps.items()}, "supervision")
 
 
 def with_fiftyone(folder: Path) -> None:
@@ -154,11 +240,16 @@ def with_label_studio_sdk(folder: Path) -> None:
 
 
 LIBRARIES = {
+    "cvat": as_cvat_imports,
     "datumaro": with_datumaro,
     "fiftyone": with_fiftyone,
     "label-studio-sdk": with_label_studio_sdk,
+    "pycocotools": with_pycocotools,
+    "supervision": with_supervision,
     "ultralytics": with_ultralytics,
 }
+# What to install for a library, next to NumPy and Pillow; by default the library alone.
+PACKAGES = {"cvat": ("cvat-sdk", "datumaro")}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

@@ -1,7 +1,7 @@
 """Datumaro's JSON, by its specification (version 1.0), with pycocotools for the masks.
 
-datumaro 1.13.12 read the same bytes as ``datumaro`` (``read_with_libraries.py``). It cannot stand beside the project's
-requirements: it wants an older Pillow and an older OpenCV.
+datumaro itself reads the same bytes in ``test_with_libraries.py``: it cannot be installed with the project's
+requirements, as it needs an older Pillow and an older OpenCV.
 """
 
 import json
@@ -31,4 +31,6 @@ def test_the_json_by_its_specification(tmp_path):
             assert annotation["type"] == "mask" and annotation["rle"]["size"] == list(label.shape)
             seen[coco_mask.decode(annotation["rle"]) == 1] = annotation["label_id"]
         assert np.array_equal(seen, label)
+        groups = [a["group"] for a in item["annotations"]]
+        assert 0 not in groups and len(set(groups)) == len(groups)  # 0 is no group
         assert [a["label_id"] for a in item["annotations"]] == sorted(set(np.unique(label).tolist()) - {IGNORE})
