@@ -185,13 +185,15 @@ def with_rounding(model):
     return model
 
 
-def assert_same_training(found, expected, other):
-    """Up to 30 times what rounding changes in training, which ``other`` shows."""
+def assert_same_training(found, expected, other, optimizer="SGD"):
+    """Up to 30 times what rounding changes in training, which ``other`` shows; of AdamW, whose updates do not shrink
+    with the gradient, at least a hundredth of a step."""
+    least = 2e-4 if optimizer == "AdamW" else 1e-6
     for key, want in expected.items():
         spread = (want.double() - other[key].double()).abs().amax() if want.numel() else 0.0
         assert torch.isfinite(want.double()).all()
         torch.testing.assert_close(
-            found[key], want, rtol=1e-5, atol=1e-6 + 30 * float(spread), msg=lambda text, key=key: f"{key}: {text}"
+            found[key], want, rtol=1e-5, atol=least + 30 * float(spread), msg=lambda text, key=key: f"{key}: {text}"
         )
 
 
@@ -210,7 +212,7 @@ def test_a_graph_trains_as_the_loop_does(name, optimizer, reproducible, recwarn)
     model, data = with_smooth_steps(MODELS[name]()), batches(8)
     loops = trained_by_the_loop(model, data, "cuda", optimizer)
     found, _ = train(copy.deepcopy(model), data, "cuda", optimizer)
-    assert_same_training(found, *loops)
+    assert_same_training(found, *loops, optimizer)
     assert not [str(w.message) for w in recwarn if "stream does not match" in str(w.message)]
 
 
