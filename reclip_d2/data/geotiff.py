@@ -20,12 +20,11 @@ from detectron2.config import CfgNode
 from PIL import TiffImagePlugin
 
 from reclip_d2.data.stretch import Limits, limits_of
+from reclip_d2.data.tiff import GEO_TAGS
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.files import StrPath, check_regular, display_path
 
 _EXTENSIONS = (".tif", ".tiff")
-# ModelPixelScale, ModelTiepoint, ModelTransformation and GeoKeyDirectory of the GeoTIFF standard.
-_GEO_TAGS = (33550, 33922, 34264, 34735)
 # GDAL's cache of decoded blocks, in MiB. By default it takes 5 % of the machine's memory. A row of tiles of a file that
 # is stored in strips fits: 1024 rows of 50,000 pixels in three bands of 16 bits have 293 MiB.
 CACHE_MIB = 320
@@ -56,7 +55,7 @@ def is_geotiff(path: StrPath) -> bool:
                 tags.load(stream)
     except Exception:  # a damaged file: reported when it is read
         return False
-    return any(tag in tags for tag in _GEO_TAGS)
+    return any(tag in tags for tag in GEO_TAGS)
 
 
 def load_rasterio() -> ModuleType:

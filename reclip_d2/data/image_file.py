@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
 from reclip_d2.data.tiff import describe_tiff, silence_libtiff
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.files import MIB, describe_content, display_path, format_bytes, open_regular
+from reclip_d2.utils.pages import split_page
 
 # Pillow's names of the allowed formats. No other is opened, whatever the file's extension: for some, such as EPS,
 # Pillow starts other programs.
@@ -125,6 +126,8 @@ def open_image(
 ) -> Iterator[Image.Image]:
     """Open an image file with Pillow; its pixels are decoded inside the ``with`` block.
 
+    A path may name a page of a TIFF (:mod:`reclip_d2.utils.pages`).
+
     Any ``Exception`` in the block is reported as a damaged file: do nothing else there.
 
     Args:
@@ -137,10 +140,13 @@ def open_image(
         ReclipError: it is not a regular file, has another format, is damaged, has more than :data:`MAX_PIXELS`, or so
             many pixels per byte that it can only be a compression bomb.
     """
-    with open_regular(path, what, remedy) as stream, _pillow_settings.changed():
+    file, page = split_page(path)
+    with open_regular(file, what, remedy) as stream, _pillow_settings.changed():
         where = f"{what} {display_path(path)}"
         try:
             with _open(stream, where, remedy, formats) as image:
+                if page > 1:
+                    image.seek(page - 1)
                 _check_size(image, os.fstat(stream.fileno()).st_size, where)
                 yield image
         except (ReclipError, MemoryError):

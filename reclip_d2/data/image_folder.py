@@ -17,8 +17,10 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from reclip_d2.data.image_file import extension_remedy, readable_extensions
 from reclip_d2.data.remote_images import find_remote, is_url, read_remote, table_paths, url_path
+from reclip_d2.data.tiff import page_numbers
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.files import MIB, check_regular, decode_text, display_path, read_bytes
+from reclip_d2.utils.pages import page_path
 
 # Enough for a list of a million images.
 _MAX_LIST = 256 * MIB
@@ -131,7 +133,7 @@ def find_images(
     if not files:
         raise ReclipError("no images given: name a folder, files, a glob or a list")
     root = Path(os.path.commonpath(bases))
-    images = [ImageFile(path, PurePosixPath(path.relative_to(root))) for path in files]
+    images = [image for path in files for image in _images_of(path, PurePosixPath(path.relative_to(root)))]
     _check_ids(images)
     return FoundImages(sorted(images, key=lambda image: image.image_id), frozenset(search.others))
 
@@ -146,6 +148,16 @@ def _remote_images(urls: Sequence[str], copies: Path | None) -> list[ImageFile]:
     images = [ImageFile(copies / name, name, url=url) for name, url in zip(names, urls, strict=True)]
     _check_ids(images)
     return sorted(images, key=lambda image: image.image_id)
+
+
+def _images_of(path: Path, name: PurePosixPath) -> Iterator[ImageFile]:
+    """The file, or the pages of a TIFF with several: ``stack_page_0001`` and so on."""
+    pages = page_numbers(path) if name.suffix.lower() in (".tif", ".tiff") else ()
+    if len(pages) < 2:
+        yield ImageFile(path, name)
+        return
+    for number in pages:
+        yield ImageFile(page_path(path, number), name.with_name(f"{name.stem}_page_{number:04d}{name.suffix}"))
 
 
 def _check_ids(images: Iterable[ImageFile]) -> None:

@@ -6,6 +6,7 @@ Shape letters: (H, W) size in pixels of the image as stored.
 from __future__ import annotations
 
 import functools
+import math
 import struct
 from collections.abc import Callable
 from typing import BinaryIO
@@ -14,10 +15,13 @@ import numpy as np
 from PIL import Image
 
 from reclip_d2.data import tiff
+from reclip_d2.data.stretch import Limits, limits_of
 from reclip_d2.errors import ReclipError
 
 # Rows converted at a time, so that memory does not hold several copies of a large image.
 _STRIP = 256
+# Samples of a measurement that its percentiles are taken of, about.
+_SAMPLED = 4_000_000
 _PNG_SIGNATURE = 8
 # PNG chunks that are searched for the significant bits.
 _MAX_PNG_CHUNKS = 100
@@ -45,6 +49,8 @@ class Samples:
         # The chunk describes the samples before they were scaled to 16 bits; some writers forget to scale.
         if image.format == "PNG" and image.fp is not None:
             declared = _significant_bits(image.fp)
+        # A TIFF's deep grey samples are measurements unless the file says which value is white.
+        self.is_measured = is_tiff and image.mode[:1] in "IF" and declared is None and self.bits >= 15
         self.declared_bits = declared if declared is None else max(declared, 8)
         self.has_alpha = declares_alpha(image)
         self.is_deep = _raw_mode(image).partition(";")[2].startswith("16")
@@ -53,14 +59,14 @@ class Samples:
     def rgb(self) -> np.ndarray:
         """Pixels ``(H, W, 3)`` uint8 of the decoded image, as stored."""
         width, height = self.image.size
-        deep_grey = self.image.mode.startswith("I")
-        white = self._white() if deep_grey else 255
+        deep_grey = self.image.mode[:1] in "IF"
+        limits = self._limits() if deep_grey else Limits(0, 255)
         pixels = np.empty((height, width, 3), np.uint8)
         for top in range(0, height, _STRIP):
             bottom = min(top + _STRIP, height)
             strip = self.image.crop((0, top, width, bottom))
             if deep_grey:
-                pixels[top:bottom] = self._grey(strip, white)[..., None]
+                pixels[top:bottom] = self._grey(strip, limits)[..., None]
             elif self.has_alpha:
                 pixels[top:bottom] = _on_white(strip)
             else:
@@ -70,9 +76,21 @@ class Samples:
         return pixels
 
     def _deep(self, strip: Image.Image) -> np.ndarray:
-        """``(H, W)`` int64 samples of a grey strip with more than 8 bits."""
+        """``(H, W)`` int64 or float32 samples of a grey strip with more than 8 bits."""
         samples = np.asarray(strip)
+        if samples.dtype.kind == "f":
+            return samples
         return (samples.view(np.uint32) if self.unsigned_32 else samples).astype(np.int64)
+
+    def _limits(self) -> Limits:
+        """The values of black and white."""
+        if not self.is_measured:
+            return Limits(0, self._white())
+        width, height = self.image.size
+        step = max(1, math.isqrt(width * height // _SAMPLED))
+        rows = [self._deep(self.image.crop((0, y, width, y + 1)))[:, ::step] for y in range(0, height, step)]
+        sample = np.concatenate(rows)
+        return limits_of(sample, np.dtype(np.float32 if sample.dtype.kind == "f" else np.uint16))
 
     def _white(self) -> int:
         """The value of white; black is 0."""
@@ -89,9 +107,9 @@ class Samples:
             " convert it to 8-bit RGB"
         )
 
-    def _grey(self, strip: Image.Image, white: int) -> np.ndarray:
+    def _grey(self, strip: Image.Image, limits: Limits) -> np.ndarray:
         samples = self._deep(strip)
-        grey = np.rint(samples.clip(0, white) * (255 / white)).astype(np.uint8)
+        grey = limits.to_8bit(samples)
         if self.white_is_zero:
             grey = 255 - grey
         if isinstance(self.key, int):

@@ -7,15 +7,22 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image, TiffImagePlugin
 
+from reclip_d2.utils.files import open_regular
+
+_SUBFILE_TYPE, _WIDTH, _HEIGHT = 254, 256, 257
 _BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _SAMPLES_PER_PIXEL = 258, 259, 262, 277
 _MAX_SAMPLE_VALUE, _PLANAR_CONFIGURATION, _EXTRA_SAMPLES = 281, 284, 338
 _SAMPLE_FORMAT, _S_MAX_SAMPLE_VALUE = 339, 341
 _WHITE_IS_ZERO, _YCBCR = 0, 6
+# ModelPixelScale, ModelTiepoint, ModelTransformation and GeoKeyDirectory of the GeoTIFF standard.
+GEO_TAGS = (33550, 33922, 34264, 34735)
+_MAX_PAGES = 100_000
 _SIGNED = 2
 _PHOTOMETRIC_NAMES = {
     4: "a transparency mask",
@@ -29,6 +36,44 @@ _PHOTOMETRIC_NAMES = {
 _FORMAT_NAMES = {1: "unsigned", 2: "signed", 3: "floating-point", 4: "untyped", 5: "complex", 6: "complex"}
 
 
+def page_numbers(path: Path) -> list[int]:
+    """Numbers of a TIFF's pages, from 1, without those that are a reduced version or a mask of another, or have another
+    size than the first. Empty for a file that is not a TIFF or is damaged, and for a GeoTIFF.
+
+    Reads the directories of tags alone.
+    """
+    try:
+        with open_regular(path, "image") as stream:
+            header = stream.read(8)
+            if header[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+                return []
+            if b"+" in header[2:4]:
+                header += stream.read(8)
+            pages: list[int] = []
+            seen: set[int] = set()
+            size = None
+            tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+            place = tags.next
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about damaged tags
+                while place and place not in seen and len(seen) < _MAX_PAGES:
+                    seen.add(place)
+                    stream.seek(place)
+                    tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+                    tags.load(stream)
+                    if not pages and any(tag in tags for tag in GEO_TAGS):
+                        return []
+                    shape = tags.get(_WIDTH), tags.get(_HEIGHT)
+                    if size is None:
+                        size = shape
+                    if shape == size and not int(tags.get(_SUBFILE_TYPE, 0)) & 0b101:
+                        pages.append(len(seen))
+                    place = tags.next
+            return pages
+    except Exception:  # a damaged file, as in read_image
+        return []
+
+
 def misread(image: Image.Image) -> str | None:
     """Describe, as :func:`describe_tiff`, a TIFF that Pillow opens but decodes wrongly; None if it decodes correctly.
 
@@ -37,8 +82,8 @@ def misread(image: Image.Image) -> str | None:
     """
     tags = image.tag_v2
     compressed = tags.get(_COMPRESSION, 1) != 1
-    if image.mode == "F":
-        return "floating-point pixels"
+    if image.mode == "F" and compressed and tags.prefix == b"MM":  # as below
+        return "compressed big-endian floating-point samples"
     if image.mode == "L" and _is_signed(image):
         return "signed 8-bit samples"
     if image.mode == "I" and compressed and tags.prefix == b"MM":  # Pillow would swap the bytes

@@ -11,10 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, TextIO
 
+from PIL import Image
+
+from reclip_d2.data.images import read_image
 from reclip_d2.errors import ReclipError
 from reclip_d2.formats.classes import MaskClasses
 from reclip_d2.formats.prediction import Prediction, Stems
 from reclip_d2.utils.io import atomic_write
+from reclip_d2.utils.pages import split_page
 
 
 class Writer(abc.ABC):
@@ -125,9 +129,14 @@ def place_image(source: Path, target: Path, mode: str) -> None:
     Args:
         source: the image.
         target: its place.
-        mode: ``link`` (a symbolic link to its absolute path), ``copy``, or ``none``, which does nothing.
+        mode: ``link`` (a symbolic link to its absolute path), ``copy``, or ``none``, which does nothing. A page of a
+            TIFF is written as it is read, in 8-bit RGB.
     """
     if mode == "none":
+        return
+    if split_page(source)[1]:
+        with atomic_write(target) as temporary:
+            Image.fromarray(read_image(source)).save(temporary)
         return
     if mode == "copy":
         with atomic_write(target) as temporary:

@@ -22,6 +22,7 @@ from pathlib import Path
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.files import StrPath, open_regular
 from reclip_d2.utils.io import cache_dir
+from reclip_d2.utils.pages import split_page
 from reclip_d2.utils.progress import count_steps
 
 # Bytes read at a time; this limits the memory, not the file size.
@@ -56,6 +57,13 @@ def file_digests(paths: Sequence[StrPath], threads: int = 4) -> list[str]:
     Args:
         threads: files read at a time.
     """
+    pages = [split_page(path) for path in paths]
+    if any(page for _, page in pages):  # of one file, each with a digest of its own
+        files = file_digests([file for file, _ in pages], threads)
+        return [
+            hashlib.sha256(f"{digest} page {page}".encode()).hexdigest() if digest and page else digest
+            for digest, (_, page) in zip(files, pages, strict=True)
+        ]
     keys = [_key(path) for path in paths]
     known = _load(key for key, _ in keys if key is not None)
     missing = [i for i, (key, _) in enumerate(keys) if key is not None and key not in known]

@@ -197,6 +197,7 @@ def test_odd_images_all_get_masks(segment, tmp_path):
         image.convert(mode).save(odd / name)
     Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60) * 27).save(odd / "deep.png")
     image.save(odd / "pages.tif", save_all=True, append_images=[image.rotate(180)])
+    Image.fromarray(np.linspace(-1, 1, 2400, dtype=np.float32).reshape(40, 60)).save(odd / "measured.tif")
     image.resize((1, 1)).save(odd / "pixel.png")
     image.resize((300, 3)).save(odd / "wide.png")
     image.resize((3, 300)).save(odd / "high.png")
@@ -206,6 +207,7 @@ def test_odd_images_all_get_masks(segment, tmp_path):
     assert "2 images have an alpha channel: transparent regions are read as white\n" in result.out
     assert result.status == 0, result.err
     (odd / "moving.gif").unlink()
+    (odd / "pages.tif").replace(odd / "pages_page_0002.tif")
     for path in odd.iterdir():
         with Image.open(path) as source, Image.open(tmp_path / "out" / "masks" / f"{path.stem}.png") as mask:
             assert mask.size == source.size, path

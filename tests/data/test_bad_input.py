@@ -163,14 +163,6 @@ def test_all_kinds_of_images_train_and_evaluate(scene, datasets):
     assert log.count(line) == 1
 
 
-def test_floating_point_images(scene, capfd, datasets):
-    save(np.ones((32, 40), np.float32), scene / "float.tif")
-    datasets("reclip_test_float", [{"file_name": str(scene / "float.tif")}], NAMES)
-    line = mistake(capfd, scene, "DATASETS.TRAIN", "('reclip_test_float',)")
-    assert f"image {scene}/float.tif holds floating-point pixels" in line
-
-
-@pytest.mark.parametrize("content", ["none", "heic"])
 def test_folder_without_images(scene, capfd, datasets_root, content):
     make_ade150(datasets_root)
     folder = datasets_root / "ADEChallengeData2016/images/training"

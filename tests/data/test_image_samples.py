@@ -84,7 +84,8 @@ def test_12_bits_in_16(tmp_path, tag, order):
     # The largest sample of the very image: its bits count.
     assert grey(tmp_path, samples, BLACK_IS_ZERO, {tag: 3500}, order=order) == [[0, 51, 255]]
     assert grey(tmp_path, samples, BLACK_IS_ZERO, {tag: 65535}, order=order) == [[0, 3, 16]]
-    assert grey(tmp_path, samples, BLACK_IS_ZERO, order=order) == [[0, 3, 16]]
+    # Without a declaration the samples are a measurement, stretched by percentiles: here nearly their extremes.
+    assert grey(tmp_path, samples, BLACK_IS_ZERO, order=order) == [[0, stretched(samples)[1], 255]]
     # Samples above what is declared: the tag is wrong.
     assert grey(tmp_path, GREY, BLACK_IS_ZERO, {tag: 4095}, order=order) == GREY_8
     if order == "<":
@@ -95,19 +96,55 @@ def test_12_bits_packed(tmp_path):
     assert grey(tmp_path, np.array([[0, 819, 4095, 4095]], np.uint16), BLACK_IS_ZERO, bits=12) == [[0, 51, 255, 255]]
 
 
+def stretched(samples) -> list:
+    """Percentile 2 is black, 98 white."""
+    low, high = np.percentile(samples, (2, 98))
+    return np.rint((samples.ravel() - low).clip(0, high - low) * 255 / (high - low)).astype(int).tolist()
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.uint32, np.float32])
+def test_measurements_are_stretched(tmp_path, dtype, order):
+    """Of any size, so that strips and the sample have several rows."""
+    rng = np.random.default_rng(0)
+    samples = (rng.normal(900, 100, (40, 300))).astype(dtype)
+    if dtype == np.uint32 and order == ">":
+        assert "1 band of 32-bit unsigned samples" in refusal(tmp_path, samples, BLACK_IS_ZERO, order=order)
+        return  # Pillow does not read these
+    if dtype == np.float32:
+        samples = samples / 1e4 - 0.05
+    found = np.array(grey(tmp_path, samples, BLACK_IS_ZERO, order=order))
+    assert np.abs(found.ravel() - stretched(samples)).max() <= 1
+    assert (found == 0).mean() == pytest.approx(0.02, abs=0.01) and found.max() == 255
+    if order == "<":
+        assert np.array_equal(grey(tmp_path, samples, BLACK_IS_ZERO, compressed=True), found)
+
+
+def test_measurements_with_nothing_in_them(tmp_path):
+    flat = np.full((3, 4), 7, np.uint16)
+    assert grey(tmp_path, flat, BLACK_IS_ZERO) == [[0] * 4] * 3
+    holes = np.array([[np.nan, 0.25, 0.5, np.inf]], np.float32)
+    assert grey(tmp_path, holes, BLACK_IS_ZERO) == [[0, 0, 255, 255]]
+
+
 def test_signed_and_32_bit_samples(tmp_path):
     signed = np.array([[-32768, -1, 0, 16384, 32767]], np.int16)
-    assert grey(tmp_path, signed, BLACK_IS_ZERO) == [[0, 0, 0, 128, 255]]
-    assert grey(tmp_path, signed, BLACK_IS_ZERO, order=">") == [[0, 0, 0, 128, 255]]
+    for order in "<>":
+        declared = {SMAX_SAMPLE: 32767}
+        assert grey(tmp_path, signed, BLACK_IS_ZERO, declared, order=order) == [[0, 0, 0, 128, 255]]
     assert grey(tmp_path, signed // 8, BLACK_IS_ZERO, {SMAX_SAMPLE: 4095}) == [[0, 0, 0, 128, 255]]
     assert grey(tmp_path, GREY.astype(np.uint32), BLACK_IS_ZERO) == GREY_8
     full = np.array([[0, 1 << 31, (1 << 32) - 1]], np.uint32)
     assert grey(tmp_path, full, BLACK_IS_ZERO, {MAX_SAMPLE: (1 << 32) - 1}) == [[0, 128, 255]]
-    message = refusal(tmp_path, full, BLACK_IS_ZERO)
+    assert grey(tmp_path, full, BLACK_IS_ZERO) == [[0, 128, 255]]
+    message = refusal(tmp_path, full, BLACK_IS_ZERO, {MAX_SAMPLE: 65535})
     assert "has samples of 32 bits up to 4294967295, but does not declare which value is white" in message
     assert "signed 8-bit samples" in refusal(tmp_path, np.array([[-1, 3]], np.int8), BLACK_IS_ZERO)
     assert "compressed big-endian samples of 16 bits" in refusal(
         tmp_path, signed, BLACK_IS_ZERO, order=">", compressed=True
+    )
+    assert "compressed big-endian floating-point samples" in refusal(
+        tmp_path, signed.astype(np.float32), BLACK_IS_ZERO, order=">", compressed=True
     )
 
 
@@ -158,7 +195,6 @@ def test_12_bit_colours_are_refused(tmp_path):
         (np.zeros((2, 2, 2), np.uint16), BLACK_IS_ZERO, {EXTRA_SAMPLES: 2}, "2 bands of 16-bit unsigned samples"),
         (np.zeros((2, 2, 3), np.int16), RGB, {}, "3 bands of 16-bit signed samples"),
         (np.zeros((2, 2), np.uint16), 32803, {}, "a camera's raw data (photometric interpretation 32803)"),
-        (np.zeros((2, 2), np.float32), BLACK_IS_ZERO, {}, "holds floating-point pixels"),
         (COLORS, YCBCR, {}, "uncompressed YCbCr samples"),
     ],
 )
