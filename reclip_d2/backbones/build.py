@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -15,13 +16,20 @@ from reclip_d2.backbones.architectures import model_config, open_clip_name
 from reclip_d2.backbones.download import fetch_weights
 from reclip_d2.backbones.embedded import EMBEDDED_MODEL_NAME, build_embedded_clip, embedded_checkpoint
 from reclip_d2.backbones.settings import WeightSettings, settings_beside
+from reclip_d2.backbones.text_files import load_tokenizer, with_local_text_config
+from reclip_d2.backbones.timm_architecture import meta_tower
 from reclip_d2.backbones.weights import ClipWeights, load_clip_weights, read_clip_weights
 from reclip_d2.errors import ReclipError
 
 logger = logging.getLogger(__name__)
 
+# What open_clip, timm and transformers raise for an architecture that cannot be built.
+_BUILD_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
-def build_clip(name: str, pretrained: str) -> tuple[nn.Module, object]:
+
+def build_clip(name: str, pretrained: str, text_files: str = "") -> tuple[nn.Module, object]:
     """Build an open_clip model with frozen weights, in eval mode, float32, on the CPU.
 
     Args:
@@ -31,6 +39,7 @@ def build_clip(name: str, pretrained: str) -> tuple[nn.Module, object]:
             archive, or a state dict with open_clip's or Hugging Face's names; or ``random`` for seeded random weights
             (tests). For ``reclip-embedded``: ``embedded`` (or ``openai``), the weights that ship, or a file written by
             tools/pretrain_embedded_clip.py.
+        text_files: ``MODEL.CLIP.TEXT_FILES``, a folder with the files of a tokenizer or text tower of Hugging Face.
 
     Returns:
         the model and its tokenizer.
@@ -41,46 +50,54 @@ def build_clip(name: str, pretrained: str) -> tuple[nn.Module, object]:
     """
     if name == EMBEDDED_MODEL_NAME:
         model = build_embedded_clip(embedded_checkpoint(pretrained))
-    else:
-        check_supported(name)
-        model = _build(open_clip_name(name), pretrained)
-    return model.float().eval().requires_grad_(False), open_clip.get_tokenizer(open_clip_name(name))
+        return model.float().eval().requires_grad_(False), open_clip.get_tokenizer(name)
+    check_supported(name)
+    own = open_clip_name(name)
+    tokenizer = load_tokenizer(own, model_config(name), pretrained, text_files)
+    model = _build(own, pretrained, with_local_text_config(own, model_config(name), pretrained, text_files))
+    return model.float().eval().requires_grad_(False), tokenizer
 
 
 def check_supported(name: str) -> None:
-    """Raise :class:`ReclipError` for an open_clip model without patch tokens or without a CLIP text tower.
+    """Raise :class:`ReclipError` for an open_clip model without a Vision Transformer as image tower.
 
     Reads the model's config, before the (possibly large) model is built;
     :func:`~reclip_d2.backbones.vision.check_image_tower` checks the module itself.
     """
     config = model_config(name)
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    reasons = (
-        ("timm_model_name" in vision, f"its image tower is timm's {vision.get('timm_model_name')} (EVA, SigLIP, ...)"),
-        (isinstance(vision.get("layers"), list | tuple), "its image tower is a ResNet"),
-        ("multimodal_cfg" in config, "it is a CoCa, whose image tower feeds a caption decoder"),
-        (vision.get("attentional_pool"), "its image tower pools by attention"),
-        ("hf_model_name" in text, f"its text tower is Hugging Face's {text.get('hf_model_name')}"),
-        ("hf_tokenizer_name" in text, f"its tokenizer is Hugging Face's {text.get('hf_tokenizer_name')}, not CLIP's"),
-    )
-    for applies, reason in reasons:
-        if applies:
-            raise ReclipError(
-                f"MODEL.CLIP.NAME {name!r} is not supported: {reason}; use a ViT such as ViT-B-16-quickgelu"
-            )
+    vision = config["vision_cfg"]
+    if "timm_model_name" in vision:
+        from reclip_d2.backbones.vision import (
+            check_image_tower,  # imports Detectron2, which reclip doctor does not need
+        )
+
+        check_image_tower(meta_tower(config, name), name)
+    elif isinstance(vision.get("layers"), list | tuple):
+        raise ReclipError(
+            f"MODEL.CLIP.NAME {name!r} is not supported: its image tower is a ResNet; use a ViT such as"
+            " ViT-B-16-quickgelu"
+        )
 
 
 def embedding_shape(name: str) -> tuple[int, int]:
-    """Width D of the joint embedding and side of a patch in pixels, from the model's config: nothing is built."""
+    """Width D of the joint embedding and side of a patch in pixels, from the model's config: no weights are made."""
     config = model_config(name)
     check_supported(name)
+    if "timm_model_name" in config["vision_cfg"]:
+        from reclip_d2.backbones.timm_tower import TimmTower
+
+        return config["embed_dim"], TimmTower(meta_tower(config, name)).patch_size
     return config["embed_dim"], config["vision_cfg"]["patch_size"]
 
 
-def _build(name: str, pretrained: str) -> nn.Module:
-    """A model with the weights of a tag or a local file, or random weights."""
+def _build(name: str, pretrained: str, text: dict[str, Any]) -> nn.Module:
+    """A model with the weights of a tag or a local file, or random weights.
+
+    Args:
+        text: result of :func:`~reclip_d2.backbones.text_files.with_local_text_config`.
+    """
     if pretrained == "random":
-        return _random_model(name)
+        return _random_model(name, text)
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained in tags:
         quick_gelu = bool(get_pretrained_cfg(name, pretrained).get("quick_gelu", False))
@@ -97,18 +114,27 @@ def _build(name: str, pretrained: str) -> nn.Module:
         settings = settings_beside(path)
         _check_architecture(name, settings)
         _check_file_activation(name, pretrained, weights, settings)
-    model = _random_model(name)
+    model = _random_model(name, text)
     load_clip_weights(model, weights, name, pretrained)
     return model
 
 
-def _random_model(name: str) -> nn.Module:
+def _random_model(name: str, text: dict[str, Any]) -> nn.Module:
     """The model with open_clip's initialisation from a fixed seed; torch's global generator is not advanced."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            return open_clip.create_model(name, pretrained=None, pretrained_text=False)
-        except (TypeError, ValueError, AssertionError, AttributeError, ZeroDivisionError) as error:
+            return open_clip.create_model(name, pretrained=None, pretrained_text=False, **text)
+        except (
+            TypeError,
+            ValueError,
+            AssertionError,
+            AttributeError,
+            KeyError,
+            OSError,
+            RuntimeError,
+            ZeroDivisionError,
+        ) as error:
             cause = " ".join(str(error).split())[:120] or type(error).__name__
             raise ReclipError(f"open_clip cannot build MODEL.CLIP.NAME {name!r}: {cause}") from error
 

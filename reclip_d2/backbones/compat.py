@@ -31,8 +31,17 @@ def adapt_image_tower(
 
     Returns:
         a short name of the changes that the weights do not show; ``own`` if there are none.
+
+    Raises:
+        ReclipError: the tower is one of timm, which cannot be changed.
     """
     changes = []
+    if hasattr(visual, "trunk"):
+        if layer_norm_eps or activation != "own" or class_token:
+            raise ReclipError(
+                "MODEL.CLIP.LAYER_NORM_EPS, IMAGE_ACTIVATION and CLASS_TOKEN are for a ViT of open_clip: remove them"
+            )
+        return OWN_IMAGE_TOWER
     if class_token:
         token = read_class_token(class_token, len(visual.class_embedding))
         with torch.no_grad():

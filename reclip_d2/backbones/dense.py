@@ -1,4 +1,4 @@
-"""``DenseCLIP``: an open_clip ViT, frozen by default, as a backbone with one feature per patch.
+"""``DenseCLIP``: a model of open_clip with a ViT, frozen by default, as a backbone with one feature per patch.
 
 Shape letters: B images, (H, W) size in pixels, (h, w) patch grid, D width of the joint embedding, E width of
 the image transformer.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,24 +23,22 @@ from reclip_d2.backbones.build import build_clip, clip_fingerprint, embedding_sh
 from reclip_d2.backbones.compat import OWN_IMAGE_TOWER, adapt_image_tower
 from reclip_d2.backbones.dense_attention import DenseAttention, ValueAttention, build_dense_attention
 from reclip_d2.backbones.frozen_layers import use_frozen_layers
+from reclip_d2.backbones.hugging_face_text import text_encoder
 from reclip_d2.backbones.interface import BackboneSummary, VisionLanguageBackbone
 from reclip_d2.backbones.packed_texts import PackedTexts
-from reclip_d2.backbones.positions import positions_on_grid, resize_positional_embedding
 from reclip_d2.backbones.precision import AUTOCAST_DTYPES, tower_precision
 from reclip_d2.backbones.settings import PixelStatistics, default_pixel_statistics, pixel_statistics
-from reclip_d2.backbones.text import TextEncoder
-from reclip_d2.backbones.vision import (
-    check_image_tower,
-    dense_image_features,
-    global_image_features,
-)
-from reclip_d2.backbones.windows import patches_inside, window_image_features
+from reclip_d2.backbones.synthetic_positions import sine_positions
+from reclip_d2.backbones.timm_tower import TimmTower
+from reclip_d2.backbones.towers import ImageTower, OpenClipTower
+from reclip_d2.backbones.vision import check_image_tower
+from reclip_d2.backbones.windows import patches_inside
 from reclip_d2.errors import ReclipError
 
 
 @BACKBONE_REGISTRY.register()
 class DenseCLIP(VisionLanguageBackbone):
-    """Frozen image and text towers of an open_clip ViT.
+    """Frozen image and text towers of an open_clip model, whose image tower is a ViT of open_clip or timm.
 
     Nothing trains: parameters need no gradient, and checkpoints hold the ``fingerprint`` in place of the weights.
 
@@ -60,6 +58,7 @@ class DenseCLIP(VisionLanguageBackbone):
         image_tower: str = OWN_IMAGE_TOWER,
         fine_tune: bool = False,
         pixel_statistics: PixelStatistics | None = None,
+        positions: str = "own",
     ) -> None:
         """
         Args:
@@ -71,6 +70,7 @@ class DenseCLIP(VisionLanguageBackbone):
             image_tower: result of :func:`~reclip_d2.backbones.compat.adapt_image_tower`, for checkpoints.
             fine_tune: train the image tower.
             pixel_statistics: how images are normalised; None for OpenAI's mean and standard deviation.
+            positions: what :meth:`positional_embedding` is: "own", the tower's if it has one, or "sine", synthetic.
         """
         super().__init__()
         check_image_tower(clip.visual, name)
@@ -80,21 +80,27 @@ class DenseCLIP(VisionLanguageBackbone):
             self.fingerprint = hashlib.sha256(f"{self.fingerprint} {image_tower}".encode()).hexdigest()
         self.clip = clip.requires_grad_(False).eval()
         use_frozen_layers(clip)
-        self.text_encoder = TextEncoder(clip, tokenizer)
+        self.text_encoder = text_encoder(clip, tokenizer)
         self.attention = (ValueAttention() if attention is None else attention).requires_grad_(False).eval()
         self.autocast_dtype = autocast_dtype
         self.image_tower = image_tower
         self.fine_tune = fine_tune
         self.pixel_statistics = pixel_statistics or default_pixel_statistics()
+        self.positions = positions
+        if self.tower.is_pooled and isinstance(self.attention, ValueAttention) and not self.attention.residual:
+            raise ReclipError(
+                f"MODEL.CLIP.VALUE_PATH_RESIDUAL False is for the last block, but {name} has the value path in its"
+                " attention pooling: remove the key"
+            )
         if fine_tune:
-            for parameter in _parameters_of_dense_features(clip.visual, self.attention):
+            for parameter in self.tower.dense_parameters(self.attention):
                 parameter.requires_grad_(True)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict[str, object]:
         keys = cfg.MODEL.CLIP
         attention = build_dense_attention(cfg)
-        clip, tokenizer = build_clip(keys.NAME, keys.PRETRAINED)
+        clip, tokenizer = build_clip(keys.NAME, keys.PRETRAINED, keys.TEXT_FILES)
         check_image_tower(clip.visual, keys.NAME)
         image_tower = adapt_image_tower(clip.visual, keys.LAYER_NORM_EPS, keys.IMAGE_ACTIVATION, keys.CLASS_TOKEN)
         return {
@@ -106,6 +112,7 @@ class DenseCLIP(VisionLanguageBackbone):
             "image_tower": image_tower,
             "fine_tune": keys.FINE_TUNE,
             "pixel_statistics": pixel_statistics(cfg),
+            "positions": keys.POSITIONS,
         }
 
     @classmethod
@@ -113,11 +120,17 @@ class DenseCLIP(VisionLanguageBackbone):
         name = cfg.MODEL.CLIP.NAME
         return BackboneSummary(open_clip_name(name), *embedding_shape(name), image_side(name))
 
+    @property
+    def tower(self) -> ImageTower:
+        """The image tower: a view of the model's module."""
+        visual = self.clip.visual
+        return TimmTower(visual) if hasattr(visual, "trunk") else OpenClipTower(visual)
+
     # ---- sizes ---------------------------------------------------------------------------------------------------
 
     @property
     def patch_size(self) -> int:
-        return self.clip.visual.patch_size[0]
+        return self.tower.patch_size
 
     @property
     def stride(self) -> int:
@@ -125,16 +138,15 @@ class DenseCLIP(VisionLanguageBackbone):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        height, width = self.clip.visual.image_size
-        return height, width
+        return self.tower.image_size
 
     @property
     def embed_dim(self) -> int:
-        return self.clip.visual.output_dim
+        return self.tower.embed_dim
 
     @property
     def positional_width(self) -> int:
-        return self.clip.visual.positional_embedding.shape[1]
+        return self.tower.width // 4 * 4 if self._has_sine_positions else self.tower.width
 
     @property
     def logit_scale(self) -> float:
@@ -157,7 +169,7 @@ class DenseCLIP(VisionLanguageBackbone):
                 f" {self.attention.name} gives features on a finer grid: set one of the two to its default"
             )
         with torch.set_grad_enabled(self.fine_tune and torch.is_grad_enabled()), self._autocast(images.device):
-            features, inputs = dense_image_features(self.clip.visual, images, self.attention, image_sizes)
+            features, inputs = self.tower.dense(images, self.attention, image_sizes)
             block = inputs.block
             key_features = block.keys(block.norm(inputs.patches)).float() if keys else None
         height, width = (side * self.attention.upsampling for side in inputs.grid)
@@ -167,7 +179,7 @@ class DenseCLIP(VisionLanguageBackbone):
     def global_features(self, images: Tensor) -> Tensor:
         """Global image features ``(B, D)`` of length 1, those of open_clip's ``encode_image``, at ``image_size``."""
         with self._autocast(images.device):
-            features = global_image_features(self.clip.visual, images)
+            features = self.tower.global_features(images)
             features = self.clip.encode_image(images) if features is None else features
         return F.normalize(features.float(), dim=-1)
 
@@ -175,49 +187,43 @@ class DenseCLIP(VisionLanguageBackbone):
     def window_features(self, images: Tensor, windows: Tensor, split: int = 0) -> Tensor:
         """See :meth:`VisionLanguageBackbone.window_features` and
         :func:`~reclip_d2.backbones.windows.window_image_features`."""
-        visual = self.clip.visual
-        if getattr(visual, "pool_type", "tok") != "tok":
+        tower = self.tower
+        if not tower.pools_class_token:
             raise ReclipError(
-                f"HYPOTHESIS.METHOD one_pass needs a CLIP whose global feature is its class token; {self.name} averages"
-                " its patches: set HYPOTHESIS.METHOD crops"
+                "HYPOTHESIS.METHOD one_pass needs a CLIP whose global feature is its class token, with a ViT of"
+                f" open_clip, which {self.name} does not have: set HYPOTHESIS.METHOD crops"
             )
-        blocks = len(visual.transformer.resblocks)
+        blocks = tower.depth
         if not 0 <= split < blocks:
             raise ReclipError(f"HYPOTHESIS.SPLIT_BLOCK is {split}; the blocks of {self.name} are 0 to {blocks - 1}")
         grid = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
         inside = patches_inside(windows.to(images.device), grid, self.patch_size)
         with self._autocast(images.device):
-            features = window_image_features(visual, images, inside, split)
+            features = tower.window_features(images, inside, split)
         return F.normalize(features.float(), dim=-1)
 
     # ---- positions -----------------------------------------------------------------------------------------------
 
+    @property
+    def _has_sine_positions(self) -> bool:
+        return self.positions == "sine" or self.tower.positional_grid is None
+
     def positional_embedding(self, size: tuple[int, int]) -> Tensor:
-        """Positional embedding PE of the patches, resized to the grid (h, w): ``(E, h, w)``.
+        """Positional embedding PE of the patches, resized to the grid (h, w), or synthetic: ``(E, h, w)``.
 
         Detached: if the image tower is fine-tuned, its PE trains through Z only, not through the bias head that reads
         it here.
         """
-        positions = positions_on_grid(self.clip.visual, size).detach()
-        return positions[1:].transpose(0, 1).unflatten(1, size)
+        if self._has_sine_positions:
+            return sine_positions(self.positional_width, size, self.clip.logit_scale)
+        return self.tower.positions(size).detach().transpose(0, 1).unflatten(1, size)
 
     @property
-    def positional_grid(self) -> tuple[int, int]:
-        height, width = self.clip.visual.grid_size
-        return int(height), int(width)
+    def positional_grid(self) -> tuple[int, int] | None:
+        return self.tower.positional_grid
 
-    @contextlib.contextmanager
-    def on_grid(self, grid: tuple[int, int]) -> Iterator[None]:
-        visual = self.clip.visual
-        before = visual.positional_embedding, visual.grid_size
-        with torch.no_grad():
-            embedding = resize_positional_embedding(visual.positional_embedding, tuple(visual.grid_size), grid)
-        visual.positional_embedding = nn.Parameter(embedding.clone(), requires_grad=False)
-        visual.grid_size = grid
-        try:
-            yield
-        finally:
-            visual.positional_embedding, visual.grid_size = before
+    def on_grid(self, grid: tuple[int, int]) -> contextlib.AbstractContextManager[None]:
+        return self.tower.on_grid(grid)
 
     # ---- texts ---------------------------------------------------------------------------------------------------
 
@@ -258,12 +264,6 @@ class DenseCLIP(VisionLanguageBackbone):
         changed: dict[str, Any] = {} if self.image_tower == OWN_IMAGE_TOWER else {"image_tower": self.image_tower}
         if self.fine_tune:
             changed["MODEL.CLIP.FINE_TUNE"] = True
+        if self.positions != "own":
+            changed["MODEL.CLIP.POSITIONS"] = self.positions
         return {"clip": self.name, **changed, **self.attention.identity(), "fingerprint": self.fingerprint}
-
-
-def _parameters_of_dense_features(visual: nn.Module, attention: DenseAttention) -> list[nn.Parameter]:
-    """The parameters that Z depends on. Distributed training expects a gradient for every parameter that needs one."""
-    last = visual.transformer.resblocks[-1]
-    mlp = {*last.ln_2.parameters(), *last.mlp.parameters(), *last.ls_2.parameters()}
-    unused = set() if attention.uses_mlp else mlp
-    return [parameter for parameter in visual.parameters() if parameter not in unused]

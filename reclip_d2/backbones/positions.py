@@ -1,6 +1,6 @@
-"""Positional embeddings of an open_clip Vision Transformer on any patch grid.
+"""Positional embeddings of a Vision Transformer on any patch grid.
 
-Shape letters: (h, w) patch grid, n = h*w patches, E width of the transformer.
+Shape letters: (h, w) patch grid, n = h*w patches, p rows of other tokens, E width of the transformer.
 """
 
 from __future__ import annotations
@@ -17,20 +17,36 @@ MOST_GRIDS = 16
 """Resized embeddings that are kept for a tower; one of 32 x 32 patches of ViT-B takes 3 MiB."""
 
 
-def resize_positional_embedding(positional_embedding: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def patch_numbers(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of each patch, from 0: two maps ``(h, w)`` float32. Can be traced for any grid.
+
+    Counted in a map of ones: the ONNX exporter takes the length of a range for a constant, and the sizes of all that is
+    computed with it.
+
+    Args:
+        patches: a map ``(h, w)`` whose values do not matter.
+    """
+    ones = torch.ones_like(patches, dtype=torch.float32)
+    return ones.cumsum(0) - 1, ones.cumsum(1) - 1
+
+
+def resize_positional_embedding(
+    positional_embedding: Tensor, grid: tuple[int, int], size: tuple[int, int], others: int = 1
+) -> Tensor:
     """Resize the patch part of a positional embedding bicubically.
 
     Args:
-        positional_embedding: ``(1 + grid_h * grid_w, E)``, the class token's row first.
+        positional_embedding: ``(p + grid_h * grid_w, E)``, the rows of class and register tokens first.
         grid: (grid_h, grid_w) of the pretrained embedding.
         size: (h, w) of the result.
+        others: p.
 
     Returns:
-        ``(1 + h * w, E)``, with the class token's row unchanged; the input itself if the sizes are equal.
+        ``(p + h * w, E)``, with the first p rows unchanged; the input itself if the sizes are equal.
     """
     if grid == size:
         return positional_embedding
-    token, patches = positional_embedding[:1], positional_embedding[1:]
+    token, patches = positional_embedding[:others], positional_embedding[others:]
     patches = patches.reshape(1, *grid, -1).permute(0, 3, 1, 2)
     # Not all devices have low-precision bicubic kernels; the embedding is tiny, so use float32 or wider.
     dtype = torch.promote_types(patches.dtype, torch.float32)
@@ -49,13 +65,29 @@ def positions_on_grid(visual: nn.Module, size: tuple[int, int], dtype: torch.dty
         visual: open_clip ``VisionTransformer``.
         dtype: None for the embedding's.
     """
-    source, grid = visual.positional_embedding, tuple(visual.grid_size)
+    return resized_once(visual, visual.positional_embedding, tuple(visual.grid_size), size, dtype)
+
+
+def resized_once(
+    owner: nn.Module,
+    source: Tensor,
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    dtype: torch.dtype | None = None,
+    others: int = 1,
+) -> Tensor:
+    """:func:`resize_positional_embedding` of an embedding of the module ``owner``, kept as for
+    :func:`positions_on_grid`: one embedding a module.
+
+    Args:
+        dtype: None for the embedding's.
+    """
     dtype = dtype or source.dtype
     if grid == size or not _may_be_kept(source):
-        return resize_positional_embedding(source, grid, size).to(dtype)
+        return resize_positional_embedding(source, grid, size, others).to(dtype)
     with _lock:
-        kept = _kept.setdefault(visual, _Kept())
-    return kept.get(source, grid, size, dtype)
+        kept = _kept.setdefault(owner, _Kept())
+    return kept.get(source, grid, size, dtype, others)
 
 
 def _may_be_kept(source: Tensor) -> bool:
@@ -77,7 +109,9 @@ class _Kept:
         self.by_grid: dict[tuple, Tensor] = {}  # the one used last comes last
         self.in_graphs: dict[int, Tensor] = {}  # CUDA graphs read their memory, whatever happens here
 
-    def get(self, source: Tensor, grid: tuple[int, int], size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    def get(
+        self, source: Tensor, grid: tuple[int, int], size: tuple[int, int], dtype: torch.dtype, others: int = 1
+    ) -> Tensor:
         state = (source.data_ptr(), source._version, source.device, source.dtype, grid)
         capturing = source.is_cuda and torch.cuda.is_current_stream_capturing()
         with _lock:
@@ -88,7 +122,7 @@ class _Kept:
                 self.by_grid[size, dtype] = found
         if found is None:
             with torch.inference_mode(False), torch.no_grad():
-                found = resize_positional_embedding(source, grid, size).to(dtype)
+                found = resize_positional_embedding(source, grid, size, others).to(dtype)
             if capturing or type(found) is not Tensor:  # it has no values before the graph is replayed
                 return found
             with _lock:

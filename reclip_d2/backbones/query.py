@@ -209,7 +209,7 @@ def check_names_fit(classes: ClassList, clip_name: str, templates: str) -> None:
     if config is None or "hf_tokenizer_name" in config["text_cfg"]:
         check_name_tokens(classes, SimpleTokenizer().encode)
         return
-    encode = open_clip.get_tokenizer(clip_name).encode
+    encode = SimpleTokenizer().encode
     longest = max(len(encode(template.format(""))) for template in get_templates(templates))
     room = config["text_cfg"].get("context_length", 77) - 2  # start and end
     check_name_tokens(classes, encode, room - longest)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import open_clip
 from open_clip.pretrained import get_pretrained_cfg
 
-from reclip_d2.backbones.architectures import open_clip_name
+from reclip_d2.backbones.architectures import model_config, open_clip_name
+from reclip_d2.backbones.timm_architecture import meta_tower
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.files import MIB, MissingFileError
 from reclip_d2.utils.json_files import read_json
@@ -63,7 +64,8 @@ class PixelStatistics:
 
 
 def settings_of_weights(name: str, pretrained: str) -> WeightSettings:
-    """Settings of weights, from an open_clip tag or from the JSON files next to a local file.
+    """Settings of weights, from an open_clip tag or from the JSON files next to a local file; without either, pixel
+    statistics of a timm image tower from timm.
 
     Args:
         name: ``MODEL.CLIP.NAME``.
@@ -79,7 +81,14 @@ def settings_of_weights(name: str, pretrained: str) -> WeightSettings:
         mean, std = (_statistics(config.get(key), origin, key) for key in ("mean", "std"))
         return WeightSettings(origin, mean, std, bool(config.get("quick_gelu", False)))
     file = Path(pretrained).expanduser()
-    return settings_beside(file) if file.is_file() else WeightSettings()
+    settings = settings_beside(file) if file.is_file() else WeightSettings()
+    config = model_config(name)
+    if settings.mean is None and settings.std is None and "timm_model_name" in config["vision_cfg"]:
+        own = meta_tower(config, name).trunk.pretrained_cfg
+        origin = f"timm's {config['vision_cfg']['timm_model_name']}"
+        mean, std = (_statistics(own.get(key), origin, key) for key in ("mean", "std"))
+        settings = dataclasses.replace(settings, origin=settings.origin or origin, mean=mean, std=std)
+    return settings
 
 
 def settings_beside(file: Path) -> WeightSettings:

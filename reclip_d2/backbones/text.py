@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reclip_d2.backbones.packed_texts import PackedTexts
 from reclip_d2.backbones.separate_texts import SeparateTexts
-from reclip_d2.errors import ReclipError
+from reclip_d2.backbones.tokens import text_tokens
 from reclip_d2.layers import autocast_copy
 
 
@@ -27,9 +27,8 @@ class TextEncoder(nn.Module):
     def __init__(self, clip: nn.Module, tokenizer: object) -> None:
         """
         Args:
-            clip: an open_clip ``CLIP`` or ``CustomTextCLIP``.
-            tokenizer: its tokenizer, from ``open_clip.get_tokenizer``; needs ``encode``, ``sot_token_id`` and
-                ``eot_token_id`` for :meth:`name_tokens`.
+            clip: an open_clip ``CLIP``, ``CustomTextCLIP`` or ``CoCa`` with a ``TextTransformer``.
+            tokenizer: its tokenizer, from ``open_clip.get_tokenizer``.
         """
         super().__init__()
         tower = getattr(clip, "text", clip)
@@ -39,16 +38,16 @@ class TextEncoder(nn.Module):
         self.transformer = tower.transformer
         self.ln_final = tower.ln_final
         self.text_projection = tower.text_projection
+        self.class_token = getattr(tower, "cls_emb", None)  # CoCa appends it to the padded text, and reads it
         mask = getattr(tower, "attn_mask", None)
         self.is_causal = mask is not None and torch.equal(mask, causal_mask(len(mask)).to(mask))
+        self.tokens = text_tokens(tokenizer, getattr(tower, "pad_id", None) or 0)
         # open_clip's CLIP copies these two settings from its text tower under other names.
         self._pool_type = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
         self._end_id = getattr(tower, "text_eos_id", None) or getattr(tower, "eos_id", None)
-        # CoCa appends a class token to the padded text, and reads the embedding there.
-        self._pad_id = getattr(tower, "pad_id", None) or 0
-        self._has_class_token = getattr(tower, "cls_emb", None) is not None
-        # The bound method, not the module: registering `clip` would register its image tower here.
+        # Bound methods, not modules: registering `clip` would register its image tower here.
         self._encode_text = clip.encode_text
+        self._padding_mask = None if self.class_token is None else tower._build_additive_mask
 
     @property
     def text_width(self) -> int:
@@ -65,16 +64,16 @@ class TextEncoder(nn.Module):
     @property
     def context_length(self) -> int:
         """Largest number of tokens of a text, start and end included."""
-        return self.positional_embedding.shape[0]
+        return self.positional_embedding.shape[0] - (self.class_token is not None)
 
     @property
     def end_token(self) -> int:
         """Id of the token that ends a text."""
-        return self.tokenizer.eot_token_id
+        return self.tokens.end
 
     def name_tokens(self, name: str) -> list[int]:
         """Token ids of a class name, without start and end tokens."""
-        return list(self.tokenizer.encode(name))
+        return list(self.tokens.encode(name))
 
     def token_embeddings(self, tokens: Tensor) -> Tensor:
         """Embeddings ``(T, F)`` of token ids ``(T,)``, without positions."""
@@ -94,7 +93,7 @@ class TextEncoder(nn.Module):
         and each batch is truncated to its longest text: the same embeddings at a fraction of the cost. Towers that read
         the padding get every text at full length.
         """
-        tokens = self.tokenizer(list(texts)).to(self.positional_embedding.device)
+        tokens = self.tokenizer(list(texts)).to(self.token_embedding.weight.device)
         if (ends := self._read_positions(tokens)) is None:
             rows = [self._encode_text(batch) for batch in tokens.split(batch_size)]
             return F.normalize(torch.cat(rows).float(), dim=-1)
@@ -104,7 +103,7 @@ class TextEncoder(nn.Module):
 
     def _read_positions(self, tokens: Tensor) -> Tensor | None:
         """Position at which the embedding of each text ``(N, T)`` is read: ``(N,)``; None if later tokens affect it."""
-        if not self.is_causal or self._has_class_token:
+        if not self.is_causal or self.class_token is not None:
             return None
         if self._pool_type == "argmax":
             return tokens.argmax(dim=1)
@@ -120,28 +119,40 @@ class TextEncoder(nn.Module):
         return F.normalize(self.project(hidden[torch.arange(len(tokens), device=ends.device), ends]).float(), dim=-1)
 
     def reference_layout(self, segments: Sequence[Sequence[int]], prompt_length: int) -> PackedTexts | SeparateTexts:
-        """The texts of all classes as one packed sequence (:class:`PackedTexts`) or, if the transformer is not causal,
-        as one sequence each (:class:`SeparateTexts`).
-
-        Raises:
-            ReclipError: the text tower has a class token after the padding, as CoCa's.
-        """
-        start = self.tokenizer.sot_token_id
-        if self.is_causal:
-            return PackedTexts(start, segments, prompt_length)
-        if self._has_class_token:
-            raise ReclipError("the Reference prompt needs a text tower without a class token")
-        return SeparateTexts(start, segments, prompt_length, self.context_length, self._pad_id, self._pool_type)
+        """The texts of all classes as one packed sequence (:class:`PackedTexts`) or, if classes cannot share the
+        prompt's hidden states, as one sequence each (:class:`SeparateTexts`)."""
+        tokens = self.tokens
+        pool = "class" if self.class_token is not None else self._pool_type
+        if self.is_causal and pool in ("argmax", "eos") and len(tokens.start) == 1:
+            return PackedTexts(tokens.start[0], segments, prompt_length)
+        return SeparateTexts(tokens.start, segments, prompt_length, self.context_length, tokens.padding, pool)
 
     def reference(self, vectors: Tensor, layout: PackedTexts | SeparateTexts) -> Tensor:
         """Features ``(C, D)``, not normalised, of the texts of C classes with prompt vectors ``(L, F)``."""
         embed = self.token_embedding
-        vectors = vectors.to(embed.weight.dtype)
         if isinstance(layout, SeparateTexts):
-            return self.project(layout.encode(self.transformer, embed, self.positional_embedding, vectors))
+            return layout.encode(embed, vectors, self._encode_embedded)
+        vectors = vectors.to(embed.weight.dtype)
         tokens = torch.cat([embed(layout.start_token), vectors, embed(layout.segment_tokens)])
         tokens = tokens + self.positional_embedding[layout.positions]
         return self.project(layout.encode(self.transformer, tokens))
+
+    def _encode_embedded(self, embedded: Tensor, tokens: Tensor, ends: Tensor) -> Tensor:
+        """Features ``(N, D)``, read at ``ends`` ``(N,)``, of embedded texts ``(N, T, F)`` without positions.
+
+        Args:
+            tokens: their ids ``(N, T)``, for a mask of the padding.
+        """
+        mask = None
+        if self.class_token is not None:
+            embedded = torch.cat([embedded, self.class_token.to(embedded).expand(len(embedded), 1, -1)], dim=1)
+            mask = self._padding_mask(tokens, embedded.shape[1], embedded.dtype)
+        length = embedded.shape[1]
+        if self.is_causal:
+            causal = causal_mask(length).to(embedded)
+            mask = causal if mask is None else causal + mask
+        hidden = self.transformer(embedded + self.positional_embedding[:length], attn_mask=mask)
+        return self.project(hidden[torch.arange(len(tokens), device=hidden.device), ends])
 
 
 def causal_mask(length: int) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from reclip_d2.backbones.dense_attention import AttentionInput, BlockInput, DenseAttention, TransformerBlock
 from reclip_d2.backbones.interface import valid_patches
 from reclip_d2.backbones.positions import positions_on_grid
+from reclip_d2.backbones.timm_vit import unsupported_part
 from reclip_d2.errors import ReclipError
 from reclip_d2.layers import autocast_copy, frozen_linear
 from reclip_d2.layers.frozen_weights import is_frozen_on_gpu
@@ -27,14 +28,20 @@ from reclip_d2.layers.frozen_weights import is_frozen_on_gpu
 def check_image_tower(visual: nn.Module, name: str) -> None:
     """Raise :class:`ReclipError` unless ``visual`` is a ViT whose last block a dense attention can replace.
 
-    It needs a patch convolution, a class token, an ``nn.MultiheadAttention`` with a packed input projection in each
-    block, and a final projection; towers with attentional pooling, timm towers and ResNets do not have them.
+    One of open_clip needs a patch convolution, a class token, an ``nn.MultiheadAttention`` with a packed input
+    projection in each block, and a final projection; those of timm are checked by
+    :func:`~reclip_d2.backbones.timm_vit.unsupported_part`.
     """
+    if hasattr(visual, "trunk"):
+        reason = unsupported_part(visual)
+        if reason:
+            raise ReclipError(f"MODEL.CLIP.NAME {name!r} is not supported: {reason}; docs/backbones.md lists models")
+        return
     reason = None
     if not all(hasattr(visual, part) for part in ("conv1", "class_embedding", "transformer", "ln_post", "proj")):
         reason = "its image tower is not an open_clip Vision Transformer"
-    elif getattr(visual, "attn_pool", None) is not None:
-        reason = "its image tower pools by attention"
+    elif getattr(visual, "attn_pool_contrastive", None) is not None:
+        reason = "its image tower pools by attention twice"
     elif not isinstance(getattr(visual.transformer.resblocks[-1], "attn", None), nn.MultiheadAttention):
         reason = "the blocks of its image tower are not the usual ones"
     elif visual.transformer.resblocks[-1].attn.in_proj_weight is None:
@@ -132,21 +139,51 @@ def last_block_input(
     valid = None
     if image_sizes is not None and any(tuple(size) != tuple(images.shape[-2:]) for size in image_sizes):
         valid = valid_patches(image_sizes, grid, visual.patch_size[0], images.device)
-    count = len(blocks) + 1
-    return AttentionInput(images, OpenClipBlock(last), tokens, grid, valid=valid, earlier=earlier, count=count)
+    return AttentionInput(
+        images,
+        OpenClipBlock(last),
+        tokens,
+        grid,
+        valid=valid,
+        earlier=earlier,
+        count=len(blocks) + 1,
+        is_pooled=visual.attn_pool is not None,
+    )
 
 
 def project_dense(visual: nn.Module, attention: DenseAttention, inputs: AttentionInput) -> Tensor:
-    """Image features Z: dense attention, ``ln_post``, projection to the joint space, L2 norm of each patch.
+    """Image features Z: dense attention, value path of an attentional pooling (CoCa), ``ln_post``, projection to the
+    joint space, L2 norm of each patch.
 
     Returns:
         ``(B, n', D)`` float32 (float64 for a float64 model), rows of length 1, for the attention's n' output patches.
     """
-    features = visual.ln_post(attention(inputs))
+    features = attention(inputs)
+    if visual.attn_pool is not None:
+        features = attentional_pooler_values(visual.attn_pool, features)
+    features = visual.ln_post(features)
     if visual.proj is not None:
         features = features @ autocast_copy(visual.proj)
     features = attention.refine(features, inputs)
     return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+
+
+def attentional_pooler_values(pooler: nn.Module, patches: Tensor) -> Tensor:
+    """Value path of open_clip's ``AttentionalPooler``: ``W_o (W_v ln_k(x_i) + b_v) + b_o``, what it would return if all
+    attention were on patch i. As MaskCLIP for CLIP's last block, where a ViT without attentional pooling pools.
+
+    Args:
+        patches: x ``(B, n, E)``, after the last block.
+
+    Returns:
+        ``(B, n, D)``.
+    """
+    attention = pooler.attn
+    width = attention.embed_dim
+    weight = attention.v_proj_weight if attention.in_proj_weight is None else attention.in_proj_weight[2 * width :]
+    bias = None if attention.in_proj_bias is None else attention.in_proj_bias[2 * width :]
+    values = frozen_linear(pooler.ln_k(patches), weight, bias)
+    return F.linear(values, autocast_copy(attention.out_proj.weight), autocast_copy(attention.out_proj.bias))
 
 
 def dense_image_features(

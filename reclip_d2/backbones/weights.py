@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
@@ -25,6 +26,9 @@ KEY = "MODEL.CLIP.PRETRAINED"
 
 # Entries of OpenAI's state dicts that are settings, not weights.
 _OPENAI_SETTINGS = ("input_resolution", "context_length", "vocab_size")
+
+# Of open_clip's ViTs, of timm's, and of MobileCLIP's files.
+_IMAGE_TOWERS = ("visual.conv1.weight", "visual.trunk.", "image_encoder.model.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +65,7 @@ def read_clip_weights(path: str | Path) -> ClipWeights:
         # Not weights: attention masks are computed, and position ids are 0, 1, 2, ...
         if name not in _OPENAI_SETTINGS and not name.endswith(("attn_mask", "position_ids"))
     }
-    if "visual.conv1.weight" not in state:
+    if not any(name.startswith(_IMAGE_TOWERS) for name in state):
         raise ReclipError(f"{what} holds no weights of a CLIP with a Vision Transformer")
     return ClipWeights(_float(state, what), "OpenAI" if openai else "open_clip", True if openai else None)
 
@@ -173,8 +177,14 @@ def load_clip_weights(model: nn.Module, weights: ClipWeights, name: str, source:
     Raises:
         ReclipError: the towers have other sizes, or weights are missing or unknown.
     """
-    own = model.state_dict()
-    theirs, ours = tower_sizes(weights.state), tower_sizes(own)
+    own = {key: tensor for key, tensor in model.state_dict().items() if not key.endswith("position_ids")}
+    given = convert_state_dict(model, weights.state)  # MobileCLIP's names
+    if weights.source == "Hugging Face" and any(key.startswith("visual.trunk.") for key in own):
+        raise ReclipError(
+            f"MODEL.CLIP.PRETRAINED {source} has the names of transformers, but {name} needs open_clip's: get"
+            " open_clip_model.safetensors"
+        )
+    theirs, ours = tower_sizes(given), tower_sizes(own)
     wrong = [
         f"{part} {theirs[part]} instead of {ours[part]}" for part in ours if theirs.get(part, ours[part]) != ours[part]
     ]
@@ -182,7 +192,7 @@ def load_clip_weights(model: nn.Module, weights: ClipWeights, name: str, source:
         raise ReclipError(
             f"MODEL.CLIP.PRETRAINED {source} is of another model than {name}: {', '.join(wrong)}; set MODEL.CLIP.NAME"
         )
-    state = dict(weights.state)
+    state = dict(given)
     if "positional_embedding" in state and "text.positional_embedding" in own:
         state = convert_to_custom_text_state_dict(state)
     for key in ("logit_scale", "logit_bias"):  # a scalar in some files, a vector of length 1 in others
@@ -201,4 +211,4 @@ def load_clip_weights(model: nn.Module, weights: ClipWeights, name: str, source:
             f"MODEL.CLIP.PRETRAINED {source} does not fit {name}: {problems[0]}"
             f"{f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''}"
         )
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)  # position ids are not weights

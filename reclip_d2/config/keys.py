@@ -45,6 +45,9 @@ KEYS: dict[str, Key] = {
     # preprocessor_config.json next to a local file, instead of the defaults of MODEL.PIXEL_MEAN and PIXEL_STD; "keys"
     # always uses these keys.
     "MODEL.CLIP.NORMALIZATION": Key("weights", Choice(("weights", "keys"))),
+    # Folder with the Hugging Face files of the text tower, for models that need them (SigLIP, CLIPA, XLM-RoBERTa, ...):
+    # the tokenizer, and config.json for a tower of transformers; "": the folder of a local weight file, or the Hub.
+    "MODEL.CLIP.TEXT_FILES": Key("", Text(empty=True, path=True)),
     # What replaces the last block for dense features: the name of an attention in reclip_d2/backbones/dense_attention.
     # "value": MaskCLIP's value path, used by the papers.
     "MODEL.CLIP.DENSE_ATTENTION": Key("value", Text()),
@@ -83,6 +86,9 @@ KEYS: dict[str, Key] = {
     "MODEL.CLIP.REGIONS_SCALE": Key(4.0, Number(minimum=0, maximum=1000)),
     "MODEL.CLIP.REGIONS_SIZE": Key(4, Whole(1, 1000)),
     "MODEL.CLIP.REGIONS_COMPACTNESS": Key(1.0, Number(minimum=0, maximum=1e6)),
+    # Positional input of Eq. (2), the bias's: the image tower's learned embedding ("own"), or, not in the paper, sines
+    # and cosines ("sine"); towers without a learned embedding always have the latter (docs/backbones.md).
+    "MODEL.CLIP.POSITIONS": Key("own", Choice(("own", "sine"))),
     # Prompt templates of the Query text features W_q: imagenet_scene (85), imagenet (80), photo (1).
     "MODEL.CLIP.TEMPLATES": Key("imagenet_scene", Choice(("imagenet_scene", "imagenet", "photo"))),
     # Precision of the frozen image tower; "auto": bfloat16 on a GPU that has it, float32 elsewhere and with FINE_TUNE.

@@ -179,33 +179,20 @@ def test_resnet_clip_is_refused_as_a_backbone():
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("EVA02-B-16", "image tower is timm's eva02_base_patch16_clip_224"),
-        ("ViT-B-16-SigLIP", "image tower is timm's vit_base_patch16_siglip_224"),
-        ("convnext_base", "image tower is timm's convnext_base"),
+        ("convnext_base", "image tower is timm's ConvNeXt, not a Vision Transformer"),
+        ("vit_relpos_medium_patch16_cls_224", "image tower is timm's VisionTransformerRelPos"),
         ("RN50-quickgelu", "image tower is a ResNet"),
-        ("coca_ViT-B-32", "is a CoCa"),
-        ("roberta-ViT-B-32", "text tower is Hugging Face's roberta-base"),
-        ("ViT-L-14-CLIPA", "tokenizer is Hugging Face's bert-base-uncased"),
     ],
 )
 def test_models_without_a_value_path(name, reason, monkeypatch):
     monkeypatch.setattr(open_clip, "create_model", None)  # refused before anything is built
     message = message_of(name, "random")
     assert f"MODEL.CLIP.NAME {name!r} is not supported: " in message and reason in message
-    assert "ViT-B-16-quickgelu" in message
 
 
-def test_every_other_model_of_open_clip_is_a_vit():
-    refused = []
-    for name in open_clip.list_models():
-        try:
-            check_supported(name)
-        except ReclipError:
-            refused.append(name)
-    assert not {"ViT-B-16-quickgelu", "ViT-B-32", "ViT-L-14", "ViT-L-14-336-quickgelu", "ViT-H-14"} & set(refused)
-    for name in set(open_clip.list_models()) - set(refused):
-        vision = open_clip.get_model_config(name)["vision_cfg"]
-        assert isinstance(vision["layers"], int) and "patch_size" in vision
+@pytest.mark.parametrize("name", ["ViT-B-16-quickgelu", "ViT-L-14-CLIPA", "coca_ViT-B-32", "roberta-ViT-B-32"])
+def test_models_with_a_value_path(name):
+    check_supported(name)
 
 
 def test_a_small_vit_of_open_clip_as_a_backbone():

@@ -155,12 +155,19 @@ def test_a_text_transformer_that_is_not_causal(pool, monkeypatch):
     assert (prompt.vectors.grad.abs().sum(1) > 0).all()
 
 
-def test_a_text_tower_with_a_class_token_that_is_not_causal():
-    encoder = TextEncoder(
-        tiny_clip(custom_text=True, text={"no_causal_mask": True, "embed_cls": True}), tiny_tokenizer()
-    )
-    with pytest.raises(ReclipError, match="needs a text tower without a class token"):
-        ReferencePrompt(encoder, ["sky"])
+@pytest.mark.parametrize("options", [{}, {"no_causal_mask": True}, {"correct_cls_mask": True}], ids=str)
+def test_a_text_tower_with_a_class_token(options, monkeypatch):
+    """CoCa's: as above."""
+    monkeypatch.setattr(separate_texts, "BATCH", 2)
+    clip = tiny_clip(custom_text=True, text={"embed_cls": True, "no_causal_mask": "no_causal_mask" in options})
+    clip.text.correct_cls_mask = "correct_cls_mask" in options
+    encoder = TextEncoder(clip.double(), tiny_tokenizer())
+    assert encoder.context_length == 77
+    prompt = ReferencePrompt(encoder, NAMES, prompt_length=4).double()
+    words = torch.tensor(tiny_tokenizer().encode("a photo of a"))
+    prompt.vectors.data = encoder.token_embeddings(words).detach().clone()
+    expected = clip.encode_text(tiny_tokenizer()([f"a photo of a {name}" for name in NAMES]))
+    torch.testing.assert_close(prompt(encoder), expected)
 
 
 # ---- mask and norm --------------------------------------------------------------------------------------------

@@ -130,9 +130,9 @@ def test_resnet_is_refused():
     assert "Vision Transformer" in _refused(clip.visual)
 
 
-def test_attention_pooling_is_refused():
-    clip = tiny_clip(attentional_pool=True, attn_pooler_heads=2, attn_pooler_queries=4)
-    assert "pools by attention" in _refused(clip.visual)
+def test_two_attention_poolings_are_refused():
+    clip = tiny_clip(attentional_pool="parallel", attn_pooler_heads=2, attn_pooler_queries=4)
+    assert "pools by attention twice" in _refused(clip.visual)
 
 
 def test_blocks_of_another_kind_are_refused():

@@ -87,6 +87,8 @@ class AttentionInput:
         valid: ``(B, n)`` bool, patches in the image, not in padding; None if no image is padded.
         earlier: inputs of the blocks in :meth:`DenseAttention.earlier_blocks`, by index.
         count: number of the tower's blocks.
+        is_pooled: the tower pools its patches by attention after the last block (SigLIP, CoCa). The block is then not
+            trained for a class token, and Z is the value path of the pooling.
     """
 
     images: Tensor
@@ -97,6 +99,7 @@ class AttentionInput:
     valid: Tensor | None = None
     earlier: Mapping[int, BlockInput] = dataclasses.field(default_factory=dict)
     count: int = 1
+    is_pooled: bool = False
 
     @property
     def patches(self) -> Tensor:

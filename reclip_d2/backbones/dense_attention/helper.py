@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from reclip_d2.backbones.download import is_reachable
 from reclip_d2.backbones.settings import pixel_statistics
+from reclip_d2.backbones.timm_tokens import embed_patches
 from reclip_d2.errors import ReclipError
-from reclip_d2.layers import resize_bicubic
 from reclip_d2.utils.tensor_files import check_tensors, read_tensor_file, state_dict_of
 
 NAME_KEY, WEIGHTS_KEY = "MODEL.CLIP.HELPER_NAME", "MODEL.CLIP.HELPER_WEIGHTS"
@@ -79,8 +79,7 @@ class HelperModel(nn.Module):
         model = self.model
         size = (grid[0] * self.patch_size, grid[1] * self.patch_size)
         pixels = F.interpolate(images * self.factor + self.offset, size=size, mode="bilinear", align_corners=False)
-        patches = model.patch_embed.norm(model.patch_embed.proj(pixels).flatten(2).transpose(1, 2))
-        tokens = model.norm_pre(self._with_positions(patches, grid))
+        tokens, _ = embed_patches(model, pixels)
         mask = None
         if valid is not None:
             mask = F.pad(valid, [model.num_prefix_tokens, 0], value=True)[:, None, None, :]
@@ -93,21 +92,6 @@ class HelperModel(nn.Module):
             for block in model.blocks:
                 tokens = block(tokens, attn_mask=mask)
         return F.normalize(model.norm(tokens)[:, model.num_prefix_tokens :], dim=-1)
-
-    def _with_positions(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Prefix tokens and patches ``(B, p + n, F)`` with positional embeddings."""
-        model = self.model
-        prefix = [token for token in (model.cls_token, getattr(model, "reg_token", None)) if token is not None]
-        prefix = [token.expand(len(patches), -1, -1) for token in prefix]
-        own = model.pos_embed
-        if own is None:
-            return torch.cat([*prefix, patches], dim=1)
-        count = 0 if model.no_embed_class else model.num_prefix_tokens
-        maps = own[:, count:].transpose(1, 2).unflatten(2, model.patch_embed.grid_size)
-        resized = resize_bicubic(maps, grid).flatten(2).transpose(1, 2)
-        if model.no_embed_class:
-            return torch.cat([*prefix, patches + resized], dim=1)
-        return torch.cat([*prefix, patches], dim=1) + torch.cat([own[:, :count], resized], dim=1)
 
     def identity(self) -> dict[str, Any]:
         """The name, and a hash of the weights."""
