@@ -84,7 +84,7 @@ class Report:
         """Label maps ``(H, W)`` of the images, in the model's class ids."""
         rename_queries(self.model, variant.names)
         for record in self.records:
-            yield self.predictor.labels(read_image(record["file_name"]))
+            yield self.predictor.labels(read_image(record["file_name"]), record["file_name"])
 
     def compare(self, variant: Variant, before: Sequence[np.ndarray]) -> VariantResult:
         """Predict under other names.

@@ -383,7 +383,12 @@ KEYS: dict[str, Key] = {
     # pamr: iterations, and distances of the neighbours in pixels.
     "TEST.PAMR.ITERATIONS": Key(10, Whole(1, 1000)),
     "TEST.PAMR.DILATIONS": Key([8, 16], Items(Whole(1, 1000), 1, 20)),
-    # region_vote: side of a superpixel in pixels, and weight of place against colour.
+    # region_vote: SLIC "superpixels"; "masks" of FOLDER, one index PNG per image; or superpixels that are merged where
+    # the features of a "helper" (MODEL.CLIP.HELPER_NAME) have a cosine of at least SIMILARITY. Then side of a
+    # superpixel in pixels, and weight of place against colour.
+    "TEST.REGION_VOTE.REGIONS": Key("superpixels", Choice(("superpixels", "masks", "helper"))),
+    "TEST.REGION_VOTE.FOLDER": Key("", Text(empty=True, path=True)),
+    "TEST.REGION_VOTE.SIMILARITY": Key(0.8, Number(minimum=-1, maximum=1)),
     "TEST.REGION_VOTE.SIZE": Key(16, Whole(2, 10_000)),
     "TEST.REGION_VOTE.COMPACTNESS": Key(1.0, Number(minimum=0, maximum=1e6)),
     # bank: a file of features from unlabelled images, and the most regions of each class in a new one; the nearest
@@ -391,8 +396,8 @@ KEYS: dict[str, Key] = {
     "TEST.BANK.FILE": Key("", Text(empty=True, path=True)),
     "TEST.BANK.SIZE": Key(256, Whole(1, 100_000)),
     "TEST.BANK.NEIGHBOURS": Key(20, Whole(1, 100_000)),
-    "TEST.BANK.WEIGHT": Key(0.5, Number(minimum=0, maximum=1)),
-    "TEST.BANK.SCALE": Key(20.0, Number(minimum=0, maximum=1e6)),
+    "TEST.BANK.WEIGHT": Key(0.3, Number(minimum=0, maximum=1)),
+    "TEST.BANK.SCALE": Key(10.0, Number(minimum=0, maximum=1e6)),
     # lposs: nearest patches of each patch, and alpha of (I - alpha W) F = Y.
     "TEST.LPOSS.NEIGHBOURS": Key(400, Whole(1, 100_000)),
     "TEST.LPOSS.ALPHA": Key(0.95, Number(minimum=0, below=1)),

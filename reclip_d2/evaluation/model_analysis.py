@@ -97,7 +97,9 @@ def find_preference(
 def look_at_scenes(cfg: CfgNode, model: nn.Module, scenes: Sequence[dict[str, Any]], analysis: ModelAnalysis) -> None:
     """Predictions and logit parts of the scenes to draw; fills ``analysis``."""
     predictor = ImagePredictor.from_config(model, cfg).without_unsupported_classes(cfg)
-    analysis.predictions = [predictor.labels(read_image(record["file_name"])).astype(np.int64) for record in scenes]
+    analysis.predictions = [
+        predictor.labels(read_image(record["file_name"]), record["file_name"]).astype(np.int64) for record in scenes
+    ]
     if has_bias(model):
         mapper = UnlabelledDatasetMapper(cfg, is_train=False)
         analysis.parts = [logit_parts(model, mapper, record) for record in scenes]

@@ -65,9 +65,9 @@ class DatasetPredictor(nn.Module):
                     f"image {record.get('file_name', '')} has {image.shape[-2]} x {image.shape[-1]} pixels, but its"
                     f" record says {size[0]} x {size[1]}: correct the data set's list, or raise INPUT.TILES.FROM_SIDE"
                 )
-            bands = predictor.bands(image.permute(1, 2, 0).numpy())
+            bands = predictor.bands(image.permute(1, 2, 0).numpy(), file=record.get("file_name"))
         else:
-            bands = predictor.image_bands(image, size)
+            bands = predictor.image_bands(image, size, file=record.get("file_name"))
         result: Tensor | None = None
         for band in bands:
             part = band.labels if self.label_maps else band.logits

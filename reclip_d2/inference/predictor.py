@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -24,14 +23,17 @@ from reclip_d2.data.dataset_mapper import build_test_augmentations
 from reclip_d2.data.tiling import SlidingWindow, Tiling
 from reclip_d2.errors import ReclipError
 from reclip_d2.hypothesis.support import class_support, unsupported_classes
+from reclip_d2.inference.band import Band
 from reclip_d2.inference.grid_logits import GridLogits, rows_in
 from reclip_d2.inference.refinements import Grid, Refinement, build_refinements, softmax_scale
+from reclip_d2.inference.region_masks import RegionMasks, vote_in_bands
 from reclip_d2.inference.views import PredictedViews, ViewPlan
 from reclip_d2.inference.windows import SlidingLogits, Windows, blended_bands, ramp_weights, uniform_weights
 from reclip_d2.layers import use_kernels
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.modeling.view_batch import batch_views
+from reclip_d2.utils.files import StrPath
 from reclip_d2.utils.text import shorten
 
 logger = logging.getLogger(__name__)
@@ -50,31 +52,6 @@ class WindowedImage(Protocol):
 
 Turn = Callable[[], contextlib.AbstractContextManager[None]]
 """Makes a context that is entered for each forward pass; it may wait, to let others run in between."""
-
-
-@dataclasses.dataclass
-class Band:
-    """Some rows of an image, at its own size.
-
-    Attributes:
-        rows: the band's rows.
-        compute_logits: computes :attr:`logits`.
-        known_labels: :attr:`labels`, if known without the logits.
-    """
-
-    rows: slice
-    compute_logits: Callable[[], Tensor]
-    known_labels: Tensor | None = None
-
-    @functools.cached_property
-    def logits(self) -> Tensor:
-        """Mask logits ``(C, rows, W)`` float32, computed on first access."""
-        return self.compute_logits()
-
-    @property
-    def labels(self) -> Tensor:
-        """Best class of each pixel ``(rows, W)`` int64."""
-        return self.logits.argmax(0) if self.known_labels is None else self.known_labels
 
 
 _DROPPED = -1e4
@@ -116,6 +93,7 @@ class ImagePredictor:
         views: ViewPlan | None = None,
         scale: float = 0.0,
         stretch_padding: bool = False,
+        region_masks: RegionMasks | None = None,
     ) -> None:
         """
         Args:
@@ -128,6 +106,7 @@ class ImagePredictor:
             views: views of each image or tile whose probabilities are averaged; None for the image alone.
             scale: factor of the logits before refinements; 0 for :func:`softmax_scale`.
             stretch_padding: treat padding as part of the image: see :class:`GridLogits`.
+            region_masks: regions that vote last, at the image's size.
         """
         self.model = model
         self.augmentations = T.AugmentationList(augmentations)
@@ -138,6 +117,7 @@ class ImagePredictor:
         self.views = views
         self.scale = scale or softmax_scale(model)
         self.stretch_padding = stretch_padding
+        self.region_masks = region_masks
         self.class_ids: list[int] | None = None
         self.dropped: list[int] = []
 
@@ -154,12 +134,13 @@ class ImagePredictor:
             views=ViewPlan.from_config(cfg),
             scale=cfg.TEST.SOFTMAX_SCALE,
             stretch_padding=cfg.TEST.PADDING == "stretch",
+            region_masks=RegionMasks.from_config(cfg),
         )
 
     @property
     def refines(self) -> bool:
         """Whether predictions are more than the model's own logits, so that features in a store are not enough."""
-        return bool(self.refinements) or self.views is not None
+        return bool(self.refinements) or self.views is not None or self.region_masks is not None
 
     def for_classes(self, class_ids: Sequence[int]) -> ImagePredictor:
         """A predictor for a subset of the model's classes, in this order: each pixel gets the best of these."""
@@ -255,22 +236,41 @@ class ImagePredictor:
     # ---- at the image's size ----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def bands(self, image: np.ndarray, turn: Turn = contextlib.nullcontext) -> Iterator[Band]:
+    def bands(
+        self, image: np.ndarray, turn: Turn = contextlib.nullcontext, file: StrPath | None = None
+    ) -> Iterator[Band]:
         """Predict an image ``(H, W, 3)`` uint8 in bands of rows, from top to bottom.
 
         Args:
             turn: makes a context that is entered for each forward pass.
+            file: the image's file, by whose name regions are found; None for an image without one.
+
+        Raises:
+            ReclipError: the model's scores are not finite, or the image's regions cannot be read.
         """
         size = (image.shape[0], image.shape[1])
         if not self.tiling.applies_to(size):
-            yield from self.image_bands(self.resize(image), size, turn)
+            yield from self.image_bands(self.resize(image), size, turn, file)
             return
-        yield from self._tiled_bands(size, lambda rows, columns: image[rows, columns], turn)
+
+        def tiled() -> Iterator[Band]:
+            return self._tiled_bands(size, lambda rows, columns: image[rows, columns], turn)
+
+        if self.region_masks is None:
+            yield from tiled()
+        else:  # a second pass through the network, since the logits of all tiles do not fit into memory
+            yield from vote_in_bands(tiled, self.region_masks.read(file, size))
 
     @torch.no_grad()
     def scene_bands(self, image: WindowedImage, turn: Turn = contextlib.nullcontext) -> Iterator[Band]:
         """Like :meth:`bands`, for an image that is read in windows: always in tiles, of which those without data do not
-        pass through the network. Labels of pixels without data mean nothing."""
+        pass through the network. Labels of pixels without data mean nothing.
+
+        Raises:
+            ReclipError: regions come from masks of image files.
+        """
+        if self.region_masks is not None:
+            self.region_masks.read(None, (image.shape[0], image.shape[1]))
         yield from self._tiled_bands((image.shape[0], image.shape[1]), image.window, turn)
 
     def _tiled_bands(
@@ -290,17 +290,29 @@ class ImagePredictor:
             yield Band(rows, lambda logits=logits: logits)
 
     @torch.no_grad()
-    def image_bands(self, image: Tensor, size: tuple[int, int], turn: Turn = contextlib.nullcontext) -> Iterator[Band]:
+    def image_bands(
+        self,
+        image: Tensor,
+        size: tuple[int, int],
+        turn: Turn = contextlib.nullcontext,
+        file: StrPath | None = None,
+    ) -> Iterator[Band]:
         """Like :meth:`bands`, for a resized image that needs no tiles.
 
         Args:
             image: ``(3, H', W')``, RGB in [0, 255].
             size: (H, W) of the output.
+            turn, file: see :meth:`bands`.
 
         Raises:
-            ReclipError: the model's scores are not finite.
+            ReclipError: see :meth:`bands`.
         """
-        yield from self.bands_of(self.network_logits(image, size, turn), size)
+        if self.region_masks is None:
+            yield from self.bands_of(self.network_logits(image, size, turn), size)
+            return
+        regions = self.region_masks.read(file, size)
+        logits = self.network_logits(image, size, turn)
+        yield from vote_in_bands(lambda: self.bands_of(logits, size), regions)
 
     @torch.no_grad()
     def stored_bands(self, features: Tensor, view_size: tuple[int, int], size: tuple[int, int]) -> Iterator[Band]:
@@ -327,10 +339,14 @@ class ImagePredictor:
             compute = functools.partial(logits.rows, rows.start, rows.stop)
             yield Band(rows, compute, None if labels is None else labels[rows])
 
-    def labels(self, image: np.ndarray) -> np.ndarray:
-        """Best class of each pixel of an image ``(H, W, 3)`` uint8: ``(H, W)`` uint8, or uint16 above 256 classes."""
+    def labels(self, image: np.ndarray, file: StrPath | None = None) -> np.ndarray:
+        """Best class of each pixel of an image ``(H, W, 3)`` uint8: ``(H, W)`` uint8, or uint16 above 256 classes.
+
+        Args:
+            file: see :meth:`bands`.
+        """
         dtype = np.uint8 if self.model.num_classes <= 256 else np.uint16
         labels = np.empty(image.shape[:2], dtype)
-        for band in self.bands(image):
+        for band in self.bands(image, file=file):
             labels[band.rows] = band.labels.cpu().numpy()
         return labels

@@ -30,8 +30,11 @@ def predict_frames(
         wanted: by the index of a frame; frames that no wanted one needs do not pass through the network.
 
     Raises:
-        ReclipError: smoothing is asked for, but frames are predicted in windows, tiles or views.
+        ReclipError: regions come from masks of files; or smoothing is asked for, but frames are predicted in windows,
+            tiles or views.
     """
+    if predictor.region_masks is not None:
+        raise ReclipError("TEST.REGION_VOTE.REGIONS masks is for image files, not for videos: use superpixels")
     if not window:
         for frame in frames:
             yield frame, predictor.bands(frame.pixels) if wanted(frame.index) else None

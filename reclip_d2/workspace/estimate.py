@@ -75,15 +75,16 @@ def estimate(cfg: CfgNode, work: Work) -> dict[str, float]:
     if work.masks or work.tiles:
         # CLIP's own masks before the training, and those of the trained model.
         times = 2 if work.iterations else 1
-        seconds["masks"] = times * _mask_seconds(ImagePredictor.from_config(model, _without_bank(cfg)), work, stored)
+        seconds["masks"] = times * _mask_seconds(ImagePredictor.from_config(model, _without_files(cfg)), work, stored)
     return seconds
 
 
-def _without_bank(cfg: CfgNode) -> CfgNode:
-    """The config without the refinement ``bank``, whose file a run makes after the estimate."""
+def _without_files(cfg: CfgNode) -> CfgNode:
+    """The config without refinements by files: a bank, which a run makes after the estimate, and masks of regions."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.TEST.REFINE = [name for name in cfg.TEST.REFINE if name != "bank"]
+    masks = cfg.TEST.REGION_VOTE.REGIONS == "masks"
+    cfg.TEST.REFINE = [name for name in cfg.TEST.REFINE if name != "bank" and not (masks and name == "region_vote")]
     return cfg
 
 

@@ -64,17 +64,25 @@ class MaskClassTable:
         self.mask_classes = MaskClasses.make(names, background=len(names) - 1 if kept else None)
 
     def predict(
-        self, predictor: ImagePredictor, image: np.ndarray | StoredView, with_scores: bool
+        self,
+        predictor: ImagePredictor,
+        image: np.ndarray | StoredView,
+        with_scores: bool,
+        file: Path | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Labels ``(H, W)`` uint8 of an image ``(H, W, 3)`` uint8, or of its view in a feature store, and, optionally,
-        scores ``(C, H, W)`` float16, see :meth:`class_logits`."""
+        scores ``(C, H, W)`` float16, see :meth:`class_logits`.
+
+        Args:
+            file: the image's file, by whose name regions are found (``TEST.REGION_VOTE.REGIONS masks``).
+        """
         count = len(self.mask_classes.names)
         if isinstance(image, StoredView):
             size = image.placement.image_size
             bands = predictor.stored_bands(image.features, image.size, size)
         else:
             size = (image.shape[0], image.shape[1])
-            bands = predictor.bands(image)
+            bands = predictor.bands(image) if file is None else predictor.bands(image, file=file)
         labels = np.empty(size, np.uint8)
         scores = np.empty((count, *size), np.float16) if with_scores else None
         for band in bands:
@@ -161,7 +169,7 @@ def predict_masks(
                 problems[image.image_id] = problem
                 steps.advance()
                 continue
-            labels, scores = table.predict(predictor, pixels, scores_folder is not None)
+            labels, scores = table.predict(predictor, pixels, scores_folder is not None, image.path)
             prediction = Prediction(image.name, labels, scores=scores)
             if scores is not None:
                 scores_writer.add(prediction)

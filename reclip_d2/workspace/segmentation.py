@@ -100,7 +100,7 @@ class Segmentation:
         Yields:
             The rows of a band, and its logits ``(C, rows, W)`` float32.
         """
-        for band in self._predictor.bands(self.image):
+        for band in self._predictor.bands(self.image, file=self.path):
             yield band.rows, self._table.class_logits(band.logits).cpu().numpy()
 
     def logits(self) -> np.ndarray:

@@ -382,7 +382,7 @@ class Segmenter:
         path = Path(os.fspath(image)).absolute() if isinstance(image, str | os.PathLike) else None
         predictor = self._loaded()
         check_shape(path or Path("in memory"), pixels.shape[:2], predictor.tiling)
-        labels, _ = self._table.predict(predictor, pixels, with_scores=False)
+        labels, _ = self._table.predict(predictor, pixels, with_scores=False, file=path)
         return Segmentation(pixels, labels, path, predictor, self._table)
 
     def _config(self) -> Any:

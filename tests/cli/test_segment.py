@@ -189,6 +189,26 @@ def test_bank(segment, reclip, tmp_path):
     assert "which a student does not have" in segment("--student", "--bank", "--overwrite").err
 
 
+def test_regions_of_a_folder(segment, tmp_path):
+    """Each region of an image's mask gets one label; an image without a mask is an error that names it."""
+    assert segment("--fast").status == 0
+    masks = {path.stem: read_mask(path) for path in (tmp_path / "out" / "masks").rglob("*.png")}
+    (tmp_path / "regions").mkdir()
+    for name, mask in masks.items():
+        regions = np.ones(mask.shape, np.uint8)
+        regions[: len(mask) // 2] = 2
+        Image.fromarray(regions).save(tmp_path / "regions" / f"{name}.png")
+    keys = ("TEST.REFINE", "['region_vote']", "TEST.REGION_VOTE.REGIONS", "masks", "TEST.REGION_VOTE.FOLDER", "regions")
+    assert segment("--fast", "--overwrite", keys=keys).status == 0
+    voted = {path.stem: read_mask(path) for path in (tmp_path / "out" / "masks").rglob("*.png")}
+    assert voted.keys() == masks.keys()
+    for mask in voted.values():
+        half = len(mask) // 2
+        assert len(np.unique(mask[:half])) == len(np.unique(mask[half:])) == 1
+    next((tmp_path / "regions").iterdir()).unlink()
+    assert "have no mask in" in segment("--fast", "--overwrite", keys=keys).err
+
+
 def test_background_kept(segment, tmp_path):
     ignored = segment("--fast")
     assert ignored.status == 0

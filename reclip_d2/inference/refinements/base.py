@@ -138,7 +138,10 @@ def build_refinements(cfg: CfgNode, model: LanguageSegmentor | None = None) -> l
             raise ReclipError(f"TEST.REFINE has {name!r}, which is not known: choose from {', '.join(known)}")
         if names.count(name) > 1:
             raise ReclipError(f"TEST.REFINE has {name!r} twice: remove one")
-    refinements = [REFINEMENTS.get(name)(cfg) for name in cfg.TEST.REFINE if name not in VIEW_REFINEMENTS]
+    elsewhere = list(VIEW_REFINEMENTS)
+    if cfg.TEST.REGION_VOTE.REGIONS == "masks":  # the whole image's: see reclip_d2.inference.region_masks
+        elsewhere.append("region_vote")
+    refinements = [REFINEMENTS.get(name)(cfg) for name in names if name not in elsewhere]
     for refinement in refinements:
         if model is not None and hasattr(refinement, "bind"):
             refinement.bind(model)
