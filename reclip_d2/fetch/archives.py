@@ -80,8 +80,8 @@ def fetch_archive(archive: Archive, folder: Path) -> Path:
     expected = archive.hash or recorded.get(archive.name)
     if is_offline() and not target.exists():
         raise ReclipError(
-            f"{archive.name} is not in {folder}, and RECLIP_OFFLINE or HF_HUB_OFFLINE is set: get {archive.url} elsewhere"
-            " and copy it there"
+            f"{archive.name} is not in {folder}, and RECLIP_OFFLINE or HF_HUB_OFFLINE is set: get {archive.url}"
+            " elsewhere, and copy it there"
         )
     folder.mkdir(parents=True, exist_ok=True)
     if target.exists() and expected and not pooch.hashes.hash_matches(target, expected):
