@@ -46,7 +46,10 @@ class CalibrationImages:
         """
         if count < 1:
             raise ReclipError(f"--calibration-images {count}: give at least 1")
-        images = find_images([source]).images
+        try:
+            images = find_images([source]).images
+        except ReclipError as error:
+            raise ReclipError(f"--calibrate: {error}") from error
         chosen = [images[k * len(images) // count] for k in range(count)] if count < len(images) else images
         augmentations = build_test_augmentations(cfg) if size is None else [T.Resize(size)]
         return cls(tuple(image.path for image in chosen), len(images), tuple(augmentations))

@@ -32,10 +32,13 @@ if TYPE_CHECKING:
 # How the range of an activation is chosen: onnxruntime's CalibrationMethod. The range seen; the one that keeps 99.999 %
 # of the values; the one whose quantised histogram has the least relative entropy.
 METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
-# Nodes of the network in the exporter's names, which begin with the module's path in ExportModule.
-_NETWORK = ("/mask_logits/backbone/", "/mask_logits/feature_head/")
-# Convolutions, and what lies between them, so that activations stay in 8 bits from one to the next.
-_OPERATORS = ("Conv", "Relu", "Add", "MaxPool")
+# Operators to quantise, by the beginning of the exporter's names of nodes, which is the module's path in ExportModule.
+# In the backbone also what lies between convolutions, so that activations stay in 8 bits from one to the next. The
+# feature head's branches are added in float32: each of three sums would round once more.
+_NETWORK = {
+    "/mask_logits/backbone/": ("Conv", "Relu", "Add", "MaxPool"),
+    "/mask_logits/feature_head/": ("Conv",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +142,7 @@ def quantize(path: Path, images: CalibrationImages, input_type: torch.dtype, opt
             str(target),
             _reader(images, input_type),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(_OPERATORS),
+            op_types_to_quantize=sorted({operator for operators in _NETWORK.values() for operator in operators}),
             nodes_to_quantize=[node.name for node in nodes],
             per_channel=True,
             reduce_range=options.reduce_range,
@@ -157,7 +160,11 @@ def quantize(path: Path, images: CalibrationImages, input_type: torch.dtype, opt
 
 def network_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """Nodes to quantise: those of the student's backbone and feature head."""
-    return [node for node in graph.node if node.op_type in _OPERATORS and node.name.startswith(_NETWORK)]
+    return [
+        node
+        for node in graph.node
+        if any(node.name.startswith(part) and node.op_type in operators for part, operators in _NETWORK.items())
+    ]
 
 
 def compare(

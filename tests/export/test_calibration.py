@@ -46,7 +46,7 @@ def test_pixels_are_resized_as_for_prediction(folder):
 def test_wrong_images(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     for source in ("empty", "none"):
-        with pytest.raises(ReclipError, match=source):
+        with pytest.raises(ReclipError, match=f"--calibrate: .*{source}"):
             CalibrationImages.choose(str(tmp_path / source), 3, config())
     with pytest.raises(ReclipError, match="--calibration-images 0: give at least 1"):
         CalibrationImages.choose(str(folder), 0, config())
