@@ -16,6 +16,7 @@ import torch
 from reclip_d2 import __version__
 from reclip_d2.backbones.build import build_clip
 from reclip_d2.backbones.embedded import EMBEDDED_MODEL_NAME
+from reclip_d2.backbones.families import families
 from reclip_d2.cli.main import INSTALL_DETECTRON2, missing_package
 from reclip_d2.errors import ReclipError
 from reclip_d2.install_detectron2.program import install_detectron2
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         ("extension", _extension),
         ("devices", _devices),
         ("cache", _cache),
+        ("models", _models),
         ("CLIP", lambda: _clip(args.clip, args.pretrained)),
     )
     if args.install_detectron2:
@@ -138,6 +140,24 @@ def _cache() -> Iterator[str]:
         why = getattr(error, "strerror", None) or getattr(error.__cause__, "strerror", None) or error
         raise ReclipError(f"{folder} cannot be written ({why}): set RECLIP_CACHE to another folder") from error
     yield f"{folder} (text features; set RECLIP_CACHE to use another folder)"
+
+
+def _models() -> Iterator[str]:
+    """The families of models that ``--clip`` takes, with their weights; nothing is loaded."""
+    others = []
+    for family in families():
+        if not family.works:
+            others.append(f"{family.tower} ({len(family.models)})")
+            continue
+        weights = f"{family.weights} weights, such as {family.example}" if family.example else "no weights"
+        needs = "; needs transformers" if family.needs_transformers else ""
+        yield f"{family.name:<17}{len(family.models):>3}  {family.tower:<14}{weights}{needs}"
+    yield f"not supported: {', '.join(others)}"
+    try:
+        attentions = importlib.import_module("reclip_d2.backbones.dense_attention").DENSE_ATTENTION_REGISTRY
+    except ImportError:  # without Detectron2, which has its own line
+        return
+    yield f"MODEL.CLIP.DENSE_ATTENTION for each: {', '.join(sorted(name for name, _ in attentions))}"
 
 
 def _clip(name: str, pretrained: str) -> Iterator[str]:

@@ -27,7 +27,9 @@ def test_ready(reclip, isolated_cache):
     outcome = reclip("doctor", "--clip", "reclip-embedded")
     assert outcome.status == 0 and outcome.err == ""
     for words in ("reclip_d2", "Python 3.", f"torch {torch.__version__.split('+')[0]}", "detectron2", "extension",
-                  "cpu: ", str(isolated_cache), "ships with the package", "ready"):  # fmt: skip
+                  "cpu: ", str(isolated_cache), "ships with the package", "ready",
+                  "SigLIP2", "; needs transformers", "not supported: ResNet (10), timm convnext (11)",
+                  "DENSE_ATTENTION for each: clearclip, "):  # fmt: skip
         assert words in outcome.out
     assert not list(isolated_cache.iterdir())  # the probe of the cache is gone
 
