@@ -513,3 +513,20 @@ def test_mistakes_name_the_argument(call, words, fitted, place):
     with pytest.raises(ReclipError, match=words) as error:
         call(place)
     assert "--" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_bank_of_the_training_images(place, tmp_path):
+    """Predictions use the bank; a saved model does not contain it, and predicts without."""
+    model = untrained()
+    images = place / "photos"
+    model.fit(
+        images, output=tmp_path / "out", iterations=2, keep="rectified", bank=True, opts=["TEST.BANK.WEIGHT", "1.0"]
+    )
+    assert (tmp_path / "out" / "run" / "rectified" / "bank.safetensors").is_file()
+    (image,) = images.glob("0.*")
+    labels = model(image).labels
+    plain = Segmenter.load(tmp_path / "out", device="cpu", opts=["TEST.REFINE", "[]"])(image).labels
+    assert np.array_equal(labels, Segmenter.load(tmp_path / "out", device="cpu")(image).labels)
+    assert not np.array_equal(labels, plain)
+    saved = Segmenter.load(model.save(tmp_path / "saved"), device="cpu")
+    assert np.array_equal(saved(image).labels, plain)

@@ -61,15 +61,14 @@ class BankRefinement:
     needs_pixels = False
 
     def __init__(self, cfg: CfgNode) -> None:
-        keys = cfg.TEST.BANK
-        if not keys.FILE:
+        if not cfg.TEST.BANK.FILE:
             raise ReclipError(
                 "TEST.REFINE bank needs TEST.BANK.FILE: make it with tools/build_bank.py, or use reclip segment --bank"
             )
-        self.file = Path(keys.FILE)
-        self.neighbours = keys.NEIGHBOURS
-        self.weight = keys.WEIGHT
-        self.scale = keys.SCALE
+        self.file = Path(cfg.TEST.BANK.FILE)
+        self.neighbours = cfg.TEST.BANK.NEIGHBOURS
+        self.weight = cfg.TEST.BANK.WEIGHT
+        self.scale = cfg.TEST.BANK.SCALE
         self._model: LanguageSegmentor | None = None
         self._bank: Bank | None = None
 

@@ -13,6 +13,7 @@ from reclip_d2.engine import program
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.label_files import DatasetLabels, check_no_background
 from reclip_d2.toy.scenes import render_scene
+from reclip_d2.workspace.export import ExportSource
 from tests.helpers import config_arguments, config_files
 
 
@@ -102,3 +103,12 @@ def test_evaluation_under_other_names(tmp_path, world):
     assert background["IoU-lawn"] < own["IoU-lawn"]  # some of it is grass
     found = [f"ACC-{name}" for name in OWN if not np.isnan(own[f"ACC-{name}"])]
     assert len(found) >= 8 and all(background[key] <= own[key] for key in found)
+
+
+def test_exported_labels_are_those_of_the_classes(tmp_path):
+    file = vocabulary(tmp_path, "\n".join([f"{OWN[0]}; moon", *OWN[1:], "background: face"]))
+    keys = ["DATASETS.VOCABULARY", file]
+    source = ExportSource.of_config(config_files("embedded", "maskclip"), opts=keys)
+    assert source.label_ids == [*range(12), 0, 255] and list(source.classes.names) == OWN
+    kept = ExportSource.of_config(config_files("embedded", "maskclip"), opts=keys, keep_background=True)
+    assert kept.label_ids == [*range(12), 0, 12] and kept.classes.background == 12
