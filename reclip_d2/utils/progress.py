@@ -12,7 +12,7 @@ The caller chooses the listener, like ``EventStorage`` for Detectron2's metrics:
     with report_to(print):        # hypotheses: 40 of 120 images (33 %), about 25 s left
         generate_hypotheses(...)
 
-Without :func:`report_to`, progress bars appear on standard error.
+Without :func:`report_to`, progress appears on standard error: bars in a terminal, lines elsewhere.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import contextlib
 import contextvars
 import dataclasses
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,6 +31,8 @@ from typing import Any
 _SHORTEST_GAP = 0.1
 # ... another hundredth of the stage is done, or this many seconds have passed.
 _LONGEST_GAP = 10.0
+# In a log, a stage has a line at its end, and one whenever this many seconds have passed.
+_LINES_GAP = 30.0
 # Estimates weigh steps by their age: those of this many seconds ago have 1/e of the weight of the latest.
 _MEMORY = 60.0
 
@@ -88,35 +92,66 @@ def duration_in_words(seconds: float, step: int = 10) -> str:
 
 
 class ProgressBars:
-    """A listener with one progress bar per stage on standard error; events that are not counts are ignored."""
+    """A listener for standard error: one bar per stage, by rich, in a terminal; otherwise lines, when a stage ends and
+    every 30 s of it, as in a log. Events that are not counts are ignored."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._stage = ""
+        self._last_line = -math.inf
 
     def __call__(self, event: Progress) -> None:
         if not event.total:
             self.close()
             return
+        if sys.stderr is None:
+            return
+        if not _is_interactive():
+            self._write_line(event)
+            return
         if self._bar is None or self._stage != event.stage:
             self.close()
             self._open(event)
-        self._bar.set_postfix_str(event.message, refresh=False)
-        self._bar.update(event.done - self._bar.n)
+        left = "" if event.seconds_left is None else f"about {duration_in_words(event.seconds_left)} left"
+        counts = f"{event.done:,}/{event.total:,} {_plural(event.unit, event.total)}"
+        self._bar.update(self._bar.task_ids[0], completed=event.done, counts=counts, left=left, text=event.message)
         if event.ended:
             self.close()
 
+    def _write_line(self, event: Progress) -> None:
+        now = time.monotonic()
+        if event.stage != self._stage:
+            self._stage, self._last_line = event.stage, now
+        if event.ended or now - self._last_line >= _LINES_GAP:
+            print(event, file=sys.stderr, flush=True)
+            self._last_line = now
+        if event.ended:
+            self._stage = ""
+
     def _open(self, event: Progress) -> None:
-        from tqdm import tqdm  # here, since the command sets its interval first
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bars
 
         self._stage = event.stage
-        self._bar = tqdm(desc=event.stage, total=event.total, initial=event.done, unit=event.unit)
+        columns = [TextColumn("{task.fields[stage]}", markup=False), BarColumn(30)]
+        columns += [TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in ("counts", "text", "left")]
+        # Standard output is not the bar's: it may be a file.
+        self._bar = Bars(*columns, console=Console(stderr=True), redirect_stdout=False, refresh_per_second=5)
+        self._bar.add_task("", total=event.total, stage=event.stage, counts="", left="", text="")
+        self._bar.start()
 
     def close(self) -> None:
         """Leave the bar in place and start a new line."""
         if self._bar is not None:
-            self._bar.close()
+            self._bar.refresh()
+            self._bar.stop()
         self._bar = None
+
+
+def _is_interactive() -> bool:
+    """Whether standard error is a terminal that can move its cursor."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 _listener: contextvars.ContextVar[ProgressCallback | None] = contextvars.ContextVar("listener", default=None)

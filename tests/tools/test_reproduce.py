@@ -104,7 +104,7 @@ def mistake(capsys, reproduce, *arguments: str) -> str:
     error = capsys.readouterr().err
     assert stop.value.code == 1
     *before, line = error.splitlines()
-    assert line.startswith("error: ") and all(not x or "image/s" in x for x in before)  # bars
+    assert line.startswith("error: ") and all(not x or " of " in x for x in before)  # progress
     return line
 
 

@@ -1,6 +1,9 @@
 """Progress events: reports of a stage, their listeners, and their text."""
 
 import math
+import os
+import pty
+import sys
 
 import pytest
 
@@ -139,16 +142,77 @@ def test_what_a_listener_raises_ends_the_work():
         raise AssertionError("goes on")
 
 
-def test_bars(capsys):
-    """One bar per stage on standard error, each ended by a newline: without a listener, or with this one."""
+def test_lines_in_a_log(capsys, clock):
+    """No bars and no escape codes: a line at the end of a stage, and every 30 seconds of it."""
     with count_steps("images", 2) as steps:
         steps.advance(2)
-    err = capsys.readouterr().err
-    assert "images: 100%" in err and "2/2" in err and err.endswith("\n")
+    assert capsys.readouterr().err == "images: 2 of 2 images (100 %)\n"
     bars = ProgressBars()
-    for event in (Progress("masks", 0, 4), Progress("masks", 3, 4, message="loss 2"), Progress("formats", 0, 2)):
-        bars(event)
+    for seconds in range(0, 100, 10):
+        clock[0] = seconds
+        bars(Progress("masks", seconds, 100, message="loss 2"))
+    bars(Progress("formats", 0, 2))
+    bars(Progress("formats"))
+    bars(Progress("formats", 1, 2, ended=True))
     bars.close()
     written = capsys.readouterr()
-    assert written.out == "" and "masks:" in written.err and "formats:" in written.err
-    assert "loss 2" in written.err and "3/4" in written.err and written.err.endswith("\n")
+    assert written.out == ""
+    assert written.err.splitlines() == [
+        *(f"masks: {k} of 100 images ({k} %), loss 2" for k in (30, 60, 90)),
+        "formats: 1 of 2 images (50 %)",
+    ]
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Makes standard error a pseudo-terminal; returns a function for what was written to it. To be called in the test:
+    pytest sets standard error after the fixtures."""
+    master, slave = pty.openpty()
+    os.set_blocking(master, False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    stream = open(slave, "w")
+
+    def begin():
+        monkeypatch.setattr(sys, "stderr", stream)
+
+        def read() -> str:
+            stream.flush()
+            return os.read(master, 1 << 20).decode()
+
+        return read
+
+    yield begin
+    monkeypatch.undo()
+    stream.close()
+    os.close(master)
+
+
+def test_bars_in_a_terminal(terminal):
+    read = terminal()
+    bars = ProgressBars()
+    bars(Progress("masks", 0, 4))
+    bars(Progress("masks [1/2]", 3, 4, message="loss [2]", seconds_left=20.0))
+    bars(Progress("masks [1/2]", 4, 4, ended=True))
+    text = read()
+    assert "\x1b[" in text and "masks" in text and "4/4 images" in text and "━" in text
+    assert "\n" in text and "\x1b[?25h" in text  # a bar stays, and the cursor is shown again
+    bars(Progress("formats", 1, 2))
+    bars.close()
+    assert "1/2 images" in read()
+
+
+def test_a_terminal_without_a_cursor_gets_lines(terminal, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    read = terminal()
+    with count_steps("images", 2) as steps:
+        steps.advance(2)
+    assert read() == "images: 2 of 2 images (100 %)\r\n"
+
+
+def test_without_standard_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)
+    ProgressBars()(Progress("masks", 4, 4, ended=True))
+    assert capsys.readouterr().out == ""
