@@ -370,8 +370,11 @@ class SegmentRun:
         calibrate_maskclip(model, cfg, self.configs["rectified"])
 
     def _predictor(self, kind: str) -> ImagePredictor:
-        """The predictor of a kind of model."""
-        return load_predictor(self.configs[kind], kind, self.classes, self.folder.weights(kind))
+        """The predictor of a kind of model; the training images, if there are any, are registered afterwards."""
+        predictor = load_predictor(self.configs[kind], kind, self.classes, self.folder.weights(kind))
+        if self._trained_on:
+            training.register_training_images(self._trained_on, self.classes)  # load_predictor has registered no images
+        return predictor
 
     def _make_bank(self, kind: str, predictor: ImagePredictor) -> None:
         """Make the bank of a kind of model, unless an earlier run has."""
@@ -387,7 +390,6 @@ class SegmentRun:
             self._make_bank(kind, predictor)
         if not self._trained_on:
             return predictor, None
-        training.register_training_images(self._trained_on, self.classes)  # load_predictor has registered no images
         return predictor, StoredImages.find(self.configs["rectified"], predictor)
 
     def _decided(self, masks: bool) -> Decision | None:
