@@ -81,6 +81,8 @@ class DenseCLIP(VisionLanguageBackbone):
         self.clip = clip.requires_grad_(False).eval()
         use_frozen_layers(clip)
         self.text_encoder = text_encoder(clip, tokenizer)
+        if digest := self.text_encoder.tokens.digest:  # not in the weights either
+            self.fingerprint = hashlib.sha256(f"{self.fingerprint} {digest}".encode()).hexdigest()
         self.attention = (ValueAttention() if attention is None else attention).requires_grad_(False).eval()
         self.autocast_dtype = autocast_dtype
         self.image_tower = image_tower

@@ -6,6 +6,8 @@ Shape letters: N texts, T tokens of a text.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 
 from reclip_d2.errors import ReclipError
@@ -20,12 +22,14 @@ class TextTokens:
         end: id after every text.
         padding: id after the end.
         encode: token ids of a text, without start and end.
+        digest: hash of a tokenizer from files; "" for CLIP's.
     """
 
     start: tuple[int, ...]
     end: int
     padding: int
     encode: Callable[[str], Sequence[int]]
+    digest: str = ""
 
 
 def text_tokens(tokenizer: object, padding: int = 0) -> TextTokens:
@@ -53,4 +57,8 @@ def text_tokens(tokenizer: object, padding: int = 0) -> TextTokens:
         raise ReclipError(f"{what} is not supported: it does not end a text with one token")
     if inner.padding_side != "right" or inner.pad_token_id is None:
         raise ReclipError(f"{what} is not supported: it does not pad texts on the right")
-    return TextTokens(tuple(whole[:first]), whole[-1], inner.pad_token_id, encode)
+    backend = getattr(inner, "backend_tokenizer", None)
+    content = json.dumps(sorted(inner.get_vocab().items())) if backend is None else backend.to_str()
+    options = [whole, inner.pad_token_id, tokenizer.context_length, clean.__name__]
+    digest = hashlib.sha256(f"{content} {options}".encode()).hexdigest()
+    return TextTokens(tuple(whole[:first]), whole[-1], inner.pad_token_id, encode, digest)

@@ -41,6 +41,7 @@ class WordTokenizer:
             ids = [WORDS.index(word) for word in text.split()]
             return types.SimpleNamespace(input_ids=[2] * start + [*ids, 1] if add_special_tokens else ids)
 
+        encode.get_vocab = lambda: {word: k for k, word in enumerate(WORDS)}
         encode.pad_token_id, encode.padding_side, encode.sep_token_id = padding, side, 1
         self.tokenizer = encode
         self.clean_fn = str.lower
@@ -115,6 +116,8 @@ def test_an_end_to_end_model_with_attention_pooling_and_its_text_tower(tmp_path)
     assert torch.einsum("bdhw,cd->bchw", dense, query).abs().max() <= 1 + 1e-5
     prompt = ReferencePrompt(backbone, NAMES, prompt_length=4)
     assert prompt(backbone).shape == query.shape
+    same, other = (DenseCLIP(clip, WordTokenizer(start=start), name="siglip") for start in (False, True))
+    assert same.fingerprint == backbone.fingerprint != other.fingerprint  # the tokenizer is part of the identity
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -77,6 +77,17 @@ def test_checkpoints_know_the_tower_and_the_positions():
     assert own.fingerprint != timm_dense("small_clip").fingerprint
 
 
+def test_regions_and_helpers_know_the_patch_of_the_tower(tmp_path):
+    cfg = config("small_siglip", tmp_path)
+    cfg.MODEL.CLIP.DENSE_ATTENTION = "regions"
+    backbone = build_clip_backbone(cfg)
+    assert backbone.attention.patch_size == 14
+    assert backbone.dense(torch.randn(1, 3, 70, 84)).shape == (1, 32, 5, 6)
+    cfg.MODEL.CLIP.DENSE_ATTENTION = "proxy"
+    cfg.MODEL.CLIP.HELPER_NAME, cfg.MODEL.CLIP.HELPER_WEIGHTS = "small_clip", "random"
+    assert build_clip_backbone(cfg).dense(torch.randn(1, 3, 70, 84)).shape == (1, 32, 5, 6)
+
+
 @pytest.mark.parametrize("architecture", ["MaskCLIP", "RectifiedCLIP"])
 @pytest.mark.parametrize("name", ["small_siglip", "small_rotary"])
 def test_segmentation_and_export(name, architecture, tmp_path, datasets):

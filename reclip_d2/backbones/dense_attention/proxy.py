@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from reclip_d2.backbones.architectures import model_config
+from reclip_d2.backbones.build import embedding_shape
 from reclip_d2.backbones.dense_attention.base import DENSE_ATTENTION_REGISTRY, AttentionInput, DenseAttention
 from reclip_d2.backbones.dense_attention.helper import HELPER_KEYS, HelperModel, build_helper
 from reclip_d2.backbones.dense_attention.rows import countable, mean_similarity, mix, softmax_of_positive
@@ -47,7 +47,7 @@ class ProxyAttention(DenseAttention):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> ProxyAttention:
         keys, helper = cfg.MODEL.CLIP, build_helper(cfg)
-        patch = model_config(keys.NAME)["vision_cfg"].get("patch_size", 16)
+        patch = embedding_shape(keys.NAME)[1]
         upsampling = keys.PROXY_UPSAMPLING or max(1, patch // helper.patch_size)
         return cls(helper, keys.PROXY_SHIFT, keys.PROXY_SCALE, upsampling)
 

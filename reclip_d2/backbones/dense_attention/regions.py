@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from reclip_d2.backbones.architectures import model_config
+from reclip_d2.backbones.build import embedding_shape
 from reclip_d2.backbones.dense_attention.base import DENSE_ATTENTION_REGISTRY, AttentionInput, DenseAttention
 from reclip_d2.backbones.dense_attention.helper import HELPER_KEYS, HelperModel, build_helper
 from reclip_d2.backbones.dense_attention.rows import countable, mix
@@ -63,7 +63,7 @@ class RegionAttention(DenseAttention):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> RegionAttention:
         keys = cfg.MODEL.CLIP
-        patch = model_config(keys.NAME)["vision_cfg"].get("patch_size", 16)
+        patch = embedding_shape(keys.NAME)[1]
         helper = build_helper(cfg) if keys.HELPER_NAME else None
         return cls(patch, helper, keys.REGIONS_SCALE, keys.REGIONS_SIZE, keys.REGIONS_COMPACTNESS)
 
