@@ -16,6 +16,7 @@ from reclip_d2.workspace.options import (
     DEFAULT_CLIP,
     DEFAULT_METHOD,
     DEFAULT_PRETRAINED,
+    ENGINES,
     KEEP,
     METHODS,
     TITLES,
@@ -83,6 +84,18 @@ def _add_shard_argument(parser: argparse.ArgumentParser, what: str) -> None:
         "--shard", metavar="I/N",
         help=f"{what}; other machines compute the other parts, into the same --output",
     )  # fmt: skip
+
+
+def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where masks are made."""
+    parser.add_argument(
+        "--engine", choices=list(ENGINES), default="local",
+        help="make masks in this process (local), or on Ray, over the processes of this machine or the cluster of"
+        " RAY_ADDRESS (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="worker processes of Ray (default: one per GPU or CPU)"
+    )
 
 
 def _add_background_argument(parser: argparse.ArgumentParser) -> None:
@@ -161,6 +174,7 @@ def _add_segment_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE|NAME",
         help="initial weights of the student's backbone (default: the config's)",
     )
+    _add_engine_arguments(parser)
     _add_shard_argument(parser, "compute only part I of N of hypotheses and features, and stop before the training")
     parser.add_argument(
         "--tile", type=int, metavar="PIXELS", help="cut images with a longer side into tiles of this size"
@@ -179,6 +193,7 @@ def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_output_arguments(parser)
     parser.add_argument("--use", choices=list(TITLES), help="model to use (default: the one whose masks were kept)")
+    _add_engine_arguments(parser)
     _add_shard_argument(parser, "predict only part I of N of the images")
     _add_background_argument(parser)
     parser.add_argument(

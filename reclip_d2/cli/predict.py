@@ -23,8 +23,12 @@ def run(args: argparse.Namespace) -> int:
         use=args.use,
         pretrained=args.pretrained,
         shard=args.shard,
+        engine=args.engine,
+        workers=args.workers,
     )
     video = any(is_video(path) for path in args.images)
+    if video and args.engine != "local":
+        raise ReclipError("--engine ray: a video is predicted in order, by one process; omit --engine")
     if video and args.shard is not None:
         raise ReclipError("--shard: a video is predicted in one part; cut it, or omit --shard")
     prediction = None if video else PredictRun(args.images, args.model, args.output, options)

@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         tile=args.tile,
         bank=args.bank,
         shard=args.shard,
+        engine=args.engine,
+        workers=args.workers,
     )
     segment_run = SegmentRun(args.images, args.classes, args.output, options)
     _announce(segment_run)

@@ -164,7 +164,7 @@ def predict_masks(
         predictor, stored = load() if todo else (None, None)
         steps = stack.enter_context(count_steps(stage, len(todo)))
         for image, pixels in _read_ahead(todo, stored):
-            problem = _problem(image, pixels, predictor.tiling, with_scores=scores_folder is not None)
+            problem = problem_of(image, pixels, predictor.tiling, with_scores=scores_folder is not None)
             if problem:
                 problems[image.image_id] = problem
                 steps.advance()
@@ -188,7 +188,7 @@ def coverage_name(shard: WorkShard | None) -> str:
     return COVERAGE if shard is None else f".coverage-{shard.name}.jsonl"
 
 
-def _problem(image: ImageFile, pixels: Input | ReclipError, tiling: Tiling, with_scores: bool) -> str:
+def problem_of(image: ImageFile, pixels: Input | ReclipError, tiling: Tiling, with_scores: bool) -> str:
     """The reason why an image cannot be predicted; "" if it can."""
     if isinstance(pixels, ReclipError):
         return str(pixels)

@@ -26,6 +26,7 @@ TITLES = {
     "rectified": "ReCLIP++, rectified",
     "student": "ReCLIP++, distilled student",
 }
+ENGINES = ("local", "ray")
 # Whose masks a run with training keeps.
 KEEP = ("best", "rectified", "maskclip")
 
@@ -44,6 +45,8 @@ class RunOptions:
         device: ``cpu``, ``cuda``, ``cuda:1``, ...; ``auto`` uses a GPU if there is one.
         opts: ``KEY VALUE`` overrides of configs.
         shard: ``I/N``, one of N parts of the work; None for all of it.
+        engine: ``local``, this process, or ``ray``, worker processes of this machine or a cluster.
+        workers: number of worker processes of ``ray``; None for one per GPU or CPU.
     """
 
     background: str = "ignore"
@@ -52,6 +55,8 @@ class RunOptions:
     device: str = "auto"
     opts: tuple[str, ...] = ()
     shard: str | None = None
+    engine: str = "local"
+    workers: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

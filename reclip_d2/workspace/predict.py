@@ -17,8 +17,9 @@ from reclip_d2.utils.files import StrPath
 from reclip_d2.utils.output_paths import check_output_folder
 from reclip_d2.utils.progress import ProgressCallback, report_to
 from reclip_d2.utils.work_shard import WorkShard
-from reclip_d2.workspace.options import PredictOptions, RunOptions
+from reclip_d2.workspace.options import ENGINES, PredictOptions, RunOptions
 from reclip_d2.workspace.predict_shard import predict_shard
+from reclip_d2.workspace.ray_masks import RayEngine
 from reclip_d2.workspace.results import MaskRequest, RunResult, report_transparency, write_results
 from reclip_d2.workspace.run_folder import CHECKPOINT, RunFolder, check_same_inputs
 from reclip_d2.workspace.run_state import RunState
@@ -81,12 +82,14 @@ class PredictRun:
         sources = [images] if isinstance(images, str | os.PathLike) else images
         self.found = _mark_scenes(find_images(sources, [self.folder.path], self.folder.copies))
         self.images = self.found.images
-        self.shard = shard_of(options)
+        self.shard, engine = shard_of(options), engine_of(options)
         self.mine = self.images if self.shard is None else self.shard.of(self.images)
         reading = SceneReading.from_config(self.cfg)
         classes = self.model.state.classes
         self.request = MaskRequest(self.model.kind, classes, options.background, options.formats, reading)
         self.request.check(self.images, self.mine)
+        job = (self.cfg, self.model.weights)
+        self._make = None if engine is None else engine.make_masks(self.folder, lambda _: job)
 
     def predict(self, progress: ProgressCallback | None = None) -> RunResult:
         """See the function :func:`predict`."""
@@ -102,7 +105,7 @@ class PredictRun:
             state = self.remember(self.images)
             with logging_to(folder.run):
                 report_transparency(self.images)
-                result = write_results(folder, state, self.request, self.images, problems, self.load)
+                result = write_results(folder, state, self.request, self.images, problems, self.load, make=self._make)
             self.remove_copies()
             return result
 
@@ -112,6 +115,8 @@ class PredictRun:
         if not any(image.url for image in images):
             return {}
         self.folder.claim(self._wanted())
+        if self._make is not None and not self.request.needs_images:
+            return {}  # the workers fetch them
         needed = images if self.request.needs_images else self.folder.missing_masks(images, self.request.results)
         return fetch_images(needed)
 
@@ -166,6 +171,23 @@ def _mark_scenes(found: FoundImages) -> FoundImages:
         for image in found.images
     ]
     return dataclasses.replace(found, images=images)
+
+
+def engine_of(options: RunOptions) -> RayEngine | None:
+    """The engine that the options name; None for this process.
+
+    Raises:
+        ReclipError: the options contradict each other, or Ray is not installed.
+    """
+    if options.engine not in ENGINES:
+        raise ReclipError(f"--engine {options.engine} is unknown: use one of {', '.join(ENGINES)}")
+    if options.engine == "local":
+        if options.workers is not None:
+            raise ReclipError("--workers: needs --engine ray")
+        return None
+    if options.shard is not None:
+        raise ReclipError("--engine ray and --shard: Ray divides the work itself; give one of them")
+    return RayEngine(options.workers)
 
 
 def _bring_up_to_date(known: RunState, model: TrainedModel) -> None:

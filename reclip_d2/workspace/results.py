@@ -107,14 +107,26 @@ Load = Callable[[str], tuple[ImagePredictor, StoredImages | None]]
 """Loads the predictor of a kind of model and, if there are any, features of the images."""
 
 
+MakeMasks = Callable[[MaskRequest, Sequence[ImageFile], str], dict[str, str]]
+"""Writes missing masks of images elsewhere than in this process, with a name of the stage; returns the reason for each
+image that could not be predicted, by image id."""
+
+
 def write_candidate(
-    folder: RunFolder, state: RunState, request: MaskRequest, images: Sequence[ImageFile], load: Load, stage: str
+    folder: RunFolder,
+    state: RunState,
+    request: MaskRequest,
+    images: Sequence[ImageFile],
+    load: Load,
+    stage: str,
+    make: MakeMasks | None = None,
 ) -> dict[str, str]:
     """Write the missing masks of a kind of model that may not be the one that is kept.
 
     Args:
         images: usable images.
         stage: name in progress events.
+        make: makes the masks elsewhere; None to make them in this process.
 
     Returns:
         The reason for each image that could not be predicted, by image id.
@@ -122,6 +134,8 @@ def write_candidate(
     if not folder.lacking_masks(images, request.results):
         return {}
     begin_results(folder, state, request.results, [MASKS], silent=True)
+    if make is not None:
+        return make(request, images, stage)
     return predict_masks(lambda: load(request.kind), images, request.table, folder.masks, stage=stage)
 
 
@@ -134,6 +148,7 @@ def write_results(
     load: Load,
     decision: Decision | None = None,
     new: Sequence[str] = (),
+    make: MakeMasks | None = None,
 ) -> RunResult:
     """Write missing masks, other formats, and the summary.
 
@@ -143,6 +158,7 @@ def write_results(
         load: see :data:`Load`.
         decision: whose masks are kept, and why; None without training.
         new: ids of images whose masks this run has already made.
+        make: see :func:`write_candidate`.
     """
     begin_results(folder, state, request.results, [MASKS, SUMMARY, PAGE, *request.formats], silent=decision is not None)
     problems = dict(problems)
@@ -151,6 +167,9 @@ def write_results(
     scores = folder.path / "scores" if "scores" in request.formats else None
     if missing or scores:
         say("masks")
+        if make is not None:
+            problems |= make(request, usable, "masks")
+            usable = [image for image in usable if image.image_id not in problems]
         problems |= predict_images(
             lambda: load(request.kind), usable, request.reading, request.table, folder.masks, scores
         )

@@ -40,7 +40,7 @@ from reclip_d2.workspace.estimate import report_estimate
 from reclip_d2.workspace.judgement import calibrate_maskclip, judge
 from reclip_d2.workspace.masks import read_coverage
 from reclip_d2.workspace.options import KEEP, SegmentOptions
-from reclip_d2.workspace.predict import shard_of
+from reclip_d2.workspace.predict import engine_of, shard_of
 from reclip_d2.workspace.results import (
     MaskRequest,
     RunResult,
@@ -139,6 +139,8 @@ class SegmentRun:
         self._unfetched: dict[str, str] = {}  # why images at URLs could not be copied, by id
         self._new: dict[str, list[str]] = {}  # ids of the images whose masks this run has written, by kind of model
         self.shard = shard_of(options)
+        engine = engine_of(options)
+        self._make = None if engine is None else engine.make_masks(self.folder, self._model)
         if self.shard is not None and options.fast:
             raise ReclipError("--shard and --fast: MaskCLIP trains nothing; use reclip predict --use maskclip --shard")
         self.options = dataclasses.replace(
@@ -208,6 +210,7 @@ class SegmentRun:
                 self._load,
                 decision,
                 self._new.get(request.kind, ()),
+                self._make,
             )
             self.folder.remove_features()
             return result
@@ -361,7 +364,7 @@ class SegmentRun:
         self._new.setdefault(request.kind, []).extend(image.image_id for image in lacking)
         if lacking and stage != FIRST_MASKS:
             say(stage)
-        return write_candidate(self.folder, state, request, images, self._load, stage)
+        return write_candidate(self.folder, state, request, images, self._load, stage, self._make)
 
     def _calibrate(self) -> None:
         cfg = self.configs["calibrated"]
@@ -382,6 +385,12 @@ class SegmentRun:
         if not file.exists():
             records = [{"file_name": str(image.path), "image_id": str(image.name)} for image in self.images]
             build_bank(self.configs[kind], predictor, records).save(file)
+
+    def _model(self, kind: str) -> tuple[CfgNode, Path]:
+        """Config and checkpoint of a kind of model, whose bank has been made."""
+        if self.options.bank:
+            self._make_bank(kind, self._predictor(kind))
+        return self.configs[kind], self.folder.weights(kind)
 
     def _load(self, kind: str) -> tuple[ImagePredictor, StoredImages | None]:
         """The predictor of a kind of model, and the images' features while the run has its store."""

@@ -197,6 +197,8 @@ def options() -> Iterator[Case]:
     for option in ("--iterations", "--tile"):
         for kind, value in number.items():
             yield Case(f"segment{option}-{kind}", "reclip", (*SEGMENT, option, value), words=option.lstrip("-"))
+    for kind, value in number.items():
+        yield Case(f"segment--workers-{kind}", "reclip", (*SEGMENT, "--workers", value), words="workers")
     parts = {**number, "beyond": "3/2", "first": "0/2", "many": "1/" + "9" * 40, "zeros": "1/2\0"}
     for kind, value in parts.items():
         yield Case(f"segment--shard-{kind}", "reclip", (*SEGMENT, "--shard", value), words="shard",

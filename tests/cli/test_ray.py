@@ -1,0 +1,158 @@
+"""``--engine ray``: the files of a local run, also when a worker dies. Needs Ray, which `make env` does not install."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from reclip_d2.data.class_file import ClassList
+from reclip_d2.data.image_folder import ImageFile
+from reclip_d2.errors import ReclipError
+from reclip_d2.formats.pictures import png_bytes
+from reclip_d2.workspace.options import PredictOptions
+from reclip_d2.workspace.predict import PredictRun, engine_of
+from reclip_d2.workspace.ray_masks import MaskJob, RayEngine
+from tests.cli.conftest import all_files, picture, segment_arguments
+
+FORMATS = ("overlay", "palette", "scores", "cvat")
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    files = all_files(folder)
+    return {name: content for name, content in files.items() if not name.startswith(("run/", "reclip.json"))}
+
+
+def test_without_ray(reclip, model, photos, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    call = ("predict", "photos", "--model", "out", "--output", "x", "--device", "cpu")
+    assert reclip(*call, "--engine", "ray").error == (
+        "error: --engine ray needs the package Ray: pip install 'reclip_d2[ray]'"
+    )
+    assert "--workers: needs --engine ray" in reclip(*call, "--workers", "2").error
+    assert "give one of them" in reclip(*call, "--engine", "ray", "--shard", "1/2").error
+    assert "--workers 0" in reclip(*call, "--engine", "ray", "--workers", "0").error
+    with pytest.raises(ReclipError, match="--engine spark is unknown"):
+        engine_of(PredictOptions(engine="spark"))
+    assert not Path("x").exists()
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A local cluster of two CPUs."""
+    ray = pytest.importorskip("ray")
+    root = str(Path(__file__).parents[2])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield ray
+    ray.shutdown()
+
+
+def workers() -> list[int]:
+    """Ids of the worker processes of this process's cluster."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes()
+            environment = (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if command.startswith(b"ray::MapWorker") and os.environ["RECLIP_CACHE"].encode() in environment:
+            found.append(int(folder.name))
+    return sorted(found)
+
+
+@pytest.mark.slow
+def test_the_files_of_a_local_run_also_with_a_killed_worker(reclip, model, photos, cluster, tmp_path):
+    torch.set_num_threads(1)
+    (photos / "bad.png").write_bytes(b"not an image")
+    for number in range(60):
+        Image.fromarray(picture(100 + number, 60 + number, 90)).save(photos / f"more{number:02d}.png")
+    call = ("predict", "photos", "--model", "out", "--device", "cpu", "--skip-broken", "--formats", *FORMATS)
+    assert reclip(*call, "--output", "local").status == 0
+
+    killed, seen = [], []
+
+    def watch(event) -> None:
+        if event.stage == "masks" and event.total:
+            seen.append(event.done)
+        if event.stage == "masks" and event.done >= 10 and not killed and (found := workers()):
+            os.kill(found[0], signal.SIGKILL)
+            killed.append(found[0])
+
+    options = PredictOptions(device="cpu", formats=FORMATS, engine="ray", workers=2)
+    result = PredictRun("photos", "out", tmp_path / "ray", options).predict(watch)
+    assert killed and seen[-1] == 67 and seen == sorted(seen)
+    assert result.made == 66 and list(result.problems) == ["bad"]
+    assert results(tmp_path / "ray") == results(tmp_path / "local")
+    lines = [line for line in (tmp_path / "ray" / "masks" / ".coverage.jsonl").read_text().splitlines() if line]
+    assert len(lines) == 66  # none twice
+
+    # Repeated, it finds everything; without some masks, it makes these.
+    for name in ("more00", "in/4"):
+        (tmp_path / "ray" / "masks" / f"{name}.png").unlink()
+    again = reclip(*call, "--output", "ray", "--engine", "ray", "--workers", "2")
+    assert again.status == 0 and "(2 new)" in again.out, again.err
+    assert results(tmp_path / "ray") == results(tmp_path / "local")
+
+
+@pytest.mark.slow
+def test_urls(reclip, model, photos, cluster, tmp_path):
+    """Workers fetch the images themselves."""
+    call = ("predict", "--model", "out", "--device", "cpu", "--engine", "ray", "--workers", "2", "--skip-broken")
+    (photos / "gone.csv").write_text(f"url\nfile://{photos}\nfile://{photos}/gone.png\n")
+    result = reclip(*call[:1], photos / "gone.csv", *call[1:], "--output", "urls")
+    assert result.status == 0 and "no mask of gone: image file://" in result.out, result.err
+    masks = all_files(model / "masks")
+    assert all_files(tmp_path / "urls" / "masks") == masks
+    assert not (tmp_path / "urls" / "run" / "copies").exists()
+
+
+@pytest.mark.slow
+def test_segment(reclip, photos, classes, cluster, tmp_path):
+    torch.set_num_threads(1)
+    arguments = ("--iterations", "3", "--keep", "best")
+    assert reclip(*segment_arguments(*arguments, output="local")).status == 0
+    made = reclip(*segment_arguments(*arguments, "--engine", "ray", "--workers", "2", output="ray"))
+    assert made.status == 0, made.err
+    assert results(tmp_path / "ray") == results(tmp_path / "local")
+
+
+class Blocks(RayEngine):
+    """An engine whose workers return what a test says, pass by pass."""
+
+    def __init__(self, passes: list[list[str]]) -> None:
+        self.passes, self.asked = passes, []
+
+    def _started(self, job: object) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
+    def _rows(self, job: object, images: list, largest: int):
+        self.asked.append(([str(image.name) for image in images], largest))
+        for name in self.passes.pop(0):
+            problem = "image bad" if name.startswith("bad") else ""
+            header = {"name": name, "problem": problem, "fatal": "", "pixels": {"0": 6}}
+            yield header, {"index": png_bytes(np.zeros((2, 3), np.uint8))}
+
+
+def test_lost_blocks_are_tried_again_and_rows_are_taken_once(tmp_path):
+    names = ["a.jpg", "bad.jpg", "c.jpg", "kills.jpg"]
+    images = [ImageFile(tmp_path / name, PurePosixPath(name)) for name in names]
+    classes = ClassList(classes=(("sky",), ("wood",)), background=())
+    job = MaskJob(None, "maskclip", classes, tmp_path / "none", False, ("index",), 1)
+    engine = Blocks([["a.jpg", "bad.jpg", "a.jpg"], ["c.jpg"]])
+    problems = engine.masks(job, images, tmp_path / "masks", tmp_path)
+    assert engine.asked == [(names, 16), (["c.jpg", "kills.jpg"], 1)]
+    assert problems.pop("bad") == "image bad" and "its worker process ended 4 times" in problems.pop("kills")
+    assert not problems and sorted(p.name for p in (tmp_path / "masks").glob("*.png")) == ["a.png", "c.png"]
+    lines = [json.loads(x) for x in (tmp_path / "masks" / ".coverage.jsonl").read_text().split("\n") if x]
+    assert lines == [{"image_id": name, "pixels": {"0": 6}} for name in ("a", "c")]
+    assert engine.masks(job, [images[0], images[2]], tmp_path / "masks", tmp_path) == {}
+    assert len(engine.asked) == 2
