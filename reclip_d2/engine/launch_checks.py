@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 
+from reclip_d2.engine.launch import place_in_environment
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.output_paths import check_output_folder, check_output_path
 
@@ -18,12 +19,26 @@ def check_processes(args: argparse.Namespace) -> int:
     """Number of processes on all machines.
 
     Args:
-        args: Detectron2's arguments ``num_gpus``, ``num_machines``, ``machine_rank`` and ``dist_url``.
+        args: Detectron2's arguments ``num_gpus``, ``num_machines``, ``machine_rank`` and ``dist_url``, and
+            ``num_processes``.
 
     Raises:
         ReclipError: there are not enough GPUs, or the arguments contradict each other.
     """
+    if (place := place_in_environment()) is not None:
+        if args.num_machines > 1 or args.num_gpus > 1 or args.num_processes > 1:
+            raise ReclipError(
+                f"{place.started_by} has started {place.processes} processes: omit --num-gpus, --num-machines and"
+                " --num-processes"
+            )
+        return place.processes
     gpus = torch.cuda.device_count()
+    if args.num_processes < 1:
+        raise ReclipError(f"--num-processes {args.num_processes}: give a number of at least 1")
+    if args.num_processes > 1:
+        if args.num_gpus > 1 or args.num_machines > 1:
+            raise ReclipError("--num-processes is for the CPU of one machine: omit --num-gpus and --num-machines")
+        return args.num_processes
     if args.num_gpus < 0:
         raise ReclipError(f"--num-gpus {args.num_gpus}: give a number of at least 0")
     if args.num_gpus > max(1, gpus):
@@ -44,8 +59,11 @@ def check_processes(args: argparse.Namespace) -> int:
     return processes
 
 
-def check_config_for(cfg: CfgNode, processes: int) -> None:
+def check_config_for(cfg: CfgNode, processes: int, on_cpu: bool = False) -> None:
     """Check the keys that depend on the machine and on the number of processes.
+
+    Args:
+        on_cpu: whether the processes are those of ``--num-processes``.
 
     Raises:
         ReclipError: ``OUTPUT_DIR``, ``HYPOTHESIS.FILE`` or ``FEATURE_STORE.FOLDER`` is not writable, there is no such
@@ -56,6 +74,8 @@ def check_config_for(cfg: CfgNode, processes: int) -> None:
         check_output_path(cfg.HYPOTHESIS.FILE, "HYPOTHESIS.FILE")
     if cfg.FEATURE_STORE.FOLDER:
         check_output_folder(cfg.FEATURE_STORE.FOLDER, "FEATURE_STORE.FOLDER")
+    if on_cpu and cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available():
+        raise ReclipError(f"--num-processes is for the CPU, and MODEL.DEVICE is {cfg.MODEL.DEVICE}: set it to cpu")
     kind, _, index = cfg.MODEL.DEVICE.partition(":")
     if kind == "cuda" and 0 < torch.cuda.device_count() <= int(index or 0):
         raise ReclipError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}; this machine has {torch.cuda.device_count()} GPUs")

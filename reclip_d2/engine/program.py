@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 from reclip_d2.config import load_config
@@ -24,6 +24,7 @@ from reclip_d2.config.files import add_config_file_argument
 from reclip_d2.data.classes import check_registered, class_names_from_config
 from reclip_d2.data.datasets.custom import register_custom
 from reclip_d2.data.images import read_image
+from reclip_d2.engine.launch import launch_processes
 from reclip_d2.engine.launch_checks import check_config_for, check_processes
 from reclip_d2.engine.output_dir import forget_run, run_lock
 from reclip_d2.engine.run_setup import set_up_run
@@ -41,10 +42,14 @@ INTERRUPTED = "interrupted: add --resume to continue from the last checkpoint"
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's arguments, with a ``--config-file`` that may be repeated, and ``--overwrite``."""
+    """Detectron2's arguments, a ``--config-file`` that may be repeated, ``--num-processes`` and ``--overwrite``."""
     theirs = default_argument_parser(epilog="KEY VALUE pairs override the config files: SOLVER.BASE_LR 0.001 SEED 3")
     parser = argparse.ArgumentParser(parents=[theirs], add_help=False, conflict_handler="resolve", epilog=theirs.epilog)
     add_config_file_argument(parser)
+    parser.add_argument(
+        "--num-processes", type=int, default=1, metavar="N",
+        help="processes on the CPU; on GPUs, give --num-gpus, or use torchrun or srun",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace the run in OUTPUT_DIR")
     return parser
 
@@ -174,12 +179,5 @@ def run_program(main: Callable[[argparse.Namespace], Any], parser: argparse.Argu
         parser: :func:`argument_parser` with more arguments; None for that itself.
     """
     args = (parser or argument_parser()).parse_args()
-    check_config_for(load_config(args.config_file, args.opts), check_processes(args))
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    check_config_for(load_config(args.config_file, args.opts), check_processes(args), args.num_processes > 1)
+    launch_processes(main, args)

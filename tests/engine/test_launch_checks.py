@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from detectron2.engine import default_argument_parser
 
 from reclip_d2.config import load_config
 from reclip_d2.engine import program
@@ -14,7 +13,7 @@ CONFIG = config_arguments("embedded", "reclippp_rectify")
 
 
 def arguments(*words: str):
-    return default_argument_parser().parse_args(list(words))
+    return program.argument_parser().parse_args(list(words))
 
 
 @pytest.fixture
