@@ -137,8 +137,8 @@ def assert_close(first: dict, second: dict) -> None:
     for name, value in first.items():
         if "running_var" in name:  # SyncBN of Detectron2 on the CPU keeps the biased variance
             torch.testing.assert_close(value, second[name], rtol=1e-2, atol=1e-5)
-        else:
-            torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-5)
+        elif "num_batches_tracked" not in name:  # which that layer does not count
+            torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-5, msg=lambda text: f"{name}: {text}")  # noqa: B023
 
 
 @pytest.fixture
@@ -181,13 +181,11 @@ def test_two_processes_train_as_one(inputs):
 @pytest.mark.slow
 def test_two_processes_distil_as_one(inputs):
     keys = {
-        "MODEL.META_ARCHITECTURE": "Distillation", "MODEL.TEACHER.META_ARCHITECTURE": "MaskCLIP",
-        "MODEL.STUDENT.HEAD": "query", "MODEL.DISTILLATION.FEATURE_WEIGHT": "0.0", "MODEL.STUDENT.WEIGHTS": "",
-        "MODEL.DISTILLATION.TEXT_WEIGHT": "0.0", "MODEL.RESNETS.DEPTH": "18", "MODEL.RESNETS.RES2_OUT_CHANNELS": "8",
+        "MODEL.STUDENT.WEIGHTS": "", "MODEL.RESNETS.DEPTH": "18", "MODEL.RESNETS.RES2_OUT_CHANNELS": "8",
         "MODEL.RESNETS.STEM_OUT_CHANNELS": "8", "MODEL.RESNETS.NORM": "SyncBN", "SOLVER.MAX_ITER": "2",
     }  # fmt: skip
-    run(inputs, command("one", method="reclippp_distill", **keys))
-    run(inputs, command("two", "--num-processes", "2", method="reclippp_distill", **keys))
+    run(inputs, command("one", method="maskclip_plus", **keys))
+    run(inputs, command("two", "--num-processes", "2", method="maskclip_plus", **keys))
     assert_close(weights(inputs, "one"), weights(inputs, "two"))
 
 
