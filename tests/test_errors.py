@@ -74,7 +74,7 @@ def test_a_process_that_failed_has_said_its_line(capsys, monkeypatch):
     def launch(*_: object, **__: object) -> None:
         raise ProcessExitedException("process 1 terminated", error_index=1, error_pid=7, exit_code=1)
 
-    monkeypatch.setattr(program, "launch", launch)
+    monkeypatch.setattr(program, "launch_processes", launch)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("sys.argv", ["train_net.py", "--num-gpus", "2"])
     with pytest.raises(SystemExit) as caught:
