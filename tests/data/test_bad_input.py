@@ -16,6 +16,7 @@ from reclip_d2.backbones.dense import DenseCLIP
 from reclip_d2.layers import _extension
 from reclip_d2.modeling.meta_arch.maskclip import MaskCLIP
 from reclip_d2.modeling.meta_arch.rectified_clip import RectifiedCLIP
+from tests.data.tiff_writer import BLACK_IS_ZERO, tiff_bytes
 from tests.datasets_prep.miniatures import make_ade150
 from tests.helpers import tiny_clip
 from tests.test_train_net import EVALUATE, NAMES, metrics, mistake, run, scene
@@ -163,6 +164,14 @@ def test_all_kinds_of_images_train_and_evaluate(scene, datasets):
     assert log.count(line) == 1
 
 
+def test_images_of_a_kind_that_is_not_read(scene, capfd, datasets):
+    (scene / "float.tif").write_bytes(tiff_bytes(np.ones((32, 40)), BLACK_IS_ZERO))
+    datasets("reclip_test_float", [{"file_name": str(scene / "float.tif")}], NAMES)
+    line = mistake(capfd, scene, "DATASETS.TRAIN", "('reclip_test_float',)")
+    assert f"image {scene}/float.tif is a TIFF with 1 band of 64-bit floating-point samples" in line
+
+
+@pytest.mark.parametrize("content", ["none", "heic"])
 def test_folder_without_images(scene, capfd, datasets_root, content):
     make_ade150(datasets_root)
     folder = datasets_root / "ADEChallengeData2016/images/training"
