@@ -82,6 +82,12 @@ def argument_parser() -> argparse.ArgumentParser:
         "--drop-checkpoints", action="store_true", help="remove the weights of finished runs that no other run needs"
     )
     parser.add_argument("--suite-file", type=Path, default=SUITE_FILE, metavar="FILE", help="another suite file")
+    parser.add_argument(
+        "--masks",
+        type=Path,
+        metavar="DIR",
+        help="other systems' index masks: DIR/<data set's config>/<experiment>, such as DIR/voc20/peer_sclip",
+    )
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides of all runs")
     return parser
 
@@ -185,12 +191,37 @@ def perform_true_shares(job: Job) -> dict[str, Any]:
         return execute.result_of(cfg, execute.evaluate(cfg, model).scores, None, supervision="labels (class shares)")
 
 
+def perform_masks(job: Job) -> dict[str, Any]:
+    """Score a folder of another system's masks, as ``tools/evaluate_masks.py`` does."""
+    # Here, not at the top: see perform_hypotheses.
+    from reclip_d2.data.class_file import read_class_file
+    from reclip_d2.data.mask_files import MaskFiles
+    from reclip_d2.evaluation.folder_scores import FolderEvaluation, class_ids
+
+    with logging_to(job.folder):
+        cfg = load_config(job.config_files, job.options)
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+        dataset, names = cfg.DATASETS.TEST[0], Path(job.masks) / "names.txt"
+        known = read_class_file(names, "names of the masks' ids").model_classes if names.exists() else None
+        ids = None if job.match else class_ids(dataset, known)
+        scores = FolderEvaluation(dataset, MaskFiles(job.masks, ids=ids)).evaluate(job.match, space_preference=True)
+        found = {
+            **scores.scores,
+            "IoU": scores.ious,
+            "class_preference": {"score": scores.class_preference},
+            "space_preference": scores.space_preference,
+        }
+        supervision = "masks of another system" + (", matched by the labels" if job.match else "")
+        return execute.result_of(cfg, found, None, supervision)
+
+
 def perform(job: Job) -> dict[str, Any]:
     """Do one run in this process."""
     of_its_own = {
         "probe": perform_probe,
         "hypotheses": perform_hypotheses,
         "true_shares": perform_true_shares,
+        "masks": perform_masks,
         PRETRAIN: perform_pretrain,
     }
     return of_its_own.get(job.kind, execute.perform)(job)
@@ -220,10 +251,12 @@ def report_command(args: argparse.Namespace) -> list[str]:
     """The command that makes a report's runs."""
     command = ["python", "tools/reproduce.py", "--suite", args.suite, "--seeds", *map(str, args.seeds)]
     command += ["--out", str(args.out)]
+    if args.suite_file != SUITE_FILE:
+        command += ["--suite-file", str(args.suite_file)]
     for name in ("tables", "experiments", "conditions", "opts"):
         if getattr(args, name):
             command += [f"--{name}", *getattr(args, name)]
-    for name in ("dataset", "jobs"):
+    for name in ("dataset", "jobs", "masks"):
         if getattr(args, name):
             command += [f"--{name}", str(getattr(args, name))]
     return command
@@ -257,8 +290,11 @@ def main() -> None:
         args.dataset,
         tuple(args.opts),
         tuple(args.experiments),
+        args.masks,
     )
     runs = Runs(suite, settings)
+    if args.masks is not None and not any(planned.run.experiment.kind == "masks" for planned in runs.planned):
+        raise ReclipError(f"--masks {args.masks}: no folder <data set>/<experiment> of an experiment of kind masks")
     planned = {planned.run.experiment.key for planned in runs.planned}
     if unknown := [key for key in args.experiments if key not in planned]:
         raise ReclipError(f"no table has the experiment {unknown[0]!r}: see --list")

@@ -29,9 +29,13 @@ from reclip_d2.engine.logs import logging_to
 from reclip_d2.engine.trainer import Trainer, build_evaluation_model
 from reclip_d2.evaluation.label_evaluator import plain_json
 from reclip_d2.experiments.plan import Job
+from reclip_d2.hypothesis.training_records import unlabelled_records
+from reclip_d2.inference import ImagePredictor
+from reclip_d2.inference.bank import build_bank
 from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.utils.io import atomic_write
 
+BANK = "bank.safetensors"
 BIAS_SCORES = ("class_preference", "space_preference")
 
 
@@ -76,6 +80,22 @@ def evaluate(cfg: CfgNode, model: nn.Module | None = None) -> Evaluated:
     return Evaluated(scores, model, time.perf_counter() - start)
 
 
+def with_bank(cfg: CfgNode, model: nn.Module) -> CfgNode:
+    """The config with a bank of the model's own for ``TEST.REFINE bank``, if ``TEST.BANK.FILE`` names none.
+
+    It is made from the unlabelled training images, as by ``tools/build_bank.py``, in the run's folder.
+    """
+    if "bank" not in cfg.TEST.REFINE or cfg.TEST.BANK.FILE:
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    refine, cfg.TEST.REFINE = cfg.TEST.REFINE, []
+    bank = build_bank(cfg, ImagePredictor.from_config(model, cfg), unlabelled_records(cfg.DATASETS.TRAIN))
+    cfg.TEST.REFINE, cfg.TEST.BANK.FILE = refine, str(Path(cfg.OUTPUT_DIR) / BANK)
+    bank.save(Path(cfg.TEST.BANK.FILE))
+    return cfg
+
+
 def train(cfg: CfgNode, resume: bool = False, trainer_class: type[Trainer] = Trainer) -> Trained:
     """Train to the end without evaluating; keeps only the last intermediate checkpoint.
 
@@ -101,7 +121,8 @@ def perform(job: Job) -> dict[str, Any]:
         cfg = load_config(job.config_files, job.options)
         check_registered_parts(cfg)
         if job.kind == "evaluate":
-            return result_of(cfg, evaluate(cfg).scores, None)
+            model = build_evaluation_model(cfg, resume=False)
+            return result_of(cfg, evaluate(with_bank(cfg, model), model).scores, None)
         trained = train(cfg, resume=True)
         return result_of(cfg, evaluate(cfg, trained.model).scores, training_of(cfg, trained))
 

@@ -23,12 +23,13 @@ import reclip_d2.data.datasets  # noqa: F401  (registers the data sets)
 from reclip_d2.config import flatten, load_config
 from reclip_d2.data.classes import check_labelled
 from reclip_d2.errors import ReclipError
-from reclip_d2.experiments.run_folder import ExperimentFolder
+from reclip_d2.experiments.run_folder import ExperimentFolder, fingerprint
 from reclip_d2.experiments.suite import PRETRAIN, Condition, Experiment, Suite, value_of
 from reclip_d2.hypothesis.training_records import unlabelled_records
 from reclip_d2.utils.locks import LOCK_NAME, exclusive
 
 _CHECKPOINTS = ("MODEL.TEACHER.WEIGHTS", "LINEAR_PROBE.WEIGHTS")
+_EVALUATED = "MODEL.WEIGHTS"
 _CLIP = "MODEL.CLIP.PRETRAINED"
 MADE_WITH = "teacher"
 """Entry of a run's settings: fingerprint of the run whose checkpoint it uses."""
@@ -73,7 +74,8 @@ def run_settings(cfg: CfgNode, kind: str, teacher_fingerprint: str, clip_fingerp
         clip_fingerprint: fingerprint of the pretraining of its CLIP, in place of that file's path; "" for the CLIP of
             the config.
     """
-    left_out = ("OUTPUT_DIR", *(_CHECKPOINTS if teacher_fingerprint else ()), *((_CLIP,) if clip_fingerprint else ()))
+    checkpoints = (_EVALUATED,) if kind == "evaluate" else _CHECKPOINTS
+    left_out = ("OUTPUT_DIR", *(checkpoints if teacher_fingerprint else ()), *((_CLIP,) if clip_fingerprint else ()))
     flat = {key: value for key, value in flatten(cfg).items() if key not in left_out}
     made_on = {MADE_ON: clip_fingerprint} if clip_fingerprint else {}
     return json.loads(json.dumps({**flat, "kind": kind, MADE_WITH: teacher_fingerprint, **made_on}))
@@ -83,7 +85,8 @@ def checkpoint_options(experiment: Experiment, checkpoint: Path | None) -> list[
     """``KEY value`` that names the teacher's checkpoint, if there is one."""
     if checkpoint is None:
         return []
-    return ["LINEAR_PROBE.WEIGHTS" if experiment.kind == "probe" else "MODEL.TEACHER.WEIGHTS", str(checkpoint)]
+    keys = {"probe": "LINEAR_PROBE.WEIGHTS", "evaluate": _EVALUATED}
+    return [keys.get(experiment.kind, "MODEL.TEACHER.WEIGHTS"), str(checkpoint)]
 
 
 @dataclass(frozen=True)
@@ -138,10 +141,14 @@ class Job:
     """One run, picklable for another process."""
 
     kind: str
-    """``evaluate``, ``train``, ``probe``, ``hypotheses`` or ``pretrain``."""
+    """See :class:`~reclip_d2.experiments.suite.Experiment`, or ``pretrain``."""
     config_files: tuple[str, ...]
     options: tuple[Any, ...]
     """``KEY value`` pairs, ``OUTPUT_DIR`` and ``SEED`` among them; of a pretraining also ``WORLD`` and ``FILE``."""
+    masks: str = ""
+    """Folder of a run of kind ``masks``."""
+    match: str = ""
+    """How its clusters are matched to classes."""
 
     @property
     def folder(self) -> Path:
@@ -166,6 +173,8 @@ class Settings:
     """``KEY VALUE`` overrides of all runs."""
     only: tuple[str, ...] = ()
     """Experiments to run; empty for all."""
+    masks: Path | None = None
+    """Folder with other systems' masks, in ``<data set's config>/<experiment>``; None if there are none."""
 
 
 @dataclasses.dataclass
@@ -225,6 +234,10 @@ class Runs:
             if run.experiment is PRETRAINING:
                 clips[run.condition] = self._plan_clip(run)
                 continue
+            if run.experiment.kind == "masks":
+                if (masks := self._masks(run)) is not None:
+                    by_run[run] = self._plan_masks(run, masks)
+                continue
             # Experiments without seeds use the first seed, which has no effect.
             seed = settings.seeds[0] if run.seed is None else run.seed
             teacher = teacher_of(suite, run, seed)
@@ -251,6 +264,28 @@ class Runs:
         options = ("WORLD", condition.world, "SEED", condition.clip_seed, "FILE", str(file))
         job = Job(PRETRAIN, (), (*options, "OUTPUT_DIR", str(folder.path)))
         return Planned(run, folder, None, job, {}, settings)
+
+    def _masks(self, run: Run) -> Path | None:
+        """The user's folder of masks for a run; None if there is none."""
+        folder = self.settings.masks and self.settings.masks / run.condition.world / run.experiment.key
+        return folder if folder and folder.is_dir() else None
+
+    def _plan_masks(self, run: Run, masks: Path) -> Planned:
+        folder, experiment = self._folder(run), run.experiment
+        files = self.suite.on(run.condition).config_files(experiment.config)
+        options: list[Any] = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(folder.path)]
+        if self.settings.dataset:
+            options += ["DATASETS.TEST", (self.settings.dataset.replace("*", run.condition.world),)]
+        cfg = load_config(files, options)
+        found = sorted((str(f.relative_to(masks)), f.stat().st_size, f.stat().st_mtime_ns) for f in masks.rglob("*.*"))
+        settings = {
+            "kind": experiment.kind,
+            "DATASETS.TEST": list(cfg.DATASETS.TEST),
+            "match": experiment.match,
+            "files": fingerprint({"files": found}),
+        }
+        job = Job(experiment.kind, files, tuple(options), str(masks.absolute()), experiment.match)
+        return Planned(run, folder, cfg, job, {}, settings)
 
     def _plan(self, run: Run, seed: int, teacher: Planned | None, clip: Planned | None) -> Planned:
         folder, experiment, suite = self._folder(run), run.experiment, self.suite.on(run.condition)

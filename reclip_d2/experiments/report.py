@@ -139,17 +139,38 @@ def _table(measured: AcrossConditions, table: Table) -> dict[str, Any]:
                 columns.append(f"paper, {name}")
                 for own, row in zip(cells, table.rows, strict=True):
                     own.append(_paper_number(row.paper.get(metric, {}), name, metric))
+    sources = [row.source for row in table.rows] if any(row.source for row in table.rows) else []
     return {
         "key": table.key,
         "title": table.title,
         "text": table.text,
-        "header": ["model", *columns, "training (s)"],
+        "header": ["model", *columns, "training (s)", *(["published numbers from"] if sources else [])],
         "rows": [
-            [row.title, *own, measured.training_seconds(row.experiment)]
-            for own, row in zip(cells, table.rows, strict=True)
+            [row.title, *own, measured.training_seconds(row.experiment), *sources[place : place + 1]]
+            for place, (own, row) in enumerate(zip(cells, table.rows, strict=True))
         ],
+        "grids": _grids(measured, table),
         "claims": [_claim(suite, measured.judge(claim, table)) for claim in table.claims],
     }
+
+
+def _grids(measured: AcrossConditions, table: Table) -> list[dict[str, Any]]:
+    """The table's grid, once for each metric and condition; empty if it has none."""
+    if table.grid is None:
+        return []
+    on = measured.of_table(table)
+    return [
+        {
+            "title": METRICS[metric] + (f", {condition.title}" if len(on) > 1 else ""),
+            "header": ["model", *table.grid.columns],
+            "rows": [
+                [title, *(measurements.cell(key, metric) if key else "" for key in keys)]
+                for title, keys in table.grid.lines
+            ],
+        }
+        for metric in table.metrics
+        for condition, measurements in on.items()
+    ]
 
 
 def _paper_number(numbers: Mapping[str, float | None], name: str, metric: str) -> str:

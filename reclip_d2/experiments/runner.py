@@ -202,7 +202,7 @@ class Durations:
 
     def _from_file(self, planned: Planned) -> float | None:
         experiment = planned.run.experiment
-        kind_first = experiment.kind in ("probe", "hypotheses")  # their config is that of another run
+        kind_first = experiment.inherits or experiment.kind == "hypotheses"  # their config is that of another run
         names = [experiment.key, *((experiment.kind,) if kind_first else (experiment.config, experiment.kind))]
         return next((self._listed[name] for name in names if name in self._listed), None)
 

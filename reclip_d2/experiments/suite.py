@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 
 from reclip_d2.errors import ReclipError
 
-KINDS = ("evaluate", "train", "probe", "hypotheses", "true_shares")
+KINDS = ("evaluate", "train", "probe", "hypotheses", "true_shares", "masks")
 PRETRAIN = "pretrain"
 """Kind of the runs that make another CLIP; a suite file lists none of them."""
 GROUPS = ("paper", "control", "ours")
@@ -41,21 +41,30 @@ class Experiment:
     key: str
     title: str
     kind: str
-    """``evaluate`` (nothing to train), ``train``, ``probe`` (linear probing of the teacher, with labels),
-    ``hypotheses`` (those of the training images, compared with their labels), or ``true_shares`` (MaskCLIP, calibrated
-    to the class shares in the training images' labels)."""
+    """``evaluate`` (nothing to train; with a teacher, its checkpoint with other overrides), ``train``, ``probe``
+    (linear probing of the teacher, with labels), ``hypotheses`` (those of the training images, compared with their
+    labels), ``true_shares`` (MaskCLIP, calibrated to the class shares in the training images' labels), or ``masks`` (a
+    folder of another system's masks)."""
     config: str
-    """File in the suite's folder of methods."""
+    """File in the suite's folder of methods; "" for ``masks``."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Config keys and their values, of the key's type."""
     take: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Config files of the same folder, and the keys whose values are taken from them."""
     teacher: str = ""
-    """Experiment whose checkpoint this one needs: it teaches (``train``) or is probed (``probe``)."""
+    """Experiment whose checkpoint this one needs: it teaches (``train``), is probed (``probe``) or evaluated
+    (``evaluate``)."""
     seeded: bool = True
     """Whether the result depends on the seed; otherwise it is run once."""
     group: str = "paper"
     """``paper``, ``control`` or ``ours``."""
+    match: str = ""
+    """Of ``masks``: how clusters are matched to classes by the labels; "" if pixels are classes."""
+
+    @property
+    def inherits(self) -> bool:
+        """Whether its config is its teacher's."""
+        return self.kind == "probe" or (self.kind == "evaluate" and bool(self.teacher))
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,8 @@ class Row:
     title: str
     paper: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     """The paper's numbers by metric and data set; None for illegible numbers."""
+    source: str = ""
+    """Where the numbers are from and how they were measured, if not from the papers of this suite."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,15 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """A two-way table: one line an experiment, one column a variant of it."""
+
+    columns: tuple[str, ...]
+    lines: tuple[tuple[str, tuple[str, ...]], ...]
+    """Title and experiments, as many as columns; "" where there is none."""
+
+
+@dataclass(frozen=True)
 class Table:
     """A table or figure, from the papers or not."""
 
@@ -110,6 +130,8 @@ class Table:
     chart: bool = False
     main: bool = False
     """Its runs come first, over all seeds, and are done with every CLIP; those of other tables with the first."""
+    grid: Grid | None = None
+    """How the report shows the rows, in place of a line each."""
 
     @property
     def short_title(self) -> str:
@@ -178,9 +200,10 @@ class Suite:
         """The conditions with which the rows of a table are run."""
         return [condition for condition in self.conditions if table.main or condition.clip_seed == 0]
 
-    def config_files(self, method: str) -> tuple[str, str]:
-        """Config files of a method's file on the data set, in the order in which they are merged."""
-        return str(self.dataset), str(self.methods / method)
+    def config_files(self, method: str) -> tuple[str, ...]:
+        """Config files of a method's file on the data set, in the order in which they are merged; the data set's alone
+        for the method ""."""
+        return (str(self.dataset), str(self.methods / method)) if method else (str(self.dataset),)
 
     def needed(self, keys: list[str]) -> list[str]:
         """Experiments, each after those it depends on; in the order of ``keys``, without repetition."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from reclip_d2.config import load_config, read_yaml
 from reclip_d2.errors import ReclipError
+from reclip_d2.evaluation.matching import MATCHINGS
+from reclip_d2.experiments.factors import Factors, expand_claims, read_factors, read_grid
 from reclip_d2.experiments.suite import (
     GROUPS,
     KINDS,
@@ -27,6 +29,7 @@ from reclip_d2.experiments.suite import (
     Table,
     value_of,
 )
+from reclip_d2.experiments.suite_reader import Reader
 
 
 class Sweep(NamedTuple):
@@ -40,42 +43,6 @@ class Sweep(NamedTuple):
 
 
 Sweeps = Mapping[str, Sweep]
-
-
-class _Reader:
-    """Entries of one file for one suite; errors name the file and the entry."""
-
-    def __init__(self, file: Path, content: Mapping[str, Any], name: str) -> None:
-        self.file = file
-        self.content = content
-        self.name = name
-
-    def error(self, where: str, message: str) -> ReclipError:
-        return ReclipError(f"suite file {self.file}: {where}: {message}")
-
-    def entry(self, value: Any, where: str, allowed: str, required: str = "") -> dict[str, Any]:
-        """Check that a mapping has all ``required`` and otherwise only ``allowed`` keys (space-separated names)."""
-        if not isinstance(value, dict):
-            raise self.error(where, "expected KEY: value lines")
-        unknown = [key for key in value if key not in (*allowed.split(), *required.split())]
-        missing = [key for key in required.split() if key not in value]
-        if unknown or missing:
-            what = f"unknown key {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
-            raise self.error(where, f"{what}; keys are {', '.join((*required.split(), *allowed.split()))}")
-        return value
-
-    def word(self, value: Any, words: Iterable[str], where: str) -> str:
-        if value not in words:
-            raise self.error(where, f"{value!r} is not one of {', '.join(words)}")
-        return value
-
-    def for_suite(self, value: Any) -> Any:
-        """A value, or from a mapping of suites to values this suite's (else ``default``, else None)."""
-        return value.get(self.name, value.get("default")) if isinstance(value, dict) else value
-
-    def applies(self, value: Mapping[str, Any]) -> bool:
-        """Whether an entry with ``suites`` applies to this suite."""
-        return self.name in value.get("suites", [self.name])
 
 
 def suite_names(file: Path) -> list[str]:
@@ -95,14 +62,20 @@ def load_suite(file: Path, name: str, tables: Sequence[str] | None = None) -> Su
     content = _read(file)
     if name not in content["suites"]:
         raise ReclipError(f"suite {name!r} is not in {file}: choose one of {', '.join(content['suites'])}")
-    reader = _Reader(file, content, name)
-    settings = reader.entry(content["suites"][name], f"suites: {name}", "paper text clip_seeds seconds", "dataset")
+    reader = Reader(file, content, name)
+    settings = reader.entry(content["suites"][name], f"suites: {name}", "paper text clip_seeds seconds also", "dataset")
+    if "also" in settings:
+        _add_file(reader, settings["also"])
     known, experiments = _experiments(reader)
+    factors = read_factors(reader, known, experiments)
     conditions = _conditions(reader, settings)
     methods = (file.parent / content["methods"]).resolve()
     sweeps = _sweeps(reader, experiments, conditions, methods)
     known |= {point for sweep in sweeps.values() for point in sweep.points}
-    found = [_table(reader, key, value, known, experiments, sweeps) for key, value in content["tables"].items()]
+    found = [
+        _table(reader, key, value, known, experiments, sweeps, factors)
+        for key, value in reader.content["tables"].items()
+    ]
     chosen = tuple(table for table in found if table is not None)
     if tables is not None:
         by_key = {table.key.lower(): table for table in chosen}
@@ -120,7 +93,7 @@ def load_suite(file: Path, name: str, tables: Sequence[str] | None = None) -> Su
         methods=methods,
         paper_columns=tuple(settings.get("paper", ())),
         text=" ".join(str(settings.get("text", "")).split()),
-        common=_values(reader, content.get("common", {})),
+        common=reader.values(content.get("common", {})),
         experiments=experiments,
         tables=chosen,
         seconds=_seconds(reader, settings.get("seconds", {})),
@@ -131,7 +104,7 @@ def _read(file: Path) -> dict[str, Any]:
     content = read_yaml(file, "suite file")
     if not isinstance(content, dict):
         raise ReclipError(f"suite file {file} contains no suites: see configs/ablations/paper.yaml")
-    content = _Reader(file, {}, "").entry(content, "top", "common sweeps", "suites methods experiments tables")
+    content = Reader(file, {}, "").entry(content, "top", "common factors sweeps", "suites methods experiments tables")
     if not isinstance(content["methods"], str):
         raise ReclipError(f"suite file {file}: methods: expected a folder")
     for key, value in content.items():
@@ -140,7 +113,29 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-def _conditions(reader: _Reader, settings: Mapping[str, Any]) -> tuple[Condition, ...]:
+def _add_file(reader: Reader, name: Any) -> None:
+    """Add the experiments, factors, sweeps and tables of another suite file, for the entry ``also``.
+
+    Raises:
+        ReclipError: the two define a name differently, or have other methods or common overrides.
+    """
+    where = f"suites: {reader.name}: also"
+    if not isinstance(name, str):
+        raise reader.error(where, "expected a suite file")
+    other = _read(reader.file.parent / name)
+    content = dict(reader.content)
+    for section in ("methods", "common"):
+        if other.get(section) != content.get(section):
+            raise reader.error(where, f"{name} has other {section}")
+    for section in ("experiments", "factors", "sweeps", "tables"):
+        own, added = content.get(section, {}), other.get(section, {})
+        if different := [key for key in added if key in own and own[key] != added[key]]:
+            raise reader.error(where, f"{section}: {different[0]} is another in {name}")
+        content[section] = {**own, **added}
+    reader.content = content
+
+
+def _conditions(reader: Reader, settings: Mapping[str, Any]) -> tuple[Condition, ...]:
     """Every data set with every CLIP, the CLIPs of the configs first."""
     where = f"suites: {reader.name}"
     names, seeds = settings["dataset"], settings.get("clip_seeds", [0])
@@ -154,7 +149,7 @@ def _conditions(reader: _Reader, settings: Mapping[str, Any]) -> tuple[Condition
     return tuple(Condition((reader.file.parent / name).resolve(), seed, several) for seed in seeds for name in names)
 
 
-def _seconds(reader: _Reader, value: Any) -> dict[str, float]:
+def _seconds(reader: Reader, value: Any) -> dict[str, float]:
     """Seconds by config file, kind or experiment."""
     where = f"suites: {reader.name}: seconds"
     numbers = value.values() if isinstance(value, dict) else [value]
@@ -163,18 +158,12 @@ def _seconds(reader: _Reader, value: Any) -> dict[str, float]:
     return value
 
 
-def _values(reader: _Reader, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides that this suite has a value of."""
-    values = {key: reader.for_suite(value) for key, value in overrides.items()}
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _experiments(reader: _Reader) -> tuple[set[str], dict[str, Experiment]]:
+def _experiments(reader: Reader) -> tuple[set[str], dict[str, Experiment]]:
     """Keys of all experiments, and those of this suite."""
     found: dict[str, Experiment] = {}
     for key, value in reader.content["experiments"].items():
         where = f"experiments: {key}"
-        optional = "config overrides take teacher seeded group suites"
+        optional = "config overrides take teacher seeded group match suites"
         value = reader.entry(value, where, optional, "title kind")
         if not reader.applies(value):
             continue
@@ -182,14 +171,22 @@ def _experiments(reader: _Reader) -> tuple[set[str], dict[str, Experiment]]:
         config, teacher = value.get("config", ""), value.get("teacher", "")
         if teacher and teacher not in found:
             raise reader.error(where, f"its teacher {teacher!r} must be an experiment listed above it")
-        if kind == "probe":
+        inherited = None
+        if kind == "probe" or (kind == "evaluate" and teacher):
             if config or not teacher:
-                raise reader.error(where, "a probe takes its teacher's config: name a teacher and no config")
-            config = found[teacher].config
+                what = "a probe" if kind == "probe" else "an evaluation of a checkpoint"
+                raise reader.error(where, f"{what} takes its teacher's config: name a teacher and no config")
+            inherited = found[teacher]
+            config = inherited.config
+        elif kind == "masks":
+            if set(value) - {"title", "kind", "group", "match", "suites"}:
+                raise reader.error(where, "masks of another system have no config, overrides, teacher or seed")
         elif not config:
             raise reader.error(where, "no 'config'")
-        inherited = found[teacher] if kind == "probe" else None
-        overrides = _values(reader, value.get("overrides", {}))
+        match = value.get("match", "")
+        if match and (kind != "masks" or match not in MATCHINGS):
+            raise reader.error(where, f"match: only for masks, one of {', '.join(MATCHINGS)}")
+        overrides = reader.values(value.get("overrides", {}))
         found[key] = Experiment(
             key=key,
             title=value["title"],
@@ -204,14 +201,15 @@ def _experiments(reader: _Reader) -> tuple[set[str], dict[str, Experiment]]:
                 **{file: tuple(keys) for file, keys in value.get("take", {}).items()},
             },
             teacher=teacher,
-            seeded=value.get("seeded", True),
+            seeded=kind != "masks" and value.get("seeded", inherited.seeded if inherited else True),
             group=reader.word(value.get("group", "paper"), GROUPS, where),
+            match=match,
         )
     return set(reader.content["experiments"]), found
 
 
 def _sweeps(
-    reader: _Reader, experiments: dict[str, Experiment], conditions: Sequence[Condition], methods: Path
+    reader: Reader, experiments: dict[str, Experiment], conditions: Sequence[Condition], methods: Path
 ) -> Sweeps:
     """The sweeps of the file. Adds an experiment for each value other than the base's."""
     datasets = list(dict.fromkeys(condition.dataset for condition in conditions))
@@ -246,16 +244,17 @@ def _sweeps(
 
 
 def _table(
-    reader: _Reader,
+    reader: Reader,
     key: str,
     value: Any,
     known: set[str],
     experiments: Mapping[str, Experiment],
     sweeps: Sweeps,
+    factors: Factors,
 ) -> Table | None:
     """A table with the rows that this suite has; None if it has none of them."""
     where = f"tables: {key}"
-    value = reader.entry(value, where, "text metrics rows claims curves chart main suites", "title")
+    value = reader.entry(value, where, "text metrics rows grid claims curves chart main suites", "title")
     if not reader.applies(value):
         return None
     metrics = tuple(reader.word(metric, METRICS, where) for metric in value.get("metrics", ["mIoU"]))
@@ -267,11 +266,15 @@ def _table(
 
     rows = []
     for item in value.get("rows", []):
-        item = reader.entry(item, where, "title paper", "experiment")
+        item = reader.entry(item, where, "title paper source", "experiment")
         name = item["experiment"]
         if here(name):
             paper = _paper(reader, item.get("paper", {}), metrics, where)
-            rows.append(Row(name, item.get("title", experiments[name].title), paper))
+            rows.append(Row(name, item.get("title", experiments[name].title), paper, item.get("source", "")))
+    grid = read_grid(reader, value["grid"], where, experiments, factors) if "grid" in value else None
+    if grid is not None:
+        keys = dict.fromkeys(name for _, names in grid.lines for name in names if name)
+        rows += [Row(name, experiments[name].title) for name in keys]
     curves = []
     for item in value.get("curves", []):
         item = reader.entry(item, where, "label line line_title", "sweep")
@@ -285,7 +288,7 @@ def _table(
         shown = {row.experiment for row in rows}
         rows += [Row(name, experiments[name].title) for name in (line, *sweep.points) if name and name not in shown]
     claims = []
-    for item in value.get("claims", []):
+    for item in expand_claims(reader, value.get("claims", []), where, factors):
         claims += _claims(reader, item, where, here, sweeps)
     if not rows:
         return None
@@ -299,10 +302,11 @@ def _table(
         curves=tuple(curves),
         chart=bool(value.get("chart", False)),
         main=bool(value.get("main", False)),
+        grid=grid,
     )
 
 
-def _paper(reader: _Reader, value: Any, metrics: Sequence[str], where: str) -> dict[str, dict[str, float | None]]:
+def _paper(reader: Reader, value: Any, metrics: Sequence[str], where: str) -> dict[str, dict[str, float | None]]:
     """``{data set: number}`` for a single metric, or ``{metric: {data set: number}}``."""
     if len(metrics) == 1:
         value = {metrics[0]: value}
@@ -315,7 +319,7 @@ def _paper(reader: _Reader, value: Any, metrics: Sequence[str], where: str) -> d
 
 
 def _claims(
-    reader: _Reader,
+    reader: Reader,
     item: Any,
     where: str,
     here: Callable[[str], bool],

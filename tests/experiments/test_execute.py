@@ -74,6 +74,19 @@ def test_what_needs_no_training(scene):
     assert result["metrics"]["mIoU"] == expected and result["training"] is None
 
 
+def test_a_checkpoint_under_other_keys_with_a_bank_of_its_own(scene):
+    execute.perform(job(scene, "model", "train"))
+    keys = ("MODEL.WEIGHTS", str(scene / "model" / "model_final.pth"), "TEST.REFINE", ["flip", "bank"])
+    result = execute.perform(job(scene, "refined", "evaluate", *keys))
+    bank = scene / "refined" / execute.BANK
+    by_hand = run(
+        scene, "by_hand", "--eval-only", *keys[:2], "TEST.REFINE", "['flip', 'bank']", "TEST.BANK.FILE", str(bank)
+    )
+    assert result["metrics"]["mIoU"] == by_hand["sem_seg"]["mIoU"] and result["training"] is None
+    plain = execute.perform(job(scene, "plain", "evaluate", *keys[:2]))
+    assert plain["metrics"] != result["metrics"] and not (scene / "plain" / execute.BANK).exists()
+
+
 def test_logging_is_as_before(scene):
     import logging
 

@@ -41,7 +41,7 @@ def test_every_experiment_has_a_config(name):
         architecture = planned.cfg.MODEL.META_ARCHITECTURE
         kind = planned.run.experiment.kind
         assert (architecture == "MaskCLIP") == (
-            kind in ("evaluate", "true_shares") or planned.run.experiment.key == "maskclip_lp"
+            (kind in ("evaluate", "true_shares") and not planned.teacher) or planned.run.experiment.key == "maskclip_lp"
         )
         if kind == "probe" and architecture != "MaskCLIP":
             assert planned.cfg.LINEAR_PROBE.WEIGHTS == str(planned.teacher.folder.checkpoint)
@@ -171,7 +171,7 @@ def test_chosen_tables(tmp_path):
         (
             "kind: evaluate",
             "kind: guess",
-            "plain: 'guess' is not one of evaluate, train, probe, hypotheses, true_shares",
+            "plain: 'guess' is not one of evaluate, train, probe, hypotheses, true_shares, masks",
         ),
         ("teacher: model, suites", "teacher: nobody, suites", "student: its teacher 'nobody'"),
         ("seeded: false", "seeds: false", "experiments: plain: unknown key 'seeds'"),

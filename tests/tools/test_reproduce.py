@@ -57,6 +57,8 @@ experiments:
     config: method.yaml
     overrides: {LINEAR_PROBE.DATASETS: [reclip_test_train]}
     seeded: false
+  peer: {title: Peer, kind: masks}
+  clusters: {title: Clusters, kind: masks, match: one-to-one}
 tables:
   II:
     title: "Table II: models"
@@ -66,6 +68,7 @@ tables:
     claims: [{better: model, worse: maskclip, source: Table II}]
   I: {title: "Table I: linear probing", rows: [{experiment: probe}]}
   H: {title: Hypotheses, metrics: [precision, recall], rows: [{experiment: hypotheses}]}
+  peers: {title: Peers, rows: [{experiment: peer, paper: {VOC: 80.4}, source: a paper}, {experiment: clusters}]}
 """
 
 
@@ -143,6 +146,37 @@ def test_a_suite_from_files_to_a_report(scene, reproduce, capsys):
     capsys.readouterr()
     reproduce("--seeds", "0", "1")
     assert capsys.readouterr().out.splitlines() == ["0 runs to do", *lines[8:]]
+
+
+def test_masks_of_other_systems(scene, reproduce, capsys):
+    for name, shift in (("peer", 0), ("clusters", 1)):
+        folder = scene / "masks" / "config" / name
+        folder.mkdir(parents=True)
+        for record in DatasetCatalog.get("reclip_test_val"):
+            labels = np.asarray(Image.open(record["sem_seg_file_name"]))
+            moved = np.where(labels == 255, 0, (labels + shift) % 4).astype(np.uint8)
+            Image.fromarray(moved).save(folder / f"{Path(record['file_name']).stem}.png")
+    arguments = ("--tables", "peers", "--masks", str(scene / "masks"))
+    reproduce(*arguments)
+    assert capsys.readouterr().out.splitlines()[0] == "2 runs to do"
+    page = (scene / "out" / "REPORT.md").read_text()
+    assert "| Peer | 100.0 | 80.4 | none | a paper |" in page and "| Clusters | 100.0 |  | none |  |" in page
+    assert f"--masks {scene}/masks" in page
+    results = [json.loads((scene / "out/runs" / name / "result.json").read_text()) for name in ("peer", "clusters")]
+    assert [result["supervision"] for result in results] == [
+        "masks of another system",
+        "masks of another system, matched by the labels",
+    ]
+    assert results[0]["metrics"]["class_preference"]["score"] == 1
+    # Ids in another order, by their names.
+    (scene / "masks/config/peer/names.txt").write_text("tall tree\nsky\nwater\nbrick wall\n")
+    reproduce(*arguments, "--overwrite")
+    moved = json.loads((scene / "out/runs/peer/result.json").read_text())["metrics"]
+    assert moved["mIoU"] < 100 and moved["IoU"]["sky"] == 0
+    # Without the folder the rows stay, as not run.
+    reproduce("--tables", "peers", "--report-only")
+    assert "| Peer | not run | 80.4 |" in (scene / "out" / "REPORT.md").read_text()
+    assert "no folder <data set>/<experiment>" in mistake(capsys, reproduce, "--masks", str(scene / "nowhere"))
 
 
 def test_list_and_report_only(scene, reproduce, capsys):
