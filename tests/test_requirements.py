@@ -15,7 +15,7 @@ tomllib = pytest.importorskip("tomllib", reason="requirements.txt is for Python 
 
 ROOT = Path(__file__).parents[1]
 # Extras that `make env` does not install; tests use stand-ins for them, or are skipped.
-NOT_IN_THE_ENVIRONMENT = {"wandb", "mlflow", "completion", "geo", "fetch", "remote", "ray"}
+NOT_IN_THE_ENVIRONMENT = {"wandb", "mlflow", "completion", "ray"}
 REMEDY = "make requirements.txt again (the command is in requirements.in)"
 
 
