@@ -112,7 +112,7 @@ def test_classes_of_the_model_and_of_the_labels(folder):
 
 def test_background_names_share_an_id(folder):
     register(folder)
-    with pytest.raises(ReclipError, match="this report needs a label id for each class, but the background names"):
+    with pytest.raises(ReclipError, match="a label id for each class, but queries or background names of"):
         check_no_background(CUSTOM_VAL, "this report")
     with pytest.raises(ReclipError, match=r"LINEAR_PROBE\.DATASETS needs a label id for each class"):
         labelled_records([CUSTOM_VAL], class_names_of(CUSTOM_VAL))
