@@ -196,8 +196,12 @@ def test_memory_does_not_grow_with_the_images(tmp_path, name, side):
     """The records are on disk; memory holds a path and two numbers an image."""
     classes = MaskClasses.make(["a", "b"])
     noise = np.random.default_rng(0).integers(0, 2, (side, side)).astype(np.uint8)
-    few, many = (peak_memory(name, tmp_path / str(count), classes, noise, count) for count in (10, 50))
-    size = sum(map(len, tree(tmp_path / "50").values())) // 50
+    # The least of three, since all threads of the process are counted, those of other tests too.
+    few, many = (
+        min(peak_memory(name, tmp_path / f"{count}-{attempt}", classes, noise, count) for attempt in range(3))
+        for count in (10, 50)
+    )
+    size = sum(map(len, tree(tmp_path / "50-0").values())) // 50
     assert size > 1200 and many - few < 40 * 700
 
 

@@ -179,6 +179,7 @@ def tools() -> Iterator[Case]:
     suite = ("--suite", "embedded", "--out", "out")
     analyze = (*DATASET, "--config-file", MASKCLIP, "--output-dir", "out")
     convert = ("classes.txt", "out/x.pth")
+    maskclip_of = (*DATASET, "--config-file", MASKCLIP)
     wrong = {
         "import_public_hypotheses": {
             "dataset": ("classes.txt", "out/x", "--dataset", "nothing"),
@@ -222,6 +223,22 @@ def tools() -> Iterator[Case]:
             "world": ("--out", "out", "--clip", "nothing"), "out": ("--out", "precious/letter.txt", "--runs", "none"),
         },
         "make_hypotheses": {"option": ("--nothing",)},
+        "benchmark_deployment": {
+            "weights": (*maskclip_of, "--weights", "nothing", "--calibrate", "photos"),
+            "file": (*maskclip_of, "--weights", "classes.txt", "--calibrate", "photos"),
+            "calibrate": (*maskclip_of, "--weights", "classes.txt", "--calibrate", "nothing"),
+            "repeats": (*maskclip_of, "--weights", "classes.txt", "--calibrate", "photos", "--repeats", "0"),
+        },
+        "synonym_report": {
+            "synonyms": (*maskclip_of, "--synonyms", "nothing"), "photo": (*maskclip_of, "--synonyms", "photos/a.jpg"),
+            "images": (*maskclip_of, "--synonyms", "classes.txt", "--images", "-1"),
+            "output": (*maskclip_of, "--synonyms", "classes.txt", "--output", "precious/letter.txt/x"),
+        },
+        "build_bank": {
+            "output": (*maskclip_of, "--output", "/proc/x.safetensors"),
+            "extension": (*maskclip_of, "--output", "out/x"),
+            "there": (*maskclip_of, "--output", "precious/letter.txt"),
+        },
     }  # fmt: skip
     for tool, variants in wrong.items():
         for kind, arguments in variants.items():

@@ -175,7 +175,7 @@ def test_the_file_of_the_cache_changes_with_all_that_it_depends_on(cfg, tmp_path
     paths = [
         path(),
         path("g"),
-        path(MODEL__CLIP__NAME="other"),
+        path(MODEL__CLIP__NAME="ViT-B-32"),
         path(MODEL__CLIP__TEMPLATES="imagenet"),
         path(HYPOTHESIS__METHOD="image"),
         path(HYPOTHESIS__WINDOW_RATIO=0.25),
