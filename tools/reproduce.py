@@ -283,6 +283,8 @@ def main() -> None:
     jobs = (1 if args.device.startswith("cuda") else min(4, cores)) if args.jobs is None else args.jobs
     if jobs < 1:
         raise ReclipError(f"--jobs {jobs}: give 1 or more")
+    if min(args.seeds) < 0:
+        raise ReclipError(f"--seeds {min(args.seeds)}: give 0 or more")
     settings = Settings(
         args.out,
         tuple(dict.fromkeys(args.seeds)),

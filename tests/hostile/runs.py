@@ -193,7 +193,7 @@ OTHER: dict[str, Callable[[Path], None]] = {
     "coverage-deep": written("out/masks/.coverage.jsonl", _DEEP),
     "classes-json-text": written("out/masks/classes.json", content("hello")),
     "classes-json-deep": written("out/masks/classes.json", _DEEP),
-    "previous-link": lambda case: (case / "out/previous-maskclip-ignore").symlink_to("../precious"),
+    "previous-link": lambda case: _linked(case / "out/previous-maskclip-ignore", "../precious"),
 }
 
 
