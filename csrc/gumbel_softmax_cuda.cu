@@ -142,6 +142,8 @@ constexpr int64_t kKeptLimit = 64 * 1024 - kWarps * kPatches * static_cast<int64
 
 template <typename T, typename Kernel, typename... Args>
 cudaError_t launch_kept(Kernel kernel, int64_t tasks, int64_t bytes, cudaStream_t stream, Args... args) {
+  if (bytes + kWarps * kPatches * static_cast<int64_t>(sizeof(T)) <= 48 * 1024)  // allowed without asking
+    return launch_tiles(kernel, tasks, bytes, stream, args...);
   // The same value in every call, so that one thread cannot lower it while another launches the same kernel.
   const cudaError_t status =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kKeptLimit<T>));

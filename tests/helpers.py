@@ -37,6 +37,7 @@ from reclip_d2.modeling.meta_arch.student import Student
 from reclip_d2.modeling.reclip_bias_head import ReCLIPBiasHead, SpaceProjection
 from reclip_d2.modeling.student.inherited import InheritedHead
 from reclip_d2.modeling.student.network import DeepLabV2Head, build_dilated_resnet_backbone
+from reclip_d2.toy.scenes import render_scene
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -342,3 +343,15 @@ def datasets() -> object:
     yield register
     for name in names:
         unregister_dataset(name)
+
+
+def write_embedded_scenes(folder: Path, count: int) -> list[dict]:
+    """Records of scenes of the embedded world with their label maps, written to a folder."""
+    records = []
+    for index in range(count):
+        scene, record = render_scene(7, index), {"image_id": str(index), "height": 96, "width": 96}
+        for key, array in (("file_name", scene.image), ("sem_seg_file_name", scene.labels)):
+            record[key] = str(folder / f"{key}_{index}.png")
+            Image.fromarray(array).save(record[key])
+        records.append(record)
+    return records

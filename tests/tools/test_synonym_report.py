@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 from detectron2.data import MetadataCatalog
-from PIL import Image
 
 from reclip_d2.errors import ReclipError
-from reclip_d2.toy.scenes import render_scene
-from tests.helpers import config_arguments, datasets
+from tests.helpers import config_arguments, datasets, write_embedded_scenes
 
 __all__ = ["datasets"]
 
@@ -23,14 +21,7 @@ OWN = list(MetadataCatalog.get("embedded_dev").stuff_classes)
 
 @pytest.fixture
 def world(tmp_path, datasets) -> str:
-    records = []
-    for index in range(2):
-        scene, record = render_scene(7, index), {"image_id": str(index), "height": 96, "width": 96}
-        for key, array in (("file_name", scene.image), ("sem_seg_file_name", scene.labels)):
-            record[key] = str(tmp_path / f"{key}_{index}.png")
-            Image.fromarray(array).save(record[key])
-        records.append(record)
-    return datasets("small_val", records, OWN)
+    return datasets("small_val", write_embedded_scenes(tmp_path, 2), OWN)
 
 
 def run(*arguments: str) -> str:

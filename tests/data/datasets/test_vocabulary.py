@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 
 from reclip_d2.config import load_config
 from reclip_d2.data.classes import class_names_from_config
@@ -12,9 +11,8 @@ from reclip_d2.data.datasets.vocabulary import SUFFIX
 from reclip_d2.engine import program
 from reclip_d2.errors import ReclipError
 from reclip_d2.evaluation.label_files import DatasetLabels, check_no_background
-from reclip_d2.toy.scenes import render_scene
 from reclip_d2.workspace.export import ExportSource
-from tests.helpers import config_arguments, config_files
+from tests.helpers import config_arguments, config_files, write_embedded_scenes
 
 
 @pytest.fixture(autouse=True)
@@ -31,14 +29,7 @@ OWN = list(MetadataCatalog.get("embedded_dev").stuff_classes)
 @pytest.fixture
 def world(tmp_path, datasets) -> str:
     """Four scenes of the embedded world."""
-    records = []
-    for index in range(4):
-        scene, record = render_scene(7, index), {"image_id": str(index), "height": 96, "width": 96}
-        for key, array in (("file_name", scene.image), ("sem_seg_file_name", scene.labels)):
-            record[key] = str(tmp_path / f"{key}_{index}.png")
-            Image.fromarray(array).save(record[key])
-        records.append(record)
-    return datasets("small_val", records, OWN)
+    return datasets("small_val", write_embedded_scenes(tmp_path, 4), OWN)
 
 
 def vocabulary(tmp_path, text: str) -> str:
