@@ -212,7 +212,7 @@ class JudgedWorld:
 
     def _hypotheses(self, kind: str) -> Path:
         """File of hypotheses from the labels of the training images: see ``configs/ablations/judge.yaml``."""
-        file = self.folder / f"hypotheses_{kind}.jsonl"
+        file = self.folder / f"hypotheses_{kind}_from_labels.jsonl"
         if file.exists():
             return file
         labels = DatasetLabels(f"{self.world}_train_labelled")

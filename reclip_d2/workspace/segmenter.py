@@ -13,21 +13,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import os
-import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from reclip_d2.backbones.query import check_names_fit
-from reclip_d2.data.class_file import ClassList, parse_classes, read_class_file
+from reclip_d2.data.class_file import ClassList
 from reclip_d2.data.working_files import check_shape
 from reclip_d2.errors import ReclipError
 from reclip_d2.inference import ImagePredictor
@@ -35,8 +32,9 @@ from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.utils.digest import file_digest
 from reclip_d2.utils.files import StrPath
 from reclip_d2.utils.output_paths import check_output_folder
-from reclip_d2.utils.progress import ProgressCallback, report_to
+from reclip_d2.utils.progress import ProgressCallback
 from reclip_d2.workspace import hub
+from reclip_d2.workspace.api_arguments import Classes, check_arguments, class_list, public, with_lines
 from reclip_d2.workspace.decision import Decision
 from reclip_d2.workspace.masks import MaskClassTable
 from reclip_d2.workspace.options import (
@@ -45,7 +43,6 @@ from reclip_d2.workspace.options import (
     DEFAULT_PRETRAINED,
     TITLES,
     SegmentOptions,
-    in_options,
 )
 from reclip_d2.workspace.run_state import RunState
 from reclip_d2.workspace.saved_model import ModelToSave, SavedModelFolder
@@ -53,40 +50,6 @@ from reclip_d2.workspace.segment import SegmentRun
 from reclip_d2.workspace.segmentation import ImageLike, Segmentation, pixels_of
 from reclip_d2.workspace.stage_config import ClipChoice, resolve_device
 from reclip_d2.workspace.trained_model import TrainedModel, load_predictor
-
-Classes = StrPath | ClassList | Sequence[str | Sequence[str]]
-"""A class file, or a list with the name of each class, with synonyms after commas or as a list of names."""
-
-_CLASSES = "classes"  # placeholder for the class file's path in messages
-_Method = TypeVar("_Method", bound=Callable[..., Any])
-
-
-def _in_arguments(message: str) -> str:
-    """A message of the library or the command line, with this class's arguments in place of options."""
-    message = in_options(message).replace(f"class file {_CLASSES}", "classes").replace("IMAGES", "images")
-    message = message.replace("give --overwrite", "give overwrite=True").replace("--model", "folder")
-    return re.sub(r"(?<!\S)--([a-z][a-z-]+)", lambda option: option[1].replace("-", "_"), message)
-
-
-@contextlib.contextmanager
-def _own_words() -> Iterator[None]:
-    """In the block, errors name arguments, and progress without a listener is discarded."""
-    try:
-        with report_to(None):
-            yield
-    except ReclipError as error:
-        raise type(error)(_in_arguments(str(error))) from error
-
-
-def _public(method: _Method) -> _Method:
-    """Decorator of public methods: see :func:`_own_words`."""
-
-    @functools.wraps(method)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with _own_words():
-            return method(*args, **kwargs)
-
-    return wrapper  # type: ignore[return-value]
 
 
 class Segmenter:
@@ -133,7 +96,7 @@ class Segmenter:
     # ---- creation ---------------------------------------------------------------------------------------------
 
     @classmethod
-    @_public
+    @public
     def from_clip(
         cls,
         clip: str = DEFAULT_CLIP,
@@ -162,15 +125,15 @@ class Segmenter:
         Raises:
             ReclipError: the CLIP or its weights are not available, or a class name is invalid.
         """
-        class_list = _class_list(classes, background)
+        found = class_list(classes, background)
         choice = ClipChoice.find(clip, pretrained, device, [str(part) for part in opts])
         cfg = choice.config("maskclip")
-        check_names_fit(class_list, cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.TEMPLATES)
-        check_registered_parts(cfg, len(class_list.model_classes))
-        return cls(class_list, choice, keep_background=keep_background)
+        check_names_fit(found, cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.TEMPLATES)
+        check_registered_parts(cfg, len(found.model_classes))
+        return cls(found, choice, keep_background=keep_background)
 
     @classmethod
-    @_public
+    @public
     def load(
         cls,
         folder: StrPath,
@@ -197,7 +160,7 @@ class Segmenter:
         return cls._of(TrainedModel.find(str(folder), use, pretrained), keep_background, device, opts)
 
     @classmethod
-    @_public
+    @public
     def from_pretrained(
         cls,
         name_or_folder: StrPath,
@@ -264,7 +227,7 @@ class Segmenter:
 
     # ---- training ---------------------------------------------------------------------------------------------
 
-    @_public
+    @public
     def fit(
         self,
         images: StrPath | Sequence[StrPath],
@@ -314,7 +277,7 @@ class Segmenter:
         Raises:
             ReclipError: an argument is wrong, or ``output`` belongs to a run with other inputs.
         """
-        _check_arguments(
+        check_arguments(
             images, progress, iterations=iterations, student_iterations=student_iterations, tile=tile, seed=seed
         )
         seeds = () if seed is None else ("SEED", str(seed))
@@ -334,7 +297,7 @@ class Segmenter:
             opts=(*self._choice.opts, *seeds, *map(str, opts)),
         )
         folder = self._temporary_folder((repr(images), options), resume) if output is None else os.fspath(output)
-        run = SegmentRun(images, _with_lines(self._classes), folder, options)
+        run = SegmentRun(images, with_lines(self._classes), folder, options)
         if output is not None and not (resume or overwrite) and run.folder.is_used():
             raise ReclipError(f"--output {folder} contains a run: give resume=True, overwrite=True, or another output")
         self.problems = run.train(progress)
@@ -362,11 +325,10 @@ class Segmenter:
 
         Returns:
             A :class:`~reclip_d2.workspace.segmentation.Segmentation`; a list of them for a list or tuple; a lazy
-            iterator
-                for any other iterable.
+            iterator for any other iterable.
 
-            Raises:
-                ReclipError: an image cannot be read, or is not an image.
+        Raises:
+            ReclipError: an image cannot be read, or is not an image.
         """
         if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
             return self._segment(images)
@@ -376,7 +338,7 @@ class Segmenter:
             return map(self._segment, images)
         return self._segment(images)  # raises the error
 
-    @_public
+    @public
     def _segment(self, image: ImageLike) -> Segmentation:
         pixels = pixels_of(image)
         path = Path(os.fspath(image)).absolute() if isinstance(image, str | os.PathLike) else None
@@ -399,7 +361,7 @@ class Segmenter:
 
     # ---- saving -----------------------------------------------------------------------------------------------
 
-    @_public
+    @public
     def save(self, folder: StrPath, *, overwrite: bool = False) -> Path:
         """Write the model to a folder for :meth:`load`, :meth:`from_pretrained` and ``reclip predict --model``.
 
@@ -422,7 +384,7 @@ class Segmenter:
             self._temporary = self._temporary_of = None
         return target
 
-    @_public
+    @public
     def push_to_hub(
         self,
         repo_id: str,
@@ -472,60 +434,3 @@ class Segmenter:
         else:
             state = dataclasses.replace(self._trained.state, pretrained=self.pretrained)
         return ModelToSave(self._loaded().model, self.kind, self._config(), state)
-
-
-def _class_list(classes: Classes, background: Sequence[str]) -> ClassList:
-    """The class list of the arguments, checked like a class file with one entry per line."""
-    if isinstance(classes, ClassList):
-        return classes
-    if isinstance(classes, str) and not os.path.exists(os.path.expanduser(classes)):
-        raise ReclipError(
-            f"classes is the name of a class file, and {classes!r} does not exist: give names as a list,"
-            ' ["sky", "road, street"]'
-        )
-    if isinstance(classes, str | os.PathLike):
-        found = read_class_file(classes)
-        if not background:
-            return found
-        if found.background:
-            raise ReclipError(f"class file {os.fspath(classes)} has a background: line: omit background")
-        classes = found.entries
-    if not isinstance(classes, Sequence) or not all(map(_is_entry, classes)):
-        raise ReclipError('classes: give a class file, or a list of names such as ["sky", "road, street"]')
-    if not classes:
-        raise ReclipError('classes is empty: give a list of names such as ["sky", "road, street"]')
-    entries = [entry if isinstance(entry, str) else ", ".join(entry) for entry in classes]
-    names = [background] if isinstance(background, str) else list(background)
-    for entry in (*entries, *names):
-        if not entry.strip() or len(entry.splitlines()) > 1 or "#" in entry:
-            raise ReclipError(f"classes: {entry!r} is not a name: give a class's name, and synonyms after commas")
-    lines = [*entries, *([f"background: {', '.join(names)}"] if names else [])]
-    return parse_classes("\n".join(lines), _CLASSES)
-
-
-def _is_entry(entry: object) -> bool:
-    """Whether an entry is a class name, or the names of a class."""
-    if isinstance(entry, str):
-        return True
-    return isinstance(entry, Sequence) and len(entry) > 0 and all(isinstance(name, str) for name in entry)
-
-
-def _check_arguments(images: object, progress: object, **numbers: object) -> None:
-    """Check the types of :meth:`Segmenter.fit`'s arguments."""
-    if not isinstance(images, str | os.PathLike | Sequence):
-        raise ReclipError(f"images is of type {type(images).__name__}: give a folder, an image, or a list of these")
-    if progress is not None and not callable(progress):
-        raise ReclipError(f"progress {progress!r} is not callable: give a function such as print, or None")
-    for name, value in numbers.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise ReclipError(f"{name} {value!r} is not a whole number")
-
-
-def _with_lines(classes: ClassList) -> ClassList:
-    """A class list with line numbers for messages; one from a model's folder has none."""
-    if classes.lines:
-        return classes
-    lines = range(1, len(classes.classes) + 1)
-    of_queries = (index + 1 for index, _ in classes.queries)
-    background = (len(lines) + 1 for _ in classes.background)
-    return dataclasses.replace(classes, path=_CLASSES, lines=(*lines, *of_queries, *background))
