@@ -11,12 +11,14 @@ from typing import Any
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 
 from reclip_d2.backbones.download import is_reachable
+from reclip_d2.backbones.lazy_transformers import use_transformers
 from reclip_d2.errors import ReclipError
 
 KEY = "MODEL.CLIP.TEXT_FILES"
 # One of these is in every folder of a tokenizer.
 _TOKENIZER = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "vocab.txt", "vocab.json")
 _CONFIG = ("config.json",)
+_INSTALL = "pip install 'reclip_d2[text]'"
 
 
 def load_tokenizer(name: str, config: dict[str, Any], pretrained: str = "", folder: str = "") -> object:
@@ -59,12 +61,16 @@ def with_local_text_config(name: str, config: dict[str, Any], pretrained: str = 
     text = copy.deepcopy(config["text_cfg"])
     text["hf_model_name"] = _place(name, repository, "text tower", _CONFIG, pretrained, folder)
     text["hf_model_pretrained"] = False
+    try:
+        use_transformers()
+    except ImportError as error:
+        raise ReclipError(f"the installed transformers cannot be imported ({_cause(error)}): {_INSTALL}") from error
     return {"text_cfg": text}
 
 
 def _require_transformers(name: str) -> None:
     if importlib.util.find_spec("transformers") is None:
-        raise ReclipError(f"MODEL.CLIP.NAME {name} needs the package transformers: pip install transformers")
+        raise ReclipError(f"MODEL.CLIP.NAME {name} needs the package transformers: {_INSTALL}")
 
 
 def _place(name: str, repository: str, what: str, files: tuple[str, ...], pretrained: str, folder: str) -> str:

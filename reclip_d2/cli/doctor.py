@@ -31,6 +31,7 @@ _OPTIONAL = {
     "av": ("reclip predict on videos", "video"),
     "onnx": ("reclip export --format onnx", "export"),
     "onnxruntime": ("reclip export --format onnx", "export"),
+    "transformers": ("SigLIP, CLIPA and multilingual CLIPs", "text"),
 }
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "Pillow", "safetensors", "fvcore")
 

@@ -1,6 +1,6 @@
 """Text towers with a tokenizer of Hugging Face, and those of transformers: against open_clip's own features.
 
-Those of transformers are tested where the package is installed.
+Those of transformers are tested where the package is installed, as `make env` does.
 """
 
 import importlib.util
@@ -133,7 +133,7 @@ def hugging_face_architecture(folder: Path) -> str:
 
 def test_without_transformers(tmp_path, monkeypatch):
     monkeypatch.setattr(text_files.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ReclipError, match="needs the package transformers: pip install transformers"):
+    with pytest.raises(ReclipError, match=r"needs the package transformers: pip install 'reclip_d2\[text\]'"):
         build_clip(hugging_face_architecture(tmp_path), "random")
 
 
