@@ -98,6 +98,20 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_geo_arguments(parser: argparse.ArgumentParser) -> None:
+    """How GeoTIFFs are read."""
+    parser.add_argument(
+        "--bands", nargs="+", type=int, metavar="N",
+        help="bands of GeoTIFFs for red, green and blue, from 1, or one for grey (default: the file's colours, or its"
+        " first three bands)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--stretch", nargs="+", metavar="WHAT",
+        help="how bands of GeoTIFFs become 8 bits: two percentiles, minmax, or none for the range of their type"
+        " (default: none for 8 bits, else 2 98)",
+    )  # fmt: skip
+
+
 def _add_background_argument(parser: argparse.ArgumentParser) -> None:
     """How masks treat background names."""
     parser.add_argument(
@@ -177,8 +191,10 @@ def _add_segment_arguments(parser: argparse.ArgumentParser) -> None:
     _add_engine_arguments(parser)
     _add_shard_argument(parser, "compute only part I of N of hypotheses and features, and stop before the training")
     parser.add_argument(
-        "--tile", type=int, metavar="PIXELS", help="cut images with a longer side into tiles of this size"
-    )
+        "--tile", type=int, metavar="PIXELS",
+        help="cut images with a longer side, and GeoTIFFs, into tiles of this size",
+    )  # fmt: skip
+    _add_geo_arguments(parser)
     parser.add_argument(
         "--bank", action="store_true",
         help="make a bank of features from the images, without labels, and refine the masks with it (TEST.REFINE bank)",
@@ -196,16 +212,7 @@ def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     _add_engine_arguments(parser)
     _add_shard_argument(parser, "predict only part I of N of the images")
     _add_background_argument(parser)
-    parser.add_argument(
-        "--bands", nargs="+", type=int, metavar="N",
-        help="bands of GeoTIFFs for red, green and blue, from 1, or one for grey (default: the file's colours, or its"
-        " first three bands)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--stretch", nargs="+", metavar="WHAT",
-        help="how bands of GeoTIFFs become 8 bits: two percentiles, minmax, or none for the range of their type"
-        " (default: none for 8 bits, else 2 98)",
-    )  # fmt: skip
+    _add_geo_arguments(parser)
     parser.add_argument(
         "--pretrained", metavar="FILE|TAG", help="CLIP's weights, if they have moved since the training"
     )

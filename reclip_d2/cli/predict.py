@@ -7,7 +7,7 @@ import argparse
 from reclip_d2.cli.output import TerminalProgress, check_problems, print_field, print_images, print_result
 from reclip_d2.data.video import is_video
 from reclip_d2.errors import ReclipError
-from reclip_d2.workspace.options import TITLES, PredictOptions, geo_keys
+from reclip_d2.workspace.options import TITLES, PredictOptions, check_geo_options, geo_keys
 from reclip_d2.workspace.predict import PredictRun
 from reclip_d2.workspace.predict_video import predict_video
 
@@ -32,9 +32,8 @@ def run(args: argparse.Namespace) -> int:
     if video and args.shard is not None:
         raise ReclipError("--shard: a video is predicted in one part; cut it, or omit --shard")
     prediction = None if video else PredictRun(args.images, args.model, args.output, options)
-    asked = args.bands is not None or args.stretch is not None
-    if asked and (prediction is None or not any(image.is_scene for image in prediction.images)):
-        raise ReclipError("--bands and --stretch are for GeoTIFFs, and IMAGES names none: leave them out")
+    scenes = prediction is not None and any(image.is_scene for image in prediction.images)
+    check_geo_options(args.bands, args.stretch, scenes)
     if prediction is None:
         return _predict_video(args, options)
     _announce(prediction)

@@ -6,7 +6,7 @@ import argparse
 
 from reclip_d2.backbones import EMBEDDED_MODEL_NAME
 from reclip_d2.cli.output import TerminalProgress, check_problems, print_field, print_images, print_result
-from reclip_d2.workspace.options import SegmentOptions
+from reclip_d2.workspace.options import SegmentOptions, check_geo_options, geo_keys
 from reclip_d2.workspace.segment import SegmentRun
 
 STEPS = {
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         formats=tuple(args.formats),
         overwrite=args.overwrite,
         device=args.device,
-        opts=tuple(args.opts),
+        opts=(*geo_keys(args.bands, args.stretch), *args.opts),
         fast=args.fast,
         student=args.student,
         keep=args.keep,
@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
     )
     segment_run = SegmentRun(args.images, args.classes, args.output, options)
+    check_geo_options(args.bands, args.stretch, any(image.is_scene for image in segment_run.images))
     _announce(segment_run)
     if segment_run.shard is not None:
         complete = segment_run.prepare_shard(TerminalProgress())

@@ -309,11 +309,19 @@ KEYS: dict[str, Key] = {
     "INPUT.TILES.FROM_SIDE": Key(10_000, Whole(16)),
     "INPUT.TILES.SIZE": Key(1024, Whole(16, 65_536)),
     "INPUT.TILES.OVERLAP": Key(0.25, Number(minimum=0, maximum=0.9)),
-    # GeoTIFFs in `reclip predict`: numbers of the bands for red, green and blue, from 1, or of one for grey ([]: those
-    # that the file declares, or the first three, or the first); how samples become 8 bits (reclip_d2/data/stretch.py).
+    # GeoTIFFs in `reclip`: whether they are read in windows, with GeoTIFFs as masks (False: as other TIFFs); numbers of
+    # the bands for red, green and blue, from 1, or of one for grey ([]: those that the file declares, or the first
+    # three, or the first); how samples become 8 bits (reclip_d2/data/stretch.py).
+    "INPUT.GEO.ENABLED": Key(True, Flag()),
     "INPUT.GEO.BANDS": Key([], Items(Whole(1, 65_535), 0, 3)),
     "INPUT.GEO.STRETCH": Key("auto", Choice(("auto", "percentiles", "minmax", "none"))),
     "INPUT.GEO.PERCENTILES": Key([2.0, 98.0], Items(Number(minimum=0, maximum=100), 2, 2)),
+    # `reclip segment` trains on windows of GeoTIFFs, of side INPUT.TILES.SIZE. They overlap by this fraction of it; at
+    # most PER_SCENE of a file are drawn, with the seed, of those that have data in a share MIN_VALID of their pixels.
+    "INPUT.GEO.WINDOWS.OVERLAP": Key(0.0, Number(minimum=0, maximum=0.9)),
+    "INPUT.GEO.WINDOWS.PER_SCENE": Key(256, Whole(1)),
+    "INPUT.GEO.WINDOWS.MIN_VALID": Key(0.5, Number(minimum=0, maximum=1)),
+    "INPUT.GEO.WINDOWS.SEED": Key(0, Whole(0)),
     # Memory in MiB for logits at full image size, which are computed in bands of rows.
     "TEST.BAND_MEMORY": Key(256, Whole(1, 16_777_216)),
     # ---- solver: SGD, 0.9, 5e-4, poly 0.9 ------------------------------------------------------------------

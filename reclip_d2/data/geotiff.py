@@ -11,20 +11,17 @@ import functools
 import importlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from PIL import TiffImagePlugin
 
 from reclip_d2.data.stretch import Limits, limits_of
-from reclip_d2.data.tiff import GEO_TAGS
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.files import StrPath, check_regular, display_path
 
-_EXTENSIONS = (".tif", ".tiff")
 # GDAL's cache of decoded blocks, in MiB. By default it takes 5 % of the machine's memory. A row of tiles of a file that
 # is stored in strips fits: 1024 rows of 50,000 pixels in three bands of 16 bits have 293 MiB.
 CACHE_MIB = 320
@@ -34,28 +31,6 @@ _SAMPLE_LONGEST = 2048
 _SAMPLE_FEWEST = 4096
 # The mean colour of CLIP's training images: 0 after normalisation, as padding is.
 FILL = (123, 117, 104)
-
-
-def is_geotiff(path: StrPath) -> bool:
-    """Whether a file is a TIFF with a georeference; False if it cannot be read."""
-    if not str(path).lower().endswith(_EXTENSIONS):
-        return False
-    try:
-        check_regular(path, "image")
-        with open(path, "rb") as stream:
-            header = stream.read(8)
-            if header[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-                return False
-            if b"+" in header[2:4]:
-                header += stream.read(8)
-            tags = TiffImagePlugin.ImageFileDirectory_v2(header)
-            stream.seek(tags.next)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about damaged tags
-                tags.load(stream)
-    except Exception:  # a damaged file: reported when it is read
-        return False
-    return any(tag in tags for tag in GEO_TAGS)
 
 
 def load_rasterio() -> ModuleType:
@@ -70,12 +45,29 @@ def load_rasterio() -> ModuleType:
 
 
 @contextlib.contextmanager
-def gdal() -> Iterator[ModuleType]:
-    """rasterio, with bounded memory for decoded blocks, and without its warnings about files without a georeference."""
+def gdal(**options: str) -> Iterator[ModuleType]:
+    """rasterio, with bounded memory for decoded blocks, and without its warnings about files without a georeference.
+
+    Args:
+        options: further ones of GDAL's.
+    """
     rasterio = load_rasterio()
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_MIB), warnings.catch_warnings():
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_MIB, **options), warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         yield rasterio
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneStretch:
+    """The stretch of a GeoTIFF.
+
+    Attributes:
+        limits: of each chosen band.
+        sampled: what they were found in, in words.
+    """
+
+    limits: tuple[Limits, ...]
+    sampled: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +78,13 @@ class SceneReading:
         bands: numbers of the bands for red, green and blue, from 1; one for grey; empty for the file's own: its red,
             green and blue, or the first three, or the first.
         stretch, percentiles: see :func:`~reclip_d2.data.stretch.limits_of`.
+        known: stretches that were found before, by the file's path.
     """
 
     bands: tuple[int, ...] = ()
     stretch: str = "auto"
     percentiles: tuple[float, float] = (2.0, 98.0)
+    known: Mapping[str, SceneStretch] = dataclasses.field(default_factory=dict, compare=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> SceneReading:
@@ -107,9 +101,15 @@ class Scene:
         bands: one or three numbers of bands, from 1.
     """
 
-    def __init__(self, dataset: Any, name: str, reading: SceneReading) -> None:  # noqa: ANN401 (rasterio is optional)
+    def __init__(
+        self,
+        dataset: Any,  # noqa: ANN401 (rasterio is optional)
+        name: str,
+        reading: SceneReading,
+        stretch: SceneStretch | None = None,
+    ) -> None:
         """Use :func:`open_scene`."""
-        self.dataset, self.name, self._reading = dataset, name, reading
+        self.dataset, self.name, self._reading, self._known = dataset, name, reading, stretch
         self.bands = _chosen_bands(dataset, name, reading.bands)
         kinds = {dataset.dtypes[band - 1] for band in self.bands}
         if any(kind.startswith("complex") for kind in kinds):
@@ -118,7 +118,6 @@ class Scene:
         all_valid = type(flags[0][0]).all_valid
         self._masked = any(all_valid not in flag for flag in flags)
         self._float = any(kind.startswith("float") for kind in kinds)
-        self.sampled = ""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -131,7 +130,15 @@ class Scene:
         Raises:
             ReclipError: the file is damaged.
         """
+        return self.window_and_share(rows, columns)[0]
+
+    def window_and_share(self, rows: slice, columns: slice) -> tuple[np.ndarray | None, float]:
+        """:meth:`window`, and the share of its pixels with data."""
         values, valid = self._read(rows, columns)
+        return self._rgb(values, valid), 1.0 if valid is None else float(valid.mean())
+
+    def _rgb(self, values: np.ndarray, valid: np.ndarray | None) -> np.ndarray | None:
+        """:meth:`window` from :meth:`_read`."""
         if valid is not None and not valid.any():
             return None
         if self._palette is not None:
@@ -178,46 +185,50 @@ class Scene:
             table[index] = color[:3]
         return table
 
+    @property
+    def limits(self) -> tuple[Limits, ...]:
+        """The stretch of each chosen band."""
+        return self.stretch.limits
+
     @functools.cached_property
-    def limits(self) -> list[Limits]:
-        """The stretch of each chosen band.
+    def stretch(self) -> SceneStretch:
+        """The limits of the chosen bands, unless they were found before.
 
         Percentiles and extremes are those of an overview or, without one, of the whole image if it has at most 2048 x
         2048 pixels, or of 64 windows of 256 x 256 pixels spread evenly over it. Pixels without data do not count; if
         the windows have almost none with data, the whole image is read at every so many-th pixel.
         """
+        if self._known is not None:
+            return self._known
         dtypes = [np.dtype(self.dataset.dtypes[band - 1]) for band in self.bands]
         kinds = {dtype == np.uint8 for dtype in dtypes}
         if self._reading.stretch == "none" or (self._reading.stretch == "auto" and kinds == {True}):
-            self.sampled = "the range of the type"
-            return [limits_of(np.empty(0), dtype, "none") for dtype in dtypes]
-        sample = self._sample()
+            limits = tuple(limits_of(np.empty(0), dtype, "none") for dtype in dtypes)
+            return SceneStretch(limits, "the range of the type")
+        sample, sampled = self._sample()
         reading = self._reading
-        return [
+        limits = tuple(
             limits_of(values, dtype, reading.stretch, reading.percentiles)
             for values, dtype in zip(sample, dtypes, strict=True)
-        ]
+        )
+        return SceneStretch(limits, sampled)
 
-    def _sample(self) -> np.ndarray:
-        """Values ``(B, pixels)`` with data."""
+    def _sample(self) -> tuple[np.ndarray, str]:
+        """Values ``(B, pixels)`` with data, and what was read, in words."""
         height, width, _ = self.shape
         scale = min(1, _SAMPLE_LONGEST / max(height, width))
         reduced = {"out_shape": (len(self.bands), max(1, round(height * scale)), max(1, round(width * scale)))}
         whole = [(slice(0, height), slice(0, width))]
         if height * width <= _SAMPLE_LONGEST**2:
-            self.sampled = "the whole image"
-            return self._with_data(whole)
+            return self._with_data(whole), "the whole image"
         if self.dataset.overviews(self.bands[0]):
-            self.sampled = "an overview"
-            return self._with_data(whole, **reduced)
+            return self._with_data(whole, **reduced), "an overview"
         starts = [_spread(side) for side in (height, width)]
         windows = [(rows, columns) for rows in starts[0] for columns in starts[1]]
-        self.sampled = f"{len(windows)} windows"
         sample = self._with_data(windows)
-        if sample.shape[1] < _SAMPLE_FEWEST:
-            self.sampled = "a reduced image"
-            sample = self._with_data(whole, **reduced)
-        return sample
+        if sample.shape[1] >= _SAMPLE_FEWEST:
+            return sample, f"{len(windows)} windows"
+        return self._with_data(whole, **reduced), "a reduced image"
 
     def _with_data(self, windows: Sequence[tuple[slice, slice]], **options: Any) -> np.ndarray:
         """Values ``(B, pixels)`` with data in windows."""
@@ -234,7 +245,7 @@ class Scene:
         if self._palette is not None:
             return f"{bands} with a palette"
         parts = ", ".join(f"{limits.low:g} to {limits.high:g}" for limits in self.limits)
-        return f"{bands}, stretched from {parts} ({self.sampled})"
+        return f"{bands}, stretched from {parts} ({self.stretch.sampled})"
 
 
 @contextlib.contextmanager
@@ -245,24 +256,36 @@ def open_scene(path: StrPath, reading: SceneReading = SceneReading()) -> Iterato
         ReclipError: rasterio is not installed; the file cannot be read, has not the bands that were asked for, or holds
             complex numbers.
     """
-    name = f"image {display_path(path)}"
     check_regular(path, "image")
-    with gdal() as rasterio:
-        with _naming(name):
-            dataset = rasterio.open(str(path), driver="GTiff")
-        with dataset:
-            yield Scene(dataset, name, reading)
+    with gdal() as rasterio, open_dataset(rasterio, str(path), f"image {display_path(path)}") as dataset:
+        yield Scene(dataset, f"image {display_path(path)}", reading, reading.known.get(str(path)))
+
+
+@contextlib.contextmanager
+def open_dataset(rasterio: ModuleType, place: str, name: str, **options: Any) -> Iterator[Any]:
+    """rasterio's data set of a TIFF, in the context :func:`gdal`.
+
+    Args:
+        place: path or GDAL's name of the file.
+        name: what errors call it.
+        options: of :func:`rasterio.open`.
+    """
+    with _naming(name):
+        dataset = rasterio.open(place, driver="GTiff", **options)
+    with dataset:
+        yield dataset
 
 
 @contextlib.contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Report rasterio's errors as a damaged file."""
+    """Report rasterio's errors as a damaged file, or as a URL that cannot be reached."""
     errors = importlib.import_module("rasterio.errors").RasterioError, importlib.import_module("rasterio._err")
     try:
         yield
     except (errors[0], errors[1].CPLE_BaseError, OSError, ValueError) as error:
         cause = " ".join(str(error.__cause__ or error).split())[:200]
-        raise ReclipError(f"{name} cannot be read ({cause}): replace or remove the file") from error
+        remedy = "check the URL and your access" if "://" in name else "replace or remove the file"
+        raise ReclipError(f"{name} cannot be read ({cause}): {remedy}") from error
 
 
 def _chosen_bands(dataset: Any, name: str, asked: Sequence[int]) -> tuple[int, ...]:  # noqa: ANN401

@@ -39,14 +39,14 @@ class ImageFile:
     Attributes:
         path: absolute.
         name: relative path with forward slashes.
-        mask_suffix: extension of its mask: ``.png``, or ``.tif`` for a GeoTIFF.
+        scene_size: (H, W) of a GeoTIFF that is read in windows; None for a picture.
         url: where it comes from; ``path`` is then its copy, which is there after
             :func:`~reclip_d2.data.remote_images.fetch_images`. "" for a local file.
     """
 
     path: Path
     name: PurePosixPath
-    mask_suffix: str = ".png"
+    scene_size: tuple[int, int] | None = None
     url: str = ""
 
     @property
@@ -61,13 +61,13 @@ class ImageFile:
 
     @property
     def mask_name(self) -> PurePosixPath:
-        """The mask's path below the folder of masks."""
-        return self.name.with_suffix(self.mask_suffix)
+        """The mask's path below the folder of masks: a PNG, or a GeoTIFF for a GeoTIFF."""
+        return self.name.with_suffix(".tif" if self.is_scene else ".png")
 
     @property
     def is_scene(self) -> bool:
         """Whether the image is a GeoTIFF that is read in windows."""
-        return self.mask_suffix != ".png"
+        return self.scene_size is not None
 
 
 @dataclasses.dataclass(frozen=True)

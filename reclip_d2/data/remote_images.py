@@ -29,6 +29,7 @@ REMEDY = "pip install 'reclip_d2[remote]'"
 # Packages of fsspec's file systems; others are named by fsspec's own message.
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+HTTP = ("http", "https")
 MOST_BYTES = 4096 * MIB
 """Larger files are not copied."""
 _CHUNK = 4 * MIB
@@ -56,7 +57,7 @@ def load_fsspec() -> ModuleType:
 
 
 @contextlib.contextmanager
-def _naming(url: str, what: str = "") -> Iterator[None]:
+def naming_url(url: str, what: str = "") -> Iterator[None]:
     """Report any error of a file system as one about ``url``."""
     where = what or display_path(url)
     try:
@@ -68,10 +69,24 @@ def _naming(url: str, what: str = "") -> Iterator[None]:
         package = _PACKAGES.get(protocol)
         remedy = f"pip install {package}" if package else REMEDY
         raise ReclipError(f"{where}: {_cause(error)}: {remedy}") from error
-    except FileNotFoundError as error:
-        raise ReclipError(f"{where} does not exist: check the URL") from error
     except Exception as error:  # every file system has errors of its own
+        if isinstance(error, FileNotFoundError):
+            if not _is_of_the_server(error.__cause__):
+                raise ReclipError(f"{where} does not exist: check the URL") from error
+            error = error.__cause__
         raise ReclipError(f"{where} cannot be read ({_cause(error)}): check the URL and your access") from error
+
+
+def _is_of_the_server(cause: BaseException | None) -> bool:
+    """Whether fsspec calls a file missing because its server cannot be reached or refuses to answer."""
+    unreachable = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+    return unreachable or getattr(cause, "status", 404) != 404
+
+
+def stream_options(url: str) -> dict[str, int]:
+    """Options of fsspec's ``open`` that read a file from beginning to end in one request, also from servers that do not
+    send parts of files."""
+    return {"block_size": 0} if url.partition("://")[0].lower() in HTTP else {}
 
 
 def _cause(error: Exception) -> str:
@@ -84,7 +99,7 @@ def read_remote(url: str, limit: int) -> bytes:
     Raises:
         ReclipError: it cannot be read, or has more than ``limit`` bytes.
     """
-    with _naming(url):
+    with naming_url(url):
         system, path = load_fsspec().core.url_to_fs(url)
         with system.open(path, "rb") as stream:
             data = stream.read(limit + 1)
@@ -107,7 +122,7 @@ def find_remote(url: str, is_image: Callable[[PurePosixPath], bool]) -> tuple[li
         raise ReclipError(f"IMAGES {display_path(url)} is a chain of URLs: name the last one alone")
     if is_image(url_path(url)) and not glob.has_magic(urlsplit(url).path):
         return [url], set()
-    with _naming(url, f"IMAGES {display_path(url)}"):
+    with naming_url(url, f"IMAGES {display_path(url)}"):
         system, path = load_fsspec().core.url_to_fs(url)
         found = system.glob(path) if glob.has_magic(path) else system.find(path)
         urls = sorted(system.unstrip_protocol(name) for name in found)
@@ -158,9 +173,9 @@ def fetch(url: str, target: Path) -> None:
 
 def _copy(url: str, target: Path) -> None:
     where = f"image {display_path(url)}"
-    with _naming(url, where):
+    with naming_url(url, where):
         system, path = load_fsspec().core.url_to_fs(url)
-        source = system.open(path, "rb")
+        source = system.open(path, "rb", **stream_options(url))
     size = 0
     with source, atomic_write(target) as temporary, open(temporary, "wb") as stream:
         while chunk := _read(source, url, where):
@@ -171,7 +186,7 @@ def _copy(url: str, target: Path) -> None:
 
 
 def _read(source: BinaryIO, url: str, where: str) -> bytes:
-    with _naming(url, where):  # errors of the network, not of the disk
+    with naming_url(url, where):  # errors of the network, not of the disk
         return source.read(_CHUNK)
 
 

@@ -1,6 +1,7 @@
 """Survey of a user's images: which can be read, how large they are, and what to train on.
 
-Every image is decoded once, so that broken files are found before hours of training. Results are cached in a JSON
+Every image is decoded once, so that broken files are found before hours of training; of GeoTIFFs, the windows to train
+on are cut out. Results are cached in a JSON
 Lines file, one line per image, and are valid until the image's content changes.
 """
 
@@ -14,8 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from reclip_d2.data.geotiff import SceneStretch, open_scene
 from reclip_d2.data.image_folder import ImageFile
-from reclip_d2.data.images import peek_pixels, read_image
+from reclip_d2.data.images import check_aspect, peek_pixels, read_image
+from reclip_d2.data.stretch import Limits
 from reclip_d2.data.working_files import WorkingFiles, check_shape
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.digest import current_digest
@@ -34,6 +37,18 @@ _LINE = {
         "problem": {"type": "string"},
         "working": {"type": "array", "items": {"type": "string", "pattern": r"^(?!/)(?!.*(^|/)\.\.(/|$))[^\x00]+$"}},
         "signature": {"type": "string"},
+        "stretch": {
+            "type": "object",
+            "required": ["limits", "sampled"],
+            "additionalProperties": False,
+            "properties": {
+                "limits": {
+                    "type": "array",
+                    "items": {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
+                },
+                "sampled": {"type": "string"},
+            },
+        },
     },
 }
 # Images with more pixels are decoded one at a time, others in threads.
@@ -48,13 +63,16 @@ class SurveyedImage:
         file: the image.
         size: (H, W), upright; (0, 0) if it is broken.
         problem: why it cannot be used, one line; "" if it can.
-        training_files: what is used for training: the file itself, a smaller copy, or tiles.
+        training_files: what is used for training: the file itself, a smaller copy, tiles, or windows; none of a GeoTIFF
+            without data.
+        stretch: of a GeoTIFF, for its masks, too.
     """
 
     file: ImageFile
     size: tuple[int, int]
     problem: str
     training_files: tuple[Path, ...]
+    stretch: SceneStretch | None = None
 
 
 def survey_images(
@@ -75,8 +93,7 @@ def survey_images(
     Returns:
         All images, in order.
     """
-    rule = repr(dataclasses.astuple(working_files)[1:])  # which images get working files, and of what kind
-    current = {key: f"{digest} {rule}" for key, digest in digests.items()}
+    current = {image.image_id: f"{digests[image.image_id]} {working_files.rule(image)}" for image in images}
     paths = {image.image_id: image.path for image in images}
     known = {
         key: line
@@ -114,6 +131,8 @@ def _look(image: ImageFile, working_files: WorkingFiles) -> dict[str, Any]:
     """Decode an image, make its working files, and return its line of the record, without the signature."""
     line: dict[str, Any] = {"image_id": image.image_id, "size": [0, 0], "problem": "", "working": []}
     try:
+        if image.is_scene:
+            return {**line, **_look_at_scene(image, working_files)}
         pixels = read_image(image.path)
         check_shape(image.path, pixels.shape[:2], working_files.tiling)
     except ReclipError as error:
@@ -121,11 +140,23 @@ def _look(image: ImageFile, working_files: WorkingFiles) -> dict[str, Any]:
     return {**line, "size": list(pixels.shape[:2]), "working": working_files.make(pixels, image.image_id)}
 
 
+def _look_at_scene(image: ImageFile, working_files: WorkingFiles) -> dict[str, Any]:
+    """Cut out a GeoTIFF's training windows; entries of its line of the record."""
+    with open_scene(image.path, working_files.reading) as scene:
+        height, width, _ = scene.shape
+        side = working_files.windows.size
+        check_aspect(image.path, (min(height, side), min(width, side)))
+        working = working_files.make_windows(scene, image.image_id)
+        limits = [[limits.low, limits.high] for limits in scene.limits]
+        stretch = {"limits": limits, "sampled": scene.stretch.sampled}
+    return {"size": [height, width], "working": working, "stretch": stretch}
+
+
 def _in_threads(
     look: Callable[[ImageFile], dict[str, Any]], images: Sequence[ImageFile], threads: int
 ) -> Iterator[Any]:
-    """Results of ``look``; large images come last, one at a time."""
-    large = {image.image_id for image in images if peek_pixels(image.path) > _LARGE}
+    """Results of ``look``; large images and GeoTIFFs come last, one at a time."""
+    large = {image.image_id for image in images if image.is_scene or peek_pixels(image.path) > _LARGE}
     with ThreadPoolExecutor(threads) as pool:
         yield from pool.map(look, [image for image in images if image.image_id not in large])
     yield from map(look, [image for image in images if image.image_id in large])
@@ -136,8 +167,13 @@ def _is_complete(line: dict[str, Any] | None, working_files: WorkingFiles) -> bo
 
 
 def _surveyed(image: ImageFile, line: dict[str, Any], folder: Path) -> SurveyedImage:
-    files = tuple(folder / name for name in line["working"]) or (image.path,)
-    return SurveyedImage(image, (line["size"][0], line["size"][1]), line["problem"], files)
+    files = tuple(folder / name for name in line["working"])
+    stretch = line.get("stretch")
+    if stretch is not None:
+        stretch = SceneStretch(tuple(Limits(*ends) for ends in stretch["limits"]), stretch["sampled"])
+    if not files and not image.is_scene:
+        files = (image.path,)
+    return SurveyedImage(image, (line["size"][0], line["size"][1]), line["problem"], files, stretch)
 
 
 def _read(record: Path) -> dict[str, dict[str, Any]]:

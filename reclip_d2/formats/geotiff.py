@@ -113,6 +113,12 @@ def read_rows(path: Path) -> Iterator[np.ndarray]:
             yield file.read(1, window=((top, min(top + _BLOCK, file.height)), (0, file.width)))
 
 
+def read_part(path: Path, rows: slice, columns: slice) -> np.ndarray:
+    """The ids ``(rows, columns)`` uint8 of a part of a mask."""
+    with gdal() as rasterio, rasterio.open(path, driver="GTiff") as file:
+        return file.read(1, window=((rows.start, rows.stop), (columns.start, columns.stop)))
+
+
 def count_geo_pixels(path: Path) -> dict[str, int]:
     """Pixels per id of a mask."""
     total = sum(np.bincount(rows.ravel(), minlength=256) for rows in read_rows(path))

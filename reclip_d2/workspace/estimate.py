@@ -270,13 +270,18 @@ def _work(
 ) -> Work | None:
     """The work to do; None if there is none, or no sample image can be read."""
     tiling = Tiling.from_config(cfg)
+
+    def is_tiled(image: ImageFile, size: tuple[int, int]) -> bool:
+        return image.is_scene or tiling.applies_to(size)
+
+    surveyed = [image for image in surveyed if image.training_files]  # a GeoTIFF without data has none
     sizes = {image.file.image_id: image.size for image in surveyed}
-    if not surveyed:
-        sizes = {image.image_id: peek_size(image.path) for image in missing}
-    large = [image for image in missing if tiling.applies_to(sizes[image.image_id])]
+    sizes |= {i.image_id: i.scene_size or peek_size(i.path) for i in missing if i.image_id not in sizes}
+    large = [image for image in missing if is_tiled(image, sizes[image.image_id])]
     tiles = sum(_count_tiles(sizes[image.image_id], tiling) for image in large)
     if not surveyed:
-        some = [image for image in missing if not tiling.applies_to(sizes[image.image_id])][:_TRIES] or large[:1]
+        pictures = [image for image in missing if not image.is_scene]
+        some = [image for image in pictures if not tiling.applies_to(sizes[image.image_id])][:_TRIES] or pictures[:1]
         path = next((str(image.path) for image in some if _is_readable(image)), None)
         return path and Work(path, path, 0, 0, len(missing) - len(large), tiles)
     wanted = {image.image_id for image in missing}
@@ -285,13 +290,13 @@ def _work(
     sample = middle.training_files[0]
     work = Work(
         sample=str(sample),
-        image=str(sample if tiling.applies_to(middle.size) else middle.file.path),
+        image=str(sample if is_tiled(middle.file, middle.size) else middle.file.path),
         hypotheses=0 if folder.hypotheses.exists() else sum(len(image.training_files) for image in surveyed),
         iterations=_iterations_left(cfg, folder),
         masks=len(missing) - len(large),
         tiles=tiles,
         copies=sum(
-            image.training_files != (image.file.path,) and not tiling.applies_to(image.size)
+            image.training_files != (image.file.path,) and not is_tiled(image.file, image.size)
             for image in surveyed
             if image.file.image_id in wanted
         ),

@@ -127,6 +127,12 @@ def geo_keys(bands: Sequence[int] | None, stretch: Sequence[str] | None) -> tupl
     return (*keys, "INPUT.GEO.STRETCH", "percentiles", "INPUT.GEO.PERCENTILES", str([low, high]))
 
 
+def check_geo_options(bands: Sequence[int] | None, stretch: Sequence[str] | None, any_scene: bool) -> None:
+    """Raise :class:`ReclipError` for ``--bands`` or ``--stretch`` without a GeoTIFF."""
+    if (bands is not None or stretch is not None) and not any_scene:
+        raise ReclipError("--bands and --stretch are for GeoTIFFs, and IMAGES names none: leave them out")
+
+
 # Messages of the library name config keys; users of the command line know its options.
 _OPTIONS = {
     "MODEL.CLIP.PRETRAINED": "--pretrained",

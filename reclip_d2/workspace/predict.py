@@ -6,9 +6,10 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-from reclip_d2.data.geotiff import SceneReading, is_geotiff
-from reclip_d2.data.image_folder import FoundImages, ImageFile, find_images
+from reclip_d2.data.geotiff import SceneReading
+from reclip_d2.data.image_folder import ImageFile, find_images
 from reclip_d2.data.remote_images import fetch_images
+from reclip_d2.data.scene_files import mark_scenes
 from reclip_d2.engine.logs import logging_to
 from reclip_d2.errors import ReclipError
 from reclip_d2.inference import ImagePredictor
@@ -80,7 +81,9 @@ class PredictRun:
         self.model = TrainedModel.find(model, options.use, options.pretrained)
         self.cfg = self.model.config(["MODEL.DEVICE", resolve_device(options.device), *options.opts])
         sources = [images] if isinstance(images, str | os.PathLike) else images
-        self.found = _mark_scenes(find_images(sources, [self.folder.path], self.folder.copies))
+        self.found = find_images(sources, [self.folder.path], self.folder.copies)
+        if self.cfg.INPUT.GEO.ENABLED:
+            self.found = mark_scenes(self.found)
         self.images = self.found.images
         self.shard, engine = shard_of(options), engine_of(options)
         self.mine = self.images if self.shard is None else self.shard.of(self.images)
@@ -110,15 +113,15 @@ class PredictRun:
             return result
 
     def fetch(self, images: Sequence[ImageFile]) -> dict[str, str]:
-        """Copy the images at URLs that masks or formats will be made from; returns the reason for each that cannot be,
-        by image id."""
+        """Copy the images at URLs that masks or formats will be made from, except GeoTIFFs; returns the reason for each
+        that cannot be, by image id."""
         if not any(image.url for image in images):
             return {}
         self.folder.claim(self._wanted())
         if self._make is not None and not self.request.needs_images:
             return {}  # the workers fetch them
         needed = images if self.request.needs_images else self.folder.missing_masks(images, self.request.results)
-        return fetch_images(needed)
+        return fetch_images([image for image in needed if not image.is_scene])
 
     def remove_copies(self) -> None:
         """Remove the copies of images, unless the formats refer to them."""
@@ -162,15 +165,6 @@ def shard_of(options: RunOptions) -> WorkShard | None:
     if options.overwrite:
         raise ReclipError("--overwrite and --shard: shards share the folder; remove it, or name another --output")
     return WorkShard.parse(options.shard)
-
-
-def _mark_scenes(found: FoundImages) -> FoundImages:
-    """The images, whose GeoTIFFs get masks that are GeoTIFFs; those at URLs are read as pictures."""
-    images = [
-        dataclasses.replace(image, mask_suffix=".tif") if not image.url and is_geotiff(image.path) else image
-        for image in found.images
-    ]
-    return dataclasses.replace(found, images=images)
 
 
 def engine_of(options: RunOptions) -> RayEngine | None:

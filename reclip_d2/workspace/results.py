@@ -16,7 +16,7 @@ from reclip_d2.inference import ImagePredictor
 from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.progress import count_steps, say
 from reclip_d2.workspace.decision import Decision
-from reclip_d2.workspace.masks import MaskClassTable, predict_masks, read_coverage
+from reclip_d2.workspace.masks import MaskClassTable, read_coverage
 from reclip_d2.workspace.run_folder import RunFolder, begin_results
 from reclip_d2.workspace.run_result import ClassShare, RunResult
 from reclip_d2.workspace.run_state import MASKS, PAGE, SUMMARY, RunState
@@ -63,7 +63,7 @@ class MaskRequest:
         Args:
             formats: also in the other formats.
         """
-        return MaskRequest(kind, self.classes, self.background, self.formats if formats else ())
+        return MaskRequest(kind, self.classes, self.background, self.formats if formats else (), self.reading)
 
     @property
     def needs_images(self) -> bool:
@@ -86,7 +86,7 @@ class MaskRequest:
             if self.formats:
                 raise ReclipError(
                     f"--formats {' '.join(self.formats)}: {scene.name} is a GeoTIFF, whose mask is a GeoTIFF alone;"
-                    " give GeoTIFFs in a command without --formats"
+                    " give GeoTIFFs in a command without --formats, or INPUT.GEO.ENABLED False to read them as pictures"
                 )
         check_formats(self.formats, self.table.mask_classes)
         check_names(self.formats, [image.name for image in images])
@@ -134,9 +134,13 @@ def write_candidate(
     if not folder.lacking_masks(images, request.results):
         return {}
     begin_results(folder, state, request.results, [MASKS], silent=True)
+    problems: dict[str, str] = {}
     if make is not None:
-        return make(request, images, stage)
-    return predict_masks(lambda: load(request.kind), images, request.table, folder.masks, stage=stage)
+        problems = make(request, images, stage)
+        images = [image for image in images if image.is_scene]
+    return problems | predict_images(
+        lambda: load(request.kind), images, request.reading, request.table, folder.masks, stage=stage
+    )
 
 
 def write_results(
@@ -261,6 +265,6 @@ def _write_page(result: RunResult, request: MaskRequest, images: Sequence[ImageF
     if result.decision is not None:
         kinds += [kind for kind in result.decision.pixels if kind != request.kind]
     folders = {kind: result.folder.masks_of(request.of(kind).results) for kind in kinds}
-    page = summary_page(result, images, request.table.mask_classes, folders)
+    page = summary_page(result, images, request.table.mask_classes, folders, request.reading)
     with atomic_write(result.folder.page) as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -261,7 +261,7 @@ class RunFolder:
 # Keys that hypotheses depend on; other keys may change until the training begins.
 _HYPOTHESIS_KEYS = (
     "HYPOTHESIS.CLASS_SHARES", "HYPOTHESIS.METHOD", "HYPOTHESIS.SPLIT_BLOCK", "HYPOTHESIS.WINDOW_RATIO",
-    "INPUT.COPIES", "INPUT.MAX_SIZE_TEST", "INPUT.MIN_SIZE_TEST", "INPUT.TILES", "MODEL.CLIP",
+    "INPUT.COPIES", "INPUT.GEO", "INPUT.MAX_SIZE_TEST", "INPUT.MIN_SIZE_TEST", "INPUT.TILES", "MODEL.CLIP",
 )  # fmt: skip
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from reclip_d2.data.geotiff import SceneReading, open_scene
+from reclip_d2.data.geotiff import SceneReading
 from reclip_d2.data.image_folder import ImageFile
+from reclip_d2.data.scene_files import open_scene_file
 from reclip_d2.errors import ReclipError
 from reclip_d2.formats.geotiff import IGNORE, GeoMaskWriter
 from reclip_d2.inference import ImagePredictor
@@ -29,12 +30,13 @@ def predict_images(
     folder: Path,
     scores_folder: Path | None = None,
     shard: WorkShard | None = None,
+    stage: str = "masks",
 ) -> dict[str, str]:
     """:func:`~reclip_d2.workspace.masks.predict_masks` of the pictures, and :func:`predict_scenes` of the GeoTIFFs."""
     pictures = [image for image in images if not image.is_scene]
     scenes = [image for image in images if image.is_scene]
-    problems = predict_masks(load, pictures, table, folder, scores_folder, shard=shard)
-    return problems | predict_scenes(lambda: load()[0], scenes, reading, table, folder, shard)
+    problems = predict_masks(load, pictures, table, folder, scores_folder, stage, shard)
+    return problems | predict_scenes(lambda: load()[0], scenes, reading, table, folder, shard, stage)
 
 
 def predict_scenes(
@@ -44,6 +46,7 @@ def predict_scenes(
     table: MaskClassTable,
     folder: Path,
     shard: WorkShard | None = None,
+    stage: str = "masks",
 ) -> dict[str, str]:
     """Write the masks of GeoTIFFs missing in ``folder``.
 
@@ -53,7 +56,7 @@ def predict_scenes(
     Args:
         load: loads the predictor; called if a mask is missing.
         reading: how scenes become RGB.
-        shard: as for :func:`~reclip_d2.workspace.masks.predict_masks`.
+        shard, stage: as for :func:`~reclip_d2.workspace.masks.predict_masks`.
 
     Returns:
         The reason for each scene that could not be predicted, by image id.
@@ -67,7 +70,7 @@ def predict_scenes(
     with open_to_append(coverage_file) as coverage:
         for image in todo:
             try:
-                pixels = _predict(predictor, image, reading, table, folder)
+                pixels = _predict(predictor, image, reading, table, folder, stage)
             except ReclipError as error:
                 problems[image.image_id] = str(error)
                 continue
@@ -78,12 +81,12 @@ def predict_scenes(
 
 
 def _predict(
-    predictor: ImagePredictor, image: ImageFile, reading: SceneReading, table: MaskClassTable, folder: Path
+    predictor: ImagePredictor, image: ImageFile, reading: SceneReading, table: MaskClassTable, folder: Path, stage: str
 ) -> dict[str, int]:
     """Write one mask; pixels of each id."""
-    with open_scene(image.path, reading) as scene:
+    with open_scene_file(image, reading) as scene:
         height, width, _ = scene.shape
-        say("masks", f"{image.name}: {scene}")
+        say(stage, f"{image.name}: {scene}")
         with GeoMaskWriter(folder / image.mask_name, scene, table.mask_classes) as writer:
             with count_steps(str(image.name), height, unit="row") as steps:
                 for band in predictor.scene_bands(scene):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode
+
+from reclip_d2.data.image_folder import ImageFile
+from reclip_d2.data.scene_windows import WindowPlan
 
 EPOCHS = 200
 """The papers' on VOC, their smallest data set."""
@@ -17,3 +21,9 @@ def suggested_iterations(images: int, cfg: CfgNode) -> int:
     config's ``SOLVER.MAX_ITER``."""
     epochs = math.ceil(EPOCHS * images / cfg.SOLVER.IMS_PER_BATCH)
     return min(cfg.SOLVER.MAX_ITER, max(FEWEST_ITERATIONS, epochs))
+
+
+def count_training_images(images: Sequence[ImageFile], cfg: CfgNode) -> int:
+    """Number of images, with the windows of GeoTIFFs, as if all had data."""
+    windows = WindowPlan.from_config(cfg)
+    return sum(windows.count(image.scene_size) if image.is_scene else 1 for image in images)

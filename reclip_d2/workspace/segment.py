@@ -17,8 +17,10 @@ from detectron2.config import CfgNode
 from reclip_d2.backbones.query import check_names_fit
 from reclip_d2.data.class_file import ClassList, read_class_file
 from reclip_d2.data.datasets.custom import register_images
+from reclip_d2.data.geotiff import SceneReading
 from reclip_d2.data.image_folder import ImageFile, find_images
 from reclip_d2.data.remote_images import fetch_images
+from reclip_d2.data.scene_files import mark_scenes
 from reclip_d2.data.survey import SurveyedImage, survey_images
 from reclip_d2.data.working_files import WorkingFiles
 from reclip_d2.engine.logs import logging_to
@@ -50,7 +52,7 @@ from reclip_d2.workspace.results import (
 )
 from reclip_d2.workspace.run_folder import RunFolder, check_same_inputs
 from reclip_d2.workspace.run_state import RunState
-from reclip_d2.workspace.schedule import suggested_iterations
+from reclip_d2.workspace.schedule import count_training_images, suggested_iterations
 from reclip_d2.workspace.shard_lock import shard_lock, shared_state
 from reclip_d2.workspace.stage_config import resolve_device, resolve_pretrained, settings_of, stage_config
 from reclip_d2.workspace.stored_images import StoredImages
@@ -150,11 +152,18 @@ class SegmentRun:
         )
         find_weights(self.options.clip, options.pretrained)
         self.configs = {kind: self._config(kind) for kind in self.kinds}
+        if self.configs["maskclip"].INPUT.GEO.ENABLED:
+            self.found = mark_scenes(self.found)
+            self.images = self.found.images
+        self._suggest_iterations()
         for cfg in self.configs.values():
             check_names_fit(self.classes, cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.TEMPLATES)
             check_registered_parts(cfg, len(self.classes.model_classes))
-        self.request = MaskRequest(self.kinds[-1], self.classes, options.background, options.formats)
+        reading = SceneReading.from_config(self.configs["maskclip"])
+        self.request = MaskRequest(self.kinds[-1], self.classes, options.background, options.formats, reading)
         self.request.check(self.images)
+        if options.fast and options.bank and any(image.is_scene for image in self.images):
+            raise ReclipError("--fast and --bank: a bank is made from the training's windows of GeoTIFFs: omit one")
         if options.student:
             training.check_student_weights(self.configs["student"])
 
@@ -186,14 +195,21 @@ class SegmentRun:
             pairs |= {"INPUT.TILES.FROM_SIDE": str(options.tile), "INPUT.TILES.SIZE": str(options.tile)}
         overrides = [*(part for pair in pairs.items() for part in pair), *options.opts]
         cfg = stage_config(kind, options.clip, overrides, options.method)
-        if kind in ("rectified", "student") and iterations is None and "SOLVER.MAX_ITER" not in options.opts[::2]:
-            cfg.SOLVER.MAX_ITER = suggested_iterations(len(self.images), cfg)
         if options.bank:
             if kind == "student":
                 raise ReclipError("--bank compares features of CLIP, which a student does not have: omit --student")
             cfg.TEST.REFINE = ["bank", *(name for name in cfg.TEST.REFINE if name != "bank")]
             cfg.TEST.BANK.FILE = str(folder.bank(kind))
         return cfg
+
+    def _suggest_iterations(self) -> None:
+        """Choose numbers of iterations that the user has not given, by the number of training images."""
+        options = self.options
+        for kind, given in (("rectified", options.iterations), ("student", options.student_iterations)):
+            if kind not in self.configs or given is not None or "SOLVER.MAX_ITER" in options.opts[::2]:
+                continue
+            cfg = self.configs[kind]
+            cfg.SOLVER.MAX_ITER = suggested_iterations(count_training_images(self.images, cfg), cfg)
 
     def segment(self, progress: ProgressCallback | None = None) -> RunResult:
         """All stages; see the function :func:`segment`."""
@@ -380,10 +396,10 @@ class SegmentRun:
         return predictor
 
     def _make_bank(self, kind: str, predictor: ImagePredictor) -> None:
-        """Make the bank of a kind of model, unless an earlier run has."""
+        """Make the bank of a kind of model, unless an earlier run has; of GeoTIFFs from their training windows."""
         file = self.folder.bank(kind)
         if not file.exists():
-            records = [{"file_name": str(image.path), "image_id": str(image.name)} for image in self.images]
+            records = training.bank_records(self.images, self._trained_on)
             build_bank(self.configs[kind], predictor, records).save(file)
 
     def _model(self, kind: str) -> tuple[CfgNode, Path]:
@@ -467,11 +483,14 @@ class SegmentRun:
             folder.mark_broken(broken)
         trained = [image for image in surveyed if not image.problem and image.file.image_id not in folder.broken]
         self._trained_on = trained
-        if not trained:
-            raise ReclipError(f"no image can be used; first problem: {surveyed[0].problem}")
+        if not any(image.training_files for image in trained):
+            problem = next((image.problem for image in surveyed if image.problem), "no GeoTIFF has a pixel with data")
+            raise ReclipError(f"no image can be used; first problem: {problem}")
+        stretches = {str(image.file.path): image.stretch for image in surveyed if image.stretch is not None}
+        self.request.reading = dataclasses.replace(self.request.reading, known=stretches)
         count = training.register_training_images(trained, self.classes)
         if broken:
             say("images", f"{len(broken)} of {len(surveyed)} cannot be used")
         if count != len(trained):
-            say("images", f"{count:,} training files, since very large images are cut into tiles")
+            say("images", f"{count:,} training files: tiles of very large images, and windows of GeoTIFFs")
         return surveyed

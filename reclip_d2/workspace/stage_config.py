@@ -30,8 +30,8 @@ _HARMLESS = (
 )  # fmt: skip
 # Keys of the training, which MaskCLIP's masks do not depend on.
 _TRAINING = (
-    "FEATURE_STORE", "HYPOTHESIS", "INPUT.CROP", "MODEL.BIAS_HEAD", "MODEL.DISTILLATION", "MODEL.GUMBEL", "MODEL.LOSS",
-    "MODEL.MASK_DECODER", "MODEL.STUDENT", "SEED", "SOLVER",
+    "FEATURE_STORE", "HYPOTHESIS", "INPUT.CROP", "INPUT.GEO.WINDOWS", "MODEL.BIAS_HEAD", "MODEL.DISTILLATION",
+    "MODEL.GUMBEL", "MODEL.LOSS", "MODEL.MASK_DECODER", "MODEL.STUDENT", "SEED", "SOLVER",
 )  # fmt: skip
 # Sizes in configs/datasets/custom.yaml, for a CLIP of the usual input size.
 _SIZES = (

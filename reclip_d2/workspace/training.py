@@ -13,6 +13,7 @@ from detectron2.utils.env import seed_all_rng
 
 from reclip_d2.data.class_file import ClassList
 from reclip_d2.data.datasets.custom import register_images
+from reclip_d2.data.image_folder import ImageFile
 from reclip_d2.data.survey import SurveyedImage
 from reclip_d2.engine.output_dir import remove_intermediate_checkpoints
 from reclip_d2.engine.trainer import Trainer
@@ -27,16 +28,24 @@ from reclip_d2.workspace.stores import make_stores_part
 
 def register_training_images(images: Sequence[SurveyedImage], classes: ClassList) -> int:
     """Register the images' training files as the data set ``custom``; returns their number."""
-    records = [
-        {
-            "file_name": str(path),
-            "image_id": str(image.file.name) + (f"/{number}" if len(image.training_files) > 1 else ""),
-        }
-        for image in images
-        for number, path in enumerate(image.training_files)
-    ]
+    records = [record for image in images for record in _records(image.file, image.training_files)]
     register_images(records, classes)
     return len(records)
+
+
+def bank_records(images: Sequence[ImageFile], trained_on: Sequence[SurveyedImage]) -> list[dict[str, str]]:
+    """Records of the images that a bank is made from: the user's and, of GeoTIFFs, the training's windows."""
+    files = {image.image_id: (image.path,) for image in images if not image.is_scene}
+    files |= {image.file.image_id: image.training_files for image in trained_on if image.file.is_scene}
+    return [record for image in images for record in _records(image, files.get(image.image_id, ()))]
+
+
+def _records(image: ImageFile, files: Sequence[Path]) -> list[dict[str, str]]:
+    """One record for each of the files that are used in place of an image."""
+    return [
+        {"file_name": str(path), "image_id": str(image.name) + (f"/{number}" if len(files) > 1 else "")}
+        for number, path in enumerate(files)
+    ]
 
 
 class ReportProgress(HookBase):

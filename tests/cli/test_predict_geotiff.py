@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reclip_d2.data import remote_images
 from tests.cli.conftest import picture, read_mask
+from tests.geotiffs import write_geotiff
+from tests.range_server import serving_ranges
 
 rasterio = pytest.importorskip("rasterio")
 TRANSFORM = rasterio.Affine(10, 0, 500_000, 0, -10, 5_000_000)
@@ -17,12 +20,7 @@ TRANSFORM = rasterio.Affine(10, 0, 500_000, 0, -10, 5_000_000)
 
 def write_scene(path: Path, values: np.ndarray, **options) -> None:
     """``(H, W, B)`` values as a GeoTIFF."""
-    height, width, count = values.shape
-    options = {"crs": "EPSG:32633", "transform": TRANSFORM, **options}
-    with rasterio.open(
-        path, "w", driver="GTiff", height=height, width=width, count=count, dtype=values.dtype, **options
-    ) as file:
-        file.write(values.transpose(2, 0, 1))
+    write_geotiff(path, values.transpose(2, 0, 1), **{"transform": TRANSFORM, **options})
 
 
 def read_scene(path: Path) -> np.ndarray:
@@ -137,6 +135,70 @@ def test_a_broken_scene_leaves_nothing_and_the_others_are_made(predict, tmp_path
     assert "no mask of broken: image" in result.out and "broken.tif cannot be read" in result.out
     masks = tmp_path / "out" / "masks"
     assert [path.name for path in masks.glob("*.tif")] == ["scene.tif"] and not list(masks.glob(".*.tmp*"))
+
+
+def test_other_scenes(predict, tmp_path):
+    """Turned, without a CRS, in strips, one band, smaller than a window, with alpha, without data."""
+    pixels = picture(6, 70, 90)
+    turned = rasterio.Affine(8.66, 5, 5e5, 5, -8.66, 5e6)
+    write_scene(tmp_path / "turned.tif", pixels, transform=turned, blockysize=1)
+    write_scene(tmp_path / "plain.tif", pixels, crs=None)
+    write_scene(tmp_path / "grey.tif", pixels[..., :1])
+    write_scene(tmp_path / "small.tif", pixels[:9, :11])
+    alpha = np.full((70, 90, 1), 255, np.uint8)
+    alpha[:, 60:] = 0
+    colors = ("red", "green", "blue", "alpha")
+    write_scene(tmp_path / "alpha.tif", np.concatenate([pixels, alpha], axis=2), colors=colors)
+    floats = np.full((70, 90, 1), np.nan, np.float32)
+    write_scene(tmp_path / "empty.tif", floats, nodata=np.nan)
+    names = ("turned", "plain", "grey", "small", "alpha", "empty")
+    result = predict("--background", "keep", images=[f"{name}.tif" for name in names])
+    assert result.status == 0, result.err
+    masks = tmp_path / "out" / "masks"
+    for name in names:
+        with rasterio.open(tmp_path / f"{name}.tif") as image, rasterio.open(masks / f"{name}.tif") as file:
+            assert (file.shape, file.transform, file.crs) == (image.shape, image.transform, image.crs)
+    assert read_scene(masks / "small.tif").max() < 4 and (read_scene(masks / "empty.tif") == 255).all()
+    assert np.array_equal(read_scene(masks / "turned.tif"), read_scene(masks / "plain.tif"))
+    found = read_scene(masks / "alpha.tif")
+    assert (found[:, 60:] == 255).all() and found[:, :60].max() < 4
+    grey = np.repeat(pixels[..., :1], 3, axis=2)
+    write_scene(tmp_path / "same.tif", grey)
+    assert predict("--background", "keep", images=("same.tif",), output="same").status == 0
+    assert np.array_equal(read_scene(tmp_path / "same" / "masks" / "same.tif"), read_scene(masks / "grey.tif"))
+
+
+def test_at_urls(predict, tmp_path, monkeypatch):
+    """The mask of the file, from parts of it; and what cannot be reached."""
+    pytest.importorskip("fsspec")
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(remote_images, "_WAIT", 0.01)
+    noise = np.random.default_rng(0).integers(1, 256, (3, 600, 600), dtype=np.uint8)
+    noise[:, 200:] = 0
+    options = {"nodata": 0, "driver": "COG", "blocksize": 128, "compress": "none", "overviews": "none"}
+    write_geotiff(tmp_path / "scene.tif", noise, **options)
+    data = (tmp_path / "scene.tif").read_bytes()
+    tiles = ("INPUT.TILES.SIZE", "256")
+    assert predict(output="local", opts=tiles).status == 0
+    with serving_ranges() as server:
+        server.files["scenes/scene.tif"] = data
+        urls = [f"{server.address}/scenes/scene.tif", f"{server.address}/scenes/gone.tif"]
+        result = predict(images=urls, opts=tiles)
+        assert "1 of 2 images have no mask" in result.error
+        assert "no mask of gone: image http" in result.out and "gone.tif does not exist: check the URL" in result.out
+        mask = (tmp_path / "out" / "masks" / "scene.tif").read_bytes()
+        assert mask == (tmp_path / "local" / "masks" / "scene.tif").read_bytes()
+        assert not (tmp_path / "out" / "run" / "copies").exists()
+        again = predict("--skip-broken", images=urls, opts=tiles)
+        assert again.status == 0 and "1 masks by MaskCLIP (0 new)" in again.out
+
+        server.ranges = False
+        whole = predict(images=urls[:1], output="whole", opts=tiles)
+        assert whole.status == 0 and "is copied as a whole, since its server does not send parts of files" in whole.out
+        assert (tmp_path / "whole" / "masks" / "scene.tif").read_bytes() == mask
+        assert not (tmp_path / "whole" / "run" / "copies").exists()
+    closed = predict(images=urls[:1], output="closed")
+    assert "1 of 1 images have no mask" in closed.error and "check the URL and your access" in closed.out
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from reclip_d2.data import geotiff as module
-from reclip_d2.data.geotiff import FILL, SceneReading, is_geotiff, load_rasterio, open_scene
+from reclip_d2.data.geotiff import FILL, SceneReading, SceneStretch, load_rasterio, open_scene
+from reclip_d2.data.stretch import Limits
 from reclip_d2.errors import ReclipError
+from tests.geotiffs import write_geotiff
 
 ALL = slice(0, None)
 
@@ -19,33 +20,13 @@ def test_without_rasterio(monkeypatch):
         load_rasterio()
 
 
-def test_plain_files_are_none(tmp_path):
-    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(tmp_path / "a.tif")
-    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(tmp_path / "a.png")
-    (tmp_path / "b.tif").write_bytes(b"II*\0\xff\xff\xff\xff")
-    (tmp_path / "c.tif").write_bytes(b"")
-    assert not any(is_geotiff(tmp_path / name) for name in ("a.tif", "a.png", "b.tif", "c.tif", "none.tif"))
-    # The tag alone makes one.
-    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "d.tif", tiffinfo={33550: (1.0, 1.0, 0.0)})
-    assert is_geotiff(tmp_path / "d.tif")
-
-
 @pytest.fixture
 def write(tmp_path):
     """Writes a GeoTIFF of values ``(B, H, W)``; its path."""
-    rasterio = pytest.importorskip("rasterio")
-
-    def call(values, name="scene.tif", colors=(), driver="GTiff", **options):
-        path = tmp_path / name
-        options = {"crs": "EPSG:32633", "transform": rasterio.Affine(10, 0, 5e5, 0, -10, 5e6), **options}
-        shape = {"count": len(values), "height": values.shape[1], "width": values.shape[2], "dtype": values.dtype}
-        with rasterio.open(path, "w", driver=driver, **shape, **options) as file:
-            file.write(values)
-            if colors:
-                file.colorinterp = [getattr(rasterio.enums.ColorInterp, name) for name in colors]
-        return path
-
-    return call
+    pytest.importorskip("rasterio")
+    return lambda values, name="scene.tif", colors=(), **options: write_geotiff(
+        tmp_path / name, values, colors=colors, **options
+    )
 
 
 def numbers(bands, height=6, width=8, dtype=np.uint8):
@@ -62,7 +43,6 @@ def pixels(path, rows=slice(0, 6), columns=slice(0, 8), **reading):
 
 def test_bands(write):
     four = write(numbers(4))
-    assert is_geotiff(four)
     assert pixels(four)[1, 1].tolist() == [1, 2, 3]
     assert pixels(four, bands=(4, 2, 1))[1, 1].tolist() == [4, 2, 1]
     assert pixels(four, bands=(3,))[1, 1].tolist() == [3, 3, 3]
@@ -141,12 +121,12 @@ def test_sample_of_large_files_is_bounded(write, monkeypatch):
     values[:, 0], values[:, -1], values[:, :, 0], values[:, :, -1] = 100, 900, 200, 800
     plain = write(values)
     with open_scene(plain, SceneReading(stretch="minmax")) as scene:
-        assert (scene.limits[0].low, scene.limits[0].high) == (100, 900) and scene.sampled == "64 windows"
+        assert (scene.limits[0].low, scene.limits[0].high) == (100, 900) and scene.stretch.sampled == "64 windows"
     rasterio = pytest.importorskip("rasterio")
     with rasterio.open(plain, "r+") as file:
         file.build_overviews([4], rasterio.enums.Resampling.nearest)
     with open_scene(plain) as scene:
-        assert scene.limits and scene.sampled == "an overview"
+        assert scene.limits and scene.stretch.sampled == "an overview"
 
 
 def test_sample_of_a_scene_with_little_data(write, monkeypatch):
@@ -157,15 +137,57 @@ def test_sample_of_a_scene_with_little_data(write, monkeypatch):
     values[:, 15:30] = 700
     values[:, 15:30, :150] = 800
     with open_scene(write(values, nodata=0), SceneReading(stretch="minmax")) as scene:
-        assert (scene.limits[0].low, scene.limits[0].high) == (700, 800) and scene.sampled == "a reduced image"
+        assert (scene.limits[0].low, scene.limits[0].high) == (700, 800) and scene.stretch.sampled == "a reduced image"
 
 
 def test_cloud_optimized(write):
     values = np.tile(np.arange(1024, dtype=np.uint16), (3, 1024, 1))
     path = write(values, "cog.tif", driver="COG", blocksize=256, compress="deflate")
-    assert is_geotiff(path)
     found = pixels(path, slice(500, 502), slice(1000, 1024), stretch="minmax")
     assert found.shape == (2, 24, 3) and found[0, -1, 0] == 255
+
+
+def test_one_band_and_floats_with_nan_as_nodata(write):
+    """Percentiles are NumPy's of the pixels with data, whatever stores nodata."""
+    values = np.linspace(-3, 8, 48, dtype=np.float32).reshape(1, 6, 8)
+    values[0, 0, :4] = np.nan
+    values[0, 5, 7] = np.inf
+    data = values[0][np.isfinite(values[0])].astype(np.float64)
+    low, high = np.percentile(data, (2, 98))
+    expected = np.clip(np.rint((values[0].astype(np.float64) - low) * 255 / (high - low)), 0, 255)
+    valid = np.isfinite(values[0])
+    with open_scene(write(values, nodata=np.nan)) as scene:
+        assert scene.bands == (1,)
+        found, share = scene.window_and_share(slice(0, 6), slice(0, 8))
+        assert share == 43 / 48 and (scene.valid(slice(0, 6), slice(0, 8)) == valid).all()
+        assert (found[valid] == expected[valid][:, None]).all() and (found[~valid] == FILL).all()
+
+
+def test_share_of_a_window(write):
+    values = numbers(3) + 10
+    values[:, :3] = 0
+    with open_scene(write(values, nodata=0)) as scene:
+        assert scene.window_and_share(slice(0, 4), slice(0, 8))[1] == 0.25
+        assert scene.window_and_share(slice(0, 3), slice(0, 8)) == (None, 0.0)
+    with open_scene(write(values, "b.tif")) as scene:
+        assert scene.window_and_share(slice(0, 4), slice(0, 8))[1] == 1.0
+
+
+def test_a_stretch_that_was_found_before(write):
+    """It is not that of the file, whose sample is not read."""
+    path = write(numbers(1, dtype=np.uint16) * 100)
+    known = SceneStretch((Limits(0, 1000),), "earlier")
+    with open_scene(path, SceneReading(known={str(path): known})) as scene:
+        assert scene.window(slice(1, 2), slice(0, 1))[0, 0].tolist() == [26] * 3  # round(100 * 255 / 1000)
+        assert str(scene) == "band 1, stretched from 0 to 1000 (earlier)"
+
+
+@pytest.mark.parametrize("options", [{"tiled": True, "blockxsize": 16, "blockysize": 16}, {"blockysize": 1}])
+def test_tiles_and_strips_of_all_layouts(write, options):
+    values = np.random.default_rng(0).integers(0, 256, (3, 40, 50), dtype=np.uint8)
+    for number, interleave in enumerate(("pixel", "band")):
+        path = write(values, f"{number}.tif", interleave=interleave, compress="lzw", **options)
+        assert (pixels(path, slice(7, 33), slice(11, 50)) == values[:, 7:33, 11:].transpose(1, 2, 0)).all()
 
 
 def test_what_cannot_be_read(write, tmp_path):

@@ -1,5 +1,6 @@
 """The survey of a user's images: broken files, signatures, working files, and resuming."""
 
+import dataclasses
 import json
 import os
 
@@ -8,12 +9,19 @@ import pytest
 from PIL import Image
 
 from reclip_d2.data import survey
+from reclip_d2.data.geotiff import SceneReading, SceneStretch
 from reclip_d2.data.image_folder import ImageFile, find_images
+from reclip_d2.data.scene_files import mark_scenes
+from reclip_d2.data.scene_windows import WindowPlan
+from reclip_d2.data.stretch import Limits
 from reclip_d2.data.survey import survey_images
 from reclip_d2.data.tiling import Tiling
 from reclip_d2.data.working_files import WorkingFiles
 from reclip_d2.errors import ReclipError
 from reclip_d2.utils.digest import file_digest
+from tests.geotiffs import write_geotiff
+
+WINDOWS = WindowPlan(size=64, stride=64, most=3, min_valid=0.5, seed=0)
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -38,7 +46,7 @@ def photos(tmp_path):
 @pytest.fixture
 def look(tmp_path, photos):
     """Survey the folder; returns the images by id."""
-    files = WorkingFiles(tmp_path / "work", Tiling(200, 64, 0.25), 40 * 40, 32)
+    files = WorkingFiles(tmp_path / "work", Tiling(200, 64, 0.25), 40 * 40, 32, SceneReading(), WINDOWS)
 
     def run() -> dict[str, survey.SurveyedImage]:
         images = find_images([photos]).images
@@ -140,7 +148,7 @@ def test_other_working_files_are_made_anew(look, photos, tmp_path, decoded):
     look()
     images = find_images([photos]).images
     signatures = {image.image_id: file_digest(image.path) for image in images}
-    files = WorkingFiles(tmp_path / "work", Tiling(200, 100, 0.25), 40 * 40, 32)
+    files = WorkingFiles(tmp_path / "work", Tiling(200, 100, 0.25), 40 * 40, 32, SceneReading(), WINDOWS)
     found = survey_images(images, signatures, tmp_path / "record.jsonl", files)
     assert [len(image.training_files) for image in found if image.file.image_id == "scan"] == [3]
 
@@ -178,7 +186,70 @@ def test_a_record_that_is_a_pipe_is_not_waited_for(look, tmp_path):
 
 
 def test_a_file_that_vanishes_is_a_broken_one(tmp_path, photos):
-    files = WorkingFiles(tmp_path / "work", Tiling(200, 64, 0.25), 40 * 40, 32)
+    files = WorkingFiles(tmp_path / "work", Tiling(200, 64, 0.25), 40 * 40, 32, SceneReading(), WINDOWS)
     image = ImageFile(photos / "gone.png", find_images([photos]).images[0].name.with_name("gone.png"))
     (found,) = survey_images([image], {"gone": ""}, tmp_path / "record.jsonl", files)
     assert "gone.png does not exist" in found.problem
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """A folder of GeoTIFFs of 16 bits, and what surveys it; gives the images by id."""
+    pytest.importorskip("rasterio")
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    values = np.broadcast_to(np.linspace(1000, 3000, 96 * 128).astype(np.uint16).reshape(1, 96, 128), (3, 96, 128))
+    write_geotiff(folder / "large.tif", values.copy())
+    write_geotiff(folder / "small.tif", values[:, :50, :60].copy())
+    write_geotiff(folder / "empty.tif", values[:, :70, :70] * 0, nodata=0)
+    write_geotiff(folder / "thin.tif", values[:1, :, :101].reshape(1, 1, -1).copy())
+    (folder / "bad.tif").write_bytes((folder / "large.tif").read_bytes()[:9000])
+
+    def run(**keys):
+        reading = SceneReading(stretch=keys.pop("stretch", "minmax"))
+        windows = dataclasses.replace(WINDOWS, **keys)
+        files = WorkingFiles(tmp_path / "work", Tiling(200, 64, 0.25), 40 * 40, 32, reading, windows)
+        images = mark_scenes(find_images([folder])).images
+        digests = {image.image_id: file_digest(image.path) for image in images}
+        return {i.file.image_id: i for i in survey_images(images, digests, tmp_path / "record.jsonl", files)}
+
+    return run
+
+
+def test_windows_of_geotiffs(scenes, tmp_path):
+    found = scenes()
+    large = found["large"]
+    assert large.size == (96, 128) and not large.problem
+    assert large.stretch == SceneStretch((Limits(1000, 3000),) * 3, "the whole image")
+    folder = tmp_path / "work" / "large.windows"
+    assert len(large.training_files) == 3 and set(large.training_files) == set(folder.iterdir())
+    values = np.linspace(1000, 3000, 96 * 128).astype(np.uint16).reshape(96, 128)
+    for file in large.training_files:
+        top, left = int(file.name[:6]), int(file.name[7:13])
+        assert top in (0, 32) and left in (0, 64)
+        expected = np.rint((values[top : top + 64, left : left + 64] - 1000.0) * 255 / 2000)
+        pixels = np.asarray(Image.open(file)).astype(int)
+        assert pixels.shape == (64, 64, 3) and np.abs(pixels - expected[..., None]).max() <= 4  # a JPEG
+    (small,) = found["small"].training_files
+    assert Image.open(small).size == (60, 50)
+    assert found["empty"].training_files == () and found["empty"].problem == ""
+    assert [Image.open(file).size for file in found["thin"].training_files] == [(64, 1)] * 3
+    assert "thin.tif has 128 x 1 pixels, with one side more than 100 times" in scenes(size=128)["thin"].problem
+    assert "bad.tif cannot be read" in found["bad"].problem
+
+
+def test_windows_are_made_once_for_the_same_keys(scenes, monkeypatch):
+    first = scenes()
+    opened = []
+    open_scene = survey.open_scene
+    monkeypatch.setattr(
+        survey, "open_scene", lambda path, reading: opened.append(path.name) or open_scene(path, reading)
+    )
+    assert scenes() == first and opened == []
+    assert {len(image.training_files) for image in scenes(most=4).values()} == {0, 1, 4}
+    assert len(opened) == 5
+    assert scenes(stretch="none")["large"].stretch.limits[0] == Limits(0, 65535)
+    scenes(stretch="none")["large"].training_files[0].unlink()
+    opened.clear()
+    scenes(stretch="none")
+    assert opened == ["large.tif"]
