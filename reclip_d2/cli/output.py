@@ -60,7 +60,7 @@ def print_result(result: RunResult) -> None:
         print(f"  never predicted: {', '.join(unseen)}")
     for key, problem in result.problems.items():
         print(f"  no mask of {key}: {problem}")
-    print_field("masks", f"{result.folder.masks} (index PNGs; classes.json lists their ids)")
+    print_field("masks", f"{result.folder.masks} (index masks; classes.json lists their ids)")
     for name in result.formats:
         print_field(name, result.folder.path / name)
     if result.lacking:

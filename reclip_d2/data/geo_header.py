@@ -17,6 +17,7 @@ _WIDTH, _HEIGHT = 256, 257
 # Formats of the tag types SHORT, LONG and LONG8, which a size may have.
 _SIZE_TYPES = {3: "H", 4: "I", 16: "Q"}
 _MAX_TAGS = 65_535
+_MAX_SIDE = (1 << 31) - 1  # GDAL's
 _CHUNK = 1 << 20
 
 
@@ -54,12 +55,13 @@ def read_geo_header(stream: BinaryIO) -> tuple[int, int] | None:
         (place,) = struct.unpack(f"{order}Q", head[8:16])
     _go_to(stream, len(head), place)
     (count,) = _read(stream, f"{order}{count_format}")
-    values, found = {}, False
+    values: dict[int, int] = {}
+    found = False
     for _ in range(min(count, _MAX_TAGS)):
         tag, kind, _, value = _read(stream, f"{order}{entry_format}")
         found |= tag in GEO_TAGS
         if tag in (_WIDTH, _HEIGHT) and kind in _SIZE_TYPES:
-            (values[tag],) = struct.unpack_from(f"{order}{_SIZE_TYPES[kind]}", value)
+            values[tag] = min(struct.unpack_from(f"{order}{_SIZE_TYPES[kind]}", value)[0], _MAX_SIDE)
     return (values.get(_HEIGHT, 0), values.get(_WIDTH, 0)) if found else None
 
 

@@ -14,6 +14,9 @@ from detectron2.config import CfgNode
 
 from reclip_d2.data.geotiff import Scene
 from reclip_d2.data.tiling import Tiling, window_starts
+from reclip_d2.errors import ReclipError
+
+MOST_PLACES = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +46,27 @@ class WindowPlan:
         return cls(size, stride, keys.PER_SCENE, keys.MIN_VALID, keys.SEED)
 
     def places(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Top and left of all windows of a scene of (H, W) pixels, row by row."""
+        """Top and left of all windows of a scene of (H, W) pixels, row by row.
+
+        Raises:
+            ReclipError: they are too many to draw from.
+        """
+        if (number := self._number(size)) > MOST_PLACES:
+            raise ReclipError(
+                f"a GeoTIFF of {size[1]} x {size[0]} pixels has {number:,} windows of {self.size} pixels, more than"
+                f" {MOST_PLACES:,}: raise INPUT.TILES.SIZE, or cut the file"
+            )
         rows, columns = (window_starts(side, self.size, self.stride) for side in size)
         return [(top, left) for top in rows for left in columns]
 
     def count(self, size: tuple[int, int]) -> int:
         """Number of windows of a scene of (H, W) pixels, if all have data."""
-        rows, columns = (len(window_starts(side, self.size, self.stride)) for side in size)
-        return min(self.most, rows * columns)
+        return min(self.most, self._number(size))
+
+    def _number(self, size: tuple[int, int]) -> int:
+        """Number of all places."""
+        rows, columns = (1 + max(0, -(-(side - self.size) // self.stride)) for side in size)
+        return rows * columns
 
 
 def draw_windows(scene: Scene, plan: WindowPlan, name: str) -> Iterator[tuple[int, int, np.ndarray]]:

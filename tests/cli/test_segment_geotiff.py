@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_training_on_windows(segment, reclip, scenes, tmp_path, monkeypatch):
     assert result.status == 0, result.err
     assert "4 masks by ReCLIP++, rectified (4 new)" in result.out
     assert "7 training files: tiles of very large images, and windows of GeoTIFFs" in result.out
-    assert "stretched from" in result.out
+    assert "stretched from" in result.out and "estimate: about" in result.out
     # Three windows of each large scene, the small one, and none of the empty one.
     names = [record["image_id"] for record in registered[0]]
     assert names == [*(f"{name}.tif/{k}" for name in "ab" for k in range(3)), "small.tif"]
@@ -139,9 +140,14 @@ def test_bands_and_stretch(segment, reclip, scenes, tmp_path):
     assert "IMAGES names none" in segment("--fast", "--bands", "1", output="x").error
 
 
-def test_a_bank_is_made_from_windows(segment, scenes, tmp_path):
+def test_a_bank_is_made_from_windows(segment, scenes, tmp_path, monkeypatch):
+    """And an engine that makes the masks of pictures leaves GeoTIFFs to this process."""
+    engine = SimpleNamespace(make_masks=lambda folder, model: lambda request, images, stage: {})
+    monkeypatch.setattr(segment_module, "engine_of", lambda options: engine)
     assert segment("--bank", images=("scenes",), keys=KEYS).status == 0
     assert (tmp_path / "out" / "run" / "rectified" / "bank.safetensors").exists()
+    for folder in ("masks", "previous-maskclip-ignore/masks"):
+        assert len(list((tmp_path / "out" / folder).glob("*.tif"))) == 4
     refused = segment("--bank", "--fast", images=("scenes",), output="fast")
     assert "--fast and --bank: a bank is made from the training's windows of GeoTIFFs" in refused.error
 

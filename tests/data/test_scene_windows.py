@@ -81,6 +81,18 @@ def test_a_scene_with_little_data_has_its_fullest_window():
     assert places(FakeScene(valid & False)) == [] == places(FakeScene(valid & False), min_valid=0)
 
 
+@pytest.mark.parametrize("stride", [1, 3, 10])
+def test_the_number_is_that_of_the_places(stride):
+    for side in range(1, 45):
+        assert plan(stride=stride, most=10**6).count((side, 23)) == len(plan(stride=stride).places((side, 23)))
+
+
+def test_too_many_places():
+    assert plan().count((1 << 31, 1 << 31)) == 100
+    with pytest.raises(ReclipError, match=r"of 1000000 x 1000000 pixels has 10,000,000,000 windows of 10 pixels"):
+        plan().places((1_000_000, 1_000_000))
+
+
 def test_keys():
     opts = ["INPUT.TILES.SIZE", "200", "INPUT.GEO.WINDOWS.OVERLAP", "0.25", "INPUT.GEO.WINDOWS.PER_SCENE", "7"]
     cfg = load_config([], opts)

@@ -9,12 +9,15 @@ import pytest
 from PIL import Image
 
 from reclip_d2.data.image_folder import find_images
+from reclip_d2.data.scene_files import mark_scenes
 from reclip_d2.formats import IndexWriter, MaskClasses, Prediction
+from reclip_d2.workspace import summary_page as module
 from reclip_d2.workspace.decision import Decision
 from reclip_d2.workspace.run_folder import RunFolder
 from reclip_d2.workspace.run_result import ClassShare, RunResult
 from reclip_d2.workspace.summary_page import PICTURES, summary_page
 from tests.cli.conftest import picture
+from tests.geotiffs import write_geotiff
 
 CLASSES = MaskClasses(("sky", "<b>fire</b>"), ((255, 0, 0), (0, 0, 255)))
 
@@ -74,3 +77,23 @@ def test_without_training(page):
     text = page(None)
     assert "Kept" not in text and "14 masks by ReCLIP++, rectified" in text
     assert len(re.findall("base64,", text)) == 2 * PICTURES
+
+
+def test_the_middle_of_a_geotiff(tmp_path, monkeypatch):
+    """White in the middle, with the label 1 = blue there."""
+    pytest.importorskip("rasterio")
+    monkeypatch.setattr(module, "_SCENE_SIDE", 16)
+    values, labels = np.zeros((3, 40, 60), np.uint8), np.zeros((1, 40, 60), np.uint8)
+    values[:, 12:28, 22:38], labels[:, 12:28, 22:38] = 255, 1
+    write_geotiff(tmp_path / "a.tif", values)
+    (tmp_path / "out" / "masks").mkdir(parents=True)
+    write_geotiff(tmp_path / "out" / "masks" / "a.tif", labels)
+    images = mark_scenes(find_images([tmp_path / "a.tif"])).images
+    result = RunResult(RunFolder(tmp_path / "out"), "rectified", 1, 1, 1, (ClassShare(0, "sky", 1, 1),), {}, ())
+    text = summary_page(result, images, CLASSES, {"rectified": tmp_path / "out" / "masks"})
+    first, second = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+        for data in re.findall(r"data:image/jpeg;base64,([^\"]+)", text)
+    )
+    assert first.shape == second.shape == (16, 16, 3)
+    assert first.min() > 250 and np.abs(second.astype(int) - (102, 102, 255)).max() < 8
