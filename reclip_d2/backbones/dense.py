@@ -174,8 +174,9 @@ class DenseCLIP(VisionLanguageBackbone):
             features, inputs = self.tower.dense(images, self.attention, image_sizes)
             block = inputs.block
             key_features = block.keys(block.norm(inputs.patches)).float() if keys else None
+        # Not unflatten: see TransformerBlock.split_heads.
         height, width = (side * self.attention.upsampling for side in inputs.grid)
-        return features.transpose(1, 2).unflatten(2, (height, width)), key_features
+        return features.transpose(1, 2).view(features.shape[0], -1, height, width), key_features
 
     @torch.no_grad()
     def global_features(self, images: Tensor) -> Tensor:

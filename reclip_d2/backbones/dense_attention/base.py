@@ -59,7 +59,8 @@ class TransformerBlock(abc.ABC):
 
     def split_heads(self, packed: Tensor) -> Tensor:
         """``(B, T, E)`` to ``(B, heads, T, E / heads)``."""
-        return packed.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        # Not unflatten: ONNX's exporter takes the other sizes of its result, here T, for constants.
+        return packed.reshape(packed.shape[0], packed.shape[1], self.num_heads, -1).transpose(1, 2)
 
     def merge_heads(self, heads: Tensor) -> Tensor:
         """``(B, heads, T, E / heads)`` to ``(B, T, E)``."""
