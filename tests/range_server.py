@@ -7,6 +7,7 @@ import http.server
 import re
 import threading
 from collections.abc import Iterator
+from urllib.parse import unquote
 
 
 class RangeServer(http.server.ThreadingHTTPServer):
@@ -43,7 +44,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def _answer(self, with_body: bool) -> None:
-        data = self.server.files.get(self.path.partition("?")[0].lstrip("/"))
+        data = self.server.files.get(unquote(self.path.partition("?")[0]).lstrip("/"))
         if data is None:
             self.send_error(404)
             return

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import quote
 
 from reclip_d2.data.geo_header import EXTENSIONS, geotiff_size, read_geo_header
 from reclip_d2.data.geotiff import Scene, SceneReading, gdal, open_dataset, open_scene
@@ -20,6 +21,7 @@ from reclip_d2.utils.progress import say
 
 _THREADS = 8
 _BLOCK = 1 << 18  # bytes of one request for a header
+_IN_URLS = "%/:?#[]@!$&'()*+,;=~"  # left as they are; GDAL does not quote spaces and the like, as fsspec does
 _GDAL_OPTIONS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no search for files next to the image
     "GDAL_HTTP_CONNECTTIMEOUT": "30",
@@ -96,7 +98,7 @@ def _sends_parts(url: str) -> bool:
 def _open_url(image: ImageFile, reading: SceneReading) -> Iterator[Scene]:
     name = f"image {display_path(image.url)}"
     options: dict[str, Any] = {}
-    place = f"/vsicurl/{image.url}"
+    place = f"/vsicurl/{quote(image.url, safe=_IN_URLS)}"
     if image.url.partition("://")[0].lower() not in HTTP:
         options["opener"], place = load_fsspec().core.url_to_fs(image.url)
     with (

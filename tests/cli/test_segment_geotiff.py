@@ -114,6 +114,21 @@ def test_with_photographs_and_without_training(segment, scenes, photos, tmp_path
     assert mask(tmp_path / "out" / "masks" / "in" / "a.tif").shape == (150, 130)
 
 
+def test_at_urls_they_are_copied(segment, scenes, tmp_path):
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    for name in ("a.tif", "b.tif"):
+        memory.pipe(f"/scenes/{name}", (scenes / name).read_bytes())
+    try:
+        result = segment("--iterations", "2", images=("memory://scenes",), keys=KEYS, output="remote")
+    finally:
+        memory.rm("/scenes", recursive=True)
+    assert result.status == 0 and "6 training files" in result.out, result.err
+    copies = tmp_path / "remote" / "run" / "copies"
+    assert sorted(path.name for path in copies.rglob("*.tif")) == ["a.tif", "b.tif"]
+    with rasterio.open(tmp_path / "remote" / "masks" / "a.tif") as file:
+        assert file.transform == TURNED and file.shape == (150, 130)
+
+
 def test_as_pictures(segment, tmp_path):
     """INPUT.GEO.ENABLED False reads GeoTIFFs as other TIFFs, so that all formats can be written."""
     (tmp_path / "scenes").mkdir()

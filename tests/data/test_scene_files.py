@@ -1,5 +1,7 @@
 """GeoTIFFs at URLs: which are, and that windows alone are read of them."""
 
+from urllib.parse import unquote
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -78,6 +80,15 @@ def test_a_window_is_read_alone(server, find, values, cog):
         found = scene.window(slice(500, 560), slice(700, 800))
     assert (found == values[:, 500:560, 700:800].transpose(1, 2, 0)).all()
     assert 0 < sum(server.sent) < len(cog) / 3, (server.sent, len(cog))
+    assert not image.path.exists()
+
+
+@pytest.mark.parametrize("name", ["my scene.tif", "my%20scene.tif", "größe (1)+2.tif"])
+def test_names_that_are_quoted_in_urls(server, find, cog, name):
+    server.files[unquote(name)] = cog
+    (image,) = find(f"{server.address}/{name}").values()
+    with open_scene_file(image, SceneReading()) as scene:
+        assert scene.shape == (900, 1000, 3)
     assert not image.path.exists()
 
 
