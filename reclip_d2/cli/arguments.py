@@ -87,11 +87,11 @@ def _add_shard_argument(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where masks are made."""
+    """Where masks, hypotheses and features are made."""
     parser.add_argument(
         "--engine", choices=list(ENGINES), default="local",
-        help="make masks in this process (local), or on Ray, over the processes of this machine or the cluster of"
-        " RAY_ADDRESS (default: %(default)s)",
+        help="make masks (segment: also hypotheses and features) in this process (local), or on Ray, over the processes"
+        " of this machine or the cluster of RAY_ADDRESS (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--workers", type=int, metavar="N", help="worker processes of Ray (default: one per GPU or CPU)"

@@ -114,12 +114,12 @@ class FeatureStore:
         Args:
             part: compute only this part of the shards; other runs may compute others meanwhile.
         """
-        missing = self._missing()
+        missing = self.missing()
         if part is not None:
             self._write([shard for shard in missing if part.holds(shard)], encode)
         elif missing:
             with one_maker(self.folder, "feature store"):
-                self._write(self._missing(), encode)
+                self._write(self.missing(), encode)
 
     def _write(self, shards: Sequence[int], encode: ViewEncoder) -> None:
         """Compute shards; called by all processes."""
@@ -132,9 +132,9 @@ class FeatureStore:
 
     def is_complete(self) -> bool:
         """Whether no shard is missing, as the main process sees them."""
-        return not self._missing()
+        return not self.missing()
 
-    def _missing(self) -> list[int]:
+    def missing(self) -> list[int]:
         """Missing shards, as the main process sees them."""
         return comm.all_gather(self.shards.missing() if comm.is_main_process() else [])[0]
 

@@ -41,7 +41,8 @@ class ScoreBlocks:
         self.folder = path.parent / f"{path.name}.parts-{digest}"
         self.images = [range(i, min(i + size, len(image_ids))) for i in range(0, len(image_ids), size)]
 
-    def _file(self, block: int) -> Path:
+    def file(self, block: int) -> Path:
+        """The file of a block."""
         return self.folder / f"{block:06d}.npz"
 
     def missing(self, is_sound: Callable[[dict[str, np.ndarray], int], bool]) -> list[int]:
@@ -53,7 +54,7 @@ class ScoreBlocks:
         return [block for block in range(len(self.images)) if not self._is_complete(block, is_sound)]
 
     def _is_complete(self, block: int, is_sound: Callable[[dict[str, np.ndarray], int], bool]) -> bool:
-        if not self._file(block).exists():
+        if not self.file(block).exists():
             return False
         try:
             return is_sound(self.read(block), len(self.images[block]))
@@ -62,7 +63,7 @@ class ScoreBlocks:
 
     def write(self, block: int, arrays: dict[str, np.ndarray]) -> None:
         """Write a block's file atomically."""
-        with atomic_write(self._file(block)) as temporary, open(temporary, "wb") as stream:
+        with atomic_write(self.file(block)) as temporary, open(temporary, "wb") as stream:
             np.savez(stream, **arrays)
 
     def read(self, block: int) -> dict[str, np.ndarray]:
@@ -71,7 +72,7 @@ class ScoreBlocks:
         Raises:
             ReclipError: the file is damaged; it is removed, so that the next run recomputes it.
         """
-        file = self._file(block)
+        file = self.file(block)
         try:
             with np.load(file, allow_pickle=False) as arrays:  # fails for a single array, which is not a context
                 return dict(arrays)

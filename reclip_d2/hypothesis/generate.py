@@ -6,6 +6,7 @@ Shape letters: N windows of an image, C classes, D width of the joint embedding.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections import deque
@@ -217,9 +218,9 @@ def _array_shapes(header: HypothesisHeader, num_classes: int) -> dict[str, tuple
     return {"size": ("i", (2,)), "top1": ("i", (windows,)), "scores": ("f", (windows, num_classes))}
 
 
-def _missing_blocks(blocks: ScoreBlocks, header: HypothesisHeader, num_classes: int) -> list[int]:
+def _missing_blocks(blocks: ScoreBlocks, header: HypothesisHeader) -> list[int]:
     """Missing or damaged blocks, as the main process sees them."""
-    shapes = _array_shapes(header, num_classes)
+    shapes = _array_shapes(header, len(header.class_names))
 
     def is_sound(arrays: dict[str, np.ndarray], images: int) -> bool:
         return {name: (array.dtype.kind, array.shape) for name, array in arrays.items()} == {
@@ -237,7 +238,7 @@ def _make_blocks(
     part: WorkShard | None = None,
 ) -> None:
     """Compute the missing blocks, or a part of them; the processes share the work."""
-    missing = _missing_blocks(blocks, header, len(generator.query_features))
+    missing = _missing_blocks(blocks, header)
     if part is not None:
         missing = [block for block in missing if part.holds(block)]
     mine = missing[comm.get_rank() :: comm.get_world_size()]
@@ -283,29 +284,58 @@ def _lines(
             yield line
 
 
-def check_makeable(header: HypothesisHeader, path: Path) -> None:
+def _check_makeable(header: HypothesisHeader, path: Path) -> None:
     """Raise :class:`ReclipError` if the file can only be imported."""
     if header.method == "imported":
         raise ReclipError(f"HYPOTHESIS.FILE {path} does not exist: write it with tools/import_public_hypotheses.py")
 
 
-def make_part(
-    generator: HypothesisGenerator,
-    records: Sequence[dict[str, Any]],
-    header: HypothesisHeader,
-    path: Path,
-    part: WorkShard,
-) -> bool:
-    """Compute a part of the blocks of :func:`generate_hypotheses`, which finds them finished; other runs may compute
-    other parts meanwhile. Called by all processes.
+class HypothesisParts:
+    """The blocks of :func:`generate_hypotheses`, which finds them finished, as
+    :class:`~reclip_d2.utils.work_parts.WorkParts`."""
 
-    Returns:
-        Whether no block is missing any more.
-    """
-    blocks = ScoreBlocks(path, [record["image_id"] for record in records], header.fields())
-    _make_blocks(generator, records, header, blocks, part)
-    comm.synchronize()
-    return not _missing_blocks(blocks, header, len(generator.query_features))
+    stage, unit = "hypotheses", "image"
+
+    def __init__(
+        self,
+        records: Sequence[dict[str, Any]],
+        header: HypothesisHeader,
+        path: Path,
+        make_generator: Callable[[], HypothesisGenerator],
+    ) -> None:
+        """
+        Args:
+            make_generator: builds a :class:`HypothesisGenerator`; called only to make a part, and once.
+
+        Raises:
+            ReclipError: the file can only be imported.
+        """
+        _check_makeable(header, path)
+        self.target, self._records, self._header = path, records, header
+        self._blocks = ScoreBlocks(path, [record["image_id"] for record in records], header.fields())
+        self.count = len(self._blocks.images)
+        self._generator = functools.cache(make_generator)
+
+    def problem(self) -> str:
+        """None: blocks are small."""
+        return ""
+
+    def missing(self) -> list[int]:
+        """Missing or damaged blocks, as the main process sees them."""
+        return _missing_blocks(self._blocks, self._header)
+
+    def steps(self, number: int) -> int:
+        """Images of a block."""
+        return len(self._blocks.images[number])
+
+    def file(self, number: int) -> Path:
+        """The file of a block."""
+        return self._blocks.file(number)
+
+    def make(self, part: WorkShard) -> None:
+        """Compute the missing blocks of a part; called by all processes."""
+        _make_blocks(self._generator(), self._records, self._header, self._blocks, part)
+        comm.synchronize()
 
 
 def generate_hypotheses(
@@ -328,7 +358,7 @@ def generate_hypotheses(
     Raises:
         ReclipError: the method is ``imported``, or a block is damaged.
     """
-    check_makeable(header, path)
+    _check_makeable(header, path)
     ids = [record["image_id"] for record in records]
     blocks = ScoreBlocks(path, ids, header.fields())
     _make_blocks(generator, records, header, blocks)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from reclip_d2.data.classes import check_registered, class_names_of
 from reclip_d2.data.dataset_mapper import LABEL_KEYS
 from reclip_d2.data.images import log_alpha
 from reclip_d2.errors import ReclipError
+from reclip_d2.features.parts import StoreParts, view_encoder
 from reclip_d2.features.recomputed import RecomputedFeatures
 from reclip_d2.features.store import FeatureStore, budget_problem, build_store, images_digest
 from reclip_d2.features.views import WHOLE, ViewPlan
@@ -36,14 +39,13 @@ from reclip_d2.hypothesis.file import (
 )
 from reclip_d2.hypothesis.generate import (
     HypothesisGenerator,
-    check_makeable,
+    HypothesisParts,
     load_or_generate,
     load_or_make,
-    make_part,
 )
 from reclip_d2.modeling.build import build_clip_backbone
-from reclip_d2.modeling.view_batch import ViewEncoder
 from reclip_d2.utils.io import cache_dir
+from reclip_d2.utils.work_parts import WorkParts
 from reclip_d2.utils.work_shard import WorkShard
 
 logger = logging.getLogger(__name__)
@@ -74,20 +76,52 @@ def unlabelled_records(datasets: tuple[str, ...] | list[str]) -> list[dict[str, 
     return records
 
 
-def hypothesis_header(cfg: CfgNode, backbone: VisionLanguageBackbone, images: str = "") -> HypothesisHeader:
+@dataclasses.dataclass(frozen=True)
+class TrainingImages:
+    """The images of ``DATASETS.TRAIN``, for processes in which these data sets need not be registered.
+
+    Attributes:
+        records: see :func:`unlabelled_records`.
+        class_names: for each class its name and any synonyms.
+        digest: see :func:`~reclip_d2.features.store.images_digest`; the main process's.
+    """
+
+    records: list[dict[str, Any]]
+    class_names: list[list[str]]
+    digest: str
+
+    @classmethod
+    def of(cls, cfg: CfgNode, digest: bool = True) -> TrainingImages:
+        """The images of a config; called by all processes.
+
+        Args:
+            digest: whether it is needed, which reads all images; otherwise it is "".
+        """
+        records = unlabelled_records(cfg.DATASETS.TRAIN)
+        own = images_digest(records) if digest and comm.is_main_process() else ""
+        return cls(records, class_names_of(cfg.DATASETS.TRAIN[0]), comm.all_gather(own)[0])
+
+
+def hypothesis_header(
+    cfg: CfgNode,
+    backbone: VisionLanguageBackbone,
+    images: str = "",
+    class_names: Sequence[Sequence[str]] | None = None,
+) -> HypothesisHeader:
     """The header that the hypothesis file of ``DATASETS.TRAIN`` must have.
 
     All rules but ``dense`` use global features, of images or windows, and do not depend on the dense attention.
 
     Args:
         images: see :func:`~reclip_d2.features.store.images_digest`.
+        class_names: those of the data set; None to look them up.
     """
     method = cfg.HYPOTHESIS.METHOD
     one_pass, dense = method == "one_pass", method == "dense"
     statistics, precision = backbone.pixel_statistics, tower_precision(cfg)
     return HypothesisHeader(
         dataset="+".join(cfg.DATASETS.TRAIN),
-        class_names=class_names_of(cfg.DATASETS.TRAIN[0]),
+        class_names=[list(names) for names in class_names or class_names_of(cfg.DATASETS.TRAIN[0])],
         clip=backbone.name,
         fingerprint=backbone.fingerprint,
         templates=cfg.MODEL.CLIP.TEMPLATES,
@@ -137,11 +171,12 @@ def build_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
 
     Distillation without the text-guided loss (MaskCLIP+) needs no hypotheses: none are computed.
     """
-    records = unlabelled_records(cfg.DATASETS.TRAIN)
     if not _needs_hypotheses(cfg):
+        records = unlabelled_records(cfg.DATASETS.TRAIN)
         logger.info("%d training images, without hypotheses: no loss needs them", len(records))
         return records
-    maker = _Maker(cfg, records)
+    maker = _Maker(cfg, TrainingImages.of(cfg, digest=cfg.HYPOTHESIS.METHOD != "imported"))
+    records = maker.images.records
     header, path = maker.header, maker.path
     _announce_legacy_file(path, header, records)
     if header.method == "dense":
@@ -168,9 +203,25 @@ def _needs_hypotheses(cfg: CfgNode) -> bool:
     return cfg.MODEL.META_ARCHITECTURE != "Distillation" or bool(cfg.MODEL.DISTILLATION.TEXT_WEIGHT)
 
 
-def make_hypothesis_part(cfg: CfgNode, part: WorkShard) -> bool:
+def hypothesis_parts(cfg: CfgNode, images: TrainingImages) -> WorkParts | None:
+    """The parts that the hypothesis file is made from: blocks of scores, or the shards of the feature store of
+    ``HYPOTHESIS.METHOD dense``. None if the file exists, or is not needed. Called by all processes.
+
+    Raises:
+        ReclipError: the file can only be imported.
+    """
+    if not _needs_hypotheses(cfg):
+        return None
+    maker = _Maker(cfg, images)
+    return None if comm.all_gather(maker.path.exists())[0] else maker.parts()
+
+
+def make_hypothesis_part(cfg: CfgNode, part: WorkShard, images: TrainingImages | None = None) -> bool:
     """Compute a part of what the hypothesis file of ``DATASETS.TRAIN`` is made from; called by all processes of a run,
     while other runs may compute other parts.
+
+    Args:
+        images: those of the config; None to list them.
 
     Returns:
         Whether no part is missing any more, so that :func:`build_training_records` only has to write the file.
@@ -178,27 +229,24 @@ def make_hypothesis_part(cfg: CfgNode, part: WorkShard) -> bool:
     Raises:
         ReclipError: the file can only be imported, or the feature store of ``HYPOTHESIS.METHOD dense`` has no room.
     """
-    if not _needs_hypotheses(cfg):
+    parts = hypothesis_parts(cfg, images or TrainingImages.of(cfg))
+    if parts is None:
         return True
-    maker = _Maker(cfg, unlabelled_records(cfg.DATASETS.TRAIN))
-    if comm.all_gather(maker.path.exists())[0]:
-        return True
-    if maker.header.method == "dense":
-        return maker.make_dense_part(part)
-    check_makeable(maker.header, maker.path)
-    return make_part(maker.generator(), maker.records, maker.header, maker.path, part)
+    if problem := parts.problem():
+        raise ReclipError(f"--shard {part}: {problem}: make room, or run without --shard, which encodes images twice")
+    parts.make(part)
+    return not parts.missing()
 
 
 class _Maker:
     """Makes the hypothesis file of ``DATASETS.TRAIN``."""
 
-    def __init__(self, cfg: CfgNode, records: list[dict[str, Any]]) -> None:
-        check_classes_per_image(cfg.HYPOTHESIS.CLASSES_PER_IMAGE, len(class_names_of(cfg.DATASETS.TRAIN[0])))
-        self.cfg, self.records = cfg, records
+    def __init__(self, cfg: CfgNode, images: TrainingImages) -> None:
+        check_classes_per_image(cfg.HYPOTHESIS.CLASSES_PER_IMAGE, len(images.class_names))
+        self.cfg, self.images = cfg, images
         self.backbone = build_clip_backbone(cfg)
-        hashes_images = cfg.HYPOTHESIS.METHOD != "imported" and comm.is_main_process()
-        images = comm.all_gather(images_digest(records) if hashes_images else "")[0]  # the main process's
-        self.header = hypothesis_header(cfg, self.backbone, images)
+        digest = "" if cfg.HYPOTHESIS.METHOD == "imported" else images.digest
+        self.header = hypothesis_header(cfg, self.backbone, digest, images.class_names)
         self.path = hypothesis_path(cfg, self.header)
 
     def _query_features(self) -> torch.Tensor:
@@ -211,30 +259,23 @@ class _Maker:
         batch_size = self.cfg.HYPOTHESIS.BATCH_SIZE
         return HypothesisGenerator(self.backbone, features, *self.header.pixel_statistics, batch_size)
 
-    def _dense_store(self) -> tuple[FeatureStore, ViewEncoder]:
-        """The store of whole images that ``HYPOTHESIS.METHOD dense`` reads: the training's if it is of that kind."""
-        cfg, keys = self.cfg, self.cfg.FEATURE_STORE
-        plan = ViewPlan.from_config(cfg) if keys.KIND == WHOLE and keys.VIEWS else ViewPlan.whole_images(cfg)
-        store = build_store(cfg, self.backbone, self.records, plan, self.header.images)
-        self.backbone.to(cfg.MODEL.DEVICE)
-        statistics = self.header.pixel_statistics
-        mean, std = (torch.tensor(values, device=cfg.MODEL.DEVICE).view(-1, 1, 1) for values in statistics)
-        return store, ViewEncoder(self.backbone, mean, std)
+    def parts(self) -> WorkParts:
+        """See :func:`hypothesis_parts`."""
+        if self.header.method == "dense":
+            limit = self.cfg.FEATURE_STORE.MAX_SIZE
+            return StoreParts(self._dense_store(), limit, lambda: view_encoder(self.cfg, self.backbone))
+        return HypothesisParts(self.images.records, self.header, self.path, self.generator)
 
-    def make_dense_part(self, part: WorkShard) -> bool:
-        """Compute a part of the store; returns whether it is complete."""
-        store, encode = self._dense_store()
-        if problem := budget_problem(store, self.cfg.FEATURE_STORE.MAX_SIZE):
-            raise ReclipError(
-                f"--shard {part}: {problem}: make room, or run without --shard, which encodes images twice"
-            )
-        store.make(encode, part)
-        return store.is_complete()
+    def _dense_store(self) -> FeatureStore:
+        """The store of whole images that ``HYPOTHESIS.METHOD dense`` reads: the training's if it is of that kind."""
+        cfg, keys, images = self.cfg, self.cfg.FEATURE_STORE, self.images
+        plan = ViewPlan.from_config(cfg) if keys.KIND == WHOLE and keys.VIEWS else ViewPlan.whole_images(cfg)
+        return build_store(cfg, self.backbone, images.records, plan, images.digest)
 
     def make_dense(self) -> None:
         """Write the hypothesis file of ``HYPOTHESIS.METHOD dense`` from a feature store. Without room for a store,
         images are encoded twice instead: for a sample of all, and for the labels of each."""
-        store, encode = self._dense_store()
+        store, encode = self._dense_store(), view_encoder(self.cfg, self.backbone)
         source = store
         if problem := budget_problem(store, self.cfg.FEATURE_STORE.MAX_SIZE):
             logger.warning("hypotheses: %s: falling back to encoding each image twice", problem)

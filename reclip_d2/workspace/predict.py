@@ -20,7 +20,8 @@ from reclip_d2.utils.progress import ProgressCallback, report_to
 from reclip_d2.utils.work_shard import WorkShard
 from reclip_d2.workspace.options import ENGINES, PredictOptions, RunOptions
 from reclip_d2.workspace.predict_shard import predict_shard
-from reclip_d2.workspace.ray_masks import RayEngine
+from reclip_d2.workspace.ray_engine import RayEngine
+from reclip_d2.workspace.ray_masks import masks_on_ray
 from reclip_d2.workspace.results import MaskRequest, RunResult, report_transparency, write_results
 from reclip_d2.workspace.run_folder import CHECKPOINT, RunFolder, check_same_inputs
 from reclip_d2.workspace.run_state import RunState
@@ -85,14 +86,14 @@ class PredictRun:
         if self.cfg.INPUT.GEO.ENABLED:
             self.found = mark_scenes(self.found)
         self.images = self.found.images
-        self.shard, engine = shard_of(options), engine_of(options)
+        self.shard, engine = shard_of(options), engine_of(options.engine, options.workers, options.shard)
         self.mine = self.images if self.shard is None else self.shard.of(self.images)
         reading = SceneReading.from_config(self.cfg)
         classes = self.model.state.classes
         self.request = MaskRequest(self.model.kind, classes, options.background, options.formats, reading)
         self.request.check(self.images, self.mine)
         job = (self.cfg, self.model.weights)
-        self._make = None if engine is None else engine.make_masks(self.folder, lambda _: job)
+        self._make = None if engine is None else masks_on_ray(engine, self.folder, lambda _: job)
 
     def predict(self, progress: ProgressCallback | None = None) -> RunResult:
         """See the function :func:`predict`."""
@@ -167,21 +168,21 @@ def shard_of(options: RunOptions) -> WorkShard | None:
     return WorkShard.parse(options.shard)
 
 
-def engine_of(options: RunOptions) -> RayEngine | None:
-    """The engine that the options name; None for this process.
+def engine_of(engine: str, workers: int | None, shard: str | None) -> RayEngine | None:
+    """The engine that the options of :class:`RunOptions` name; None for this process.
 
     Raises:
         ReclipError: the options contradict each other, or Ray is not installed.
     """
-    if options.engine not in ENGINES:
-        raise ReclipError(f"--engine {options.engine} is unknown: use one of {', '.join(ENGINES)}")
-    if options.engine == "local":
-        if options.workers is not None:
+    if engine not in ENGINES:
+        raise ReclipError(f"--engine {engine} is unknown: use one of {', '.join(ENGINES)}")
+    if engine == "local":
+        if workers is not None:
             raise ReclipError("--workers: needs --engine ray")
         return None
-    if options.shard is not None:
+    if shard is not None:
         raise ReclipError("--engine ray and --shard: Ray divides the work itself; give one of them")
-    return RayEngine(options.workers)
+    return RayEngine(workers)
 
 
 def _bring_up_to_date(known: RunState, model: TrainedModel) -> None:

@@ -1,9 +1,10 @@
-"""How long to train on a user's images."""
+"""The stages of a run on a user's images, and how long it trains."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from detectron2.config import CfgNode
 
@@ -14,6 +15,23 @@ EPOCHS = 200
 """The papers' on VOC, their smallest data set."""
 FEWEST_ITERATIONS = 200
 """As on the embedded worlds: fewer leave the learnt bias close to its start, however few the images are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage before the masks.
+
+    Attributes:
+        name: name in messages.
+        is_done: whether an earlier run has finished it.
+        run: does the remaining work.
+        tidy: removes files left by a run that was killed at the end of the stage.
+    """
+
+    name: str
+    is_done: Callable[[], bool]
+    run: Callable[[], None]
+    tidy: Callable[[], None]
 
 
 def suggested_iterations(images: int, cfg: CfgNode) -> int:

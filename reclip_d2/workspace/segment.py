@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -43,6 +43,7 @@ from reclip_d2.workspace.judgement import calibrate_maskclip, judge
 from reclip_d2.workspace.masks import read_coverage
 from reclip_d2.workspace.options import KEEP, SegmentOptions
 from reclip_d2.workspace.predict import engine_of, shard_of
+from reclip_d2.workspace.ray_masks import masks_on_ray
 from reclip_d2.workspace.results import (
     MaskRequest,
     RunResult,
@@ -52,10 +53,11 @@ from reclip_d2.workspace.results import (
 )
 from reclip_d2.workspace.run_folder import RunFolder, check_same_inputs
 from reclip_d2.workspace.run_state import RunState
-from reclip_d2.workspace.schedule import count_training_images, suggested_iterations
+from reclip_d2.workspace.schedule import Stage, count_training_images, suggested_iterations
 from reclip_d2.workspace.shard_lock import shard_lock, shared_state
 from reclip_d2.workspace.stage_config import resolve_device, resolve_pretrained, settings_of, stage_config
 from reclip_d2.workspace.stored_images import StoredImages
+from reclip_d2.workspace.stores import make_part
 from reclip_d2.workspace.trained_model import load_predictor
 
 # CLIP's own masks, written before the training.
@@ -85,23 +87,6 @@ def segment(
         ReclipError: an input is wrong, or the folder belongs to a run with other inputs.
     """
     return SegmentRun(images, classes, output, options).segment(progress)
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A stage before the masks.
-
-    Attributes:
-        name: name in messages.
-        is_done: whether an earlier run has finished it.
-        run: does the remaining work.
-        tidy: removes files left by a run that was killed at the end of the stage.
-    """
-
-    name: str
-    is_done: Callable[[], bool]
-    run: Callable[[], None]
-    tidy: Callable[[], None]
 
 
 class SegmentRun:
@@ -141,8 +126,8 @@ class SegmentRun:
         self._unfetched: dict[str, str] = {}  # why images at URLs could not be copied, by id
         self._new: dict[str, list[str]] = {}  # ids of the images whose masks this run has written, by kind of model
         self.shard = shard_of(options)
-        engine = engine_of(options)
-        self._make = None if engine is None else engine.make_masks(self.folder, self._model)
+        self._engine = engine_of(options.engine, options.workers, options.shard)
+        self._make = None if self._engine is None else masks_on_ray(self._engine, self.folder, self._model)
         if self.shard is not None and options.fast:
             raise ReclipError("--shard and --fast: MaskCLIP trains nothing; use reclip predict --use maskclip --shard")
         self.options = dataclasses.replace(
@@ -247,7 +232,7 @@ class SegmentRun:
                 self._survey()  # by the first; others read its record
             with logging_to(folder.run / "shards" / self.shard.name):
                 say("hypotheses", f"shard {self.shard}")
-                return training.make_part(cfg, self.shard)
+                return make_part(cfg, self.shard)
 
     def train(self, progress: ProgressCallback | None = None) -> dict[str, str]:
         """All stages except the masks; returns the reason for each image that cannot be used, by id."""
@@ -351,7 +336,12 @@ class SegmentRun:
             return []
         file, cfg = self.folder.hypotheses, self.configs["rectified"]
         stages = [
-            Stage("hypotheses", file.exists, lambda: training.make_hypotheses(cfg), lambda: remove_blocks(file)),
+            Stage(
+                "hypotheses",
+                file.exists,
+                lambda: training.make_hypotheses(cfg, self._engine),
+                lambda: remove_blocks(file),
+            ),
             *([first_masks] if first_masks else []),
             self._training("rectification", "rectified"),
         ]
@@ -467,7 +457,7 @@ class SegmentRun:
         return Stage(
             name,
             folder.weights(kind).exists,
-            lambda: training.train(cfg, name),
+            lambda: training.train(cfg, name, self._engine),
             lambda: remove_intermediate_checkpoints(folder.model(kind)),
         )
 

@@ -17,13 +17,13 @@ from reclip_d2.data.image_folder import ImageFile
 from reclip_d2.data.survey import SurveyedImage
 from reclip_d2.engine.output_dir import remove_intermediate_checkpoints
 from reclip_d2.engine.trainer import Trainer
-from reclip_d2.hypothesis.training_records import build_training_records, make_hypothesis_part
+from reclip_d2.hypothesis.training_records import build_training_records
 from reclip_d2.inference.refinements import build_refinements
-from reclip_d2.modeling.build import build_clip_backbone, check_registered_parts
+from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.modeling.student.weights import load_backbone_weights
 from reclip_d2.utils.progress import count_steps
-from reclip_d2.utils.work_shard import WorkShard
-from reclip_d2.workspace.stores import make_stores_part
+from reclip_d2.workspace.ray_engine import RayEngine
+from reclip_d2.workspace.ray_parts import make_parts
 
 
 def register_training_images(images: Sequence[SurveyedImage], classes: ClassList) -> int:
@@ -86,26 +86,28 @@ def check_student_weights(cfg: CfgNode) -> None:
         load_backbone_weights(BACKBONE_REGISTRY.get(keys.BACKBONE)(cfg, ShapeSpec(channels=3)), keys.WEIGHTS)
 
 
-def make_hypotheses(cfg: CfgNode) -> None:
-    """Write ``HYPOTHESIS.FILE``; an interrupted run's finished images are kept."""
+def make_hypotheses(cfg: CfgNode, engine: RayEngine | None = None) -> None:
+    """Write ``HYPOTHESIS.FILE``; an interrupted run's finished images are kept.
+
+    Args:
+        engine: makes what the file is made from, and the feature stores; None for this process.
+    """
+    if engine is not None:
+        make_parts(engine, cfg)
     build_training_records(cfg)
 
 
-def make_part(cfg: CfgNode, part: WorkShard) -> bool:
-    """Compute a part of what the hypotheses are made from, and of the training's feature store; returns whether no part
-    is missing any more."""
-    hypotheses = make_hypothesis_part(cfg, part)
-    return make_stores_part(cfg, build_clip_backbone(cfg), part) and hypotheses
-
-
-def train(cfg: CfgNode, stage: str) -> None:
+def train(cfg: CfgNode, stage: str, engine: RayEngine | None = None) -> None:
     """Train ``cfg`` to the end, from its last checkpoint if there is one; only ``model_final.pth`` remains.
 
     Args:
         stage: name of the training in events.
+        engine: makes feature stores that are missing; None for this process.
     """
     check_registered_parts(cfg)
     build_refinements(cfg)  # raises for unknown names, before anything is trained
+    if engine is not None:
+        make_parts(engine, cfg)
     seed_all_rng(cfg.SEED if cfg.SEED >= 0 else None)
     trainer = Trainer(cfg, extra_hooks=[ReportProgress(stage)], keep_checkpoints=2)
     trainer.resume_or_load(resume=True)

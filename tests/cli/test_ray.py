@@ -16,10 +16,13 @@ from reclip_d2.data.class_file import ClassList
 from reclip_d2.data.image_folder import ImageFile
 from reclip_d2.errors import ReclipError
 from reclip_d2.formats.pictures import png_bytes
-from reclip_d2.workspace.options import PredictOptions
+from reclip_d2.workspace.options import PredictOptions, SegmentOptions
 from reclip_d2.workspace.predict import PredictRun, engine_of
-from reclip_d2.workspace.ray_masks import MaskJob, RayEngine
-from tests.cli.conftest import all_files, picture, segment_arguments
+from reclip_d2.workspace.ray_engine import RayEngine
+from reclip_d2.workspace.ray_masks import MaskJob, write_masks
+from reclip_d2.workspace.run_folder import RunFolder
+from reclip_d2.workspace.segment import SegmentRun
+from tests.cli.conftest import FAST_KEYS, all_files, picture, segment_arguments
 
 FORMATS = ("overlay", "palette", "scores", "cvat")
 
@@ -27,6 +30,12 @@ FORMATS = ("overlay", "palette", "scores", "cvat")
 def results(folder: Path) -> dict[str, bytes]:
     files = all_files(folder)
     return {name: content for name, content in files.items() if not name.startswith(("run/", "reclip.json"))}
+
+
+def made_files(run: Path) -> dict[str, bytes]:
+    """The hypotheses and the shards of features of a run."""
+    return {name: content for name, content in all_files(run).items() if name.endswith((".jsonl", ".safetensors"))
+            and not name.startswith("models")}  # fmt: skip
 
 
 def test_without_ray(reclip, model, photos, monkeypatch):
@@ -39,7 +48,7 @@ def test_without_ray(reclip, model, photos, monkeypatch):
     assert "give one of them" in reclip(*call, "--engine", "ray", "--shard", "1/2").error
     assert "--workers 0" in reclip(*call, "--engine", "ray", "--workers", "0").error
     with pytest.raises(ReclipError, match="--engine spark is unknown"):
-        engine_of(PredictOptions(engine="spark"))
+        engine_of("spark", None, None)
     assert not Path("x").exists()
 
 
@@ -116,13 +125,40 @@ def test_urls(reclip, model, photos, cluster, tmp_path):
 
 
 @pytest.mark.slow
-def test_segment(reclip, photos, classes, cluster, tmp_path):
+@pytest.mark.parametrize("method", ["reclippp_shares", "reclippp_rectify"], ids=["dense", "windows"])
+def test_segment_also_with_a_killed_worker(reclip, photos, classes, cluster, tmp_path, method, monkeypatch):
+    """Hypotheses, features and masks are made by workers; one is killed while it makes the first two."""
     torch.set_num_threads(1)
-    arguments = ("--iterations", "3", "--keep", "best")
-    assert reclip(*segment_arguments(*arguments, output="local")).status == 0
-    made = reclip(*segment_arguments(*arguments, "--engine", "ray", "--workers", "2", output="ray"))
-    assert made.status == 0, made.err
+    (photos / "bad.png").write_bytes(b"not an image")
+    for number in range(140):
+        Image.fromarray(picture(100 + number, 60 + number % 50, 90)).save(photos / f"more{number:03d}.png")
+    arguments = ("--iterations", "3", "--keep", "best", "--method", method, "--skip-broken")
+    views = ("FEATURE_STORE.VIEWS", "2", "FEATURE_STORE.KIND", "whole")
+    monkeypatch.setattr(RunFolder, "remove_features", lambda folder: None)
+    assert reclip(*segment_arguments(*arguments, keys=views, output="local")).status == 0
+
+    killed, counts = [], {}
+
+    def watch(event) -> None:
+        if event.total:
+            counts[event.stage] = (event.done, event.total)
+        if event.stage in ("hypotheses", "features") and event.done >= 16 and not killed and (found := workers()):
+            os.kill(found[0], signal.SIGKILL)
+            killed.append(event.stage)
+
+    for name in ("reclip_d2.features.store.FeatureStore._encode", "reclip_d2.hypothesis.generate._window_arrays"):
+        monkeypatch.setattr(name, None)  # in this process; the workers import the package themselves
+    options = SegmentOptions(
+        device="cpu", clip="reclip-embedded", method=method, iterations=3, opts=(*FAST_KEYS, *views),
+        engine="ray", workers=2,
+    )  # fmt: skip
+    result = SegmentRun("photos", "classes.txt", tmp_path / "ray", options).segment(watch)
+    assert killed == ["features" if method == "reclippp_shares" else "hypotheses"]
+    assert counts["features"] == (292, 292) and counts["hypotheses"] == (146, 146)
+    assert result.masks == 146 and list(result.problems) == ["bad"]
     assert results(tmp_path / "ray") == results(tmp_path / "local")
+    local, ray = (made_files(tmp_path / name / "run") for name in ("local", "ray"))
+    assert ray == local and len(local) == 1 + -(-292 // 16)
 
 
 class Blocks(RayEngine):
@@ -134,8 +170,8 @@ class Blocks(RayEngine):
     def _started(self, job: object) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
-    def _rows(self, job: object, images: list, largest: int):
-        self.asked.append(([str(image.name) for image in images], largest))
+    def _rows(self, worker: object, job: object, items: list, largest: int):
+        self.asked.append(([item["name"] for item in items], largest))
         for name in self.passes.pop(0):
             problem = "image bad" if name.startswith("bad") else ""
             header = {"name": name, "problem": problem, "fatal": "", "pixels": {"0": 6}}
@@ -148,11 +184,11 @@ def test_lost_blocks_are_tried_again_and_rows_are_taken_once(tmp_path):
     classes = ClassList(classes=(("sky",), ("wood",)), background=())
     job = MaskJob(None, "maskclip", classes, tmp_path / "none", False, ("index",), 1)
     engine = Blocks([["a.jpg", "bad.jpg", "a.jpg"], ["c.jpg"]])
-    problems = engine.masks(job, images, tmp_path / "masks", tmp_path)
+    problems = write_masks(engine, job, images, tmp_path / "masks", tmp_path)
     assert engine.asked == [(names, 16), (["c.jpg", "kills.jpg"], 1)]
     assert problems.pop("bad") == "image bad" and "its worker process ended 4 times" in problems.pop("kills")
     assert not problems and sorted(p.name for p in (tmp_path / "masks").glob("*.png")) == ["a.png", "c.png"]
     lines = [json.loads(x) for x in (tmp_path / "masks" / ".coverage.jsonl").read_text().split("\n") if x]
     assert lines == [{"image_id": name, "pixels": {"0": 6}} for name in ("a", "c")]
-    assert engine.masks(job, [images[0], images[2]], tmp_path / "masks", tmp_path) == {}
+    assert write_masks(engine, job, [images[0], images[2]], tmp_path / "masks", tmp_path) == {}
     assert len(engine.asked) == 2

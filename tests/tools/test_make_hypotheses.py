@@ -6,9 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from reclip_d2.toy import EMBEDDED, ensure_dataset
-from tests.helpers import config_arguments
+import pytest
 
+from reclip_d2.toy import EMBEDDED, ensure_dataset
+from tests.helpers import config_arguments, datasets, isolated_cache
+from tests.workspace.test_ray_parts import HereEngine, cfg, files, in_folder
+from tools import make_hypotheses
+
+__all__ = ["cfg", "datasets", "isolated_cache"]
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -47,3 +52,29 @@ def test_another_rule_is_refused_in_one_line(tmp_path):
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and str(file) in errors[0]
     assert "Traceback" not in result.stdout + result.stderr
+
+
+@pytest.fixture
+def call(cfg, monkeypatch, tmp_path, capsys):
+    """Call the program in this process, with the test's config in a folder; returns what it prints."""
+
+    def call(folder: str, *arguments: str) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(make_hypotheses, "setup", lambda args: in_folder(cfg, tmp_path / folder))
+            make_hypotheses.main(make_hypotheses.parser().parse_args(list(arguments)))
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_three_ways_to_the_same_files(call, tmp_path, monkeypatch):
+    assert "sky" in call("local", "--features")
+    assert "shard 2/2 is done; others are missing" in call("shards", "--features", "--shard", "2/2")
+    assert "sky" in call("shards", "--features", "--shard", "1/2")
+    engine = HereEngine()
+    monkeypatch.setattr(make_hypotheses, "engine_of", lambda *options: engine)
+    call("ray", "--engine", "ray", "--features")
+    assert engine.asked == [["0", "1", "2"], ["0", "1", "2"]]
+    assert files(tmp_path / "local") == files(tmp_path / "shards") == files(tmp_path / "ray")
+    call("file", "--engine", "ray")
+    assert [*files(tmp_path / "file")] == ["hypotheses.jsonl"]
