@@ -34,8 +34,12 @@ def results(folder: Path) -> dict[str, bytes]:
 
 def made_files(run: Path) -> dict[str, bytes]:
     """The hypotheses and the shards of features of a run."""
-    return {name: content for name, content in all_files(run).items() if name.endswith((".jsonl", ".safetensors"))
-            and not name.startswith("models")}  # fmt: skip
+    files = all_files(run)
+    return {
+        name: files[name]
+        for name in files
+        if name == "hypotheses.jsonl" or name.startswith("features/") and name.endswith(".safetensors")
+    }
 
 
 def test_without_ray(reclip, model, photos, monkeypatch):
