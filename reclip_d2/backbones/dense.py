@@ -22,6 +22,7 @@ from reclip_d2.backbones.architectures import image_side, open_clip_name
 from reclip_d2.backbones.build import build_clip, clip_fingerprint, embedding_shape
 from reclip_d2.backbones.compat import OWN_IMAGE_TOWER, adapt_image_tower
 from reclip_d2.backbones.dense_attention import DenseAttention, ValueAttention, build_dense_attention
+from reclip_d2.backbones.dense_attention.feedback import AttentionWithFeedback, Feedback
 from reclip_d2.backbones.frozen_layers import use_frozen_layers
 from reclip_d2.backbones.hugging_face_text import text_encoder
 from reclip_d2.backbones.interface import BackboneSummary, VisionLanguageBackbone
@@ -174,9 +175,23 @@ class DenseCLIP(VisionLanguageBackbone):
             features, inputs = self.tower.dense(images, self.attention, image_sizes)
             block = inputs.block
             key_features = block.keys(block.norm(inputs.patches)).float() if keys else None
+        return self._as_map(features, inputs.grid), key_features
+
+    @torch.no_grad()
+    def dense_with_feedback(
+        self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None, feedback: Feedback
+    ) -> Tensor:
+        """See :meth:`VisionLanguageBackbone.dense_with_feedback`."""
+        attention = AttentionWithFeedback(self.attention, feedback)
+        with self._autocast(images.device):
+            features, inputs = self.tower.dense(images, attention, image_sizes)
+        return self._as_map(features, inputs.grid)
+
+    def _as_map(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
+        """``(B, n', D)`` of the tower to ``(B, D, h, w)``."""
+        height, width = (side * self.attention.upsampling for side in grid)
         # Not unflatten: see TransformerBlock.split_heads.
-        height, width = (side * self.attention.upsampling for side in inputs.grid)
-        return features.transpose(1, 2).view(features.shape[0], -1, height, width), key_features
+        return features.transpose(1, 2).view(features.shape[0], -1, height, width)
 
     @torch.no_grad()
     def global_features(self, images: Tensor) -> Tensor:

@@ -18,8 +18,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
+from reclip_d2.backbones.dense_attention.feedback import Feedback
 from reclip_d2.backbones.query import cached_query_features
 from reclip_d2.backbones.settings import PixelStatistics
+from reclip_d2.errors import ReclipError
 
 
 class BackboneSummary(NamedTuple):
@@ -130,6 +132,12 @@ class VisionLanguageBackbone(Backbone):
         Raises:
             ReclipError: ``keys`` is set, and the grid of Z is not the tower's patch grid.
         """
+
+    def dense_with_feedback(
+        self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None, feedback: Feedback
+    ) -> Tensor:
+        """:meth:`dense` of one image ``(1, 3, H, W)`` whose dense attention gets feedback."""
+        raise ReclipError(f"TEST.REFINE sfr changes the attention of a CLIP's last block, which {self.name} lacks")
 
     def dense(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:
         """Image features Z ``(B, D, h, w)``, channels last in memory: see :meth:`dense_and_keys`."""

@@ -376,7 +376,7 @@ KEYS: dict[str, Key] = {
     # Window size and stride in pixels, (height, width).
     "TEST.SLIDING_WINDOW.SIZE": Key([512, 512], Items(SIDE, 2, 2)),
     "TEST.SLIDING_WINDOW.STRIDE": Key([341, 341], Items(SIDE, 2, 2)),
-    # Not in the paper: refinements of the logits, in this order: denoise, bank, lposs, pamr and region_vote of each
+    # Not in the paper: refinements of the logits, in this order: denoise, bank, lposs, pamr, region_vote, sfr of each
     # forward pass; flip and scales average the probabilities of several views. See docs/refinements.md.
     "TEST.REFINE": Key([], Items(Text(), 0, 20)),
     # Not in the paper: classes in the hypotheses of fewer training images are never predicted; 0: all are.
@@ -406,6 +406,11 @@ KEYS: dict[str, Key] = {
     "TEST.BANK.NEIGHBOURS": Key(20, Whole(1, 100_000)),
     "TEST.BANK.WEIGHT": Key(0.3, Number(minimum=0, maximum=1)),
     "TEST.BANK.SCALE": Key(10.0, Number(minimum=0, maximum=1e6)),
+    # sfr: lambda, the weight of the labels' relations against the attention's scores; tau, the factor of both; pixels
+    # whose highest probability is lower than THRESHOLD have no label. The public code's values for VOC20.
+    "TEST.SFR.WEIGHT": Key(0.6, Number(minimum=0, maximum=1)),
+    "TEST.SFR.SCALE": Key(2.1, Number(above=0, maximum=1e6)),
+    "TEST.SFR.THRESHOLD": Key(0.1, Number(minimum=0, maximum=1)),
     # lposs: nearest patches of each patch, and alpha of (I - alpha W) F = Y.
     "TEST.LPOSS.NEIGHBOURS": Key(400, Whole(1, 100_000)),
     "TEST.LPOSS.ALPHA": Key(0.95, Number(minimum=0, below=1)),

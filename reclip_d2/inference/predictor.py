@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import ImageList
 from torch import Tensor
 
+from reclip_d2.backbones.dense_attention.feedback import Feedback
 from reclip_d2.data.dataset_mapper import build_test_augmentations
 from reclip_d2.data.tiling import SlidingWindow, Tiling
 from reclip_d2.errors import ReclipError
@@ -191,7 +193,16 @@ class ImagePredictor:
         padded, network = (image.tensor.shape[-2], image.tensor.shape[-1]), (pixels.shape[-2], pixels.shape[-1])
         if not self.refines:
             return GridLogits(logits, padded, network, size, self.stretch_padding)
-        grid = Grid(logits * self.scale, pixels, padded, features, self.stretch_padding, self.class_ids)
+        first = Grid(logits * self.scale, pixels, padded, features, self.stretch_padding, self.class_ids)
+
+        def again(feedback: Feedback) -> Grid:
+            assert isinstance(self.model, CLIPSegmentor), "refinements with feedback refuse others"
+            with turn(), use_kernels(self.model.kernels):
+                other, logits = self.model.segment_with_feedback(image.tensor, sizes, feedback)
+            logits = self._own_logits(logits[0].float()) * self.scale
+            return dataclasses.replace(first, logits=logits, features=None if features is None else other[0].float())
+
+        grid = dataclasses.replace(first, again=again)
         for refinement in self.refinements:
             grid = refinement(grid)
         return GridLogits(grid.logits, grid.padded_size, network, size, self.stretch_padding)

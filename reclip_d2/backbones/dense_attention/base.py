@@ -18,6 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from reclip_d2.backbones.dense_attention.feedback import Feedback
 from reclip_d2.config.checks import value_at
 from reclip_d2.config.keys import KEYS
 from reclip_d2.errors import ReclipError
@@ -90,6 +91,7 @@ class AttentionInput:
         count: number of the tower's blocks.
         is_pooled: the tower pools its patches by attention after the last block (SigLIP, CoCa). The block is then not
             trained for a class token, and Z is the value path of the pooling.
+        feedback: a change of the scores, for attentions that :attr:`DenseAttention.takes_feedback`; None for none.
     """
 
     images: Tensor
@@ -101,6 +103,7 @@ class AttentionInput:
     earlier: Mapping[int, BlockInput] = dataclasses.field(default_factory=dict)
     count: int = 1
     is_pooled: bool = False
+    feedback: Feedback | None = None
 
     @property
     def patches(self) -> Tensor:
@@ -121,6 +124,7 @@ class DenseAttention(nn.Module, abc.ABC):
         other_keys: config keys that ``from_config`` reads besides, such as a helper model's.
         uses_mlp: whether the last block's MLP is used; only then does it train with ``MODEL.CLIP.FINE_TUNE``.
         upsampling: integer factor from the patch grid to the output grid, for helpers with smaller patches.
+        takes_feedback: whether it changes its scores by :attr:`AttentionInput.feedback`.
     """
 
     name: ClassVar[str]
@@ -128,6 +132,7 @@ class DenseAttention(nn.Module, abc.ABC):
     other_keys: ClassVar[Sequence[str]] = ()
     uses_mlp: bool = False
     upsampling: int = 1
+    takes_feedback: ClassVar[bool] = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> DenseAttention:

@@ -6,8 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from reclip_d2.backbones.dense_attention.base import DENSE_ATTENTION_REGISTRY, AttentionInput
-from reclip_d2.backbones.dense_attention.rows import attend
-from reclip_d2.backbones.dense_attention.softmax import SoftmaxAttention, valid_tokens
+from reclip_d2.backbones.dense_attention.softmax import SoftmaxAttention, attend_to_block
 
 
 @DENSE_ATTENTION_REGISTRY.register()
@@ -20,4 +19,4 @@ class ClearCLIPAttention(SoftmaxAttention):
         block, normed = inputs.block, inputs.block.norm(inputs.tokens)
         queries = block.split_heads(block.queries(normed))
         values = block.split_heads(block.values(normed))
-        return block.merge_heads(attend(queries[:, :, inputs.class_tokens :], queries, values, valid_tokens(inputs)))
+        return block.merge_heads(attend_to_block(inputs, queries[:, :, inputs.class_tokens :], queries, values))

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reclip_d2.backbones.dense_attention.base import DENSE_ATTENTION_REGISTRY, AttentionInput
-from reclip_d2.backbones.dense_attention.rows import attend
-from reclip_d2.backbones.dense_attention.softmax import SoftmaxAttention, valid_tokens
+from reclip_d2.backbones.dense_attention.softmax import SoftmaxAttention, attend_to_block
 
 
 @DENSE_ATTENTION_REGISTRY.register()
@@ -42,7 +41,7 @@ class NACLIPAttention(SoftmaxAttention):
         keys = block.split_heads(block.keys(normed))
         values = block.split_heads(block.values(normed))
         bias = gaussian_bias(inputs.grid, self.sigma, inputs.class_tokens, keys)
-        return attend(keys[:, :, inputs.class_tokens :], keys, values, valid_tokens(inputs), bias)
+        return attend_to_block(inputs, keys[:, :, inputs.class_tokens :], keys, values, bias)
 
 
 def gaussian_bias(grid: tuple[int, int], sigma: float, class_tokens: int, like: Tensor) -> Callable[[slice], Tensor]:

@@ -28,6 +28,7 @@ class RADSegAttention(SoftmaxAttention):
     """
 
     name = "radseg"
+    takes_feedback = False
     paper_residual = True
     options = {
         "residual": "MODEL.CLIP.ATTENTION_RESIDUAL",

@@ -2,8 +2,7 @@
 Vision-language Inference", CVPR 2025).
 
 Only its first module, residual cross-correlation self-attention (RCS), is here. The second, semantic feedback
-refinement (SFR), needs the class list: image features would no longer be independent of it, on which the feature store
-and shared hypotheses rely.
+refinement (SFR), needs predicted labels: it is a refinement of predictions, ``TEST.REFINE sfr``.
 """
 
 from __future__ import annotations

@@ -31,24 +31,27 @@ def attend(
     values: Tensor,
     valid: Tensor | None = None,
     bias: Callable[[slice], Tensor] | None = None,
+    gain: float = 1.0,
 ) -> Tensor:
-    """``softmax(q k^T / sqrt(d) + bias) v`` for each head: ``(B, G, r, d)``.
+    """``softmax(gain q k^T / sqrt(d) + bias) v`` for each head: ``(B, G, r, d)``.
 
     Args:
         queries: ``(B, G, r, d)``.
         keys, values: ``(B, G, T, d)``.
         valid: ``(B, T)`` bool, the keys that count; None for all. At least one must be valid in each image.
         bias: additional scores ``(rows, T)`` of some queries; None for none.
+        gain: factor of the scores.
     """
+    scale = None if gain == 1 else gain / queries.shape[-1] ** 0.5
     if bias is None:
         mask = None if valid is None else valid[:, None, None, :]
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
     outputs = []
     for rows in row_blocks(queries.shape[2], queries.shape[0] * queries.shape[1] * keys.shape[2]):
         mask = bias(rows).to(queries.dtype)[None, None]
         if valid is not None:
             mask = mask.masked_fill(~valid[:, None, None, :], torch.finfo(mask.dtype).min)
-        outputs.append(F.scaled_dot_product_attention(queries[:, :, rows], keys, values, attn_mask=mask))
+        outputs.append(F.scaled_dot_product_attention(queries[:, :, rows], keys, values, attn_mask=mask, scale=scale))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 

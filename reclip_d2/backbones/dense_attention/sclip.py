@@ -6,8 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from reclip_d2.backbones.dense_attention.base import DENSE_ATTENTION_REGISTRY, AttentionInput
-from reclip_d2.backbones.dense_attention.rows import attend
-from reclip_d2.backbones.dense_attention.softmax import SoftmaxAttention, valid_tokens
+from reclip_d2.backbones.dense_attention.softmax import SoftmaxAttention, attend_to_block
 
 
 @DENSE_ATTENTION_REGISTRY.register()
@@ -23,5 +22,5 @@ class SCLIPAttention(SoftmaxAttention):
         mixed = 0
         for project in (block.queries, block.keys):
             part = block.split_heads(project(normed))
-            mixed = mixed + attend(part[:, :, inputs.class_tokens :], part, values, valid_tokens(inputs))
+            mixed = mixed + attend_to_block(inputs, part[:, :, inputs.class_tokens :], part, values)
         return block.merge_heads(mixed)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from reclip_d2.backbones.dense_attention.base import AttentionInput, DenseAttention
+from reclip_d2.backbones.dense_attention.feedback import Rows
+from reclip_d2.backbones.dense_attention.rows import attend
 
 
 class SoftmaxAttention(DenseAttention):
@@ -21,6 +23,7 @@ class SoftmaxAttention(DenseAttention):
 
     options = {"residual": "MODEL.CLIP.ATTENTION_RESIDUAL"}
     paper_residual: bool = False
+    takes_feedback = True
 
     def __init__(self, residual: str = "paper") -> None:
         """
@@ -45,6 +48,23 @@ class SoftmaxAttention(DenseAttention):
             return out
         out = inputs.patches + out
         return out + inputs.block.mlp(out)
+
+
+def attend_to_block(
+    inputs: AttentionInput, queries: Tensor, keys: Tensor, values: Tensor, bias: Rows | None = None
+) -> Tensor:
+    """:func:`~reclip_d2.backbones.dense_attention.rows.attend` for the patches: ``(B, G, n, d)``, with valid tokens as
+    keys and with any feedback.
+
+    Args:
+        queries: ``(B, G, n, d)`` of the patches.
+        keys, values: ``(B, G, T, d)``.
+        bias: see :func:`~reclip_d2.backbones.dense_attention.rows.attend`.
+    """
+    feedback, valid = inputs.feedback, valid_tokens(inputs)
+    if feedback is None:
+        return attend(queries, keys, values, valid, bias)
+    return attend(queries, keys, values, valid, feedback.added_to(bias, inputs.class_tokens), feedback.gain)
 
 
 def valid_tokens(inputs: AttentionInput) -> Tensor | None:

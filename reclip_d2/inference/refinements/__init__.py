@@ -13,11 +13,13 @@ from reclip_d2.inference.refinements.denoise import Denoise
 from reclip_d2.inference.refinements.lposs import LPOSS
 from reclip_d2.inference.refinements.pamr import PAMR
 from reclip_d2.inference.refinements.region_vote import RegionVote
+from reclip_d2.inference.refinements.sfr import SFR
 
 __all__ = [
     "LPOSS",
     "PAMR",
     "REFINEMENTS",
+    "SFR",
     "BankRefinement",
     "Denoise",
     "Grid",

@@ -6,7 +6,7 @@ Shape letters: C classes, D width of the features, (h, w) grid of the logits, (H
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import Tensor
 
+from reclip_d2.backbones.dense_attention.feedback import Feedback
 from reclip_d2.errors import ReclipError
 from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
@@ -37,6 +38,7 @@ class Grid:
         features: ``(D, h', w')`` on the patch grid, if :attr:`Refinement.needs_features`.
         padding_counts: whether padding is part of the image (``TEST.PADDING stretch``).
         class_ids: the model's class of each of the C, if they are a subset; None for all.
+        again: the grid of another forward pass, with feedback to the dense attention; without refinements.
     """
 
     logits: Tensor
@@ -45,6 +47,7 @@ class Grid:
     features: Tensor | None = None
     padding_counts: bool = False
     class_ids: Sequence[int] | None = None
+    again: Callable[[Feedback], Grid] | None = None
 
     @property
     def size(self) -> tuple[int, int]:

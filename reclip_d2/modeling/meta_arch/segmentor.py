@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from reclip_d2.backbones.dense_attention.feedback import Feedback
 from reclip_d2.backbones.interface import VisionLanguageBackbone
 from reclip_d2.backbones.query import check_class_names, get_templates
 from reclip_d2.config.keys import KEYS
@@ -91,6 +92,14 @@ class CLIPSegmentor(LanguageSegmentor):
     def predicting_features(self, features: Tensor) -> Tensor:
         """Image features Z as :meth:`segment` uses them: rounded if ``half_features``."""
         return round_features(features) if self.half_features else features
+
+    def segment_with_feedback(
+        self, image: Tensor, image_sizes: ImageSizes | None, feedback: Feedback
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`segment` for one image, with feedback to the dense attention."""
+        features = self.predicting_features(self.backbone.dense_with_feedback(image, image_sizes, feedback))
+        size = (image.shape[-2], image.shape[-1])
+        return features, self.segment_views(ViewBatch(features, list(image_sizes or [size]), None))
 
     def segment_views(self, batch: ViewBatch) -> Tensor:
         """Mask logits M_o ``(B, C, h, w)`` of views with given features: see :meth:`segment`."""

@@ -1,5 +1,6 @@
 """sclip, clearclip, naclip, resclip and radseg against literal formulas in float64."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from reclip_d2.backbones.dense_attention.base import AttentionInput
 from reclip_d2.backbones.dense_attention.clearclip import ClearCLIPAttention
+from reclip_d2.backbones.dense_attention.feedback import Feedback
 from reclip_d2.backbones.dense_attention.naclip import NACLIPAttention
 from reclip_d2.backbones.dense_attention.radseg import RADSegAttention
 from reclip_d2.backbones.dense_attention.resclip import ResCLIPAttention
@@ -155,3 +157,27 @@ def test_radseg_features():
         similarities = cosines(one)
         expected = literal_softmax(only_positive(7.0 * (similarities - similarities.mean()))) @ one
         torch.testing.assert_close(own, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [ClearCLIPAttention, SCLIPAttention, NACLIPAttention, ResCLIPAttention])
+def test_feedback(kind):
+    """Scores are ``gain s + bias``; class tokens get no bias, and NACLIP's Gaussian is added afterwards."""
+    attention = kind("drop")
+    inputs = make_input(attention)
+    bias = torch.rand(15, 15, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    inputs = dataclasses.replace(inputs, feedback=Feedback(1.7, lambda rows: bias[rows]))
+    queries, keys, values = literal_projections(inputs.tokens[0], last_block())
+    added = torch.zeros(16, 16, dtype=torch.float64)
+    added[1:, 1:] = bias
+    local = gaussian(inputs.grid, 5.0) if isinstance(attention, NACLIPAttention) else torch.zeros_like(added)
+    parts = {ClearCLIPAttention: (queries,), SCLIPAttention: (queries, keys)}.get(kind, (keys,))
+    mixed = []
+    for index in range(HEADS):
+        weights = sum(literal_softmax(1.7 * self_scores(head(part, index)) + added + local) for part in parts)
+        if kind is ResCLIPAttention:
+            weights = 0.7 * weights
+            for number, earlier in inputs.earlier.items():
+                q, k, _ = literal_projections(earlier.tokens[0], tower().transformer.resblocks[number])
+                weights = weights + 0.3 / len(inputs.earlier) * literal_softmax(head(q, index) @ head(k, index).T / 4)
+        mixed.append(weights @ head(values, index))
+    check(attention, inputs, literal_output(torch.cat(mixed, dim=1), last_block()))
