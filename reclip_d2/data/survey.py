@@ -1,8 +1,8 @@
 """Survey of a user's images: which can be read, how large they are, and what to train on.
 
 Every image is decoded once, so that broken files are found before hours of training; of GeoTIFFs, the windows to train
-on are cut out. Results are cached in a JSON
-Lines file, one line per image, and are valid until the image's content changes.
+on are cut out. Results are cached in a JSON Lines file, one line per image, and are valid until the image's content
+changes.
 """
 
 from __future__ import annotations

@@ -102,12 +102,12 @@ class AcrossConditions:
         return [*self.pretrainings, *(result for m in self.by_condition.values() for result in m.all_results())]
 
     def training_seconds(self, key: str) -> str:
-        """Mean seconds of an experiment's training, over all conditions; ``none`` without training."""
+        """Median seconds of an experiment's training, over all conditions; ``none`` without training."""
         trainings = [r["training"] for m in self.by_condition.values() for r in m.results[key].values()]
         if not trainings:
             return ""
         seconds = [t["seconds"] for t in trainings if t and not t["first_iteration"]]
-        return f"{statistics.mean(seconds):.0f}" if seconds else "resumed" if any(trainings) else "none"
+        return f"{statistics.median(seconds):.0f}" if seconds else "resumed" if any(trainings) else "none"
 
     def judge(self, claim: Claim, table: Table) -> JudgedAcross:
         """Verdicts on a claim, with the explanation unless it holds everywhere."""

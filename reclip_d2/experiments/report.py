@@ -227,7 +227,7 @@ def _runs(measured: AcrossConditions) -> list[dict[str, Any]]:
                 "config": experiment.config + kind,
                 "overrides": {name: value for name, value in overrides.items() if name not in suite.common},
                 "teacher": experiment.teacher,
-                "seconds": f"{statistics.mean(seconds):.0f}" if seconds else "not run",
+                "seconds": f"{statistics.median(seconds):.0f}" if seconds else "not run",
             }
         )
     return runs
