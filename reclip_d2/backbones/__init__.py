@@ -11,9 +11,5 @@ To add an attention, put a file with a registered ``DenseAttention`` into ``dens
 is the one for CLIP.
 """
 
-from reclip_d2.backbones.lazy_transformers import install_finder
-
-install_finder()
-
 # The CLIP that ships with the package. Defined here so that reading it imports neither torch nor open_clip.
 EMBEDDED_MODEL_NAME = "reclip-embedded"

@@ -11,8 +11,8 @@ from typing import Any
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 
 from reclip_d2.backbones.download import is_reachable
-from reclip_d2.backbones.lazy_transformers import use_transformers
 from reclip_d2.errors import ReclipError
+from reclip_d2.utils.lazy_transformers import use_transformers
 
 KEY = "MODEL.CLIP.TEXT_FILES"
 # One of these is in every folder of a tokenizer.

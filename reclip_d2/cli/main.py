@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from reclip_d2.cli.arguments import COMMANDS
 from reclip_d2.errors import ReclipError, exit_on_error
+from reclip_d2.utils.lazy_transformers import install_finder
 from reclip_d2.workspace.options import in_options
 
 # PyPI has no official release of Detectron2.
@@ -59,4 +60,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. Exits with 0, 1 or 2 after a user's error, or 130 when interrupted."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
+    install_finder()
     sys.exit(_run(sys.argv[1:] if arguments is None else arguments))

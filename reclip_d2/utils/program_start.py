@@ -1,11 +1,14 @@
 """The first import of every program: makes Ctrl-C one line while the libraries load, which takes seconds.
 
 Once ``main`` runs, ``exit_on_error`` does that. Importing the package also filters the libraries' messages.
+Programs leave transformers out until they need it, see :mod:`~reclip_d2.utils.lazy_transformers`.
 """
 
 import multiprocessing
 import sys
 from types import TracebackType
+
+from reclip_d2.utils.lazy_transformers import install_finder
 
 _traceback = sys.excepthook
 
@@ -19,3 +22,4 @@ def _one_line_when_interrupted(kind: type[BaseException], error: BaseException, 
 
 
 sys.excepthook = _one_line_when_interrupted
+install_finder()

@@ -6,8 +6,7 @@ import types
 
 import pytest
 
-import reclip_d2.backbones  # noqa: F401  (installs the finder)
-from reclip_d2.backbones import lazy_transformers
+from reclip_d2.utils import lazy_transformers
 
 SOURCE = """
 try:
@@ -24,6 +23,8 @@ def two_packages(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(SOURCE if name == "open_clip" else "AutoModel = 'a class'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    lazy_transformers.install_finder()
     for name in [name for name in sys.modules if name.partition(".")[0] in ("open_clip", "transformers")]:
         monkeypatch.delitem(sys.modules, name)
 
@@ -39,7 +40,7 @@ def test_an_import_from_before_counts(two_packages):
     assert importlib.import_module("open_clip").transformers is transformers
 
 
-def test_the_finder_is_installed_once():
+def test_the_finder_is_installed_once(two_packages):
     before = list(sys.meta_path)
     lazy_transformers.install_finder()
     assert sys.meta_path == before

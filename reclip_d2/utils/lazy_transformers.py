@@ -1,8 +1,9 @@
-"""open_clip without transformers, until a text tower needs it.
+"""open_clip without transformers, until a text tower needs it: in this project's programs alone.
 
 Where transformers is installed, open_clip imports it with its text towers, which few models have: a third more time to
 start each program. With the finder of this module, open_clip is imported as if transformers were missing, and
-:func:`use_transformers` gives it what it lacks. Nothing happens if another package has imported either before.
+:func:`use_transformers` gives it what it lacks. In other programs, which may use open_clip themselves, nothing changes;
+nor does anything if another package has imported either before.
 """
 
 from __future__ import annotations
