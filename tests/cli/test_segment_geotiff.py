@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -157,8 +156,9 @@ def test_bands_and_stretch(segment, reclip, scenes, tmp_path):
 
 def test_a_bank_is_made_from_windows(segment, scenes, tmp_path, monkeypatch):
     """And an engine that makes the masks of pictures leaves GeoTIFFs to this process."""
-    engine = SimpleNamespace(make_masks=lambda folder, model: lambda request, images, stage: {})
-    monkeypatch.setattr(segment_module, "engine_of", lambda options: engine)
+    monkeypatch.setattr(segment_module, "engine_of", lambda *arguments: "an engine")
+    monkeypatch.setattr(segment_module, "masks_on_ray", lambda engine, folder, model: lambda request, images, stage: {})
+    monkeypatch.setattr(training, "make_parts", lambda engine, cfg: None)
     assert segment("--bank", images=("scenes",), keys=KEYS).status == 0
     assert (tmp_path / "out" / "run" / "rectified" / "bank.safetensors").exists()
     for folder in ("masks", "previous-maskclip-ignore/masks"):

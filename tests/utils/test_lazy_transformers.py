@@ -8,6 +8,7 @@ import pytest
 
 from reclip_d2.utils import lazy_transformers
 
+PACKAGES = ("open_clip", "transformers")
 SOURCE = """
 try:
     import transformers
@@ -18,15 +19,20 @@ except ImportError:
 
 @pytest.fixture
 def two_packages(tmp_path, monkeypatch):
-    """An open_clip that imports a transformers if it can; neither has been imported."""
-    for name in ("open_clip", "transformers"):
+    """An open_clip that imports a transformers if it can; neither has been imported. Both are forgotten afterwards."""
+    for name in PACKAGES:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(SOURCE if name == "open_clip" else "AutoModel = 'a class'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     lazy_transformers.install_finder()
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("open_clip", "transformers")]:
-        monkeypatch.delitem(sys.modules, name)
+    modules = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in PACKAGES}
+    for name in modules:
+        del sys.modules[name]
+    yield
+    for name in PACKAGES:
+        sys.modules.pop(name, None)
+    sys.modules.update(modules)
 
 
 def test_open_clip_does_not_import_transformers(two_packages):

@@ -3,6 +3,7 @@
 import math
 import os
 import pty
+import select
 import sys
 
 import pytest
@@ -180,7 +181,10 @@ def terminal(monkeypatch):
 
         def read() -> str:
             stream.flush()
-            return os.read(master, 1 << 20).decode()
+            parts = []
+            while select.select([master], [], [], 0.1)[0]:  # one read may return a part of it
+                parts.append(os.read(master, 1 << 20))
+            return b"".join(parts).decode()
 
         return read
 
