@@ -24,13 +24,13 @@ import collections
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from reclip_d2.cli.arguments import add_engine_arguments
 from reclip_d2.data.classes import class_names_of
 from reclip_d2.engine.program import argument_parser, run_program, setup
 from reclip_d2.errors import ReclipError, exit_on_error
 from reclip_d2.hypothesis.training_records import TrainingImages, build_training_records, make_hypothesis_part
 from reclip_d2.modeling.build import shared_backbones
 from reclip_d2.utils.work_shard import WorkShard
-from reclip_d2.workspace.options import ENGINES
 from reclip_d2.workspace.predict import engine_of
 from reclip_d2.workspace.ray_parts import make_parts
 from reclip_d2.workspace.stores import make_part, store_parts
@@ -82,14 +82,7 @@ def parser() -> argparse.ArgumentParser:
     result = argument_parser()
     result.add_argument("--features", action="store_true", help="also make the feature stores of FEATURE_STORE")
     result.add_argument("--shard", metavar="I/N", help="compute part I of N; the last part writes the file")
-    result.add_argument(
-        "--engine", choices=list(ENGINES), default="local",
-        help="compute in these processes (local), or on Ray, over the processes of this machine or the cluster of"
-        " RAY_ADDRESS (default: %(default)s)",
-    )  # fmt: skip
-    result.add_argument(
-        "--workers", type=int, metavar="N", help="worker processes of Ray (default: one per GPU or CPU)"
-    )
+    add_engine_arguments(result, "hypotheses (and features)")
     return result
 
 

@@ -86,12 +86,12 @@ def _add_shard_argument(parser: argparse.ArgumentParser, what: str) -> None:
     )  # fmt: skip
 
 
-def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where masks, hypotheses and features are made."""
+def add_engine_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """Where ``what`` is made."""
     parser.add_argument(
         "--engine", choices=list(ENGINES), default="local",
-        help="make masks (segment: also hypotheses and features) in this process (local), or on Ray, over the processes"
-        " of this machine or the cluster of RAY_ADDRESS (default: %(default)s)",
+        help=f"make {what} in this process (local), or on Ray, over the processes of this machine or the cluster of"
+        " RAY_ADDRESS (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--workers", type=int, metavar="N", help="worker processes of Ray (default: one per GPU or CPU)"
@@ -188,7 +188,7 @@ def _add_segment_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE|NAME",
         help="initial weights of the student's backbone (default: the config's)",
     )
-    _add_engine_arguments(parser)
+    add_engine_arguments(parser, "masks, hypotheses and features")
     _add_shard_argument(parser, "compute only part I of N of hypotheses and features, and stop before the training")
     parser.add_argument(
         "--tile", type=int, metavar="PIXELS",
@@ -209,7 +209,7 @@ def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_output_arguments(parser)
     parser.add_argument("--use", choices=list(TITLES), help="model to use (default: the one whose masks were kept)")
-    _add_engine_arguments(parser)
+    add_engine_arguments(parser, "masks")
     _add_shard_argument(parser, "predict only part I of N of the images")
     _add_background_argument(parser)
     _add_geo_arguments(parser)

@@ -56,6 +56,8 @@ def _announce(source: ExportSource, options: ExportOptions) -> None:
     output = "labels" if options.labels else "logits"
     print_field("model", f"{TITLES[source.kind]}{f', {source.weights}' if source.weights else ''}")
     print_field("format", f"{options.format}, {size}, {options.input_type} in, {output} out")
+    if source.cfg.TEST.REFINE:
+        print_field("left out", f"TEST.REFINE {', '.join(source.cfg.TEST.REFINE)}: files contain the network alone")
 
 
 def _source(args: argparse.Namespace) -> ExportSource:

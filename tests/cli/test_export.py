@@ -53,6 +53,15 @@ def test_the_file_gives_the_masks_of_the_run(reclip, model, photos, tmp_path):
     assert json.loads(metadata.value) == json.loads((tmp_path / "deployed" / "classes.json").read_text())
 
 
+def test_refinements_are_left_out_with_a_word(reclip, model):
+    call = ("export", "--model", "out", "--format", "torchscript", "--output")
+    result = reclip(*call, "plain.pt")
+    assert result.status == 0 and "left out" not in result.out
+    result = reclip(*call, "refined.pt", "--opts", "TEST.REFINE", "['flip', 'pamr']")
+    assert result.status == 0
+    assert "left out  TEST.REFINE flip, pamr: files contain the network alone" in result.out
+
+
 def test_background(reclip, model, tmp_path):
     # Two of the model's five classes are background names.
     call = ("export", "--model", "out", "--format", "onnx")
