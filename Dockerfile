@@ -5,7 +5,8 @@
 #     docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/work" --volume reclip-cache:/cache reclip_d2 \
 #         segment photos --classes classes.txt --output out   # with --gpus all for reclip_d2:cuda
 #
-# Both install PyTorch from PyPI, which brings its CUDA libraries (3 GB). The CPU image does without the kernels for GPUs.
+# Both install PyTorch from PyPI, which brings its CUDA libraries (3 GB of downloads; the environment takes 7 GB). The CPU
+# image does without the kernels for GPUs.
 
 # ---- CPU ----------------------------------------------------------------------------------------------------------
 FROM python:3.11-slim-bookworm AS python-cpu
@@ -18,11 +19,10 @@ RUN apt-get update \
 RUN python -m venv /opt/reclip
 ENV PATH=/opt/reclip/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY requirements.txt /src/
+COPY tools/install_pinned.sh /src/tools/
 WORKDIR /src
 # Versions and hashes are those of the tested environment.
-RUN awk '/^[^ #]/ { wanted = /^(packaging|setuptools|wheel)==/ } wanted' requirements.txt > /tmp/first.txt \
-    && pip install --require-hashes --requirement /tmp/first.txt \
-    && pip install --require-hashes --no-build-isolation --requirement requirements.txt
+RUN tools/install_pinned.sh python
 COPY . /src
 RUN pip install --no-build-isolation --no-deps . && python -m reclip_d2.install_detectron2
 
@@ -44,10 +44,9 @@ RUN apt-get update \
 RUN python3 -m venv /opt/reclip
 ENV PATH=/opt/reclip/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY requirements.txt /src/
+COPY tools/install_pinned.sh /src/tools/
 WORKDIR /src
-RUN awk '/^[^ #]/ { wanted = /^(packaging|setuptools|wheel)==/ } wanted' requirements.txt > /tmp/first.txt \
-    && pip install --require-hashes --requirement /tmp/first.txt \
-    && pip install --require-hashes --no-build-isolation --requirement requirements.txt
+RUN tools/install_pinned.sh python
 COPY . /src
 ARG CUDA_ARCHITECTURES="7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 RUN FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$CUDA_ARCHITECTURES" pip install --no-build-isolation --no-deps . \

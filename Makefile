@@ -81,8 +81,8 @@ $(STATE)/venv: $(if $(shell $(PY) -c 'print(1)' 2>/dev/null),,FORCE)
 	mkdir -p $(STATE); touch $@
 
 # 2. The packages and Detectron2. Packages that an interrupted pip left half-installed have no INSTALLER file, but pip
-#    would consider them installed: they are removed first. Files whose SHA-256 is not in requirements.txt are rejected.
-#    The three packages that build source archives come first, so that no build downloads anything.
+#    would consider them installed: they are removed first. The sizes were measured on Linux x86-64.
+free = $$(df -Pk "$(1)" | awk 'NR == 2 { printf "%.1f GB free", $$4 * 1024 / 1e9 }')
 $(STATE)/packages: $(STATE)/venv requirements.txt $(wildcard reclip_d2/install_detectron2/*.py)
 	@if [ -e $(STATE)/owned ]; then \
 	  find $(VENV)/lib/python3*/site-packages -maxdepth 1 -name '*.dist-info' ! -exec test -e '{}/INSTALLER' \; \
@@ -90,22 +90,26 @@ $(STATE)/packages: $(STATE)/venv requirements.txt $(wildcard reclip_d2/install_d
 	fi; \
 	if [ -e $(STATE)/owned ] && $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
 	  echo "environment: installing the pinned packages. The first time PyTorch and its CUDA libraries are downloaded,"; \
-	  echo "environment: about 3 GB: some minutes to half an hour, as fast as your line is. Interrupt and repeat at will."; \
-	  { $(PY) -m pip install --require-hashes --requirement \
-	      <(awk '/^[^ #]/ { wanted = /^(packaging|setuptools|wheel)==/ } wanted' requirements.txt) \
-	    && $(PY) -m pip install --require-hashes --no-build-isolation --requirement requirements.txt; \
-	  } || { echo "error: the pinned packages were not installed; pip names the package and the reason above" >&2; exit 1; }; \
+	  echo "environment: about 3 GB: some minutes to half an hour, as fast as your line is. It takes 7 GB of disk. Interrupt it"; \
+	  echo "environment: and repeat it at will."; \
+	  bash tools/install_pinned.sh $(PY); \
 	else \
 	  echo "environment: installing what is missing; PyTorch, if it is missing, is about 3 GB with its CUDA libraries"; \
 	  $(PY) -m pip install 'setuptools>=77' wheel 'torch>=2.6' torchvision; \
-	fi
+	fi || { \
+	  echo "error: the packages were not installed; pip names the package and the reason above. If the disk is full:" \
+	    "$(VENV) needs about 7 GB ($(call free,$(VENV))); pip's temporary files need 2 GB in $${TMPDIR:-/tmp}" \
+	    "($(call free,$${TMPDIR:-/tmp}); TMPDIR sets the folder); pip's cache takes 3 GB (PIP_NO_CACHE_DIR=1: none)" >&2; \
+	  exit 1; \
+	}
 	@echo "environment: installing Detectron2"
 	@$(PY) -m reclip_d2.install_detectron2
 	@touch $@
 
-# 3. reclip_d2 itself, editable (by a path, so that a folder of its name next to the working folder does not hide it), with its extension; repeated when its build changes, or when the environment was
-#    used for another checkout. Without a C++ compiler the package is installed without its extension, which is slower;
-#    an extension that does not compile is an error.
+# 3. reclip_d2 itself, editable (by a path, so that a folder of its name next to the working folder does not hide it),
+#    with its extension; repeated when its build changes, or when the environment was used for another checkout. Without a
+#    C++ compiler the package is installed without its extension, which is slower; an extension that does not compile is
+#    an error.
 $(STATE)/installed: $(STATE)/packages setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*) \
     $(if $(filter $(CURDIR),$(shell cat $(STATE)/installed 2>/dev/null)),,FORCE)
 	@set -- $${CXX:-c++}; \

@@ -2,7 +2,13 @@
 
 import functools
 import importlib.metadata
+import json
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,3 +107,77 @@ def test_what_the_packages_ask_for_is_there():
             assert needed in locked, f"{name} needs {needed}: {REMEDY}"
             assert requirement.specifier.contains(locked[needed][0], prereleases=True), f"{name} needs {requirement}"
             todo.append((needed, requirement.extras))
+
+
+def _interpreter(path, fails_at=0):
+    """A program that passes ``-c`` on to Python and records calls of pip, with the text of the requirements file.
+
+    Call number ``fails_at`` fails.
+    """
+    path.parent.mkdir(parents=True)
+    record = path.parent / "calls.jsonl"
+    path.with_name("pip.py").write_text(
+        f"""
+import json, sys
+options, text = sys.argv[1:], ""
+if "--requirement" in options:
+    *options, _, requirements = options
+    text = open(requirements).read()
+with open({str(record)!r}, "a+") as file:
+    file.write(json.dumps([options, text]) + "\\n")
+    file.seek(0)
+    sys.exit(3 if len(list(file)) == {fails_at} else 0)
+"""
+    )
+    python = shlex.quote(sys.executable)
+    pip = shlex.quote(str(path.with_name("pip.py")))
+    path.write_text(f'#!/bin/sh\n[ "$1" != -m ] || {{ shift 2; exec {python} -S {pip} "$@"; }}\nexec {python} "$@"\n')
+    path.chmod(0o755)
+    return record
+
+
+def test_the_large_packages_are_installed_in_separate_calls_of_pip(tmp_path):
+    """A call of pip keeps all its downloads until it ends: CUDA's and PyTorch's must not be kept together."""
+    record = _interpreter(tmp_path / "bin" / "python")
+    subprocess.run(["bash", ROOT / "tools" / "install_pinned.sh", tmp_path / "bin" / "python"], check=True)
+    options, texts = zip(*map(json.loads, record.read_text().splitlines()), strict=True)
+    assert options == (
+        ["install", "--require-hashes"],
+        ["install", "--require-hashes", "--no-deps"],
+        ["install", "--require-hashes", "--no-deps"],
+        ["install", "--require-hashes", "--no-build-isolation"],
+    )
+    whole = (ROOT / "requirements.txt").read_text()
+    assert texts[3] == whole
+    names = [re.findall(r"(?m)^([^\s#=]+)==", text) for text in texts]
+    assert names[0] == ["packaging", "setuptools", "wheel"] and names[2] == ["torch", "torchvision", "triton"]
+    assert names[1] == [name for name in names[3] if name.split("-")[0] in ("nvidia", "cuda")]
+    assert {"nvidia-cudnn-cu13", "cuda-toolkit"} <= set(names[1])
+    for text in texts[:3]:  # each requirement with all its hashes, as in the whole file
+        for block in re.findall(r"(?m)^[^\s#].*\n(?:[ ].*\n)*", text):
+            assert "--hash=sha256:" in block and block in whole
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(("owned", "calls"), [(True, 2), (False, 1)])
+def test_a_failed_installation_says_what_disk_it_needs(tmp_path, owned, calls):
+    state = tmp_path / "venv" / ".reclip_d2"
+    record = _interpreter(tmp_path / "venv" / "bin" / "python", fails_at=calls)
+    state.mkdir()
+    (state / "venv").touch()  # the interpreter is done
+    if owned:
+        (state / "owned").touch()
+        (tmp_path / "venv" / "lib" / "python3" / "site-packages").mkdir(parents=True)
+    result = subprocess.run(
+        ["make", "--silent", f"VENV={tmp_path / 'venv'}", state / "packages"],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode != 0 and not (state / "packages").exists()
+    assert len(record.read_text().splitlines()) == calls
+    (message,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
+    free = r"\(\d+\.\d GB free"
+    assert re.search(rf"{re.escape(str(tmp_path))}/venv needs about 7 GB {free}\)", message), message
+    assert re.search(rf"{re.escape(str(tmp_path))} {free}; TMPDIR sets", message), message
