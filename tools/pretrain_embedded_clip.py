@@ -5,10 +5,12 @@ Two losses on rendered pictures and their captions (the task's scenes are never 
 
 - image loss: CLIP's loss between the global features of compositions and close-ups and their captions, with equal
   captions in a batch counted once;
-- region loss: the mean value-path feature of boxes that show one material, classified among *all* names of
-  the world, with the names' frequencies in captions as targets. It creates dense features (captions of whole
-  images alone leave a model of this size at chance), and unlike the image loss it keeps the prior of the
-  names: the class-preference bias that rectification removes.
+- region loss: the feature of boxes that show one material, classified among *all* names of the world, with the
+  names' frequencies in captions as targets. It creates dense features (captions of whole images alone leave a
+  model of this size at chance), and unlike the image loss it keeps the prior of the names: the class-preference
+  bias that rectification removes. ``--region-features`` says what a box's feature is: the mean of the value path,
+  or what the class token becomes when the last block lets it see the box alone.
+
 Training starts easy: close-ups count as regions and both names of a material are equally frequent; later only
 compositions count, and finally the rare names become rare.
 
@@ -34,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reclip_d2.backbones.dense_attention import ValueAttention
+from reclip_d2.backbones.dense_attention import AttentionInput, ValueAttention
 from reclip_d2.backbones.embedded import (
     EMBEDDED_CHECKPOINT,
     EMBEDDED_MODEL_NAME,
@@ -75,25 +77,49 @@ def normalize_images(images: Tensor) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
-def image_features(visual: nn.Module, images: Tensor, dense_count: int) -> tuple[Tensor, Tensor]:
-    """Global and dense features, computed efficiently: the last block's attention has one query.
+def global_features(visual: nn.Module, tokens: Tensor, hidden: Tensor | None = None) -> Tensor:
+    """Global features, computed efficiently: the last block's attention has one query, that of the class token.
 
     Args:
-        images: normalised, float32 (B, 3, S, S).
-        dense_count: number of images, from the first, that get dense features.
+        tokens: input of the last block, float32 (B, 1 + n, W), the class token first.
+        hidden: bool (B, 1 + n), tokens that the class token does not see there.
 
-        Returns:
-            Global features (B, D), as from ``encode_image``, and dense features Z (dense_count, n, D); rows have unit
-            length.
+    Returns:
+        float32 (B, D), rows of unit length; without ``hidden`` as from ``encode_image``.
     """
-    inputs, last = last_block_input(visual, images), visual.transformer.resblocks[-1]
-    tokens = inputs.tokens
+    last = visual.transformer.resblocks[-1]
     keys = last.ln_1(tokens)
-    pooled = tokens[:, :1] + last.ls_1(last.attn(keys[:, :1], keys, keys, need_weights=False)[0])
+    attended = last.attn(keys[:, :1], keys, keys, key_padding_mask=hidden, need_weights=False)[0]
+    pooled = tokens[:, :1] + last.ls_1(attended)
     pooled = (pooled + last.ls_2(last.mlp(last.ln_2(pooled))))[:, 0]
-    inputs = dataclasses.replace(inputs, images=images[:dense_count], tokens=tokens[:dense_count])
+    return F.normalize(visual.ln_post(pooled) @ visual.proj, dim=-1)
+
+
+def value_regions(visual: nn.Module, inputs: AttentionInput, owners: Tensor, weights: Tensor) -> Tensor:
+    """Features of regions: weighted means of the value path's features.
+
+    Args:
+        inputs: of the last block, for the images that have regions.
+        owners: int64 (R,), the image of each region.
+        weights: float32 (R, n), 0 outside of the region; rows sum to 1.
+
+    Returns:
+        float32 (R, D), rows of unit length.
+    """
     dense = project_dense(visual, ValueAttention(), inputs)
-    return F.normalize(visual.ln_post(pooled) @ visual.proj, dim=-1), dense
+    return F.normalize(torch.einsum("rn,rnd->rd", weights, dense.index_select(0, owners)), dim=-1)
+
+
+def class_token_regions(visual: nn.Module, inputs: AttentionInput, owners: Tensor, weights: Tensor) -> Tensor:
+    """Features of regions: the global feature, when the class token sees only the region in the last block.
+
+    Shapes as in :func:`value_regions`. No dense attention is trained by it, so that none is favoured.
+    """
+    hidden = torch.cat([torch.ones_like(weights[:, :1], dtype=torch.bool), weights == 0], dim=1)
+    return global_features(visual, inputs.tokens.index_select(0, owners), hidden)
+
+
+REGION_FEATURES = {"value": value_regions, "class_token": class_token_regions}
 
 
 def image_loss(logits: Tensor, names: Tensor) -> Tensor:
@@ -111,7 +137,7 @@ def image_loss(logits: Tensor, names: Tensor) -> Tensor:
 
 
 def train(
-    world: World, seed: int, steps: int, pool_size: int, threads: int
+    world: World, seed: int, steps: int, pool_size: int, threads: int, region_features: str = "value"
 ) -> tuple[open_clip.CLIP, Tensor, list[dict]]:
     """Pretrain; returns the model (its token embedding has K rows), the kept token ids (K,) and the log."""
     model = create_embedded_clip(seed).train()
@@ -147,11 +173,13 @@ def train(
         dense_count = len(images) if easy else COMPOSITIONS_PER_STEP
         owners, weights, materials = draw_regions(rng, fractions[:dense_count])
 
-        pooled, dense = image_features(model.visual, normalize_images(images), dense_count)
+        inputs = last_block_input(model.visual, normalize_images(images))
+        pooled = global_features(model.visual, inputs.tokens)
+        inputs = dataclasses.replace(inputs, images=inputs.images[:dense_count], tokens=inputs.tokens[:dense_count])
+        regions = REGION_FEATURES[region_features](model.visual, inputs, owners, weights)
         texts = torch.cat([captions.draw(rng, long=False), captions.draw(rng, long=True)])
         short, long = model.encode_text(texts, normalize=True).chunk(2)
         scale = model.logit_scale.exp()
-        regions = F.normalize(torch.einsum("rn,rnd->rd", weights, dense.index_select(0, owners)), dim=-1)
         target = torch.from_numpy(name_frequencies(rare_share))[materials]
         region = sum(F.cross_entropy(scale * regions @ text.T, target) for text in (short, long)) / 2
         image = image_loss(scale * pooled @ short.T, names)
@@ -222,6 +250,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--world", choices=sorted(WORLDS), default=EMBEDDED.name, help="world of the pictures")
     parser.add_argument("--log", help="JSON log to write (default: pretrain_log.json next to the checkpoint)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the world, the weights and the batches")
+    parser.add_argument(
+        "--region-features",
+        choices=sorted(REGION_FEATURES),
+        default="value",
+        help="what the region loss is computed on: the value path, or the class token within the region",
+    )
     parser.add_argument("--steps", type=int, default=STEPS, help="optimiser steps")
     parser.add_argument(
         "--pool", type=int, default=POOL, help="compositions, and as many close-ups, to render and draw from"
@@ -240,18 +274,20 @@ def pretrain(
     pool: int = POOL,
     threads: int = 1,
     eval_scenes: int = EVAL_SCENES,
+    region_features: str = "value",
 ) -> dict[str, Any]:
     """Pretrain, and write the checkpoint to ``out``, atomically.
 
     Args:
         threads: CPU threads for rendering.
+        region_features: a key of :data:`REGION_FEATURES`.
 
     Returns:
         The log: the settings, the seconds, the accuracies and the losses.
     """
     torch.set_flush_denormal(True)  # denormals of saturated probabilities slow down the CPU many times
     start = time.time()
-    model, token_ids, rows = train(world, seed, steps, pool, threads)
+    model, token_ids, rows = train(world, seed, steps, pool, threads, region_features)
     seconds = round(time.time() - start, 1)
     metadata = {
         "format": "pt",
@@ -259,10 +295,12 @@ def pretrain(
         "world": world.name,
         "seed": str(seed),
         "steps": str(steps),
+        "region_features": region_features,
     }
     save_embedded_checkpoint(out, model, token_ids, metadata)
     return {
-        "command": f"{PROGRAM} --world {world.name} --seed {seed} --steps {steps} --pool {pool}",
+        "command": f"{PROGRAM} --world {world.name} --seed {seed} --steps {steps} --pool {pool}"
+        f" --region-features {region_features}",
         "world": world.name,
         "seed": seed,
         "steps": steps,
@@ -296,6 +334,7 @@ def main() -> None:
         pool=args.pool,
         threads=args.threads,
         eval_scenes=args.eval_scenes,
+        region_features=args.region_features,
     )
     log = args.log or args.out.with_name("pretrain_log.json")
     with atomic_write(log) as temporary:

@@ -20,7 +20,7 @@ from reclip_d2.backbones import embedded
 from reclip_d2.backbones.dense_attention import ValueAttention
 from reclip_d2.backbones.query import get_templates, query_features
 from reclip_d2.backbones.text import TextEncoder
-from reclip_d2.backbones.vision import dense_image_features
+from reclip_d2.backbones.vision import dense_image_features, last_block_input
 from reclip_d2.errors import ReclipError
 from reclip_d2.toy.scenes import render_close_up, render_scene
 from reclip_d2.toy.worlds import EMBEDDED, EMBEDDED_CLASSES, NUM_MATERIALS, name_vocabulary
@@ -169,12 +169,40 @@ def test_image_loss_counts_equal_captions_once(program):
     torch.testing.assert_close(program.image_loss(logits, names), (to_text + to_image) / 2, check_dtype=False)
 
 
-def test_training_features_are_the_products_features(program, clip):
+@pytest.fixture
+def last_input(program, clip):
     images = program.normalize_images(torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8))
     with torch.no_grad():
-        pooled, dense = program.image_features(clip.visual, images, 1)
-        torch.testing.assert_close(pooled, F.normalize(clip.encode_image(images), dim=-1))
-        torch.testing.assert_close(dense, dense_image_features(clip.visual, images[:1], ValueAttention())[0])
+        yield last_block_input(clip.visual, images)
+
+
+def test_global_features_are_the_products_features(program, clip, last_input):
+    pooled = program.global_features(clip.visual, last_input.tokens)
+    torch.testing.assert_close(pooled, F.normalize(clip.encode_image(last_input.images), dim=-1))
+
+
+def test_value_regions_are_means_of_the_products_dense_features(program, clip, last_input):
+    weights = torch.zeros(2, 144)
+    weights[0, [3, 4]], weights[1, 100] = torch.tensor([0.25, 0.75]), 1.0
+    regions = program.value_regions(clip.visual, last_input, torch.tensor([1, 0]), weights)
+    dense, _ = dense_image_features(clip.visual, last_input.images, ValueAttention())
+    first = F.normalize(0.25 * dense[1, 3] + 0.75 * dense[1, 4], dim=0)
+    torch.testing.assert_close(regions, torch.stack([first, dense[0, 100]]))
+
+
+def test_a_class_token_region_is_the_global_feature_of_the_regions_tokens_alone(program, clip, last_input):
+    """Tokens outside of the region have no effect; a region of one token gets that token's value."""
+    weights = torch.zeros(2, 144)
+    weights[0, [3, 4, 20]], weights[1, 100] = 1 / 3, 1.0
+    regions = program.class_token_regions(clip.visual, last_input, torch.tensor([1, 1]), weights)
+    last, visual, tokens = clip.visual.transformer.resblocks[-1], clip.visual, last_input.tokens[1]
+    expected = []
+    for inside in ([3, 4, 20], [100]):
+        query, keys = last.ln_1(tokens[:1]), last.ln_1(tokens[[1 + i for i in inside]])
+        token = tokens[:1] + last.attn(query[None], keys[None], keys[None], need_weights=False)[0][0]
+        token = token + last.mlp(last.ln_2(token))
+        expected.append(F.normalize(visual.ln_post(token) @ visual.proj, dim=-1))
+    torch.testing.assert_close(regions, torch.cat(expected))
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +224,11 @@ def test_program_writes_a_checkpoint_that_loads(tiny_run):
     assert log["steps"] == 3 and log["training"][-1]["step"] == 2
     assert 0 <= log["maskclip_mIoU"] <= 100 and np.isfinite(log["training"][-1]["region_loss"])
     assert sorted(path.name for path in tiny_run.iterdir()) == ["pretrain_log.json", "tiny.safetensors"]
+
+
+def test_training_with_class_token_regions_lowers_their_loss(program):
+    rows = program.train(EMBEDDED, seed=1, steps=12, pool_size=12, threads=1, region_features="class_token")[2]
+    assert rows[-1]["region_loss"] < rows[0]["region_loss"]
 
 
 def test_same_seed_same_weights(program, tiny_run):
