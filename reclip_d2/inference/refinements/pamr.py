@@ -51,12 +51,15 @@ def refine(probabilities: Tensor, weights: Tensor, dilations: Sequence[int], ite
         probabilities: ``(C, H, W)``.
         weights: ``(K, H, W)`` from :func:`affinities`.
     """
-    parts = weights.split(len(_OFFSETS))
+    height, width = probabilities.shape[-2:]
+    reach = max(dilations)
+    places = [(reach + dilation * dy, reach + dilation * dx) for dilation in dilations for dy, dx in _OFFSETS]
     for _ in range(iterations):
-        probabilities = sum(
-            (neighbours(probabilities, dilation) * part[:, None]).sum(0)
-            for dilation, part in zip(dilations, parts, strict=True)
-        )
+        padded = F.pad(probabilities[None], [reach] * 4, mode="replicate")[0]
+        probabilities = torch.zeros_like(probabilities)
+        # One neighbour at a time: a stack of all would need K times the memory, and many times the time.
+        for weight, (y, x) in zip(weights, places, strict=True):
+            probabilities.addcmul_(padded[:, y : y + height, x : x + width], weight)
     return probabilities
 
 
