@@ -183,6 +183,8 @@ def _experiments(reader: Reader) -> tuple[set[str], dict[str, Experiment]]:
                 raise reader.error(where, "masks of another system have no config, overrides, teacher or seed")
         elif not config:
             raise reader.error(where, "no 'config'")
+        # An evaluation is as random as its teacher; a probe has a random start of its own.
+        seeded = inherited.seeded if inherited and kind == "evaluate" else kind != "masks"
         match = value.get("match", "")
         if match and (kind != "masks" or match not in MATCHINGS):
             raise reader.error(where, f"match: only for masks, one of {', '.join(MATCHINGS)}")
@@ -201,7 +203,7 @@ def _experiments(reader: Reader) -> tuple[set[str], dict[str, Experiment]]:
                 **{file: tuple(keys) for file, keys in value.get("take", {}).items()},
             },
             teacher=teacher,
-            seeded=kind != "masks" and value.get("seeded", inherited.seeded if inherited else True),
+            seeded=value.get("seeded", seeded),
             group=reader.word(value.get("group", "paper"), GROUPS, where),
             match=match,
         )

@@ -169,8 +169,8 @@ def test_the_matrix_of_the_embedded_worlds():
     suite = load_suite(ABLATIONS / "frontier.yaml", "embedded")
     runs = Runs(suite, Settings(Path("/nowhere"), (0, 1, 2), "cpu"))
     on = [planned for planned in runs.planned if planned.run.condition.key == "embedded_longtail"]
-    # 9 attentions and 7 refinements; two methods without seeds, two with three.
-    assert len(on) == 9 * 7 * (2 + 2 * 3)
+    # 9 attentions and 8 refinements, 2 more for 4 attentions; two methods without seeds, two with three.
+    assert len(on) == (9 * 9 + 4 * 2) * (2 + 2 * 3)
     assert sum(planned.run.experiment.kind == "train" for planned in on) == 9 * 2 * 3
     cfg = {planned.run.experiment.key: planned.cfg for planned in on}
     assert cfg["shares_rec_radseg_all"].MODEL.CLIP.DENSE_ATTENTION == "radseg"

@@ -118,6 +118,11 @@ def test_extensions_and_explanations_are_of_the_embedded_suite_only():
     assert not any("ext" in (claim.better, claim.worse) for table in voc.tables for claim in table.claims)
 
 
+def test_a_probe_has_seeds_where_its_model_has_none():
+    experiments = load_suite(PAPER, "embedded").experiments
+    assert not experiments["maskclip"].seeded and experiments["maskclip_lp"].seeded
+
+
 def test_every_experiment_of_the_embedded_suite_is_run_on_both_worlds():
     suite, runs = planned_runs("embedded").suite, planned_runs("embedded").planned
     on = {}
