@@ -26,41 +26,48 @@ def superpixels(
         valid: ``(B, N)`` bool, cells that move centres; None for all.
     """
     batch, height, width = len(maps), maps.shape[2], maps.shape[3]
-    device = maps.device
-    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
     down, across = (height + spacing - 1) // spacing, (width + spacing - 1) // spacing
-    square_y = torch.div(rows, spacing, rounding_mode="floor")[:, None].expand(height, width).reshape(-1)
-    square_x = torch.div(columns, spacing, rounding_mode="floor")[None, :].expand(height, width).reshape(-1)
-    places = torch.stack(
-        [rows[:, None].expand(height, width).reshape(-1), columns[None, :].expand(height, width).reshape(-1)], dim=-1
-    ).to(maps.dtype)
-    cells = torch.cat(
-        [maps.flatten(2).transpose(1, 2), (compactness / spacing * places).expand(batch, -1, -1)], dim=-1
-    )  # (B, N, K + 2)
-    weights = torch.ones_like(cells[..., :1]) if valid is None else valid[..., None].to(cells.dtype)
-    labels = (square_y * across + square_x).expand(batch, -1)
+    rows, columns = torch.arange(height, device=maps.device), torch.arange(width, device=maps.device)
+    places = torch.stack([rows[:, None].expand(height, width), columns[None, :].expand(height, width)])
+    places = (compactness / spacing * places.to(maps.dtype)).expand(batch, -1, -1, -1)
+    weights = maps.new_ones(batch, 1, height, width)
+    if valid is not None:
+        weights = weights * valid.unflatten(1, (height, width))[:, None]
+    # The cells of a square lie side by side, (B, K + 2, M squares, spacing^2): all of them compare with the same nine
+    # centres, so that no centre is gathered for a cell.
+    cells = _by_square(torch.cat([maps, places], dim=1), spacing, down, across)
+    weights = _by_square(weights, spacing, down, across)
+    own = torch.arange(down * across, device=maps.device)[:, None]
     shifts = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-    choices, beyond = [], []
-    for dy, dx in shifts:
-        y, x = square_y + dy, square_x + dx
-        beyond.append((y < 0) | (y >= down) | (x < 0) | (x >= across))
-        choices.append(torch.where(beyond[-1], 0, y * across + x))
-    candidates, forbidden = torch.stack(choices), torch.stack(beyond)  # (9, N)
-    centres = torch.zeros_like(cells[:, :1]).expand(-1, down * across, -1)
+    steps = torch.tensor([dy * across + dx for dy, dx in shifts], device=maps.device)
+    labels = own.expand(batch, -1, spacing**2)
+    centres = cells.new_zeros(batch, cells.shape[1], down * across)
     for step in range(iterations):
-        index = labels[..., None]
-        sums = torch.zeros_like(centres).scatter_add(1, index.expand(-1, -1, cells.shape[-1]), weights * cells)
-        counts = torch.zeros_like(centres[..., :1]).scatter_add(1, index, weights)
+        index = labels.flatten(1)[:, None]
+        weighted = (weights * cells).flatten(2)
+        sums = torch.zeros_like(centres).scatter_add(2, index.expand(-1, cells.shape[1], -1), weighted)
+        counts = torch.zeros_like(centres[:, :1]).scatter_add(2, index, weights.flatten(2))
         centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
         if step == 0:  # squares of padding have no centre
-            never = (counts == 0)[..., 0]
+            centres = torch.where(counts > 0, centres, torch.inf)
+        grid = F.pad(centres.unflatten(2, (down, across)), [1] * 4, value=torch.inf)
         distances = [
-            (cells - centres[:, choice]).square().sum(dim=-1).masked_fill(outside | never[:, choice], torch.inf)
-            for choice, outside in zip(candidates, forbidden, strict=True)
+            (cells - grid[:, :, 1 + dy : 1 + dy + down, 1 + dx : 1 + dx + across].flatten(2)[..., None])
+            .square()
+            .sum(dim=1)
+            for dy, dx in shifts
         ]
-        best = torch.stack(distances).argmin(dim=0)  # (B, N)
-        labels = candidates.expand(batch, -1, -1).gather(1, best[:, None]).squeeze(1)
-    return labels
+        # (B, M, spacing^2); without any centre, in an image that is all padding, the first shift would leave the grid
+        labels = (own + steps[torch.stack(distances).argmin(dim=0)]).clamp(min=0)
+    found = labels.unflatten(2, (spacing, spacing)).unflatten(1, (down, across)).transpose(2, 3)
+    return found.reshape(batch, down * spacing, across * spacing)[:, :height, :width].flatten(1)
+
+
+def _by_square(maps: Tensor, spacing: int, down: int, across: int) -> Tensor:
+    """``(B, K, H, W)`` to ``(B, K, M, spacing^2)``: the cells of each square of a grid, beyond the border zeros."""
+    padding = (0, across * spacing - maps.shape[3], 0, down * spacing - maps.shape[2])
+    squares = F.pad(maps, padding).unflatten(3, (across, spacing)).unflatten(2, (down, spacing))
+    return squares.transpose(3, 4).flatten(4).flatten(2, 3)
 
 
 def patch_superpixels(
