@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from reclip_d2.backbones.precision import tower_precision
 from reclip_d2.config import flatten, load_config
 from reclip_d2.errors import ReclipError
+from reclip_d2.features.views import WHOLE
 from reclip_d2.utils.digest import file_digest
 from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.json_files import MissingFileError, read_json
@@ -35,10 +36,12 @@ FORMAT = "reclip_d2 training 1"
 _MAY_CHANGE = (
     "CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS", "DATASETS.CUSTOM", "DATASETS.TEST", "FEATURE_STORE.DEVICE_MEMORY",
     "FEATURE_STORE.FOLDER", "FEATURE_STORE.MAX_SIZE", "HYPOTHESIS.BATCH_SIZE", "HYPOTHESIS.FILE",
-    "INPUT.MAX_SIZE_TEST", "INPUT.MIN_SIZE_TEST", "LINEAR_PROBE", "MODEL.CLIP.PRETRAINED",
-    "MODEL.DEVICE", "MODEL.MASKCLIP", "MODEL.STUDENT.WEIGHTS", "MODEL.TEACHER.WEIGHTS", "MODEL.USE_KERNELS",
+    "LINEAR_PROBE", "MODEL.CLIP.PRETRAINED", "MODEL.DEVICE",
+    "MODEL.MASKCLIP", "MODEL.STUDENT.WEIGHTS", "MODEL.TEACHER.WEIGHTS", "MODEL.USE_KERNELS",
     "MODEL.WEIGHTS", "OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "TEST", "TRACKERS", "VERSION", "VIS_PERIOD",
 )  # fmt: skip
+# May change, too, where training does not read images at this resolution.
+_TEST_RESOLUTION = ("INPUT.MAX_SIZE_TEST", "INPUT.MIN_SIZE_TEST")
 # Keys that name a file whose content matters.
 _FILES = ("MODEL.TEACHER.WEIGHTS", "HYPOTHESIS.FILE")
 # May change on resume, with a warning, since the remaining iterations follow the new learning-rate schedule.
@@ -74,7 +77,8 @@ class TrainingSettings:
         self._file = Path(cfg.OUTPUT_DIR, FILE)
         values = json.loads(json.dumps(flatten(cfg)))  # tuples become lists, as in the file
         values["MODEL.CLIP.AUTOCAST"] = tower_precision(cfg)
-        self.settings = {key: value for key, value in values.items() if not _may_change(key)}
+        free = () if _trains_at_test_resolution(cfg) else _TEST_RESOLUTION
+        self.settings = {key: value for key, value in values.items() if not _may_change(key) and key not in free}
         named = {key: values[key] for key in _FILES if values[key]}
         if cfg.HYPOTHESIS.METHOD != "imported":  # otherwise the file's header is checked when it is read
             named.pop("HYPOTHESIS.FILE", None)
@@ -159,6 +163,12 @@ class TrainingSettings:
 
 def _may_change(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in _MAY_CHANGE)
+
+
+def _trains_at_test_resolution(cfg: CfgNode) -> bool:
+    """Whether training uses a store of whole images, or hypotheses that are made of them."""
+    stored = cfg.FEATURE_STORE.VIEWS > 0 and cfg.FEATURE_STORE.KIND == WHOLE
+    return stored or cfg.HYPOTHESIS.METHOD in ("dense", "one_pass")
 
 
 def _images(image_ids: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """A feature store in the memory of a device: its views are read there, without a copy from the host.
 
-Shape letters: P patches of all views, B views of a batch, (h, w) patch grid of a view, D width of the joint embedding.
+Shape letters: P patches of all views, (h, w) patch grid of a view, D width of the joint embedding.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 
 import torch
-from torch import Tensor
 
 from reclip_d2.features.shards import StoredView
 from reclip_d2.features.store import FeatureStore
@@ -34,24 +33,10 @@ class ResidentFeatures:
             view, features = store.read(number), part.view(*grid, -1)
             features.copy_(view.features)
             self._views.append(StoredView(features, view.size, view.placement))
-        self.grid = grids[0] if len(set(grids)) == 1 else None
-        """(h, w) of all views; None if they differ."""
 
     def read(self, number: int) -> StoredView:
         """A view by its number; its features are a part of :attr:`features`."""
         return self._views[number]
-
-    def gather(self, numbers: Tensor) -> Tensor:
-        """Features ``(B, h, w, D)`` float16 of views, if all views of the store have one :attr:`grid`.
-
-        One operator without synchronisation, for a captured step.
-
-        Args:
-            numbers: ``(B,)`` int64, on the device.
-        """
-        if self.grid is None:
-            raise ValueError("the views of the store have several grids: read them one by one")
-        return self.features.view(-1, *self.grid, self.features.shape[1]).index_select(0, numbers)
 
 
 def resident_features(store: FeatureStore, device: torch.device, fraction: float) -> ResidentFeatures | None:

@@ -83,21 +83,28 @@ class FeatureStore:
         self.shards = Shards(folder, len(views), embed_dim)
 
     def bytes(self) -> int:
-        """Estimated size of the features of the complete store, from the images' headers.
+        """Estimated size of the features of the complete store, from the images' headers or as recorded."""
+        recorded = self._recorded_bytes()
+        return self._estimate_bytes() if recorded is None else recorded
 
-        Recorded in the folder, which is named after the images' content: the headers are read once.
-        """
-        file = self.folder / "size.json"
-        try:
-            recorded = json.loads(file.read_text())["bytes"]
-        except (OSError, ValueError, KeyError, TypeError):
-            recorded = None
-        if type(recorded) is int and recorded > 0:
-            return recorded
-        size = self._estimate_bytes()
-        with contextlib.suppress(OSError, ReclipError), atomic_write(file) as temporary:  # a store can be read-only
+    def record_bytes(self, size: int) -> None:
+        """Keep :meth:`bytes` in the folder, which is named after the images' content: the headers are read once."""
+        if self._recorded_bytes() == size:
+            return
+        # A store can be read-only.
+        with contextlib.suppress(OSError, ReclipError), atomic_write(self._size_file) as temporary:
             temporary.write_text(json.dumps({"bytes": size}))
-        return size
+
+    @property
+    def _size_file(self) -> Path:
+        return self.folder / "size.json"
+
+    def _recorded_bytes(self) -> int | None:
+        try:
+            recorded = json.loads(self._size_file.read_text())["bytes"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return recorded if type(recorded) is int and recorded > 0 else None
 
     def _estimate_bytes(self) -> int:
         patches = 0
@@ -214,6 +221,7 @@ def _budget_problem(store: FeatureStore, limit: float) -> str:
         return f"{needs}, more than FEATURE_STORE.MAX_SIZE ({limit:g} GiB)"
     if size > free and store.shards.missing():
         return f"{needs}, but {store.folder.parent} has {format_bytes(free)} left"
+    store.record_bytes(size)  # not before: a store that is not made leaves no folder
     logger.info("feature store: %s, in %s", needs, store.folder)
     return ""
 

@@ -50,19 +50,15 @@ def test_views_are_those_of_the_disk(tmp_path):
         assert torch.equal(found.features, expected.features)
         assert (found.size, found.placement) == (expected.size, expected.placement)
         assert found.features.untyped_storage().data_ptr() == resident.features.untyped_storage().data_ptr()
-    assert resident.grid is None
-    with pytest.raises(ValueError, match="several grids"):
-        resident.gather(torch.tensor([0]))
 
 
-def test_a_batch_is_gathered_by_one_operator(tmp_path):
+def test_a_batch_is_that_of_the_disk(tmp_path):
     store = Store(tmp_path, [(2, 3)] * 20)
     resident = ResidentFeatures(store, CPU)
     numbers = [17, 3, 3, 0]
-    gathered = resident.gather(torch.tensor(numbers))
+    stacked = stack_on(CPU, [resident.read(k).features for k in numbers])
     expected = batch_views([store.read(k).features for k in numbers], [(16, 21)] * 4, CPU).features
-    assert torch.equal(gathered.float().permute(0, 3, 1, 2), expected)
-    assert torch.equal(stack_on(CPU, [resident.read(k).features for k in numbers]), gathered)
+    assert torch.equal(stacked.float().permute(0, 3, 1, 2), expected)
 
 
 def test_only_on_a_gpu_and_while_it_fits(tmp_path, monkeypatch, caplog):
@@ -112,7 +108,7 @@ def test_samples_come_from_the_device_unless_workers_read_pixels(tmp_path, monke
 def test_on_a_gpu(tmp_path):
     store, device = Store(tmp_path, [(2, 3)] * 20), torch.device("cuda")
     resident = resident_features(store, device, 0.5)
-    numbers = torch.tensor([17, 3], device=device)
-    assert torch.equal(resident.gather(numbers).cpu(), torch.stack([store.read(k).features for k in (17, 3)]))
+    expected = torch.stack([store.read(k).features for k in (17, 3)])
     staged = stack_on(device, [store.read(k).features for k in (17, 3)])
-    assert torch.equal(staged, resident.gather(numbers))
+    stacked = stack_on(device, [resident.read(k).features for k in (17, 3)])
+    assert stacked.device.type == "cuda" and torch.equal(stacked.cpu(), expected) and torch.equal(staged, stacked)

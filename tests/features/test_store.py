@@ -1,5 +1,6 @@
 """Making and reading a feature store (``reclip_d2.features.store``)."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -122,24 +123,32 @@ def test_folder(cfg, tmp_path, monkeypatch):
 def test_budget(cfg, records, tmp_path, caplog, monkeypatch):
     store = store_of(cfg, records, tmp_path / "store")
     with caplog.at_level(logging.INFO):
+        assert "more than FEATURE_STORE.MAX_SIZE (1e-09 GiB)" in budget_problem(store, limit=1e-9)
+        with monkeypatch.context() as patch:
+            patch.setattr("reclip_d2.features.store._free_space", lambda _: 10)
+            assert "has 10" in budget_problem(store, limit=1.0)
+        assert not store.folder.exists()  # a store that does not fit leaves nothing
         assert budget_problem(store, limit=1.0) == "" == budget_problem(store, limit=0)
         assert "20 images x 2 views" in caplog.text
-        assert "more than FEATURE_STORE.MAX_SIZE (1e-09 GiB)" in budget_problem(store, limit=1e-9)
-        monkeypatch.setattr("reclip_d2.features.store._free_space", lambda _: 10)
-        assert "has 10" in budget_problem(store, limit=1.0)
+        assert [path.name for path in store.folder.iterdir()] == ["size.json"]
 
 
 def test_the_size_is_estimated_once(cfg, records, tmp_path, monkeypatch):
     """From the images' headers; the folder is named after their content."""
-    size = store_of(cfg, records, tmp_path / "store").bytes()
+    assert not budget_problem(store := store_of(cfg, records, tmp_path / "store"), limit=0)
+    size = store.bytes()
     with monkeypatch.context() as patch:
         patch.setattr(Views, "largest_size", None)
         assert store_of(cfg, records, tmp_path / "store").bytes() == size == 40 * 2 * 4 * 5 * 2
     for damage in ("", "{}", '{"bytes": "x"}', '{"bytes": -1}', "[]"):
         (tmp_path / "store" / "size.json").write_text(damage)
         assert store_of(cfg, records, tmp_path / "store").bytes() == size
+        assert not budget_problem(store, limit=0)  # which repairs it
+        assert json.loads((tmp_path / "store" / "size.json").read_text()) == {"bytes": size}
     (tmp_path / "file").touch()
-    assert store_of(cfg, records, tmp_path / "file" / "store").bytes() == size  # nowhere to write it
+    nowhere = store_of(cfg, records, tmp_path / "file" / "store")
+    nowhere.record_bytes(size)
+    assert nowhere.bytes() == size
 
 
 def test_parts_in_any_order(cfg, records, tmp_path):

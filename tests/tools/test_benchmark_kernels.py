@@ -1,8 +1,6 @@
 """The benchmark program, at a size that takes seconds: its output, not the speed."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,17 +14,25 @@ from tools import benchmark_kernels
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(*arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tools" / "benchmark_kernels.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+@pytest.fixture
+def run(monkeypatch):
+    """Call the program in this process; those in which it measures memory see the environment."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["benchmark_kernels.py", *arguments])
+        benchmark_kernels.main()
+
+    threads = torch.get_num_threads()
+    yield run
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.skipif(not kernels_available("cpu"), reason="the extension is not built")
-def test_figures_of_a_small_case(tmp_path):
+def test_figures_of_a_small_case(run, tmp_path, capsys):
     small = ["--vocabularies", "voc20", "--pixels", "64", "--batches", "2", "--no-upsample", "--repeats", "2"]
-    done = run("--json", str(tmp_path / "figures.json"), "--methods", "ours", "eager", *small)
-    assert done.returncode == 0, done.stderr
+    run("--json", str(tmp_path / "figures.json"), "--methods", "ours", "eager", "--threads", "1", *small)
     report = json.loads((tmp_path / "figures.json").read_text())
     (result,) = report["results"]
     # Logits (2,16,20), bias (16,20), features (2,16,512) read in both passes; logits' and bias' gradients written; the
@@ -38,7 +44,7 @@ def test_figures_of_a_small_case(tmp_path):
         assert 0 < figures["min_seconds"] <= figures["median_seconds"]
         assert figures["peak_bytes"] >= 0
     assert result["methods"]["ours"]["over_ours"] == 1.0
-    assert "| voc20, 64 px, batch 2 |" in done.stdout
+    assert "| voc20, 64 px, batch 2 |" in capsys.readouterr().out
 
 
 def test_losses_of_distillation_equal_their_eager_forms():
@@ -61,7 +67,8 @@ def test_losses_of_distillation_equal_their_eager_forms():
         assert benchmark_kernels.bytes_to_move(case, maps) == moved[operator]
 
 
-def test_methods_without_ours_is_an_error():
-    done = run("--methods", "eager")
-    assert done.returncode == 1
-    assert done.stderr.strip() == "error: --methods must name ours: the ratios are over it"
+def test_methods_without_ours_is_an_error(run, capsys):
+    with pytest.raises(SystemExit) as end:
+        run("--methods", "eager")
+    assert end.value.code == 1
+    assert capsys.readouterr().err.strip() == "error: --methods must name ours: the ratios are over it"

@@ -246,11 +246,14 @@ def test_same_seed_same_weights(program, tiny_run):
 
 
 @pytest.mark.parametrize(("arguments", "key"), [(["--steps", "0"], "--steps"), (["--out", "tiny.bin"], "tiny.bin")])
-def test_program_refuses_bad_arguments_in_one_line(tmp_path, arguments, key):
-    command = [sys.executable, str(PROGRAM), *arguments]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
-    assert run.returncode == 1
-    assert run.stderr.startswith("error: ") and key in run.stderr and run.stderr.count("\n") == 1
+def test_program_refuses_bad_arguments_in_one_line(program, tmp_path, monkeypatch, capsys, arguments, key):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(PROGRAM), *arguments])
+    with pytest.raises(SystemExit) as end:
+        program.main()
+    err = capsys.readouterr().err
+    assert end.value.code == 1
+    assert err.startswith("error: ") and key in err and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
