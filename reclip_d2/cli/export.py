@@ -9,6 +9,7 @@ from reclip_d2.cli.output import print_field
 from reclip_d2.errors import ReclipError
 from reclip_d2.export.export import ExportOptions
 from reclip_d2.export.int8 import Int8Options
+from reclip_d2.hypothesis.class_pruning import chosen_rules
 from reclip_d2.workspace.export import Export, ExportSource
 from reclip_d2.workspace.options import TITLES
 
@@ -56,6 +57,8 @@ def _announce(source: ExportSource, options: ExportOptions) -> None:
     output = "labels" if options.labels else "logits"
     print_field("model", f"{TITLES[source.kind]}{f', {source.weights}' if source.weights else ''}")
     print_field("format", f"{options.format}, {size}, {options.input_type} in, {output} out")
+    if keys := [rule.key for rule in chosen_rules(source.cfg)]:
+        print_field("left out", f"{', '.join(keys)}: files have all classes")
     if source.cfg.TEST.REFINE:
         print_field("left out", f"TEST.REFINE {', '.join(source.cfg.TEST.REFINE)}: files contain the network alone")
 

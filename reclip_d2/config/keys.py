@@ -379,8 +379,15 @@ KEYS: dict[str, Key] = {
     # Not in the paper: refinements of the logits, in this order: denoise, bank, lposs, pamr, region_vote, sfr of each
     # forward pass; flip and scales average the probabilities of several views. See docs/refinements.md.
     "TEST.REFINE": Key([], Items(Text(), 0, 20)),
-    # Not in the paper: classes in the hypotheses of fewer training images are never predicted; 0: all are.
+    # Not in the paper: classes that are never predicted. First names of some; then those in the hypotheses of fewer
+    # training images, those with a smaller estimated share of their patches, and those that reach a smaller mean
+    # posterior over their region in each image; 0: off. None of this reads labels. See docs/refinements.md.
+    "TEST.LEAVE_OUT": Key([], Items(Text(), 0, 100_000)),
     "TEST.MIN_CLASS_IMAGES": Key(0, Whole(0, 1_000_000_000)),
+    "TEST.MIN_CLASS_SHARE": Key(0.0, Number(minimum=0, below=1)),
+    "TEST.MIN_CLASS_CONFIDENCE": Key(0.0, Number(minimum=0, maximum=1)),
+    # File of the shares and confidences, made from DATASETS.TRAIN if it does not exist; "": in the cache.
+    "TEST.CLASS_EVIDENCE": Key("", Text(empty=True, path=True)),
     # Factor of the logits before the soft-max of refinements; 0: CLIP's logit scale for cosines, 10 after a mask
     # decoder, 1 for a student.
     "TEST.SOFTMAX_SCALE": Key(0.0, Number(minimum=0, maximum=1e6)),

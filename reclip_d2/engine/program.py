@@ -32,6 +32,7 @@ from reclip_d2.engine.trackers import check_trackers
 from reclip_d2.engine.trainer import NOTHING_TO_EVALUATE, Trainer, build_evaluation_model
 from reclip_d2.engine.training_settings import TrainingSettings
 from reclip_d2.errors import ReclipError, exit_on_error
+from reclip_d2.hypothesis.class_pruning import uses_evidence
 from reclip_d2.hypothesis.training_records import unlabelled_records
 from reclip_d2.inference.refinements import build_refinements
 from reclip_d2.modeling.build import check_registered_parts
@@ -127,7 +128,8 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> None:
     class_names_from_config(cfg)
     maskclip = cfg.MODEL.META_ARCHITECTURE == "MaskCLIP"
     calibrates = maskclip and cfg.MODEL.MASKCLIP.CALIBRATION != "none"
-    for name in (*(() if args.eval_only and not calibrates else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
+    looks_at_training_images = calibrates or uses_evidence(cfg)
+    for name in (*(() if args.eval_only and not looks_at_training_images else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
         check_images(name)
     resumes = args.resume and ReclipCheckpointer(None, cfg.OUTPUT_DIR).has_checkpoint()
     if not maskclip and not resumes:

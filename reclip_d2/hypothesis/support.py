@@ -42,18 +42,3 @@ def count_images(hypotheses: Iterable[Sequence[int]], num_classes: int) -> list[
         for index in set(hypothesis):
             counts[index] += 1
     return counts
-
-
-def unsupported_classes(counts: Sequence[int], min_images: int) -> list[int]:
-    """Classes in the hypotheses of fewer than ``min_images`` images.
-
-    Raises:
-        ReclipError: these are all classes.
-    """
-    found = [index for index, count in enumerate(counts) if count < min_images]
-    if len(found) == len(counts):
-        raise ReclipError(
-            f"TEST.MIN_CLASS_IMAGES {min_images} would drop all classes: no class is in the hypotheses of more than"
-            f" {max(counts)} images; lower it"
-        )
-    return found

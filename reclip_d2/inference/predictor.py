@@ -24,7 +24,7 @@ from reclip_d2.backbones.dense_attention.feedback import Feedback
 from reclip_d2.data.dataset_mapper import build_test_augmentations
 from reclip_d2.data.tiling import SlidingWindow, Tiling
 from reclip_d2.errors import ReclipError
-from reclip_d2.hypothesis.support import class_support, unsupported_classes
+from reclip_d2.hypothesis.class_pruning import prune_classes, prunes_classes
 from reclip_d2.inference.band import Band
 from reclip_d2.inference.grid_logits import GridLogits, rows_in
 from reclip_d2.inference.refinements import Grid, Refinement, build_refinements, softmax_scale
@@ -36,7 +36,6 @@ from reclip_d2.modeling.meta_arch.base import LanguageSegmentor
 from reclip_d2.modeling.meta_arch.segmentor import CLIPSegmentor
 from reclip_d2.modeling.view_batch import batch_views
 from reclip_d2.utils.files import StrPath
-from reclip_d2.utils.text import shorten
 
 logger = logging.getLogger(__name__)
 
@@ -151,18 +150,17 @@ class ImagePredictor:
         return predictor
 
     def without_unsupported_classes(self, cfg: CfgNode) -> ImagePredictor:
-        """A predictor that never predicts a class in the hypotheses of fewer than ``TEST.MIN_CLASS_IMAGES`` images.
+        """A predictor that never predicts the classes that ``TEST.LEAVE_OUT``, ``TEST.MIN_CLASS_IMAGES``,
+        ``MIN_CLASS_SHARE`` and ``MIN_CLASS_CONFIDENCE`` leave out; called by all processes.
 
         Raises:
-            ReclipError: these are all classes, or there are no hypotheses: see
-                :func:`~reclip_d2.hypothesis.support.class_support`.
+            ReclipError: see :func:`~reclip_d2.hypothesis.class_pruning.prune_classes`.
         """
-        if not cfg.TEST.MIN_CLASS_IMAGES:
+        if not prunes_classes(cfg):
             return self
-        names, predictor = self.model.class_names, copy.copy(self)
-        predictor.dropped = unsupported_classes(class_support(cfg, names), cfg.TEST.MIN_CLASS_IMAGES)
-        dropped = ", ".join(names[index][0] for index in predictor.dropped) or "none"
-        logger.info("TEST.MIN_CLASS_IMAGES %d drops the classes: %s", cfg.TEST.MIN_CLASS_IMAGES, shorten(dropped, 200))
+        pruning, predictor = prune_classes(cfg, self.model.class_names), copy.copy(self)
+        predictor.dropped = pruning.dropped
+        logger.info("class pruning %s", pruning)
         return predictor
 
     def _own_logits(self, logits: Tensor) -> Tensor:

@@ -12,12 +12,14 @@ from reclip_d2.data.remote_images import fetch_images
 from reclip_d2.data.scene_files import mark_scenes
 from reclip_d2.engine.logs import logging_to
 from reclip_d2.errors import ReclipError
+from reclip_d2.hypothesis.class_pruning import uses_evidence
 from reclip_d2.inference import ImagePredictor
 from reclip_d2.utils.digest import current_digest, file_digest
 from reclip_d2.utils.files import StrPath
 from reclip_d2.utils.output_paths import check_output_folder
 from reclip_d2.utils.progress import ProgressCallback, report_to
 from reclip_d2.utils.work_shard import WorkShard
+from reclip_d2.workspace.class_pruning import pruning_stages
 from reclip_d2.workspace.options import ENGINES, PredictOptions, RunOptions
 from reclip_d2.workspace.predict_shard import predict_shard
 from reclip_d2.workspace.ray_engine import RayEngine
@@ -81,6 +83,8 @@ class PredictRun:
         self.options = options
         self.model = TrainedModel.find(model, options.use, options.pretrained)
         self.cfg = self.model.config(["MODEL.DEVICE", resolve_device(options.device), *options.opts])
+        if uses_evidence(self.cfg) and not self.cfg.TEST.CLASS_EVIDENCE:  # the training has collected none
+            self.cfg.TEST.CLASS_EVIDENCE = str(self.folder.evidence)
         sources = [images] if isinstance(images, str | os.PathLike) else images
         self.found = find_images(sources, [self.folder.path], self.folder.copies)
         if self.cfg.INPUT.GEO.ENABLED:
@@ -109,9 +113,15 @@ class PredictRun:
             state = self.remember(self.images)
             with logging_to(folder.run):
                 report_transparency(self.images)
+                self.prune()
                 result = write_results(folder, state, self.request, self.images, problems, self.load, make=self._make)
             self.remove_copies()
             return result
+
+    def prune(self) -> None:
+        """Find the classes to leave out, from these images if the training has collected no class evidence."""
+        for stage in pruning_stages(self.cfg, self.request.classes, self.images):
+            stage.run()
 
     def fetch(self, images: Sequence[ImageFile]) -> dict[str, str]:
         """Copy the images at URLs that masks or formats will be made from, except GeoTIFFs; returns the reason for each

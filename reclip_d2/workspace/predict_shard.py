@@ -39,6 +39,7 @@ def predict_shard(run: PredictRun, progress: ProgressCallback | None) -> RunResu
             made = [image.image_id for image in folder.missing_masks(mine, run.request.results)]
             with logging_to(folder.run / "shards" / shard.name):
                 report_transparency(mine)
+                run.prune()
                 problems = _write(run, [image for image in mine if image.image_id not in unfetched]) | unfetched
         with shared_state(folder.path):
             return _finish(run, problems, made)

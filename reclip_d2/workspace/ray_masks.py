@@ -21,6 +21,7 @@ from reclip_d2.data.remote_images import fetch
 from reclip_d2.errors import ReclipError
 from reclip_d2.formats import FORMATS, Prediction
 from reclip_d2.formats.writer import Writer
+from reclip_d2.hypothesis.class_pruning import prune_classes, prunes_classes, with_left_out
 from reclip_d2.utils.files import open_to_append
 from reclip_d2.utils.io import atomic_write, naming_errors, remove_leftovers
 from reclip_d2.utils.progress import count_steps
@@ -165,6 +166,8 @@ def masks_on_ray(
 
     def make(request: MaskRequest, images: Sequence[ImageFile], stage: str) -> dict[str, str]:
         cfg, weights = model(request.kind)
+        if prunes_classes(cfg):  # workers read no file of this machine for it
+            cfg = with_left_out(cfg, prune_classes(cfg, request.classes.model_classes))
         formats = ["index", *request.formats]
         job = MaskJob(
             cfg=cfg,

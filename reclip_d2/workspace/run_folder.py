@@ -68,6 +68,7 @@ class RunFolder:
         self.summary = self.path / SUMMARY
         self.page = self.path / PAGE
         self.hypotheses = self.run / "hypotheses.jsonl"
+        self.evidence = self.run / "class_evidence.json"
         self.survey = self.run / "survey.jsonl"
         self.working_files = self.run / "working"
         self.features = self.run / "features"

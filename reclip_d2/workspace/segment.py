@@ -36,6 +36,7 @@ from reclip_d2.utils.io import atomic_write
 from reclip_d2.utils.output_paths import check_output_folder
 from reclip_d2.utils.progress import ProgressCallback, report_to, say
 from reclip_d2.workspace import training
+from reclip_d2.workspace.class_pruning import pruning_stages
 from reclip_d2.workspace.clip_weights import find_weights
 from reclip_d2.workspace.decision import Decision, asked_for, compared, judged, total_pixels
 from reclip_d2.workspace.estimate import report_estimate
@@ -168,6 +169,7 @@ class SegmentRun:
             "DATASETS.CUSTOM.CLASSES": self._class_file,
             "HYPOTHESIS.FILE": str(folder.hypotheses),
             "FEATURE_STORE.FOLDER": str(folder.features),
+            "TEST.CLASS_EVIDENCE": str(folder.evidence),
             "OUTPUT_DIR": str(folder.model(kind)),
         }
         if kind == "student":
@@ -332,8 +334,10 @@ class SegmentRun:
         return problems
 
     def _stages(self, first_masks: Stage | None) -> list[Stage]:
+        training = None if self.options.fast else self.configs["rectified"]
+        pruned = pruning_stages(self.configs[self.kinds[-1]], self.classes, self.images, training)
         if self.options.fast:
-            return []
+            return pruned
         file, cfg = self.folder.hypotheses, self.configs["rectified"]
         stages = [
             Stage(
@@ -342,6 +346,7 @@ class SegmentRun:
                 lambda: training.make_hypotheses(cfg, self._engine),
                 lambda: remove_blocks(file),
             ),
+            *pruned,
             *([first_masks] if first_masks else []),
             self._training("rectification", "rectified"),
         ]

@@ -27,6 +27,7 @@ from reclip_d2.backbones.query import check_names_fit
 from reclip_d2.data.class_file import ClassList
 from reclip_d2.data.working_files import check_shape
 from reclip_d2.errors import ReclipError
+from reclip_d2.hypothesis.class_pruning import prune_classes, prunes_classes, with_left_out
 from reclip_d2.inference import ImagePredictor
 from reclip_d2.modeling.build import check_registered_parts
 from reclip_d2.utils.digest import file_digest
@@ -433,4 +434,7 @@ class Segmenter:
             state = RunState(self._classes, self.clip, self.pretrained, weights)
         else:
             state = dataclasses.replace(self._trained.state, pretrained=self.pretrained)
-        return ModelToSave(self._loaded().model, self.kind, self._config(), state)
+        cfg = self._config()
+        if prunes_classes(cfg):
+            cfg = with_left_out(cfg, prune_classes(cfg, self._classes.model_classes))
+        return ModelToSave(self._loaded().model, self.kind, cfg, state)

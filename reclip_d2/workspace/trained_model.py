@@ -93,6 +93,8 @@ class TrainedModel:
             pairs = [*neutral_paths(), "MODEL.CLIP.NAME", self.state.clip, *pairs]
         elif self.folder.hypotheses.exists():  # the folder may have moved
             pairs = ["HYPOTHESIS.FILE", str(self.folder.hypotheses), *pairs]
+        evidence = self.folder.evidence
+        pairs = ["TEST.CLASS_EVIDENCE", str(evidence) if evidence.exists() else "", *pairs]
         if self.folder.bank(self.kind).exists():
             pairs = ["TEST.BANK.FILE", str(self.folder.bank(self.kind)), *pairs]
         return load_config(str(self.folder.config(self.kind)), pairs, bases=False)

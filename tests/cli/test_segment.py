@@ -189,6 +189,27 @@ def test_bank(segment, reclip, tmp_path):
     assert "which a student does not have" in segment("--student", "--bank", "--overwrite").err
 
 
+def test_classes_are_left_out(segment, reclip, tmp_path):
+    """Shares of five classes are not all 0.2, so some are below: they are said, and in no mask, also of further images;
+    without the training's evidence it comes from these."""
+    result = segment("--fast", keys=("TEST.MIN_CLASS_SHARE", "0.2"))
+    assert result.status == 0, result.err
+    file = tmp_path / "out" / "run" / "class_evidence.json"
+    shares = json.loads(file.read_text())["shares"]
+    dropped = [index for index, share in enumerate(shares) if share < 0.2]
+    said = f"class pruning: leaves out {len(dropped)} of 5 classes: "
+    assert dropped and said in result.out
+    kept = {id for index, id in enumerate([0, 1, 2, 255, 255]) if index not in dropped}
+    masks = all_files(tmp_path / "out" / "masks")
+    assert {id for path in (tmp_path / "out" / "masks").rglob("*.png") for id in np.unique(read_mask(path))} <= kept
+    file.rename(tmp_path / "evidence.json")
+    more = reclip("predict", "photos", "--model", "out", "--output", "more", "--device", "cpu")
+    assert more.status == 0 and said in more.out, more.err
+    assert json.loads((tmp_path / "more" / "run" / "class_evidence.json").read_text())["shares"] == shares
+    made = all_files(tmp_path / "more" / "masks")
+    assert all(made[name] == data for name, data in masks.items() if name.endswith(".png"))
+
+
 def test_regions_of_a_folder(segment, tmp_path):
     """Each region of an image's mask gets one label; an image without a mask is an error that names it."""
     assert segment("--fast").status == 0

@@ -7,7 +7,7 @@ import pytest
 from reclip_d2.config import load_config
 from reclip_d2.errors import ReclipError
 from reclip_d2.hypothesis.file import HypothesisHeader, write_hypothesis_file
-from reclip_d2.hypothesis.support import class_support, count_images, unsupported_classes
+from reclip_d2.hypothesis.support import class_support, count_images
 from reclip_d2.inference import ImagePredictor
 from tests.helpers import make_maskclip, random_image
 
@@ -41,13 +41,6 @@ def test_scores_and_their_threshold(tmp_path):
 
 def test_count_images():
     assert count_images([[0, 1, 1], [], [1]], 3) == [1, 2, 0]
-
-
-def test_unsupported():
-    assert unsupported_classes([3, 0, 2], 2) == [1]
-    assert unsupported_classes([3, 0, 2], 3) == [1, 2]
-    with pytest.raises(ReclipError, match="TEST.MIN_CLASS_IMAGES 4 would drop all classes: .* more than 3 images"):
-        unsupported_classes([3, 0, 2], 4)
 
 
 def test_wrong_files(tmp_path):
