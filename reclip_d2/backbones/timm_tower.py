@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from reclip_d2.backbones.dense_attention import AttentionInput, BlockInput, DenseAttention
+from reclip_d2.backbones.dense_attention import AttentionInput, DenseAttention, EarlierBlocks
 from reclip_d2.backbones.interface import valid_patches
 from reclip_d2.backbones.positions import resize_positional_embedding
 from reclip_d2.backbones.timm_tokens import (
@@ -52,19 +52,18 @@ class TimmTower(ImageTower):
         images: Tensor,
         earlier_blocks: Sequence[int] = (),
         image_sizes: Sequence[tuple[int, int]] | None = None,
+        attention: DenseAttention | None = None,
     ) -> AttentionInput:
         """Run all blocks but the last: see :func:`~reclip_d2.backbones.vision.last_block_input`."""
         tokens, grid = embed_patches(self.trunk, images)
         rotary = rotary_embedding(self.trunk, images[0, 0, :: self.patch_size, :: self.patch_size], tokens.dtype)
         *blocks, last = (TimmBlock(block, rotary) for block in self.trunk.blocks)
-        earlier = {}
-        for index, block in enumerate(blocks):
-            if index in earlier_blocks:
-                earlier[index] = BlockInput(block, tokens)
-            tokens = block(tokens)
         valid = None
         if image_sizes is not None and any(tuple(size) != tuple(images.shape[-2:]) for size in image_sizes):
             valid = valid_patches(image_sizes, grid, self.patch_size, images.device)
+        run = EarlierBlocks(earlier_blocks, attention if valid is None else None, self.trunk.num_prefix_tokens)
+        for index, block in enumerate(blocks):
+            tokens = run(index, block, tokens, block)
         return AttentionInput(
             images,
             last,
@@ -72,7 +71,8 @@ class TimmTower(ImageTower):
             grid,
             class_tokens=self.trunk.num_prefix_tokens,
             valid=valid,
-            earlier=earlier,
+            earlier=run.inputs,
+            kept=run.kept,
             count=self.depth,
             is_pooled=self.is_pooled,
         )
@@ -93,7 +93,7 @@ class TimmTower(ImageTower):
     def dense(
         self, images: Tensor, attention: DenseAttention, image_sizes: Sequence[tuple[int, int]] | None = None
     ) -> tuple[Tensor, AttentionInput]:
-        inputs = self.last_block_input(images, attention.earlier_blocks(self.depth), image_sizes)
+        inputs = self.last_block_input(images, attention.earlier_blocks(self.depth), image_sizes, attention)
         return normalized(attention.refine(self.project(attention(inputs)), inputs)), inputs
 
     def global_features(self, images: Tensor) -> Tensor | None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock as UsualBlock
 from torch import Tensor, nn
 
-from reclip_d2.backbones.dense_attention import AttentionInput, BlockInput, DenseAttention, TransformerBlock
+from reclip_d2.backbones.dense_attention import AttentionInput, DenseAttention, EarlierBlocks, TransformerBlock
 from reclip_d2.backbones.interface import valid_patches
 from reclip_d2.backbones.positions import positions_on_grid
 from reclip_d2.backbones.timm_vit import unsupported_part
@@ -121,6 +121,7 @@ def last_block_input(
     images: Tensor,
     earlier_blocks: Sequence[int] = (),
     image_sizes: Sequence[tuple[int, int]] | None = None,
+    attention: DenseAttention | None = None,
 ) -> AttentionInput:
     """Run all blocks but the last.
 
@@ -128,24 +129,24 @@ def last_block_input(
         images: ``(B, 3, H, W)``, normalised; H and W are multiples of the patch size.
         earlier_blocks: indices of the blocks whose inputs are returned too.
         image_sizes: (H, W) of each image without padding; None if none is padded.
+        attention: may run these blocks itself, if no image is padded.
     """
     tokens, grid = embed_patches(visual, images)
     *blocks, last = visual.transformer.resblocks
-    earlier = {}
-    for index, block in enumerate(blocks):
-        if index in earlier_blocks:
-            earlier[index] = BlockInput(OpenClipBlock(block), tokens)
-        tokens = block(tokens)
     valid = None
     if image_sizes is not None and any(tuple(size) != tuple(images.shape[-2:]) for size in image_sizes):
         valid = valid_patches(image_sizes, grid, visual.patch_size[0], images.device)
+    run = EarlierBlocks(earlier_blocks, attention if valid is None else None)
+    for index, block in enumerate(blocks):
+        tokens = run(index, OpenClipBlock(block), tokens, block)
     return AttentionInput(
         images,
         OpenClipBlock(last),
         tokens,
         grid,
         valid=valid,
-        earlier=earlier,
+        earlier=run.inputs,
+        kept=run.kept,
         count=len(blocks) + 1,
         is_pooled=visual.attn_pool is not None,
     )
@@ -195,7 +196,7 @@ def dense_image_features(
     """Image features Z ``(B, n', D)`` of section III-A, and the last block's input that they were computed from:
     :func:`last_block_input`, then :func:`project_dense`."""
     earlier_blocks = attention.earlier_blocks(len(visual.transformer.resblocks))
-    inputs = last_block_input(visual, images, earlier_blocks, image_sizes)
+    inputs = last_block_input(visual, images, earlier_blocks, image_sizes, attention)
     return project_dense(visual, attention, inputs), inputs
 
 

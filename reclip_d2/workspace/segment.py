@@ -334,8 +334,7 @@ class SegmentRun:
         return problems
 
     def _stages(self, first_masks: Stage | None) -> list[Stage]:
-        training = None if self.options.fast else self.configs["rectified"]
-        pruned = pruning_stages(self.configs[self.kinds[-1]], self.classes, self.images, training)
+        pruned = pruning_stages(self.configs[self.kinds[-1]], self.classes, self.images, self.configs.get("rectified"))
         if self.options.fast:
             return pruned
         file, cfg = self.folder.hypotheses, self.configs["rectified"]

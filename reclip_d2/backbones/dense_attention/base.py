@@ -76,6 +76,43 @@ class BlockInput:
     tokens: Tensor
 
 
+class EarlierBlocks:
+    """Runs the blocks before the last, and keeps what a dense attention needs of them.
+
+    Attributes:
+        inputs: :attr:`AttentionInput.earlier`.
+        kept: :attr:`AttentionInput.kept`.
+    """
+
+    def __init__(self, wanted: Sequence[int], attention: DenseAttention | None = None, class_tokens: int = 1) -> None:
+        """
+        Args:
+            wanted: indices of the blocks whose inputs are kept.
+            attention: may run these blocks; None if the tower runs all.
+            class_tokens: p.
+        """
+        self.inputs: dict[int, BlockInput] = {}
+        self.kept: Tensor | None = None
+        self._wanted, self._attention, self._class_tokens = wanted, attention, class_tokens
+
+    def __call__(self, index: int, block: TransformerBlock, tokens: Tensor, own: Callable[[Tensor], Tensor]) -> Tensor:
+        """Output tokens ``(B, T, E)`` of a block.
+
+        Args:
+            own: the tower's own forward pass.
+        """
+        if index not in self._wanted:
+            return own(tokens)
+        self.inputs[index] = BlockInput(block, tokens)
+        result = None
+        if self._attention is not None:
+            result = self._attention.run_earlier(self.inputs[index], self._class_tokens, self.kept)
+        if result is None:
+            return own(tokens)
+        tokens, self.kept = result
+        return tokens
+
+
 @dataclasses.dataclass(frozen=True)
 class AttentionInput:
     """Input of a dense attention.
@@ -88,6 +125,7 @@ class AttentionInput:
         class_tokens: p; 1 for a CLIP, 0 for towers with attentional pooling.
         valid: ``(B, n)`` bool, patches in the image, not in padding; None if no image is padded.
         earlier: inputs of the blocks in :meth:`DenseAttention.earlier_blocks`, by index.
+        kept: what :meth:`DenseAttention.run_earlier` has kept of these blocks; None for nothing.
         count: number of the tower's blocks.
         is_pooled: the tower pools its patches by attention after the last block (SigLIP, CoCa). The block is then not
             trained for a class token, and Z is the value path of the pooling.
@@ -101,6 +139,7 @@ class AttentionInput:
     class_tokens: int = 1
     valid: Tensor | None = None
     earlier: Mapping[int, BlockInput] = dataclasses.field(default_factory=dict)
+    kept: Tensor | None = None
     count: int = 1
     is_pooled: bool = False
     feedback: Feedback | None = None
@@ -142,6 +181,20 @@ class DenseAttention(nn.Module, abc.ABC):
     def earlier_blocks(self, count: int) -> Sequence[int]:
         """Indices of the blocks, out of ``count``, whose inputs are needed in :attr:`AttentionInput.earlier`."""
         return ()
+
+    def run_earlier(self, earlier: BlockInput, class_tokens: int, kept: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Run one of :meth:`earlier_blocks` in place of the tower, to keep what the tower would not. Not called for
+        padded images.
+
+        Args:
+            class_tokens: p.
+            kept: what was kept of the blocks before; None for nothing.
+
+        Returns:
+            Output tokens ``(B, T, E)``, and what is kept now, :attr:`AttentionInput.kept`; by default None: the tower
+            runs the block.
+        """
+        return None
 
     @abc.abstractmethod
     def forward(self, inputs: AttentionInput) -> Tensor:

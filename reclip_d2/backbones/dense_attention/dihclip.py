@@ -6,13 +6,15 @@ Shape letters: B images, G heads, n patches, T tokens, E width of the transforme
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import abc
+import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from reclip_d2.backbones.dense_attention.base import DENSE_ATTENTION_REGISTRY, AttentionInput, TransformerBlock
-from reclip_d2.backbones.dense_attention.rows import countable, mean_similarity, row_blocks, softmax_of_positive
+from reclip_d2.backbones.dense_attention.rows import countable, fits, mean_similarity, row_blocks, softmax_of_positive
 from reclip_d2.backbones.dense_attention.self_calibration import (
     MIDDLE,
     SCALE,
@@ -23,8 +25,16 @@ from reclip_d2.backbones.dense_attention.self_calibration import (
 )
 from reclip_d2.backbones.dense_attention.softmax import valid_tokens
 
-# Rows ``(B, G, rows, T)`` of an attention, by the slice of their queries and, if not all, the indices of the heads.
-HeadRows = Callable[..., Tensor]
+
+class HeadRows(abc.ABC):
+    """Rows ``(B, G, rows, T)`` of an attention, by the slice of their queries."""
+
+    @abc.abstractmethod
+    def __call__(self, rows: slice) -> Tensor: ...
+
+    @abc.abstractmethod
+    def of_heads(self, heads: Tensor) -> HeadRows:
+        """Some of the heads, by their indices ``(B, G')``."""
 
 
 @DENSE_ATTENTION_REGISTRY.register()
@@ -63,24 +73,19 @@ class DiHCLIPAttention(SelfCalibratedAttention):
             block, normed = earlier.block, earlier.block.norm(earlier.tokens)
             queries, keys = (block.split_heads(project(normed)) for project in (block.queries, block.keys))
             valid = valid_tokens(inputs)
-            own, alike = (_softmax_rows(part, keys, valid) for part in (queries, keys))
+            own, alike = (_SoftmaxRows(part, keys, valid) for part in (queries, keys))
             mixed = self.selected(block, own, alike, block.values(normed), valid)
             middle = middle + block.output(mixed)[:, inputs.class_tokens :]
         return inputs.patches, middle
 
     def mixed_values(self, inputs: AttentionInput, patches: Sequence[Tensor], unit: Tensor) -> list[Tensor]:
         block, valid = inputs.block, countable(inputs.valid)
-        mean = mean_similarity(unit, valid)
+        similar = _SimilarRows(unit, valid)
         mixed = []
         for one in patches:
             normed = block.norm(one)
             keys = block.split_heads(block.keys(normed))
-            alike = _softmax_rows(keys, keys, valid)
-
-            def weights(rows: slice, heads: Tensor | None = None, alike: HeadRows = alike) -> Tensor:
-                similar = softmax_of_positive(SCALE * (unit[:, rows] @ unit.transpose(1, 2) - mean), valid)
-                return (similar[:, None] + alike(rows, heads)) / 2
-
+            weights = _AveragedRows(similar, _SoftmaxRows(keys, keys, valid))
             selected = self.selected(block, weights, weights, block.values(normed), valid)
             mixed.append(selected / block.num_heads)
         return mixed
@@ -101,31 +106,74 @@ class DiHCLIPAttention(SelfCalibratedAttention):
             values: V ``(B, T, E)``.
             valid: ``(B, T)`` bool; None for all.
         """
-        blocks = list(row_blocks(values.shape[1], values.shape[0] * block.num_heads * values.shape[1]))
+        per_row = values.shape[0] * block.num_heads * values.shape[1]
+        blocks = list(row_blocks(values.shape[1], per_row, values.device))
         entropy = 0
-        for rows in blocks:
-            share = measured(rows).to(torch.promote_types(values.dtype, torch.float32))
-            entropies = -(share * (share + 1e-6).log2()).sum(dim=-1)
-            if valid is not None:
-                entropies = entropies * valid[:, None, rows]
-            entropy = entropy + entropies.sum(dim=-1)  # (B, G)
+        with torch.no_grad():
+            for rows in blocks:
+                share = measured(rows).to(torch.promote_types(values.dtype, torch.float32))
+                entropies = -(share * (share + 1e-6).log2()).sum(dim=-1)
+                if valid is not None:
+                    entropies = entropies * valid[:, None, rows]
+                entropy = entropy + entropies.sum(dim=-1)  # (B, G)
         lowest = entropy.topk(min(self.heads, block.num_heads), dim=1, largest=False).indices
-        return torch.cat([weights(rows, lowest).sum(dim=1).to(values.dtype) @ values for rows in blocks], dim=1)
+        chosen = weights.of_heads(lowest)
+        return torch.cat([chosen(rows).sum(dim=1).to(values.dtype) @ values for rows in blocks], dim=1)
 
 
-def _softmax_rows(queries: Tensor, keys: Tensor, valid: Tensor | None) -> HeadRows:
-    """Rows of ``softmax(q k^T / sqrt(d))``."""
-    scale = queries.shape[-1] ** -0.5
+@dataclasses.dataclass(frozen=True)
+class _SoftmaxRows(HeadRows):
+    """``softmax(q k^T / sqrt(d))`` of queries ``(B, G, r, d)`` and keys ``(B, G, T, d)``."""
 
-    def rows_of(rows: slice, heads: Tensor | None = None) -> Tensor:
-        some_queries, some_keys = queries, keys
-        if heads is not None:
-            index = heads[:, :, None, None]
-            some_queries = queries.gather(1, index.expand(-1, -1, *queries.shape[2:]))
-            some_keys = keys.gather(1, index.expand(-1, -1, *keys.shape[2:]))
-        scores = (scale * some_queries[:, :, rows]) @ some_keys.transpose(2, 3)
-        if valid is not None:
-            scores = scores.masked_fill(~valid[:, None, None, :], torch.finfo(scores.dtype).min)
+    queries: Tensor
+    keys: Tensor
+    valid: Tensor | None
+
+    def __call__(self, rows: slice) -> Tensor:
+        scores = (self.queries.shape[-1] ** -0.5 * self.queries[:, :, rows]) @ self.keys.transpose(2, 3)
+        if self.valid is not None:
+            scores = scores.masked_fill(~self.valid[:, None, None, :], torch.finfo(scores.dtype).min)
         return scores.softmax(dim=-1)
 
-    return rows_of
+    def of_heads(self, heads: Tensor) -> HeadRows:
+        index = heads[:, :, None, None]
+        queries, keys = (part.gather(1, index.expand(-1, -1, *part.shape[2:])) for part in (self.queries, self.keys))
+        return _SoftmaxRows(queries, keys, self.valid)
+
+
+class _SimilarRows:
+    """Half of ``softmax(3 (S - mean S))``, ``(B, rows, n)``, over ``S >= mean S``; kept if all of them fit, since
+    each is used four times."""
+
+    def __init__(self, unit: Tensor, valid: Tensor | None) -> None:
+        """
+        Args:
+            unit: m of length 1, ``(B, n, E)``.
+        """
+        self._unit, self._valid = unit, valid
+        self._transposed, self._mean = unit.transpose(1, 2), mean_similarity(unit, valid)
+        self._keeps = not torch.jit.is_tracing() and fits(unit.shape[0] * unit.shape[1] ** 2)
+        self._kept: dict[int, Tensor] = {}
+
+    def __call__(self, rows: slice) -> Tensor:
+        if rows.start in self._kept:
+            return self._kept[rows.start]
+        scores = SCALE * (self._unit[:, rows] @ self._transposed - self._mean)
+        half = softmax_of_positive(scores, self._valid) / 2
+        if self._keeps:
+            self._kept[rows.start] = half
+        return half
+
+
+@dataclasses.dataclass(frozen=True)
+class _AveragedRows(HeadRows):
+    """``(softmax(3 (S - mean S)) + softmax(k k^T / sqrt(d))) / 2`` of each head."""
+
+    similar: _SimilarRows
+    alike: HeadRows
+
+    def __call__(self, rows: slice) -> Tensor:
+        return torch.add(self.similar(rows)[:, None], self.alike(rows), alpha=0.5)
+
+    def of_heads(self, heads: Tensor) -> HeadRows:
+        return _AveragedRows(self.similar, self.alike.of_heads(heads))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,6 +51,10 @@ class AttentionWithFeedback:
     def earlier_blocks(self, count: int) -> Sequence[int]:
         """See :meth:`DenseAttention.earlier_blocks`."""
         return self.attention.earlier_blocks(count)
+
+    def run_earlier(self, *arguments: Any) -> tuple[Tensor, Tensor] | None:
+        """See :meth:`DenseAttention.run_earlier`."""
+        return self.attention.run_earlier(*arguments)
 
     def __call__(self, inputs: AttentionInput) -> Tensor:
         """See :meth:`DenseAttention.forward`."""

@@ -15,12 +15,21 @@ from torch import Tensor
 MAX_SCORES = 2**25
 
 
-def row_blocks(queries: int, scores_per_row: int) -> Iterator[slice]:
-    """Slices of the queries, such that each has at most :data:`MAX_SCORES` scores, but at least one row."""
+# Scores of several passes over them, on a CPU: 2 MiB in float32, which stay in its cache.
+CACHED_SCORES = 2**19
+
+
+def row_blocks(queries: int, scores_per_row: int, device: torch.device | None = None) -> Iterator[slice]:
+    """Slices of the queries, such that each has at most :data:`MAX_SCORES` scores, but at least one row.
+
+    Args:
+        device: of the scores; on a CPU each slice has at most :data:`CACHED_SCORES`. None if there is a single pass.
+    """
     if torch.jit.is_tracing():
         yield slice(None)
         return
-    rows = max(1, MAX_SCORES // max(1, scores_per_row))
+    most = MAX_SCORES if device is None or device.type != "cpu" else min(MAX_SCORES, CACHED_SCORES)
+    rows = max(1, most // max(1, scores_per_row))
     for start in range(0, queries, rows):
         yield slice(start, min(queries, start + rows))
 
@@ -53,6 +62,29 @@ def attend(
             mask = mask.masked_fill(~valid[:, None, None, :], torch.finfo(mask.dtype).min)
         outputs.append(F.scaled_dot_product_attention(queries[:, :, rows], keys, values, attn_mask=mask, scale=scale))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+def fits(scores: int) -> bool:
+    """Whether a matrix of so many scores may be kept."""
+    return scores <= MAX_SCORES
+
+
+def attend_and_add(queries: Tensor, keys: Tensor, values: Tensor, total: Tensor, first: int) -> Tensor:
+    """``A v`` with ``A = softmax(q k^T / sqrt(d))`` for each head, ``(B, G, r, d)``; adds A to ``total``.
+
+    Args:
+        queries, keys, values: see :func:`attend`.
+        total: ``(B, G, r - first, T)``, for the rows of A from ``first`` on.
+    """
+    queries = queries * queries.shape[-1] ** -0.5
+    transposed, values, outputs = keys.transpose(2, 3).contiguous(), values.contiguous(), []
+    per_row = queries.shape[0] * queries.shape[1] * keys.shape[2]
+    for rows in row_blocks(queries.shape[2], per_row, queries.device):
+        weights = (queries[:, :, rows] @ transposed).softmax(dim=-1)
+        outputs.append(weights @ values)
+        skipped = min(max(first - rows.start, 0), weights.shape[2])
+        total[:, :, max(rows.start - first, 0) : max(rows.stop - first, 0)] += weights[:, :, skipped:]
+    return torch.cat(outputs, dim=2)
 
 
 def mix(queries: Tensor, keys: Tensor, values: Tensor, weigh: Callable[[Tensor, slice], Tensor]) -> Tensor:

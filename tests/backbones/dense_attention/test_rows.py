@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from reclip_d2.backbones.dense_attention import rows
-from reclip_d2.backbones.dense_attention.rows import attend, mean_similarity, mix, row_blocks, softmax_of_positive
+from reclip_d2.backbones.dense_attention.rows import (
+    attend,
+    attend_and_add,
+    mean_similarity,
+    mix,
+    row_blocks,
+    softmax_of_positive,
+)
 
 
 def test_blocks_cover_all_rows_within_the_limit(monkeypatch):
@@ -28,6 +35,24 @@ def test_blocks_give_the_same_as_all_rows_at_once(monkeypatch):
             mix(query[:, 0], key[:, 0], value[:, 0], lambda s, one: s / 2 + bias[one]),
             (query[:, 0] @ key[:, 0].mT / 2 + bias) @ value[:, 0],
         )
+
+
+def test_blocks_on_a_cpu_fit_its_cache(monkeypatch):
+    monkeypatch.setattr(rows, "CACHED_SCORES", 30)
+    assert [(one.start, one.stop) for one in row_blocks(5, 10, torch.device("cpu"))] == [(0, 3), (3, 5)]
+    assert list(row_blocks(5, 10, torch.device("cuda"))) == list(row_blocks(5, 10)) == [slice(0, 5)]
+
+
+@pytest.mark.parametrize("limit", [2**20, 50])
+@pytest.mark.parametrize("first", [0, 1, 4])
+def test_weights_are_added_up(monkeypatch, first, limit):
+    """With blocks of one row, too, of which the first are not counted."""
+    monkeypatch.setattr(rows, "CACHED_SCORES", limit)
+    query, key, value = (torch.randn(2, 3, 9, 4, dtype=torch.float64) for _ in range(3))
+    weights = (query @ key.transpose(2, 3) / 2).softmax(-1)
+    total = torch.ones(2, 3, 9 - first, 9, dtype=torch.float64)
+    torch.testing.assert_close(attend_and_add(query, key, value, total, first), weights @ value)
+    torch.testing.assert_close(total, 1 + weights[:, :, first:])
 
 
 def test_softmax_of_positive_by_hand():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from reclip_d2.backbones.dense_attention import rows
 from reclip_d2.backbones.dense_attention.base import AttentionInput
 from reclip_d2.backbones.dense_attention.dihclip import DiHCLIPAttention
 from reclip_d2.backbones.dense_attention.scclip import SCCLIPAttention, largest, local_outlier_factors
@@ -97,6 +98,17 @@ def test_scclip():
 
     expected = literal_calibrated(inputs, x, middle, last)
     torch.testing.assert_close(attention(inputs)[0], expected, rtol=0, atol=1e-9)
+
+
+def test_dihclip_in_blocks_of_rows(monkeypatch):
+    """As at once, whether similarities are kept or not."""
+    attention = DiHCLIPAttention(heads=1)
+    inputs = make_input(attention)
+    expected = attention(inputs)
+    for most in (2**25, 100):
+        monkeypatch.setattr(rows, "CACHED_SCORES", 100)
+        monkeypatch.setattr(rows, "MAX_SCORES", most)
+        torch.testing.assert_close(attention(inputs), expected, rtol=0, atol=1e-12)
 
 
 def test_dihclip():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reclip_d2.backbones.dense_attention import rows
 from reclip_d2.backbones.dense_attention.base import AttentionInput
 from reclip_d2.backbones.dense_attention.clearclip import ClearCLIPAttention
 from reclip_d2.backbones.dense_attention.feedback import Feedback
@@ -14,6 +15,7 @@ from reclip_d2.backbones.dense_attention.naclip import NACLIPAttention
 from reclip_d2.backbones.dense_attention.radseg import RADSegAttention
 from reclip_d2.backbones.dense_attention.resclip import ResCLIPAttention
 from reclip_d2.backbones.dense_attention.sclip import SCLIPAttention
+from reclip_d2.backbones.vision import dense_image_features
 from reclip_d2.errors import ReclipError
 from tests.backbones.dense_attention.inputs import (
     HEADS,
@@ -111,6 +113,20 @@ def test_resclip(blocks):
             weights = weights + 0.4 / len(blocks) * literal_softmax(head(q, index) @ head(k, index).T / 4)
         mixed.append(weights @ head(values, index))
     check(attention, inputs, literal_output(torch.cat(mixed, dim=1), last_block()))
+
+
+def test_resclip_without_a_second_attention(monkeypatch):
+    """Middle blocks that add their matrices up give what a second attention gives, which padded images keep."""
+    attention, images = ResCLIPAttention(blocks=(0, 1)), torch.randn(2, 3, 24, 32, dtype=torch.float64)
+    with torch.no_grad():
+        features, inputs = dense_image_features(tower(), images, attention)
+        assert inputs.kept.shape == (2, HEADS, inputs.patches.shape[1], inputs.tokens.shape[1])
+        torch.testing.assert_close(inputs.kept.sum(-1), torch.full_like(inputs.kept[..., 0], 2))
+        assert dense_image_features(tower(), images, attention, [(24, 32), (24, 16)])[1].kept is None
+        monkeypatch.setattr(rows, "MAX_SCORES", 100)
+        expected, inputs = dense_image_features(tower(), images, attention)
+    assert inputs.kept is None
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-12)
 
 
 def test_middle_blocks_of_resclip():
