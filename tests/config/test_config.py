@@ -48,8 +48,8 @@ def sources() -> str:
 
 def is_read(key: str, text: str) -> bool:
     """Whether ``cfg.<key>`` occurs, or its end below a node that was given a name (``window = cfg.TEST...``), or the
-    key as an option of a dense attention."""
-    if re.search(rf'cfg\.{re.escape(key)}\b|"\w+": "{re.escape(key)}"', text):
+    key as an option of a dense attention, or as that of a rule of class pruning."""
+    if re.search(rf'cfg\.{re.escape(key)}\b|("\w+":| key =) "{re.escape(key)}"', text):
         return True
     node, _, leaf = key.rpartition(".")
     names = re.findall(rf"(\w+)(?:\s*:\s*\w+)? = (?:self\.)?cfg\.{re.escape(node)}\b(?!\.)", text)
