@@ -86,7 +86,7 @@ def _is_of_the_server(cause: BaseException | None) -> bool:
 def stream_options(url: str) -> dict[str, int]:
     """Options of fsspec's ``open`` that read a file from beginning to end in one request, also from servers that do not
     send parts of files."""
-    return {"block_size": 0} if url.partition("://")[0].lower() in HTTP else {}
+    return {"block_size": 0} if _is_http(url) else {}
 
 
 def _cause(error: Exception) -> str:
@@ -120,7 +120,7 @@ def find_remote(url: str, is_image: Callable[[PurePosixPath], bool]) -> tuple[li
     """
     if "::" in url:
         raise ReclipError(f"IMAGES {display_path(url)} is a chain of URLs: name the last one alone")
-    if is_image(url_path(url)) and not glob.has_magic(urlsplit(url).path):
+    if is_image(url_path(url)) and not glob.has_magic(_split(url)[1]):
         return [url], set()
     with naming_url(url, f"IMAGES {display_path(url)}"):
         system, path = load_fsspec().core.url_to_fs(url)
@@ -144,12 +144,25 @@ def url_path(url: str) -> PurePosixPath:
     Raises:
         ReclipError: it has a part ``..``, which could name a file elsewhere.
     """
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2].replace(":", "_")
-    path = PurePosixPath(host, unquote(parts.path).lstrip("/"))
+    host, name = _split(url)
+    name = unquote(name) if _is_http(url) else name
+    path = PurePosixPath(host.rpartition("@")[2].replace(":", "_"), name.lstrip("/"))
     if ".." in path.parts or "\0" in str(path):
         raise ReclipError(f"{display_path(url)} has .. in its path: name the file itself")
     return path
+
+
+def _split(url: str) -> tuple[str, str]:
+    """Host and path of a URL. Names of other stores than HTTP are not quoted, and may have ``?`` and ``#``."""
+    if _is_http(url):
+        parts = urlsplit(url)
+        return parts.netloc, parts.path
+    host, _, path = url.partition("://")[2].partition("/")
+    return host, path
+
+
+def _is_http(url: str) -> bool:
+    return url.partition("://")[0].lower() in HTTP
 
 
 def fetch(url: str, target: Path) -> None:

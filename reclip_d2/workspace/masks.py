@@ -48,8 +48,8 @@ _COVERAGE_LINE = {
         },
     },
 }
-# Larger images are not decoded while the previous one is predicted.
-_LARGE = 50_000_000
+LARGE = 50_000_000
+"""Pixels: larger images are not decoded while the previous one is predicted."""
 _STRIP = 256
 
 
@@ -122,7 +122,7 @@ def _read_ahead(
         for index, image in enumerate(images):
             pixels = waiting.result() if waiting is not None else read(image)
             following = images[index + 1] if index + 1 < len(images) else None
-            ahead = following is not None and peek_pixels(following.path) <= _LARGE
+            ahead = following is not None and peek_pixels(following.path) <= LARGE
             waiting = pool.submit(read, following) if ahead else None
             yield image, pixels
             del pixels  # freed before the next is decoded

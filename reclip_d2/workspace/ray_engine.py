@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any, ClassVar, Protocol
 
@@ -18,9 +19,11 @@ import torch
 from reclip_d2.errors import ReclipError
 
 REMEDY = "pip install 'reclip_d2[ray]'"
-LARGEST_BLOCK = 16
-"""Items of a block, at most."""
+LARGEST_BLOCK = 32
+"""Items of a block, at most: Ray needs some 10 ms for a block."""
 _BLOCKS_PER_WORKER = 8  # at least, if there are enough items
+# What Ray's processes on this machine need not do: they collect metrics of each process and task for its dashboard.
+_LEAN = {"RAY_enable_metrics_collection": "0", "RAY_task_events_report_interval_ms": "0", "RAY_event_stats": "0"}
 _RETRIES = 3  # of a block whose worker process has ended
 ENDED = f"its worker process ended {_RETRIES + 1} times: too little memory, or a damaged image"
 """Why an item has no row."""
@@ -48,8 +51,8 @@ class Job(Protocol):
 
 
 class Worker:
-    """Computes rows of items, in a process made for it. Subclasses prepare in :meth:`prepare` and compute in
-    :meth:`row`.
+    """Computes rows of items, in a process made for it. Subclasses prepare in :meth:`prepare`, read in :meth:`read` and
+    compute in :meth:`row`.
 
     Attributes:
         unit: what an item is, in messages.
@@ -73,21 +76,42 @@ class Worker:
     def prepare(self) -> None:
         """Load what all items need."""
 
-    def row(self, item: Item) -> Row:
+    def read(self, item: Item) -> Any:
+        """What the row of an item is made from, for :meth:`row`. Called in a thread, while the row of the item before
+        is computed.
+
+        Raises:
+            ReclipError: the item is damaged.
+        """
+
+    def row(self, item: Item, source: Any) -> Row:
         """The row of an item; the engine adds the name to its header.
+
+        Args:
+            source: the result of :meth:`read`.
 
         Raises:
             ReclipError: the item is damaged.
         """
         raise NotImplementedError
 
-    def answer(self, item: Item) -> Row:
-        """The row of an item; its header also has ``problem``, of this item, and ``fatal``, of the worker."""
+    def answers(self, items: list[Item]) -> Iterator[Row]:
+        """The rows of items, in order; of the items that follow, one is read ahead."""
+        with ThreadPoolExecutor(1) as pool:
+            reading = [] if self._error else [pool.submit(self.read, item) for item in items[:1]]
+            for number, item in enumerate(items):
+                source = reading.pop().result if reading else None
+                following = items[number + 1 : number + 2]
+                reading = [] if self._error else [pool.submit(self.read, item) for item in following]
+                yield self._answer(item, source)
+
+    def _answer(self, item: Item, source: Callable[[], Any] | None) -> Row:
+        """A row; its header also has ``problem``, of this item, and ``fatal``, of the worker."""
         header: dict[str, Any] = {"name": item["name"], "problem": "", "fatal": self._error}
-        if self._error:
+        if source is None:
             return header, {}
         try:
-            more, files = self.row(item)
+            more, files = self.row(item, source())
             return header | more, files
         except ReclipError as error:
             header["problem"] = str(error)
@@ -99,7 +123,7 @@ class Worker:
         """The Arrow table of the rows of a table of items: ``header``, and a column per file."""
         import pyarrow
 
-        rows = [self.answer(item) for item in batch.to_pylist()]
+        rows = list(self.answers(batch.to_pylist()))
         columns = {"header": pyarrow.array([json.dumps(header) for header, _ in rows], pyarrow.string())}
         for name in self.job.files:
             columns[name] = pyarrow.array([files.get(name) for _, files in rows], pyarrow.large_binary())
@@ -190,6 +214,8 @@ class RayEngine:
         try:
             if address:
                 return ray.init(**quiet)
+            for name, value in _LEAN.items():
+                os.environ.setdefault(name, value)
             count = self.workers or len(os.sched_getaffinity(0))
             return ray.init(address="local", num_cpus=max(count * job.threads, 1), include_dashboard=False, **quiet)
         except Exception as error:  # Ray raises plain ones, too
@@ -201,7 +227,8 @@ class RayEngine:
         ray = self._ray
         gpu = job.device.startswith("cuda")
         available = ray.cluster_resources()
-        workers = self.workers or max(1, int(available.get("GPU" if gpu else "CPU", 1) // (1 if gpu else job.threads)))
+        now = max(1, int(available.get("GPU" if gpu else "CPU", 1) // (1 if gpu else job.threads)))
+        workers = self.workers or now
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.max_errored_blocks = -1  # see the second pass of run()
@@ -211,7 +238,8 @@ class RayEngine:
             batch_size=None,
             batch_format="pyarrow",
             fn_constructor_args=(job,),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
+            # At least as many as have room: Ray would end idle workers, and a new one has to load the model.
+            compute=ray.data.ActorPoolStrategy(min_size=min(now, workers), max_size=workers, initial_size=workers),
             num_cpus=job.threads,
             num_gpus=1 if gpu else 0,
             max_restarts=-1,

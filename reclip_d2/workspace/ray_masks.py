@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from detectron2.config import CfgNode
 
 from reclip_d2.data.class_file import ClassList
 from reclip_d2.data.image_folder import ImageFile
-from reclip_d2.data.images import read_image
+from reclip_d2.data.images import peek_pixels, read_image
 from reclip_d2.data.remote_images import fetch
 from reclip_d2.errors import ReclipError
 from reclip_d2.formats import FORMATS, Prediction
@@ -25,13 +26,17 @@ from reclip_d2.hypothesis.class_pruning import prune_classes, prunes_classes, wi
 from reclip_d2.utils.files import open_to_append
 from reclip_d2.utils.io import atomic_write, naming_errors, remove_leftovers
 from reclip_d2.utils.progress import count_steps
-from reclip_d2.workspace.masks import COVERAGE, MaskClassTable, count_pixels, problem_of
-from reclip_d2.workspace.ray_engine import ENDED, Item, RayEngine, Row, Worker, worker_threads
+from reclip_d2.workspace.masks import COVERAGE, LARGE, MaskClassTable, count_pixels, problem_of
+from reclip_d2.workspace.ray_engine import ENDED, LARGEST_BLOCK, Item, RayEngine, Row, Worker, worker_threads
 from reclip_d2.workspace.trained_model import load_predictor
 
 if TYPE_CHECKING:
     from reclip_d2.workspace.results import MaskRequest
     from reclip_d2.workspace.run_folder import RunFolder
+
+
+SCORES_BLOCK = 8
+"""Images of a block with scores, at most: those of an image can have some 10 MiB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +89,19 @@ class MaskWorker(Worker):
             name: FORMATS[name](folder / name, self._table.mask_classes) for name in job.files
         }
 
-    def row(self, item: Item) -> Row:
+    def read(self, item: Item) -> Path | np.ndarray:
+        """The pixels of an image; of a large one its file, since two of them may not fit into memory."""
+        image = _image(item)
+        file = image.path
+        if image.url and not file.exists():
+            file = self._copies / image.name
+            fetch(image.url, file)
+        return file if peek_pixels(file) > LARGE else self._decode(file)
+
+    def row(self, item: Item, source: Path | np.ndarray) -> Row:
         """The content of the files of an image, and pixels per id."""
-        image = ImageFile(Path(item["path"]), PurePosixPath(item["name"]), url=item["url"])
-        pixels = self._read(image)
+        image = _image(item)
+        pixels = self._decode(source) if isinstance(source, Path) else source
         if problem := problem_of(image, pixels, self._predictor.tiling, "scores" in self._writers):
             raise ReclipError(problem)
         labels, scores = self._table.predict(self._predictor, pixels, "scores" in self._writers)
@@ -100,15 +114,16 @@ class MaskWorker(Worker):
             file.unlink()
         return {"pixels": count_pixels(labels)}, files
 
-    def _read(self, image: ImageFile) -> Any:
-        if not image.url or image.path.exists():
-            return read_image(image.path)
-        copy = self._copies / image.name
+    def _decode(self, file: Path) -> np.ndarray:
         try:
-            fetch(image.url, copy)
-            return read_image(copy)
+            return read_image(file)
         finally:
-            copy.unlink(missing_ok=True)
+            if file.is_relative_to(self._copies):
+                file.unlink(missing_ok=True)
+
+
+def _image(item: Item) -> ImageFile:
+    return ImageFile(Path(item["path"]), PurePosixPath(item["name"]), url=item["url"])
 
 
 def write_masks(
@@ -151,7 +166,8 @@ def write_masks(
             steps.advance()
 
         items = {name: {"path": str(i.path), "name": name, "url": i.url} for name, i in by_name.items()}
-        lost = engine.run(MaskWorker, job, items, write)
+        largest = SCORES_BLOCK if "scores" in job.files else LARGEST_BLOCK
+        lost = engine.run(MaskWorker, job, items, write, largest)
     return problems | {by_name[name].image_id: f"image {name}: {ENDED}" for name in lost}
 
 

@@ -82,7 +82,7 @@ class PartsWorker(Worker):
             )
         self._parts = same[0]
 
-    def row(self, item: Item) -> Row:
+    def row(self, item: Item, source: None) -> Row:
         """The content of the file of a part."""
         file = self._parts.file(item["number"])
         try:

@@ -18,11 +18,10 @@ from reclip_d2.errors import ReclipError
 from reclip_d2.formats.pictures import png_bytes
 from reclip_d2.workspace.options import PredictOptions, SegmentOptions
 from reclip_d2.workspace.predict import PredictRun, engine_of
-from reclip_d2.workspace.ray_engine import RayEngine
+from reclip_d2.workspace.ray_engine import LARGEST_BLOCK, RayEngine
 from reclip_d2.workspace.ray_masks import MaskJob, write_masks
 from reclip_d2.workspace.run_folder import RunFolder
 from reclip_d2.workspace.segment import SegmentRun
-from reclip_d2.workspace.stored_images import StoredImages
 from tests.cli.conftest import FAST_KEYS, all_files, picture, segment_arguments
 
 FORMATS = ("overlay", "palette", "scores", "cvat")
@@ -140,9 +139,8 @@ def test_segment_also_with_a_killed_worker(reclip, photos, classes, cluster, tmp
     arguments = ("--iterations", "3", "--keep", "best", "--method", method, "--skip-broken")
     views = ("FEATURE_STORE.VIEWS", "2", "FEATURE_STORE.KIND", "whole")
     monkeypatch.setattr(RunFolder, "remove_features", lambda folder: None)
-    with monkeypatch.context() as patch:  # masks from pixels, as by workers: near-ties differ from a store
-        patch.setattr(StoredImages, "find", lambda *_: None)
-        assert reclip(*segment_arguments(*arguments, keys=views, output="local")).status == 0
+    # Its masks of "dense" are made from the stored features, those of the workers from pixels.
+    assert reclip(*segment_arguments(*arguments, keys=views, output="local")).status == 0
 
     killed, counts = [], {}
 
@@ -192,7 +190,7 @@ def test_lost_blocks_are_tried_again_and_rows_are_taken_once(tmp_path):
     job = MaskJob(None, "maskclip", classes, tmp_path / "none", False, ("index",), 1)
     engine = Blocks([["a.jpg", "bad.jpg", "a.jpg"], ["c.jpg"]])
     problems = write_masks(engine, job, images, tmp_path / "masks", tmp_path)
-    assert engine.asked == [(names, 16), (["c.jpg", "kills.jpg"], 1)]
+    assert engine.asked == [(names, LARGEST_BLOCK), (["c.jpg", "kills.jpg"], 1)]
     assert problems.pop("bad") == "image bad" and "its worker process ended 4 times" in problems.pop("kills")
     assert not problems and sorted(p.name for p in (tmp_path / "masks").glob("*.png")) == ["a.png", "c.png"]
     lines = [json.loads(x) for x in (tmp_path / "masks" / ".coverage.jsonl").read_text().split("\n") if x]

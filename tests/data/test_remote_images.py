@@ -122,7 +122,7 @@ def test_a_parquet_list(memory, tmp_path):
         (b"image\nmemory://bucket/set/x.parquet\n", "is itself a list"),
         (b"image\ngone.png\n", "line 1: gone.png does not exist"),
         (b"image\nmemory://bucket/../../x.png\n", "has .. in its path"),
-        (b"image\nmemory://bucket/%2e%2e/%2e%2e/x.png\n", "has .. in its path"),
+        (b"image\nhttp://host/%2e%2e/%2e%2e/x.png\n", "has .. in its path"),
     ],
 )
 def test_lists_that_are_wrong(tmp_path, content, message):
@@ -175,6 +175,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
 def test_paths_of_urls():
     assert is_url("s3://x") and not is_url("C://x") and not is_url("a/b") and not is_url("/a://b")
     assert url_path("http://u:secret@host:80/a%20b/c.png?sign=x/../y") == PurePosixPath("host_80/a b/c.png")
+    assert url_path("s3://bucket/a%20b/c?1#2.png") == PurePosixPath("bucket/a%20b/c?1#2.png")  # a key, as it is
 
 
 @contextlib.contextmanager

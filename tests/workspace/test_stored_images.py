@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from detectron2.modeling import build_model
 from PIL import Image
 
 from reclip_d2.data.class_file import parse_classes
@@ -9,6 +11,7 @@ from reclip_d2.data.datasets.custom import register_images
 from reclip_d2.data.image_folder import find_images
 from reclip_d2.data.images import read_image
 from reclip_d2.features.store import FeatureStore
+from reclip_d2.inference import ImagePredictor
 from reclip_d2.workspace.masks import MaskClassTable
 from reclip_d2.workspace.stage_config import stage_config
 from reclip_d2.workspace.stored_images import StoredImages
@@ -50,6 +53,20 @@ def test_the_same_masks_and_scores(run, monkeypatch):
         found = table.predict(predictor, view, with_scores=True)
         np.testing.assert_array_equal(found[0], labels)
         np.testing.assert_array_equal(found[1], scores)
+
+
+def test_the_same_logits_of_a_decoder_bit_for_bit(run):
+    """Its convolution sums in another order if the features have another layout in memory."""
+    images, cfg, *_ = run
+    predictor = ImagePredictor.from_config(build_model(cfg).eval(), cfg)
+    (store,) = training_stores(cfg, predictor.model.backbone)
+    store.make(predictor.model.view_encoder)
+    stored = StoredImages.find(cfg, predictor)
+    for image in images[:-1]:
+        pixels, view = read_image(image.path), stored.view(image)
+        expected = predictor.grid_logits(predictor.resize(pixels), pixels.shape[:2]).logits
+        found = predictor.stored_logits(view.features, view.size, pixels.shape[:2]).logits
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(

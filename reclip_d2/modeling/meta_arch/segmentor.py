@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
@@ -90,8 +91,12 @@ class CLIPSegmentor(LanguageSegmentor):
         raise NotImplementedError
 
     def predicting_features(self, features: Tensor) -> Tensor:
-        """Image features Z as :meth:`segment` uses them: rounded if ``half_features``."""
-        return round_features(features) if self.half_features else features
+        """Image features Z ``(B, D, h, w)`` as :meth:`segment` uses them: if ``half_features``, rounded, and in memory
+        like those of :func:`batch_views`, since the sums of convolutions depend on the layout."""
+        if not self.half_features:
+            return features
+        # Also the stride of a batch of one image, which contiguous() ignores, but not the choice of a convolution.
+        return round_features(features).clone(memory_format=torch.channels_last)
 
     def segment_with_feedback(
         self, image: Tensor, image_sizes: ImageSizes | None, feedback: Feedback
