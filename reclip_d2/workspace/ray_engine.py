@@ -24,6 +24,7 @@ LARGEST_BLOCK = 32
 _BLOCKS_PER_WORKER = 8  # at least, if there are enough items
 # What Ray's processes on this machine need not do: they collect metrics of each process and task for its dashboard.
 _LEAN = {"RAY_enable_metrics_collection": "0", "RAY_task_events_report_interval_ms": "0", "RAY_event_stats": "0"}
+_LOSSES = 5  # of machines in a run
 _RETRIES = 3  # of a block whose worker process has ended
 ENDED = f"its worker process ended {_RETRIES + 1} times: too little memory, or a damaged image"
 """Why an item has no row."""
@@ -32,6 +33,10 @@ Item = dict[str, Any]
 """What a worker gets, a row of an Arrow table; ``name`` is unique."""
 Row = tuple[dict[str, Any], dict[str, bytes]]
 """What a worker returns for an item: a header, which is JSON with the item's ``name``, and contents of files."""
+
+
+class LostBlocks(Exception):
+    """Ray has lost computed blocks that it cannot compute again, with the machine that had them."""
 
 
 class Job(Protocol):
@@ -191,17 +196,24 @@ class RayEngine:
             Names of the items that have no row, since they end their worker's process.
 
         Raises:
-            ReclipError: a worker cannot load what it needs, or Ray cannot be reached.
+            ReclipError: a worker cannot load what it needs, or Ray cannot be reached, or fails again and again.
         """
-        waiting = dict(items)
+        waiting, losses = dict(items), 0
         with self._started(job):
-            for size in (largest, 1):
-                # The second pass is for items of blocks whose worker has died again and again: one of them did it.
-                for header, files in self._rows(worker, job, list(waiting.values()), size) if waiting else ():
-                    if header["fatal"]:
-                        raise ReclipError(f"a worker cannot start: {header['fatal']}")
-                    if waiting.pop(header["name"], None) is not None:  # otherwise it was computed twice
-                        done(header, files)
+            # The second size is for items of blocks whose worker has died again and again: one of them did it.
+            sizes = [largest, 1]
+            while waiting and sizes:
+                try:
+                    for header, files in self._rows(worker, job, list(waiting.values()), sizes[0]):
+                        if header["fatal"]:
+                            raise ReclipError(f"a worker cannot start: {header['fatal']}")
+                        if waiting.pop(header["name"], None) is not None:  # otherwise it was computed twice
+                            done(header, files)
+                    sizes.pop(0)
+                except LostBlocks as error:
+                    losses += 1
+                    if losses == _LOSSES:
+                        raise ReclipError(f"Ray has failed {losses} times ({error}): repeat the command") from error
         return list(waiting)
 
     def _started(self, job: Job) -> Any:
@@ -223,7 +235,11 @@ class RayEngine:
             raise ReclipError(f"{what} ({' '.join(str(error).split())[:200]})") from error
 
     def _rows(self, worker: type[Worker], job: Job, items: list[Item], largest: int) -> Iterator[Row]:
-        """Rows in the order in which they are done; items of failed blocks are missing."""
+        """Rows in the order in which they are done; items of failed blocks are missing.
+
+        Raises:
+            LostBlocks: the rows of others are lost, too.
+        """
         ray = self._ray
         gpu = job.device.startswith("cuda")
         available = ray.cluster_resources()
@@ -245,6 +261,13 @@ class RayEngine:
             max_restarts=-1,
             max_task_retries=_RETRIES,
         )
-        for batch in table.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        batches = iter(table.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
+        while True:
+            try:
+                batch = next(batches, None)
+            except ray.exceptions.RayError as error:
+                raise LostBlocks(" ".join(str(error).split())[:200]) from error
+            if batch is None:
+                return
             for row in batch.to_pylist():
                 yield json.loads(row.pop("header")), row

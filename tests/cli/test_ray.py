@@ -18,7 +18,7 @@ from reclip_d2.errors import ReclipError
 from reclip_d2.formats.pictures import png_bytes
 from reclip_d2.workspace.options import PredictOptions, SegmentOptions
 from reclip_d2.workspace.predict import PredictRun, engine_of
-from reclip_d2.workspace.ray_engine import LARGEST_BLOCK, RayEngine
+from reclip_d2.workspace.ray_engine import LARGEST_BLOCK, LostBlocks, RayEngine
 from reclip_d2.workspace.ray_masks import MaskJob, write_masks
 from reclip_d2.workspace.run_folder import RunFolder
 from reclip_d2.workspace.segment import SegmentRun
@@ -166,6 +166,41 @@ def test_segment_also_with_a_killed_worker(reclip, photos, classes, cluster, tmp
     assert ray == local and len(local) == 1 + -(-292 // 16)
 
 
+@pytest.mark.slow
+def test_a_cluster_of_two_machines_that_loses_one(reclip, model, photos, tmp_path, monkeypatch):
+    """The workers write nothing to the output folder, and a machine is lost with the masks that it has made."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    root = str(Path(__file__).parents[2])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    for number in range(200):
+        Image.fromarray(picture(100 + number, 60 + number % 50, 90)).save(photos / f"more{number:03d}.png")
+    call = ("predict", "photos", "--model", "out", "--device", "cpu")
+    assert reclip(*call, "--output", "local").status == 0
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        second = cluster.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        busy = []
+
+        def watch(event) -> None:
+            if event.stage == "masks" and event.done >= 20 and not busy:
+                busy.extend(workers())
+                cluster.remove_node(second, allow_graceful=False)
+
+        result = PredictRun("photos", "out", tmp_path / "ray", PredictOptions(device="cpu", engine="ray")).predict(
+            watch
+        )
+        assert len(busy) == 2 and result.made == 206 and not result.problems
+        assert results(tmp_path / "ray") == results(tmp_path / "local")
+    finally:
+        sys.modules["ray"].shutdown()
+        cluster.shutdown()
+
+
 class Blocks(RayEngine):
     """An engine whose workers return what a test says, pass by pass."""
 
@@ -178,6 +213,8 @@ class Blocks(RayEngine):
     def _rows(self, worker: object, job: object, items: list, largest: int):
         self.asked.append(([item["name"] for item in items], largest))
         for name in self.passes.pop(0):
+            if name == "machine":
+                raise LostBlocks("a machine is lost")
             problem = "image bad" if name.startswith("bad") else ""
             header = {"name": name, "problem": problem, "fatal": "", "pixels": {"0": 6}}
             yield header, {"index": png_bytes(np.zeros((2, 3), np.uint8))}
@@ -197,3 +234,12 @@ def test_lost_blocks_are_tried_again_and_rows_are_taken_once(tmp_path):
     assert lines == [{"image_id": name, "pixels": {"0": 6}} for name in ("a", "c")]
     assert write_masks(engine, job, [images[0], images[2]], tmp_path / "masks", tmp_path) == {}
     assert len(engine.asked) == 2
+
+    # A lost machine takes finished rows with it: blocks of the same size are computed again, but not for ever.
+    engine = Blocks([["a.jpg", "machine"], ["machine"], ["c.jpg"], ["kills.jpg"]])
+    images = [image for image in images if image.image_id != "bad"]
+    assert not write_masks(engine, job, images, tmp_path / "again", tmp_path)
+    assert [largest for _, largest in engine.asked] == [LARGEST_BLOCK, LARGEST_BLOCK, LARGEST_BLOCK, 1]
+    assert engine.asked[1][0] == ["c.jpg", "kills.jpg"]
+    with pytest.raises(ReclipError, match=r"Ray has failed 5 times \(a machine is lost\): repeat the command"):
+        write_masks(Blocks([["machine"]] * 5), job, images, tmp_path / "never", tmp_path)
