@@ -23,6 +23,7 @@ from reclip_d2.workspace.ray_masks import MaskJob, write_masks
 from reclip_d2.workspace.run_folder import RunFolder
 from reclip_d2.workspace.segment import SegmentRun
 from tests.cli.conftest import FAST_KEYS, all_files, picture, segment_arguments
+from tests.cli.test_memory import write_images
 
 FORMATS = ("overlay", "palette", "scores", "cvat")
 
@@ -164,6 +165,35 @@ def test_segment_also_with_a_killed_worker(reclip, photos, classes, cluster, tmp
     assert results(tmp_path / "ray") == results(tmp_path / "local")
     local, ray = (made_files(tmp_path / name / "run") for name in ("local", "ray"))
     assert ray == local and len(local) == 1 + -(-292 // 16)
+
+
+def private_memory(process: int) -> float:
+    """MiB that a process shares with no other."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+@pytest.mark.slow
+def test_memory_is_flat(model, cluster, tmp_path):
+    """Of this process and of the workers; RECLIP_TEST_IMAGES sets the number of images."""
+    count = int(os.environ.get("RECLIP_TEST_IMAGES", "4000"))
+    write_images(tmp_path / "many", count, 64)
+    memory: dict[str, list[float]] = {}
+
+    def watch(event) -> None:
+        if event.stage == "masks" and event.total:
+            for name, done in (("warm", count // 5), ("end", count * 4 // 5)):  # before the workers are ended
+                if event.done >= done and name not in memory:
+                    memory[name] = [private_memory(process) for process in (os.getpid(), *workers())]
+
+    keys = ("INPUT.MIN_SIZE_TEST", "64")
+    options = PredictOptions(device="cpu", use="rectified", opts=keys, engine="ray", workers=2)
+    assert PredictRun(tmp_path / "many", model, tmp_path / "masks", options).predict(watch).made == count
+    growth = [end - warm for warm, end in zip(memory["warm"], memory["end"], strict=True)]
+    print(
+        f"{count} images: this process and the workers, MiB at a fifth {memory['warm']}, growth to four fifths {growth}"
+    )
+    assert max(growth) < 32.0
 
 
 @pytest.mark.slow
