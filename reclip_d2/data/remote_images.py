@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import itertools
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -134,8 +135,9 @@ def find_remote(url: str, is_image: Callable[[PurePosixPath], bool]) -> tuple[li
 
 
 def _relative(url: str, base: str) -> tuple[str, ...]:
-    """The last parts of a URL, as many as ``base`` does not have."""
-    return url_path(url).parts[len(url_path(base).parts) :]
+    """The last parts of a URL, as many as ``base`` does not have before its first wildcard."""
+    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), url_path(base).parts)
+    return url_path(url).parts[len(list(fixed)) :]
 
 
 def url_path(url: str) -> PurePosixPath:

@@ -38,6 +38,7 @@ def names(found) -> list[str]:
         (["memory://bucket/set"], ["a.jpg", "c.JPG", "in/b b.png"]),
         (["memory://bucket/set/"], ["a.jpg", "c.JPG", "in/b b.png"]),
         (["memory://bucket/set/*.jpg"], ["a.jpg"]),
+        (["memory://bucket/set/**/*.png"], ["b b.png"]),  # not the hidden one
         (["memory://bucket/set/in", "memory://bucket/set/a.jpg"], ["a.jpg", "in/b b.png"]),
         (["memory://bucket/set/gone.jpg"], ["gone.jpg"]),  # found out when it is fetched
     ],
