@@ -17,6 +17,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ResNet
@@ -245,6 +246,19 @@ MODEL:
   DEVICE: cpu
   CLIP: {{NAME: {register_tiny_model(folder)}, PRETRAINED: random, TEMPLATES: photo}}
   BIAS_HEAD: {{PROMPT_LENGTH: 4}}"""
+
+
+def hypothesis_config(folder: Path) -> CfgNode:
+    """Config of hypotheses from 9 windows per image on the tiny CLIP of a folder, on the CPU."""
+    keys = {
+        "MODEL.CLIP.NAME": register_tiny_model(folder),
+        "MODEL.CLIP.PRETRAINED": "random",
+        "MODEL.CLIP.TEMPLATES": "photo",
+        "MODEL.BACKBONE.NAME": "DenseCLIP",
+        "MODEL.DEVICE": "cpu",
+        "HYPOTHESIS.WINDOW_RATIO": 0.5,
+    }
+    return load_config("", [word for pair in keys.items() for word in pair])
 
 
 @contextlib.contextmanager

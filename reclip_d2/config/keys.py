@@ -110,7 +110,8 @@ KEYS: dict[str, Key] = {
     # safetensors file with a tensor "class_embedding" that replaces CLIP's class token; "": CLIP's own.
     "MODEL.CLIP.CLASS_TOKEN": Key("", Text(empty=True, path=True)),
     # ---- MaskCLIP: CLIP's own segmentation, with its test-time options and controls ------------------------
-    # Prompt denoising of MaskCLIP: drop classes whose best patch probability is below this (0: off).
+    # Prompt denoising of MaskCLIP: drop classes whose best patch probability is below this (0: off). It acts on M_q,
+    # before key smoothing and the mean filter; TEST.REFINE denoise does the same for the logits of any model.
     "MODEL.MASKCLIP.PROMPT_DENOISING": Key(0.0, Number(minimum=0, maximum=1)),
     # Key smoothing of MaskCLIP: smooth patches whose best probability is below this (0: off).
     "MODEL.MASKCLIP.KEY_SMOOTHING": Key(0.0, Number(minimum=0, maximum=1)),

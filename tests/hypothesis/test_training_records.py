@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from reclip_d2.backbones.settings import pixel_statistics
-from reclip_d2.config import load_config
 from reclip_d2.data.dataset_mapper import LABEL_KEYS
 from reclip_d2.errors import ReclipError
 from reclip_d2.features import shards
@@ -23,7 +22,7 @@ from reclip_d2.hypothesis.training_records import (
     unlabelled_records,
 )
 from reclip_d2.utils.work_shard import WorkShard
-from tests.helpers import isolated_cache, register_tiny_model, write_scenes
+from tests.helpers import hypothesis_config, isolated_cache, write_scenes
 
 __all__ = ["isolated_cache"]
 
@@ -33,13 +32,7 @@ NAMES = ["sky", "tall tree", "water", "brick wall"]
 @pytest.fixture
 def cfg(tmp_path, datasets, isolated_cache):
     datasets("reclip_test_train", write_scenes(tmp_path / "scenes", 3), NAMES)
-    cfg = load_config("")
-    cfg.MODEL.CLIP.NAME = register_tiny_model(tmp_path)
-    cfg.MODEL.CLIP.PRETRAINED = "random"
-    cfg.MODEL.CLIP.TEMPLATES = "photo"
-    cfg.MODEL.BACKBONE.NAME = "DenseCLIP"
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.HYPOTHESIS.WINDOW_RATIO = 0.5
+    cfg = hypothesis_config(tmp_path)
     cfg.DATASETS.TRAIN = ("reclip_test_train",)
     return cfg
 

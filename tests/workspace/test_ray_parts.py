@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from reclip_d2.config import load_config
 from reclip_d2.errors import ReclipError
 from reclip_d2.features import shards
 from reclip_d2.hypothesis import generate
@@ -19,7 +18,7 @@ from reclip_d2.utils.work_shard import WorkShard
 from reclip_d2.workspace.ray_engine import RayEngine
 from reclip_d2.workspace.ray_parts import make_parts
 from reclip_d2.workspace.stores import store_parts
-from tests.helpers import datasets, isolated_cache, register_tiny_model, write_scenes
+from tests.helpers import datasets, hypothesis_config, isolated_cache, write_scenes
 
 __all__ = ["datasets", "isolated_cache"]
 
@@ -53,13 +52,7 @@ def cfg(tmp_path, datasets, isolated_cache, monkeypatch):
     datasets("reclip_test_train", write_scenes(tmp_path / "scenes", 3), ["sky", "tall tree", "water", "brick wall"])
     monkeypatch.setattr(generate.ScoreBlocks.__init__, "__defaults__", (1,))
     monkeypatch.setattr(shards, "FEWEST_VIEWS", 2)
-    cfg = load_config("")
-    cfg.MODEL.CLIP.NAME = register_tiny_model(tmp_path)
-    cfg.MODEL.CLIP.PRETRAINED = "random"
-    cfg.MODEL.CLIP.TEMPLATES = "photo"
-    cfg.MODEL.BACKBONE.NAME = "DenseCLIP"
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.HYPOTHESIS.WINDOW_RATIO = 0.5
+    cfg = hypothesis_config(tmp_path)
     cfg.FEATURE_STORE.VIEWS = 2
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (40,), 48
     cfg.INPUT.CROP.ENABLED = False
