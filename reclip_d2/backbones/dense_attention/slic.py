@@ -39,7 +39,6 @@ def superpixels(
     weights = _by_square(weights, spacing, down, across)
     own = torch.arange(down * across, device=maps.device)[:, None]
     shifts = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-    steps = torch.tensor([dy * across + dx for dy, dx in shifts], device=maps.device)
     labels = own.expand(batch, -1, spacing**2)
     centres = cells.new_zeros(batch, cells.shape[1], down * across)
     for step in range(iterations):
@@ -57,8 +56,10 @@ def superpixels(
             .sum(dim=1)
             for dy, dx in shifts
         ]
-        # (B, M, spacing^2); without any centre, in an image that is all padding, the first shift would leave the grid
-        labels = (own + steps[torch.stack(distances).argmin(dim=0)]).clamp(min=0)
+        best = torch.stack(distances).argmin(dim=0)  # (B, M, spacing^2), an index of shifts
+        row, column = torch.div(best, 3, rounding_mode="floor") - 1, best % 3 - 1
+        # An image that is all padding has no centre: the first shift would leave the grid.
+        labels = (own + row * across + column).clamp(min=0)
     found = labels.unflatten(2, (spacing, spacing)).unflatten(1, (down, across)).transpose(2, 3)
     return found.reshape(batch, down * spacing, across * spacing)[:, :height, :width].flatten(1)
 
