@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -158,7 +157,6 @@ def test_the_large_packages_are_installed_in_separate_calls_of_pip(tmp_path):
             assert "--hash=sha256:" in block and block in whole
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 @pytest.mark.parametrize(("owned", "calls"), [(True, 2), (False, 1)])
 def test_a_failed_installation_says_what_disk_it_needs(tmp_path, owned, calls):
     state = tmp_path / "venv" / ".reclip_d2"

@@ -95,7 +95,7 @@ KEYS: dict[str, Key] = {
     # Trained parts are always float32.
     "MODEL.CLIP.AUTOCAST": Key("auto", Choice(("auto", "float32", "bfloat16", "float16"))),
     # Not in the papers: round the frozen tower's features to half precision in prediction, as feature stores do. Masks
-    # are then the same whether their features come from a store or from the image, but for pixels of a near-tie.
+    # are then the same whether their features come from a store or from the image.
     "MODEL.CLIP.HALF_FEATURES": Key(False, Flag()),
     # Table IV: also train the Query's prompt, which starts from "a photo of a" and replaces the templates.
     "MODEL.CLIP.LEARNABLE_QUERY": Key(False, Flag()),

@@ -63,28 +63,36 @@ class PruningByImages(PruningRule):
         return class_support(cfg, class_names)
 
 
+class PruningByEvidence(PruningRule):
+    """A measure of the class evidence.
+
+    Attributes:
+        measure: attribute of :class:`~reclip_d2.hypothesis.class_evidence.ClassEvidence`.
+    """
+
+    measure: ClassVar[str]
+    uses_evidence = True
+
+    def support(self, cfg: CfgNode, class_names: ClassNames) -> Sequence[float]:
+        return getattr(load_or_make_evidence(cfg, class_names), self.measure)
+
+
 @CLASS_PRUNING_REGISTRY.register()
-class PruningByShare(PruningRule):
+class PruningByShare(PruningByEvidence):
     """The class's estimated share of all patches."""
 
     key = "TEST.MIN_CLASS_SHARE"
     what = "estimated share of the patches"
-    uses_evidence = True
-
-    def support(self, cfg: CfgNode, class_names: ClassNames) -> Sequence[float]:
-        return load_or_make_evidence(cfg, class_names).shares
+    measure = "shares"
 
 
 @CLASS_PRUNING_REGISTRY.register()
-class PruningByConfidence(PruningRule):
+class PruningByConfidence(PruningByEvidence):
     """The largest mean posterior of the class over its region in an image."""
 
     key = "TEST.MIN_CLASS_CONFIDENCE"
     what = "largest mean posterior in an image"
-    uses_evidence = True
-
-    def support(self, cfg: CfgNode, class_names: ClassNames) -> Sequence[float]:
-        return load_or_make_evidence(cfg, class_names).confidences
+    measure = "confidences"
 
 
 @dataclasses.dataclass(frozen=True)
